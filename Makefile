@@ -1,0 +1,54 @@
+# Every target does the set-up it needs: a virtual environment in .venv with the pinned dependencies, made once and again
+# when pyproject.toml or constraints.txt change. All it asks of the machine is Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+LINTERS_INSTALLED := $(VENV)/.linters-installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+# The first of these that runs and is new enough; 'make PYTHON=/path/to/python' overrides it.
+CANDIDATES := python3.13 python3.12 python3.11 python3 python
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$python; break; fi; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## make videos, train and compare four methods; DEMO_FLAGS are handed on to dmgal demo
+	$(BIN)/dmgal demo $(DEMO_FLAGS)
+
+test: $(INSTALLED)  ## run the tests; PYTEST_FLAGS are handed on to pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+test-all: $(INSTALLED)  ## run the slow tests too
+	$(BIN)/python -m pytest -m "" $(PYTEST_FLAGS)
+
+# mypy looks for a package by its folder's name, so it is given a folder that holds the checkout under the name dmgal.
+lint: $(LINTERS_INSTALLED)  ## check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
+	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p dmgal
+
+clean:  ## remove the virtual environment and everything else that was built
+	rm -rf $(VENV) build dist dmgal.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "dmgal needs Python 3.11 or newer; tried: $(CANDIDATES)." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "dmgal needs Python 3.11 or newer; $(PYTHON) is older, or none." >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON); the first time this takes minutes."
+	@"$(PYTHON)" -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu" \
+		"install the package python3-venv." >&2; exit 1; }
+	$(PIP_INSTALL) --editable ".[test]"
+	@touch $@
+
+$(LINTERS_INSTALLED): $(INSTALLED)
+	$(PIP_INSTALL) --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,63 @@
+"""Few-shot action recognition from video to task: the dozen names most programs need, imported when first used.
+
+``import dmgal`` is cheap: it imports no torch. Importing ``dmgal.adapters`` is what registers our adapters with PEFT.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .adapters import CmgaConfig, DmgalConfig, SmgaConfig
+    from .backbones import FrameEncoder, load_backbone
+    from .episodes import EpisodeSampler, FewShotRecognizer, VideoCatalog, evaluate
+    from .episodes.heads import OTAM, BiMHM, DmgalFT, FrameAligned
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "OTAM",
+    "BiMHM",
+    "CmgaConfig",
+    "DmgalConfig",
+    "DmgalFT",
+    "EpisodeSampler",
+    "FewShotRecognizer",
+    "FrameAligned",
+    "FrameEncoder",
+    "SmgaConfig",
+    "VideoCatalog",
+    "__version__",
+    "evaluate",
+    "load_backbone",
+]
+
+_HOME = {
+    "BiMHM": ".episodes.heads",
+    "CmgaConfig": ".adapters",
+    "DmgalConfig": ".adapters",
+    "DmgalFT": ".episodes.heads",
+    "EpisodeSampler": ".episodes",
+    "FewShotRecognizer": ".episodes",
+    "FrameAligned": ".episodes.heads",
+    "FrameEncoder": ".backbones",
+    "OTAM": ".episodes.heads",
+    "SmgaConfig": ".adapters",
+    "VideoCatalog": ".episodes",
+    "evaluate": ".episodes",
+    "load_backbone": ".backbones",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from its folder at its first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,26 @@
+"""The Smga-Adapter: self motion-guided attention within each frame of one video, in a bottleneck behind a block.
+
+Our reconstruction (see ``motion``). With ``h = GELU(down(x) + temporal)``, motion ``f, g`` and ``values = dw(h)``:
+
+    y = h + signed(f, g) + (softmax(f f^T / sqrt(d)) + softmax(g g^T / sqrt(d))) / 2 @ values
+    out = x + up(y)
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .motion import MotionBottleneck, motion_attention
+
+
+class SmgaAdapter(MotionBottleneck):
+    """Per video, so on the video's side of the task boundary."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(V, T, N, C)`` to the same shape."""
+        hidden = self.hidden(tokens)  # (V, T, N, a)
+        motion = self.motion(hidden)  # (V, T, N, d)
+        result = hidden + self.signed_values(motion)
+        if self.shape.attention:
+            result = result + motion_attention(motion, motion, self.values(hidden))
+        return tokens + self.up(result)

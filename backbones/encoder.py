@@ -1,0 +1,184 @@
+"""Frames in, frame features out, divided at the task boundary: ``encode`` per video, ``relate`` per task.
+
+Up to the first task layer (a Cmga) everything is computed for each video alone; from there on the videos of one task
+meet. Without a task layer ``encode`` goes to the end and nothing is left to relate.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DmgalError
+from .cnn import MapEncoder
+from .layout import Layout
+from .spec import BackboneSpec, base_model, find_spec
+from .task_layer import TaskLayer, task_layer_after
+from .video_state import VideoState
+
+Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
+POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")
+
+
+class FrameEncoder(nn.Module):
+    """Wraps a backbone, PEFT-wrapped or not; adapters inside are found, none is needed.
+
+    Args:
+        backbone: an image model whose spec is found (see ``find_spec``) or given.
+        pooling: how a frame's tokens become its feature. ``None``: the backbone's own, projected where it projects;
+            ``"patch_mean"``: mean of the normed patch tokens, projected; ``"cls+patch_mean"``: both, one after the
+            other; ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.
+        spec: where the backbone's parts are, if they are not found automatically.
+    """
+
+    def __init__(self, backbone: nn.Module, pooling: Pooling | None = None, spec: BackboneSpec | None = None) -> None:
+        super().__init__()
+        if pooling not in POOLINGS:
+            raise DmgalError(
+                "Unknown pooling.",
+                received=repr(pooling),
+                expected=", ".join(map(repr, POOLINGS)),
+                remedy="choose one of these; None is the backbone's own",
+            )
+        self.backbone = backbone
+        self.pooling = pooling
+        self.spec = spec or find_spec(backbone)
+        self.register_buffer("mean", torch.tensor(self.spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.spec.std).view(3, 1, 1), persistent=False)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images that the backbone takes."""
+        return self.spec.image_size
+
+    @property
+    def width(self) -> int:
+        """Channels ``C`` of the tokens and of the maps that ``pooling="map"`` gives."""
+        return self.spec.width
+
+    @property
+    def first_task_block(self) -> int | None:
+        """Index of the first block with an active task layer behind it."""
+        return next((i for i, block in enumerate(self._blocks()) if task_layer_after(block)), None)
+
+    @property
+    def has_task_layer(self) -> bool:
+        return self.first_task_block is not None
+
+    def encode(self, videos: Tensor) -> VideoState:
+        """Everything that belongs to each video alone.
+
+        Args:
+            videos: ``(V, T, 3, H, W)``; uint8 is normalized here, floating point is taken as normalized.
+
+        Returns:
+            ``{"features": (V, T, D)}`` without a task layer, else what its ``prepare`` returns.
+        """
+        num_frames = videos.shape[1]
+        first = self.first_task_block
+        tokens = self.spec.stem(self._model, self._normalize(videos.flatten(0, 1)))  # (V*T, N, C)
+        with self._layout.of(num_frames=num_frames):
+            if first is None:
+                tokens = self._run(tokens, 0, self.spec.num_blocks)
+                return VideoState(features=self._pool(tokens.unflatten(0, (-1, num_frames))))
+            tokens = self._run(tokens, 0, first)
+            tokens, layer = self._block_without_task_layer(tokens, first)
+            return layer.prepare(tokens.unflatten(0, (-1, num_frames)), self._rows_after(first))
+
+    def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
+        """Frame features of one task, ``(S, T, D)`` and ``(Q, T, D)``: the first task layer and all after it."""
+        index = self.first_task_block
+        if index is None:
+            return support["features"], query["features"]
+        layer = task_layer_after(self._blocks()[index])
+        while layer is not None:
+            tokens = layer.relate(support, query, self._rows_after(index))
+            tokens, index, layer = self._to_next_task_layer(tokens, index)
+            if layer is not None:
+                support, query = (layer.prepare(part, self._rows_after(index)) for part in tokens)
+        return self._pool(tokens[0]), self._pool(tokens[1])
+
+    def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Frame features ``(S, T, D)``, ``(Q, T, D)`` of one task from its videos."""
+        state = self.encode(torch.cat([support, query]))
+        return self.relate(*state.split([len(support), len(query)]))
+
+    def _to_next_task_layer(
+        self, tokens: tuple[Tensor, Tensor], index: int
+    ) -> tuple[tuple[Tensor, Tensor], int, TaskLayer | None]:
+        """Runs the blocks behind task layer ``index`` up to the next one, or to the end."""
+        blocks = self._blocks()
+        later = next((i for i in range(index + 1, len(blocks)) if task_layer_after(blocks[i])), None)
+        stop = len(blocks) if later is None else later
+        num_frames = tokens[0].shape[1]
+        results, layer = [], None
+        with self._layout.of(num_frames=num_frames):
+            for part in tokens:
+                flat = self._run(part.flatten(0, 1), index + 1, stop)
+                if later is not None:
+                    flat, layer = self._block_without_task_layer(flat, later)
+                results.append(flat.unflatten(0, (-1, num_frames)))
+        return (results[0], results[1]), stop, layer
+
+    def _run(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+        if start == stop:
+            return tokens
+        tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
+        for block in self._blocks()[start:stop]:
+            tokens = self.spec.run_block(block, tokens)
+        return tokens if self.spec.batch_first else tokens.transpose(0, 1)
+
+    def _block_without_task_layer(self, tokens: Tensor, index: int) -> tuple[Tensor, TaskLayer]:
+        """A block and all that hangs on it but its task layer, which the caller splits in two."""
+        layer = task_layer_after(self._blocks()[index])
+        assert layer is not None
+        with layer.set_aside():
+            return self._run(tokens, index, index + 1), layer
+
+    def _rows_after(self, index: int) -> slice:
+        """The tokens that are read behind block ``index``."""
+        if index == self.spec.num_blocks - 1 and self.pooling is None and self.spec.pools_prefix:
+            return slice(0, 1)
+        return slice(None)
+
+    def _pool(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(V, T, N, C)`` of the last block to frame features ``(V, T, D)`` or maps ``(V, T, C, H, W)``."""
+        spec, model, (videos, frames) = self.spec, self._model, tokens.shape[:2]
+        flat = tokens.flatten(0, 1)  # (V*T, N, C)
+        if self.pooling is None:
+            features = spec.project(model, spec.pool(model, flat))
+        else:
+            patches = spec.norm(model, flat)[:, spec.num_prefix_tokens :]  # (V*T, P, C)
+            if self.pooling == "map":
+                features = patches.transpose(1, 2).unflatten(2, spec.grid)  # (V*T, C, H, W)
+            else:
+                features = spec.project(model, patches.mean(1))
+            if self.pooling == "cls+patch_mean":
+                features = torch.cat([spec.project(model, spec.pool(model, flat)), features], dim=-1)
+        return features.unflatten(0, (videos, frames))
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8:
+            return images
+        dtype = self._model.get_parameter(f"{self.spec.patch_embedding}.weight").dtype
+        return ((images / 255 - self.mean) / self.std).to(dtype)
+
+    @property
+    def _model(self) -> nn.Module:
+        return base_model(self.backbone)
+
+    @property
+    def _layout(self) -> Layout:
+        return getattr(self._model, "dmgal_layout", None) or Layout()
+
+    def _blocks(self) -> nn.ModuleList:
+        return self._model.get_submodule(self.spec.blocks)
+
+
+def make_encoder(backbone: nn.Module, pooling: Pooling | None = None) -> FrameEncoder | MapEncoder:
+    """The encoder that fits a backbone: of tokens for a vision transformer, of maps for a convolutional network."""
+    if hasattr(getattr(backbone, "config", None), "hidden_sizes"):
+        return MapEncoder(backbone, "map" if pooling == "map" else None)
+    return FrameEncoder(backbone, pooling)

@@ -1,0 +1,154 @@
+"""Draws textured shapes on textured backgrounds: the stills that tiny-clip learns from, the frames of moving shapes.
+
+A picture is a pose (where, how large, how turned: may change from frame to frame) and an appearance (drawn at random,
+constant over a clip). Nuisances that carry no meaning lie over both: a static distractor, a gain and a color cast of
+each frame, a slow drift of color, noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+SHAPES = ("disc", "square", "triangle", "cross", "bar", "corner")
+TEXTURES = ("plain", "halved", "striped", "checkered")
+COLORS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.10, 0.10),
+    "green": (0.10, 0.75, 0.15),
+    "blue": (0.12, 0.25, 0.95),
+    "yellow": (0.95, 0.90, 0.10),
+    "magenta": (0.90, 0.15, 0.85),
+    "cyan": (0.10, 0.85, 0.90),
+    "white": (0.95, 0.95, 0.95),
+    "black": (0.05, 0.05, 0.05),
+}
+FRAME_GAIN, FRAME_CAST, COLOR_DRIFT, PIXEL_NOISE = 0.2, 0.1, 0.2, 0.02
+
+
+@dataclass(frozen=True)
+class Poses:
+    """Pose of ``n`` shapes in ``T`` frames, each ``(n, T)``; the picture spans -1 to 1, y points down.
+
+    ``size`` is half the shape's extent, ``angle`` is in radians, clockwise on the screen; 0 points up.
+    """
+
+    x: Tensor
+    y: Tensor
+    size: Tensor
+    angle: Tensor
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Looks of ``n`` shapes, each ``(n,)``: indices into ``SHAPES``, ``TEXTURES`` and ``COLORS`` (two different)."""
+
+    shape: Tensor
+    texture: Tensor
+    color: Tensor
+    second_color: Tensor
+
+
+def random_appearance(count: int, generator: Generator) -> Appearance:
+    """Looks drawn evenly and independently; only the two colors never agree."""
+    color = torch.randint(len(COLORS), (count,), generator=generator)
+    shift = torch.randint(1, len(COLORS), (count,), generator=generator)
+    return Appearance(
+        shape=torch.randint(len(SHAPES), (count,), generator=generator),
+        texture=torch.randint(len(TEXTURES), (count,), generator=generator),
+        color=color,
+        second_color=(color + shift) % len(COLORS),
+    )
+
+
+def draw(poses: Poses, looks: Appearance, pixels: int, generator: Generator) -> Tensor:
+    """Frames ``(n, T, 3, pixels, pixels)``, uint8. The nuisances come from ``generator``."""
+    count, frames = poses.x.shape
+    uniform = _Uniform(count, generator)
+    inside, u, v = _place(poses, looks.shape, pixels)
+    palette = torch.tensor(list(COLORS.values()))
+    first, second = palette[looks.color], palette[looks.second_color]
+    first, second = (_drifting(color, uniform, frames) for color in (first, second))
+    pattern = _pattern(looks.texture, u, v)
+    shading = 1 - 0.35 * v.clamp(-1, 1)[:, :, None]  # the lighter end tells up from down on every shape and texture
+    shape = (pattern * first + (1 - pattern) * second) * shading
+    picture = torch.lerp(_background(uniform, frames, pixels), shape, inside[:, :, None])
+    picture = picture * (1 + FRAME_GAIN * uniform.signed(frames, 1, 1, 1)) + FRAME_CAST * uniform.signed(frames, 3, 1, 1)
+    picture = picture + PIXEL_NOISE * torch.randn(picture.shape, generator=generator)
+    return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class _Uniform:
+    """Uniform random tensors with the number of pictures in front."""
+
+    def __init__(self, count: int, generator: Generator) -> None:
+        self.count, self.generator = count, generator
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.rand(self.count, *shape, generator=self.generator)
+
+    def signed(self, *shape: int) -> Tensor:
+        return self(*shape) * 2 - 1
+
+
+def _drifting(color: Tensor, uniform: _Uniform, frames: int) -> Tensor:
+    """A color ``(n, 3)`` that changes linearly over the clip, in either direction alike: ``(n, T, 3, 1, 1)``."""
+    time = torch.linspace(-0.5, 0.5, frames) if frames > 1 else torch.zeros(1)
+    return color[:, None, :, None, None] + COLOR_DRIFT * uniform.signed(1, 3, 1, 1) * time.view(1, -1, 1, 1, 1)
+
+
+def _place(poses: Poses, shape: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Coverage of every pixel and its coordinates in the shape's own frame, each ``(n, T, pixels, pixels)``."""
+    axis = (torch.arange(pixels) + 0.5) / pixels * 2 - 1
+    x = axis[None, None, None, :] - poses.x[:, :, None, None]
+    y = axis[None, None, :, None] - poses.y[:, :, None, None]
+    cos, sin, size = (value[:, :, None, None] for value in (poses.angle.cos(), poses.angle.sin(), poses.size))
+    u, v = (cos * x + sin * y) / size, (cos * y - sin * x) / size
+    depth = _depth_inside(shape, u, v) * size * pixels / 2  # in pixels, for an edge one pixel wide
+    return torch.sigmoid(3 * depth), u, v
+
+
+def _depth_inside(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """How far a point lies inside its shape (negative outside), in units of the shape's size; -v is the tip."""
+    box = lambda x, y, width, height: torch.minimum(width - (u - x).abs(), height - (v - y).abs())  # noqa: E731
+    depths = (
+        1 - (u.square() + v.square()).sqrt(),
+        box(0, 0, 0.85, 0.85),
+        torch.minimum(0.7 - v, (v + 1.0 - 1.7 * u.abs()) * 0.5),
+        torch.maximum(box(0, 0, 0.33, 1.0), box(0, 0, 1.0, 0.33)),
+        box(0, 0, 0.42, 1.1),
+        torch.maximum(box(-0.45, 0, 0.35, 0.95), box(0, 0.6, 0.8, 0.35)),
+    )
+    result = depths[0]
+    for index, depth in enumerate(depths[1:], start=1):
+        result = torch.where((shape == index)[:, None, None, None], depth, result)
+    return result
+
+
+def _pattern(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
+    """Share of the first color at every pixel: ``(n, T, 1, pixels, pixels)``."""
+    soft = lambda wave: torch.sigmoid(8 * wave)  # noqa: E731
+    patterns = (
+        torch.ones_like(u),
+        soft(-v),
+        soft((5.0 * v).sin()),
+        soft((4.5 * u).sin() * (4.5 * v).sin() * 2),
+    )
+    result = patterns[0]
+    for index, pattern in enumerate(patterns[1:], start=1):
+        result = torch.where((texture == index)[:, None, None, None], pattern, result)
+    return result[:, :, None]
+
+
+def _background(uniform: _Uniform, frames: int, pixels: int) -> Tensor:
+    """Smooth random ground with one small plain distractor that does not move: ``(n, T, 3, pixels, pixels)``."""
+    clouds = F.interpolate(uniform(3, 5, 5), size=(pixels, pixels), mode="bicubic", align_corners=False) - 0.5
+    ground = 0.3 + 0.3 * uniform(3)[:, :, None, None] + 0.3 * clouds
+    kind = torch.randint(len(SHAPES), (uniform.count,), generator=uniform.generator)
+    still = Poses(0.9 * uniform.signed(1), 0.9 * uniform.signed(1), 0.07 + 0.06 * uniform(1), 6.2832 * uniform(1))
+    inside, _, _ = _place(still, kind, pixels)
+    ground = torch.lerp(ground, uniform(3)[:, :, None, None].expand_as(ground), inside)
+    time = torch.linspace(-0.5, 0.5, frames).view(1, -1, 1, 1, 1) if frames > 1 else 0.0
+    return ground[:, None] + COLOR_DRIFT * uniform.signed(1, 3, 1, 1) * time

@@ -1,0 +1,257 @@
+"""Is moving shapes honest? One frame must tell nothing about its class, the whole trajectory everything.
+
+    python -m dmgal.bench.moving_shapes_checks
+
+makes the data set anew, and measures on its 24 novel classes:
+
+1. One random frame of each clip, classified by ridge regression that was fitted to half the clips of these very
+   classes, must lie in the interval of chance: from pixels, from tiny-clip's image feature, and from the true pose.
+   A control shows that it would be found out: the last frame of clips whose starts are not hidden.
+2. An oracle that reads true trajectories must be right (target: at least 95 %).
+3. Seconds that making the data took.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dmgal.backbones import tiny_clip
+from dmgal.backbones.tiny_clip.drawing import Poses, draw, random_appearance
+from dmgal.episodes.motion_oracle import classify_trajectories
+from dmgal.episodes.motions import all_motions, split_motions
+from dmgal.episodes.moving_shapes import VERSION, generate_moving_shapes
+from dmgal.episodes.moving_shapes_clips import MEDIAN_SIZE, MovingShapes
+from dmgal.episodes.video import read_clip
+
+RESULT = Path(__file__).parent / "results" / "moving_shapes_checks.json"
+RIDGE = 1.0
+ImageFeature = Callable[[Tensor], Tensor]
+"""From images, uint8 ``(n, 3, H, W)``, to features ``(n, D)``."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is checked.
+
+    Args:
+        seed: of the data.
+        clips_per_class: of each of the 100 classes.
+        workers: processes that make the data; None takes one per core.
+        out: where the result goes.
+    """
+
+    seed: int = 0
+    clips_per_class: int = 30
+    workers: int | None = None
+    out: Path = RESULT
+
+
+def interval_of_chance(trials: int, chance: float, confidence: float = 0.95) -> tuple[float, float]:
+    """The accuracies that guessing reaches with at least this confidence, each tail cut alike: exact binomial."""
+    log_terms = (
+        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        + k * math.log(chance) + (trials - k) * math.log1p(-chance)
+        for k in range(trials + 1)
+    )  # fmt: skip
+    cumulative = list(itertools.accumulate(math.exp(term) for term in log_terms))
+    tail = (1 - confidence) / 2
+    low = next(k for k, below in enumerate(cumulative) if below > tail)
+    high = next(k for k, below in enumerate(cumulative) if below >= 1 - tail)
+    return low / trials, high / trials
+
+
+def ridge_accuracy(features: Tensor, labels: Tensor, is_training: Tensor) -> float:
+    """Accuracy on the rest of a ridge regression to one-hot labels, fitted where ``is_training``.
+
+    Args:
+        features: ``(n, D)``.
+        labels: ``(n,)`` from 0.
+        is_training: ``(n,)`` bool.
+    """
+    features = features.double()
+    seen = features[is_training]
+    features = (features - seen.mean(dim=0)) / seen.std(dim=0).clamp(min=1e-6) / math.sqrt(features.shape[1])
+    features = F.pad(features, (0, 1), value=1.0)
+    seen, targets = features[is_training], F.one_hot(labels[is_training]).double()
+    weights = torch.linalg.solve(seen.T @ seen + RIDGE * torch.eye(seen.shape[1], dtype=seen.dtype), seen.T @ targets)
+    predicted = (features[~is_training] @ weights).argmax(dim=1)
+    return (predicted == labels[~is_training]).double().mean().item()
+
+
+def pose_features(poses: Poses) -> Tensor:
+    """All products of up to three of place and log size, and the direction of the angle: ``(n, 1)`` to ``(n, D)``."""
+    quantities = torch.cat((poses.x, poses.y, poses.size.log()), dim=1).double()
+    quantities = (quantities - quantities.mean(dim=0)) / quantities.std(dim=0)
+    products = [
+        quantities[:, factors].prod(dim=1, keepdim=True)
+        for degree in (1, 2, 3)
+        for factors in map(list, itertools.combinations_with_replacement(range(3), degree))
+    ]
+    return torch.cat((*products, poses.angle.sin(), poses.angle.cos()), dim=1)
+
+
+def pixel_features(images: Tensor) -> Tensor:
+    """Raw pixels, averaged to 16 x 16."""
+    return F.adaptive_avg_pool2d(images.float(), 16).flatten(1)  # (n, 3, 16, 16) -> (n, 768)
+
+
+def contrast_features(images: Tensor) -> Tensor:
+    """How far pixels are from the image's mean, averaged to 16 x 16: where something stands out, of any color."""
+    images = images.float()
+    contrast = (images - images.mean(dim=(-2, -1), keepdim=True)).abs().amax(dim=1)  # (n, H, W)
+    return F.adaptive_avg_pool2d(contrast, 16).flatten(1)  # (n, 16, 16) -> (n, 256)
+
+
+def image_features() -> dict[str, ImageFeature]:
+    """What a frame is classified from: pixels, contrast, and tiny-clip where its weights are bundled."""
+    sources: dict[str, ImageFeature] = {"pixels": pixel_features, "contrast": contrast_features}
+    if (tiny_clip.FOLDER / "open_clip_model.safetensors").exists():
+        sources["tiny_clip"] = _tiny_clip_feature()
+    return sources
+
+
+def _tiny_clip_feature() -> ImageFeature:
+    from dmgal.backbones.sources import load_backbone
+
+    visual = load_backbone("tiny-clip")
+    config = json.loads((tiny_clip.FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))
+    size = config["model_cfg"]["vision_cfg"]["image_size"]
+    mean, std = (torch.tensor(config["preprocess_cfg"][key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    @torch.no_grad()
+    def feature(images: Tensor) -> Tensor:
+        resized = F.interpolate(images / 255, (size, size), mode="bilinear", antialias=True)
+        return torch.cat([visual((batch - mean) / std) for batch in resized.split(128)])
+
+    return feature
+
+
+def single_frame_poses(poses: Poses, frames: Tensor) -> Poses:
+    """The pose in one frame of each clip: ``(n, T)`` to ``(n, 1)`` each; ``frames`` is ``(n,)``."""
+    at = frames[:, None]
+    return Poses(*(value.gather(1, at) for value in (poses.x, poses.y, poses.size, poses.angle)))
+
+
+def unhidden_last_frames(poses: Poses, pixels: int, generator: torch.Generator) -> Tensor:
+    """The control: last frames of the same motions with the same center for every clip, uint8 ``(n, 3, H, W)``."""
+    x, y = ((place - place.mean(dim=1, keepdim=True))[:, -1:] for place in (poses.x, poses.y))
+    last = Poses(x, y, torch.full_like(x, MEDIAN_SIZE), poses.angle[:, -1:])
+    return draw(last, random_appearance(len(x), generator), pixels, generator)[:, 0]
+
+
+def joined(poses: list[Poses]) -> Poses:
+    """The poses of several batches as one."""
+    return Poses(*(torch.cat([getattr(p, name) for p in poses]) for name in ("x", "y", "size", "angle")))
+
+
+def check(options: Options, root: Path) -> dict[str, Any]:
+    """Make the data set in an empty ``root`` and measure; all accuracies in percent."""
+    shapes = MovingShapes(seed=options.seed, clips_per_class=options.clips_per_class)
+    start = time.perf_counter()
+    generate_moving_shapes(root, options.seed, options.clips_per_class, workers=options.workers)
+    seconds = time.perf_counter() - start
+
+    motions, novel = all_motions(), split_motions(options.seed)["test"]
+    clips = [(label, c, i) for label, c in enumerate(novel) for i in range(options.clips_per_class)]
+    labels = torch.tensor([label for label, _, _ in clips])
+    poses = joined([shapes.poses(c, i) for _, c, i in clips])
+    is_training = torch.tensor([i % 2 == 0 for _, _, i in clips])
+    generator = torch.Generator().manual_seed(options.seed)
+    frames = torch.randint(shapes.frames, (len(clips),), generator=generator)
+    images = torch.cat(
+        [_frame(root, motions[c].name, i, t) for (_, c, i), t in zip(clips, frames.tolist(), strict=True)]
+    )
+    control_images = unhidden_last_frames(poses, shapes.pixels, generator)
+
+    def accuracies_from(images: Tensor) -> dict[str, float]:
+        return {name: ridge_accuracy(of(images), labels, is_training) for name, of in image_features().items()}
+
+    accuracies, control = accuracies_from(images), accuracies_from(control_images)
+    true_pose = pose_features(single_frame_poses(poses, frames))
+    accuracies["true_pose"] = ridge_accuracy(true_pose, labels, is_training)
+    low, high = interval_of_chance(int((~is_training).sum()), 1 / len(novel))
+    oracle = (classify_trajectories(poses, [motions[c] for c in novel]) == labels).double().mean().item()
+    return {
+        "one_random_frame": {
+            "classes": len(novel),
+            "training_clips": int(is_training.sum()),
+            "test_clips": int((~is_training).sum()),
+            "chance_percent": _percent(1 / len(novel)),
+            "interval_of_chance_percent": [_percent(low), _percent(high)],
+            "accuracy_percent": {name: _percent(accuracy) for name, accuracy in accuracies.items()},
+            "control_accuracy_percent": {name: _percent(accuracy) for name, accuracy in control.items()},
+            "all_within": all(low <= accuracy <= high for accuracy in accuracies.values()),
+        },
+        "oracle": {"clips": len(clips), "accuracy_percent": _percent(oracle)},
+        "generation": {
+            "clips": 100 * options.clips_per_class,
+            "seconds": round(seconds, 1),
+            "megabytes": round(sum(file.stat().st_size for file in root.rglob("*.mp4")) / 1e6, 1),
+            "load_average_at_end": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        },
+    }
+
+
+def _frame(root: Path, name: str, clip: int, frame: int) -> Tensor:
+    (path,) = root.glob(f"test/{name}/{name}_{clip:02d}.mp4")
+    return read_clip(path, lambda _: [frame])
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def environment() -> dict[str, Any]:
+    """Where this ran, in general words."""
+    import av
+
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "av": av.__version__,
+    }
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; writes the result and prints it."""
+    import tyro
+
+    options = tyro.cli(Options, args=argv, description=__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = check(options, Path(folder))
+    result = {
+        "what": "moving shapes: what one frame tells about its class, what the trajectory tells, seconds to make it",
+        "seed": options.seed,
+        "data_version": VERSION,
+        **environment(),
+        **measured,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Tasks: which videos, which frames, in which episodes, and how a query is matched with the support."""
+
+from .catalog import VideoCatalog
+from .episode import Episode, EpisodeOutput
+from .evaluation import Estimate, Evaluation, encode_videos, evaluate, paired_difference
+from .recognizer import FewShotRecognizer
+from .sampler import EpisodeIndices, EpisodeSampler, ReversalSampler
+
+__all__ = [
+    "Episode",
+    "EpisodeIndices",
+    "EpisodeOutput",
+    "EpisodeSampler",
+    "Estimate",
+    "Evaluation",
+    "FewShotRecognizer",
+    "ReversalSampler",
+    "VideoCatalog",
+    "encode_videos",
+    "evaluate",
+    "paired_difference",
+]

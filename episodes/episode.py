@@ -1,0 +1,138 @@
+"""One few-shot task, its videos and labels; and what a recognizer says about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor
+
+from ..errors import DmgalError
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Episode:
+    """A task: some labeled support videos per class, and query videos of the same classes.
+
+    Classes may have different numbers of shots. It is checked once, here; its copies on other devices are not.
+
+    Args:
+        support: videos ``(S, T, 3, H, W)``, uint8 in 0..255 or floating point.
+        support_labels: ``(S,)`` int64 in ``0..n_way-1``, each at least once.
+        query: videos ``(Q, T, 3, H, W)``, of the support's dtype and device.
+        query_labels: ``(Q,)`` int64 in ``0..n_way-1``.
+        class_names: name of each label, ``(n_way,)``.
+
+    Raises:
+        DmgalError: shapes, dtypes or labels that do not belong together.
+    """
+
+    support: Tensor
+    support_labels: Tensor
+    query: Tensor
+    query_labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_videos(self)
+        _check_labels("support", self.support, self.support_labels, self.n_way)
+        _check_labels("query", self.query, self.query_labels, self.n_way)
+        without = [name for name, shots in zip(self.class_names, self.shots, strict=True) if not shots]
+        if without:
+            _refuse(f"no support video of {', '.join(map(repr, without))}", "at least one support video of each class")
+
+    @property
+    def n_way(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """Support videos of each class."""
+        return tuple(torch.bincount(self.support_labels, minlength=self.n_way).tolist())
+
+    @property
+    def k_shot(self) -> int:
+        """Support videos per class; DmgalError where classes differ (see `shots`)."""
+        shots = self.shots
+        if len(set(shots)) != 1:
+            _refuse(f"shots per class {shots}", "equal shots where k_shot is asked for", "use episode.shots instead")
+        return shots[0]
+
+    @property
+    def num_support(self) -> int:
+        """``S``."""
+        return self.support.shape[0]
+
+    @property
+    def num_query(self) -> int:
+        """``Q``, over all classes."""
+        return self.query.shape[0]
+
+    @property
+    def num_frames(self) -> int:
+        """``T``."""
+        return self.support.shape[1]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
+        """The same episode on another device; dtypes stay."""
+        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Episode:
+        """The same episode in page-locked memory, from which ``to(device, non_blocking=True)`` overlaps with work."""
+        return self._mapped(Tensor.pin_memory)
+
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Episode:
+        copy = object.__new__(Episode)  # not through __init__: checking labels again would wait for the device
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            object.__setattr__(copy, entry.name, change(value) if isinstance(value, Tensor) else value)
+        return copy
+
+    def __repr__(self) -> str:
+        return (
+            f"Episode(n_way={self.n_way}, support={tuple(self.support.shape)}, query={tuple(self.query.shape)}, "
+            f"dtype={self.support.dtype}, device={self.support.device}, class_names={self.class_names})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeOutput:
+    """What a recognizer or a head says about an episode.
+
+    Args:
+        logits: ``(Q, n_way)``, float32 (float64 where the features are).
+        losses: scalars by name, already weighted, to be added to the cross-entropy of the logits; empty for most heads.
+    """
+
+    logits: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+def _check_videos(episode: Episode) -> None:
+    support, query = episode.support, episode.query
+    for name, videos in (("support", support), ("query", query)):
+        if videos.ndim != 5 or videos.shape[2] != 3 or 0 in videos.shape:
+            _refuse(f"{name} of shape {tuple(videos.shape)}", "(videos, frames, 3, height, width), none of them 0")
+    if support.shape[1:] != query.shape[1:] or (support.dtype, support.device) != (query.dtype, query.device):
+        _refuse(
+            f"support {tuple(support.shape)} {support.dtype} on {support.device}, "
+            f"query {tuple(query.shape)} {query.dtype} on {query.device}",
+            "videos of the same frames, size, dtype and device",
+            "send all videos of an episode through the same transform",
+        )
+
+
+def _check_labels(name: str, videos: Tensor, labels: Tensor, n_way: int) -> None:
+    if labels.dtype != torch.int64 or labels.shape != videos.shape[:1] or labels.device != videos.device:
+        _refuse(
+            f"{name}_labels {tuple(labels.shape)} {labels.dtype} on {labels.device}",
+            f"({videos.shape[0]},) {torch.int64} on {videos.device}: one label for each {name} video",
+        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= n_way:
+        _refuse(f"{name}_labels from {lowest} to {highest} for {n_way} class names", f"labels from 0 to {n_way - 1}")
+
+
+def _refuse(received: str, expected: str, remedy: str = "mend the code or the sampler that builds the episode") -> None:
+    raise DmgalError("an episode does not fit together", received=received, expected=expected, remedy=remedy)

@@ -1,0 +1,48 @@
+"""Which ``T`` frames of a video to look at: one from each of ``T`` equal segments.
+
+Segment ``i`` of ``n`` frames is ``[i*n/T, (i+1)*n/T)``. Counted in units of 1/T of a frame it is the ``n`` whole
+numbers from ``i*n``, so all arithmetic is exact; a clip shorter than ``T`` repeats frames by the same rule.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..errors import DmgalError
+
+
+def uniform_frames(num_frames: int, num_wanted: int) -> list[int]:
+    """The frame in the middle of each segment: the fixed input of validation and test.
+
+    Args:
+        num_frames: frames in the video, at least 1.
+        num_wanted: ``T``, frames to take, at least 1.
+
+    Returns:
+        ``T`` indices, never decreasing; all frames in order where ``num_frames == T``.
+
+    Raises:
+        DmgalError: a count below 1.
+    """
+    _check_counts(num_frames, num_wanted)
+    return [(2 * segment + 1) * num_frames // (2 * num_wanted) for segment in range(num_wanted)]
+
+
+def random_frames(num_frames: int, num_wanted: int, generator: torch.Generator) -> list[int]:
+    """A random frame of each segment, every place in it equally likely: the varied input of training.
+
+    Args, returns and raises as `uniform_frames`; ``generator`` is the only source of randomness.
+    """
+    _check_counts(num_frames, num_wanted)
+    offsets = torch.randint(num_frames, (num_wanted,), generator=generator).tolist()
+    return [(segment * num_frames + offset) // num_wanted for segment, offset in enumerate(offsets)]
+
+
+def _check_counts(num_frames: int, num_wanted: int) -> None:
+    if num_frames < 1 or num_wanted < 1:
+        raise DmgalError(
+            "cannot choose frames of a video",
+            received=f"{num_wanted} frames wanted of a video of {num_frames}",
+            expected="at least one frame wanted, and at least one in the video",
+            remedy="set the number of frames to 1 or more, and leave videos without frames out",
+        )

@@ -1,0 +1,76 @@
+"""The same work on many pieces in several processes: fresh ones, with one torch thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import torch
+
+from ..errors import DmgalError
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers: int | None) -> Iterator[Result]:
+    """Results in the order in which they come; the first error ends all.
+
+    Args:
+        work: a function on the top level of a file, or a partial of one: fresh processes import it.
+        pieces: what to work on.
+        workers: processes; None takes one per core that this process may use, 1 works in this process.
+
+    Raises:
+        DmgalError: the processes could not start, or were killed.
+    """
+    workers = min(workers or _cores(), len(pieces))
+    if workers <= 1:
+        yield from _here(work, pieces)
+        return
+    # Never a fork: torch's threads do not survive one.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up)
+    try:
+        for future in as_completed([pool.submit(work, piece) for piece in pieces]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise DmgalError(
+            f"{workers} worker processes ended before their work",
+            received=str(error),
+            expected='processes that can import the main script again: its work under if __name__ == "__main__"',
+            remedy="guard the script, or use one worker; where they were killed, check the memory and run again",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _here(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker; on small tensors more threads only wait for each other
+    try:
+        yield from map(work, pieces)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_up() -> None:
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent is killed would wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

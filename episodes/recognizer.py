@@ -1,0 +1,62 @@
+"""A few-shot recognizer: an encoder of frames and a head that compares videos, divided at the task boundary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.video_state import VideoState
+from .episode import Episode, EpisodeOutput
+
+
+class Encoder(Protocol):
+    """Frames to features; everything up to the first task layer per video (see ``FrameEncoder``)."""
+
+    has_task_layer: bool
+
+    def encode(self, videos: Tensor) -> VideoState: ...
+    def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]: ...
+
+
+class Head(Protocol):
+    """Compares videos of one task; what it computes of each video alone is in ``prepare``."""
+
+    def prepare(self, features: Tensor) -> VideoState: ...
+    def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput: ...
+
+
+class FewShotRecognizer(nn.Module):
+    """``encode`` sees one video at a time, ``compare`` one task.
+
+    What ``encode`` returns may be kept and used in any number of episodes; the result is the same as encoding anew.
+    """
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+
+    def encode(self, videos: Tensor) -> VideoState:
+        """State of each video ``(V, T, 3, H, W)``, uint8 or normalized; first dimensions ``V``."""
+        state = self.encoder.encode(videos)
+        return state if self.encoder.has_task_layer else self.head.prepare(state["features"])
+
+    def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
+        """Logits ``(Q, n_way)`` of the query videos; ``labels (S,)`` of the support in ``0..n_way-1``."""
+        if self.encoder.has_task_layer:
+            support_features, query_features = self.encoder.relate(support, query)
+            support, query = self.head.prepare(support_features), self.head.prepare(query_features)
+        return self.head.compare(support, labels, query)
+
+    def forward(self, episodes: Episode | Sequence[Episode]) -> EpisodeOutput | list[EpisodeOutput]:
+        """One episode, or several whose videos are encoded in one batch, which is faster."""
+        if isinstance(episodes, Episode):
+            return self.forward([episodes])[0]  # type: ignore[index]
+        videos = [part for episode in episodes for part in (episode.support, episode.query)]
+        states = self.encode(torch.cat(videos)).split([len(part) for part in videos])
+        return [
+            self.compare(states[2 * i], episode.support_labels, states[2 * i + 1]) for i, episode in enumerate(episodes)
+        ]

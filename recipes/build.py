@@ -1,0 +1,161 @@
+"""From a recipe to its parts: catalog, recognizer, episodes of clips."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+import dmgal.episodes.heads as heads
+from dmgal.backbones import load_backbone, make_encoder
+from dmgal.episodes import FewShotRecognizer, VideoCatalog
+from dmgal.episodes.dataset import VideoDataset
+from dmgal.episodes.transforms import TestTransform
+from dmgal.errors import DmgalError
+from dmgal.recipes.config import DataConfig, Recipe
+
+
+def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
+    """The catalog of all splits; a data set that is generated is made first, a missing split is drawn by class."""
+    if data.generate == "moving_shapes":
+        from dmgal.episodes.moving_shapes import generate_moving_shapes
+
+        split_file = generate_moving_shapes(data.root, seed=data.seed, progress=progress)
+        return VideoCatalog.from_csv(split_file, data.root)
+    if data.split_file is not None:
+        catalog = VideoCatalog.from_csv(data.split_file, data.root)
+    else:
+        catalog = VideoCatalog.from_folders(data.root)
+    return catalog if catalog.class_splits is not None else catalog.with_seeded_split(data.seed)
+
+
+def build_recognizer(
+    recipe: Recipe, *, backbone: nn.Module | None = None, head: nn.Module | None = None, adapter: Path | None = None
+) -> FewShotRecognizer:
+    """The recognizer of a recipe; only what it trains requires gradients.
+
+    Args:
+        backbone, head: take these instead of the recipe's.
+        adapter: folder of a trained adapter to load; otherwise a new one is injected where the recipe has one.
+    """
+    backbone = load_backbone(recipe.backbone.name) if backbone is None else backbone
+    backbone.requires_grad_(recipe.backbone.trainable)
+    if recipe.adapter is not None:
+        backbone = _adapted(backbone, recipe, adapter)
+    encoder = make_encoder(backbone, recipe.backbone.pooling)
+    if head is None:
+        head = build_head(recipe.head, channels=encoder.width, num_frames=recipe.data.num_frames)
+    return FewShotRecognizer(encoder, head)
+
+
+def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
+    """A head by the name of its class in ``dmgal.episodes.heads`` and its arguments; ``known`` fills in what fits."""
+    options = dict(options)
+    name = options.pop("name", None)
+    if name not in heads.__all__ or not isinstance(cls := getattr(heads, name), type):
+        raise DmgalError(
+            "This head is not known.", received=repr(name), expected=f"one of {', '.join(heads.__all__)}", remedy="mend head.name"
+        )
+    parameters = inspect.signature(cls).parameters
+    unknown = [key for key in options if key not in parameters]
+    if unknown:
+        raise DmgalError(
+            "A head was given options that it does not have.",
+            received=", ".join(f"head.{key}" for key in unknown),
+            expected=f"for {name}: {', '.join(parameters)}",
+            remedy="take them out",
+        )
+    arguments = {key: build_head(value) if isinstance(value, Mapping) else value for key, value in options.items()}
+    return cls(**{**{key: value for key, value in known.items() if key in parameters}, **arguments})
+
+
+def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> Dataset[Tensor]:
+    """The fixed test clip of every video of a catalog."""
+    videos = VideoDataset(catalog, recipe.data.num_frames, TestTransform(size[0], resize=recipe.data.test_resize))
+    return _Remembered(videos) if recipe.data.keep_in_memory else videos
+
+
+class _Remembered(Dataset[Tensor]):
+    """Keeps every clip once it was read; validation reads the same ones again and again."""
+
+    def __init__(self, videos: VideoDataset) -> None:
+        self.videos = videos
+        self._clips: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, video: int) -> Tensor:
+        if video not in self._clips:
+            self._clips[video] = self.videos[video]
+        return self._clips[video]
+
+
+def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Module:
+    import peft
+
+    import dmgal.adapters  # noqa: F401  (registers our adapters with PEFT)
+
+    if folder is not None:
+        model = peft.PeftModel.from_pretrained(backbone, str(folder), is_trainable=True)
+    else:
+        model = peft.get_peft_model(backbone, _adapter_config(recipe))
+    if recipe.backbone.trainable:  # PEFT freezes what it wraps
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad or "dmgal_" not in name)
+    return model
+
+
+def _adapter_config(recipe: Recipe) -> Any:
+    import peft
+
+    options = dict(recipe.adapter or {})
+    known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    kind = options.pop("peft_type", None)
+    if kind not in known:
+        raise DmgalError(
+            "This adapter is not known.",
+            received=f"adapter.peft_type: {kind!r}",
+            expected=f"one of {', '.join(sorted(map(str, known)))}",
+            remedy="DMGAL is ours, the others are PEFT's",
+        )
+    parameters = inspect.signature(known[kind]).parameters
+    unknown = [key for key in options if key not in parameters]
+    if unknown:
+        raise DmgalError(
+            "An adapter was given options that it does not have.",
+            received=", ".join(f"adapter.{key}" for key in unknown),
+            expected=f"for {kind}: {', '.join(parameters)}",
+            remedy="take them out",
+        )
+    if "num_frames" in parameters:
+        options.setdefault("num_frames", recipe.data.num_frames)
+    config = known[kind](**options)
+    config.base_model_name_or_path = recipe.backbone.name
+    return config
+
+
+def count_parameters(module: nn.Module, trained_only: bool = False) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
+
+
+def visual_tower_parameters(recognizer: FewShotRecognizer) -> int:
+    """Parameters of the backbone without what was added to it."""
+    backbone = recognizer.encoder.backbone
+    return sum(p.numel() for name, p in backbone.named_parameters() if "dmgal_" not in name and "lora_" not in name)
+
+
+def freeze_batch_norm(recognizer: nn.Module) -> None:
+    """Batch norms use their stored statistics from now on; call it after every ``train()``."""
+    for module in recognizer.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
+            module.eval()
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    return torch.float64 if precision == "float64" else torch.float32

@@ -1,0 +1,173 @@
+"""Layers of a recipe: YAML files found by name or path, merged, and turned into dataclasses that know their keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin
+
+import yaml
+
+from dmgal.errors import DmgalError
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+def bundled_layers() -> list[str]:
+    """Names of the YAML files that come with dmgal, e.g. ``method/dmgal_adapter``."""
+    root = Path(str(files("dmgal.recipes").joinpath("configs")))
+    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+
+
+def read_layer(name: str) -> Tree:
+    """The layer of a bundled name or a path.
+
+    Raises:
+        DmgalError: there is none, or it is not a YAML mapping.
+    """
+    bundled = Path(str(files("dmgal.recipes").joinpath("configs"))) / f"{name}.yaml"
+    path = bundled if name in bundled_layers() else Path(name)
+    if not path.is_file():
+        nearest = get_close_matches(name, bundled_layers(), n=1)
+        raise DmgalError(
+            "This recipe layer was not found.",
+            received=name,
+            expected=f"a path to a YAML file, or one of {', '.join(bundled_layers())}",
+            remedy=f"did you mean {nearest[0]}?" if nearest else "check the name; flags come behind the layers",
+        )
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise _bad_layer(name, f"YAML that cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise _bad_layer(name, f"a {type(tree).__name__}")
+    return tree
+
+
+def merged(layers: Iterable[Tree]) -> Tree:
+    """Layers on top of each other. A mapping that names another ``peft_type`` or ``name`` replaces the one below."""
+    result: Tree = {}
+    for layer in layers:
+        for key, value in layer.items():
+            below = result.get(key)
+            if isinstance(value, dict) and isinstance(below, dict) and not _is_another(below, value):
+                value = merged([below, value])
+            result[key] = value
+    return result
+
+
+def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list[str], Tree]:
+    """Takes flags such as ``--adapter.bottleneck 24`` out of a command line; their values are read as YAML."""
+    rest, tree = [], {}
+    words = iter(argv)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        path = key.replace("-", "_").split(".")
+        if not word.startswith("--") or path[0] not in sections:
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        node: Any = _scalar(value)
+        for part in reversed(path):
+            node = {part: node}
+        tree = merged([tree, node])
+    return rest, tree
+
+
+def from_mapping(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+    """A dataclass from nested mappings; keys that it does not know fail and suggest."""
+    hints = typing.get_type_hints(cls)
+    known = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in tree:
+        if key not in known:
+            nearest = get_close_matches(str(key), known, n=1)
+            raise DmgalError(
+                "A recipe has an unknown key.",
+                received=f"{where}{key}",
+                expected=f"one of {', '.join(sorted(known))}",
+                remedy=f"did you mean {where}{nearest[0]}?" if nearest else "take it out",
+            )
+    return cls(**{key: _converted(hints[key], value, f"{where}{key}") for key, value in tree.items()})
+
+
+def to_mapping(value: Any) -> Any:
+    """The inverse of ``from_mapping``, of plain YAML types only."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: to_mapping(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: to_mapping(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_mapping(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _converted(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is typing.Annotated:
+        return _converted(arguments[0], value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        return _converted(next(a for a in arguments if a is not type(None)), value, where)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        if not isinstance(value, Mapping):
+            raise _bad_value(where, value, "a mapping")
+        return from_mapping(kind, value, f"{where}.")
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise _bad_value(where, value, f"one of {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
+            raise _bad_value(where, value, f"a list of {len(arguments)}")
+        return tuple(_converted(a, entry, where) for a, entry in zip(arguments, value, strict=True))
+    return _plain(kind, value, where)
+
+
+def _plain(kind: Any, value: Any, where: str) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            raise _bad_value(where, value, "a number") from None
+    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+        raise _bad_value(where, value, {int: "a whole number", str: "text", bool: "true or false"}.get(kind, str(kind)))
+    return value
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _is_another(below: Tree, above: Tree) -> bool:
+    return any(above.get(mark, below.get(mark)) != below.get(mark) for mark in ("peft_type", "name"))
+
+
+def _bad_value(where: str, value: Any, expected: str) -> DmgalError:
+    return DmgalError(
+        "A recipe has a value of the wrong kind.",
+        received=f"{where}: {value!r}",
+        expected=expected,
+        remedy=f"give another value for {where}",
+    )
+
+
+def _bad_layer(name: str, received: str) -> DmgalError:
+    return DmgalError(
+        "This recipe layer cannot be read.",
+        received=f"{name}: {received}",
+        expected="a YAML mapping of recipe keys to values",
+        remedy="mend the file",
+    )

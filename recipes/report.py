@@ -1,0 +1,128 @@
+"""The comparison as one web page: a chart of accuracy against trained parameters, and the table. Nothing is loaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+
+from dmgal.recipes.table import HEADINGS, Row, cells
+
+WIDTH, HEIGHT = 720, 420
+LEFT, RIGHT, TOP, BOTTOM = 64, 24, 24, 64
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --ink: #1c2430; --soft: #66707d; --line: #d5dae1; --mark: #2563a8; --page: #ffffff; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --ink: #e8ebf0; --soft: #9aa4b1; --line: #39424e; --mark: #7db2ec; --page: #14181d; }}
+}}
+body {{ font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); max-width: 60rem;
+  margin: 2rem auto; padding: 0 1rem; }}
+figure {{ margin: 2rem 0; }}
+svg {{ width: 100%; height: auto; }}
+svg text {{ fill: var(--ink); font: 13px system-ui, sans-serif; }}
+svg .soft {{ fill: var(--soft); }}
+svg line {{ stroke: var(--line); }}
+svg .mark {{ stroke: var(--mark); fill: var(--mark); stroke-width: 2; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }}
+th, td {{ text-align: right; padding: .35rem .7rem; border-bottom: 1px solid var(--line); }}
+th:first-child, td:first-child {{ text-align: left; }}
+p, figcaption {{ color: var(--soft); max-width: 45rem; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{summary}</p>
+<figure>{chart}<figcaption>{caption}</figcaption></figure>
+<div class="wide">{table}</div>
+<p>{notes}</p>
+</body>
+</html>
+"""
+
+
+def as_page(rows: Sequence[Row], title: str, summary: str, notes: str) -> str:
+    """A whole HTML page."""
+    return PAGE.format(
+        title=escape(title),
+        summary=escape(summary),
+        chart=chart(rows),
+        caption="Accuracy on novel classes, with its 95 % interval over episodes, against the number of trained "
+        "parameters (logarithmic; 0 at the left edge).",
+        table=table(rows),
+        notes=escape(notes),
+    )
+
+
+def table(rows: Sequence[Row]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells(row, place == 0)) + "</tr>"
+        for place, row in enumerate(rows)
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def chart(rows: Sequence[Row]) -> str:
+    """Inline SVG: a mark and its interval for every row."""
+    scale = _Scale(rows)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="accuracy against trained parameters">']
+    for percent in range(scale.lowest, scale.highest + 1, scale.step):
+        y = scale.y(percent)
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="soft" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{percent} %</text>')
+    for power in range(scale.first_power, scale.last_power + 1):
+        label = "0" if power == scale.first_power else f"{10**power:,}"
+        parts.append(
+            f'<text class="soft" x="{scale.x_of_power(power):.1f}" y="{HEIGHT - BOTTOM + 22}" text-anchor="middle">{label}</text>'
+        )
+    parts.append(
+        f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 16}" text-anchor="middle">trained parameters</text>'
+    )
+    parts += [_mark(row, scale) for row in rows]
+    return "".join([*parts, "</svg>"])
+
+
+def _mark(row: Row, scale: _Scale) -> str:
+    estimate = row.evaluations["accuracy"].accuracy
+    x, y = scale.x(row.trained_parameters), scale.y(estimate.mean)
+    low, high = scale.y(estimate.mean - estimate.half_width), scale.y(estimate.mean + estimate.half_width)
+    is_right = x > WIDTH * 0.7
+    text_x, anchor = (x - 10, "end") if is_right else (x + 10, "start")
+    return (
+        f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
+        f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
+        f'<text x="{text_x:.1f}" y="{y - 8:.1f}" text-anchor="{anchor}">{escape(row.name)} {estimate.mean:.1f} %</text>'
+    )
+
+
+class _Scale:
+    """From parameters and percent to places in the picture."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        means = [row.evaluations["accuracy"].accuracy.mean for row in rows]
+        spread = max(means) - min(means)
+        self.step = 10 if spread > 25 else 5
+        self.lowest = max(0, math.floor((min(means) - 4) / self.step) * self.step)
+        self.highest = min(100, math.ceil((max(means) + 4) / self.step) * self.step)
+        powers = [math.log10(row.trained_parameters) for row in rows if row.trained_parameters] or [1.0]
+        self.first_power = math.floor(min(powers)) - 1  # stands for 0
+        self.last_power = math.ceil(max(powers))
+
+    def x_of_power(self, power: float) -> float:
+        share = (power - self.first_power) / (self.last_power - self.first_power)
+        return LEFT + 20 + share * (WIDTH - LEFT - RIGHT - 40)
+
+    def x(self, parameters: int) -> float:
+        return self.x_of_power(math.log10(parameters) if parameters else self.first_power)
+
+    def y(self, percent: float) -> float:
+        share = (percent - self.lowest) / (self.highest - self.lowest)
+        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)

@@ -1,0 +1,184 @@
+"""A run folder: the resolved recipe, where and with what it ran, its log, its weights and results.
+
+    recipe.yaml          everything that shapes the run, complete
+    environment.json     command, versions, git revision, hardware
+    log.jsonl            one line per step and per validation
+    checkpoint/          to resume from; replaced whole
+    adapter/             the best adapter, as PEFT saves it
+    weights.safetensors  the best of everything else that was trained (head, backbone)
+    results/             evaluations
+
+It is written before the first step. Files are written under another name and renamed, so a killed run leaves none half.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dmgal import __version__
+from dmgal.errors import DmgalError
+from dmgal.recipes.config import Recipe
+from dmgal.recipes.layers import from_mapping, to_mapping
+
+PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
+
+
+class Run:
+    """A run folder; nothing is created before ``start``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.adapter = folder / "adapter"
+        self.weights = folder / "weights.safetensors"
+        self.checkpoint = folder / "checkpoint"
+
+    def start(self, recipe: Recipe, resume: bool) -> None:
+        """Makes the folder and writes what is known beforehand.
+
+        Raises:
+            DmgalError: the folder holds a run that was not asked to be resumed, or one of another recipe.
+        """
+        written = to_mapping(recipe)
+        if (self.folder / "recipe.yaml").exists():
+            if not resume:
+                raise DmgalError(
+                    "This folder already holds a run.",
+                    received=str(self.folder),
+                    expected="a folder that does not exist yet",
+                    remedy="pass --resume True to continue the run, or another --out",
+                )
+            self._refuse_other(written)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        write_text(self.folder / "recipe.yaml", yaml.safe_dump(written, sort_keys=False))
+
+    def recipe(self) -> Recipe:
+        path = self.folder / "recipe.yaml"
+        if not path.is_file():
+            raise DmgalError(
+                "This folder holds no run.",
+                received=str(self.folder),
+                expected="a folder with a recipe.yaml, as dmgal train writes it",
+                remedy="give a run's folder",
+            )
+        return from_mapping(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    def log(self, **entry: Any) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
+        path = self.folder / "results" / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, json.dumps(result, indent=2) + "\n")
+        return path
+
+    def trained_bytes(self) -> int:
+        """Size of what was trained, as saved."""
+        files = [self.adapter / "adapter_model.safetensors", self.weights]
+        return sum(path.stat().st_size for path in files if path.exists())
+
+    def training_cost(self) -> dict[str, float | None]:
+        """Median seconds of a training step and the peak memory of the training process, from the log."""
+        path = self.folder / "log.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        entries = [json.loads(line) for line in lines]
+        times = [entry["seconds"] for entry in entries if "seconds" in entry]
+        peaks = [entry["peak_memory_mb"] for entry in entries if "peak_memory_mb" in entry]
+        steps = [later - earlier for earlier, later in itertools.pairwise(times) if later > earlier]
+        return {
+            "seconds_per_step": statistics.median(steps) if steps else None,
+            "peak_memory_mb": max(peaks) if peaks else None,
+        }
+
+    def _refuse_other(self, recipe: Mapping[str, Any]) -> None:
+        before = dict(_flat(yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))))
+        now = dict(_flat(recipe))
+        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+        if differing:
+            raise DmgalError(
+                "This run was made by another recipe and cannot be resumed by this one.",
+                received=", ".join(f"{key}={now.get(key)!r}" for key in differing),
+                expected=", ".join(f"{key}={before.get(key)!r}" for key in differing),
+                remedy="resume with the run's own recipe, or pass another --out",
+            )
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to judge or repeat a run; no paths, no names of people or machines."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "git_revision": _git_revision(),
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def peak_memory_mb() -> float:
+    """The most memory this process has held: on the GPU where there is one, else resident in RAM."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
+        if cpuinfo.is_file() else []
+    return names[0] if names else platform.processor()

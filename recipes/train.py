@@ -1,0 +1,309 @@
+"""Trains a recognizer on episodes of the base classes, selects on the validation classes, never looks at the test.
+
+    dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --out runs/mine
+    accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from dmgal.episodes import (
+    Episode,
+    EpisodeOutput,
+    EpisodeSampler,
+    Estimate,
+    FewShotRecognizer,
+    VideoCatalog,
+    encode_videos,
+    evaluate,
+)
+from dmgal.episodes.dataset import EpisodeDataset
+from dmgal.episodes.transforms import TrainTransform
+from dmgal.errors import DmgalError
+from dmgal.recipes.build import (
+    build_catalog,
+    build_recognizer,
+    count_parameters,
+    dtype_of,
+    freeze_batch_norm,
+    test_clips,
+)
+from dmgal.recipes.config import Recipe, parse
+from dmgal.recipes.entry import run_recipe
+from dmgal.recipes.layers import bundled_layers
+from dmgal.recipes.runs import Run, peak_memory_mb
+from dmgal.recipes.weights import load_checkpoint, load_trained_state, save_best, save_checkpoint, trained_state
+
+EPISODE_SEED, VALIDATION_SEED = "train", 1
+PLATEAU_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Train:
+    """Options of the command, beside the recipe."""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    out: Path | None = None
+    """Run folder; None: runs/ and the names of the layers."""
+    resume: bool = False
+    """Continue the run in the folder."""
+    list: bool = False
+    """Print the bundled layers and stop."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+class Trainer:
+    """The state of one training run; ``run`` below puts it together."""
+
+    def __init__(self, recipe: Recipe, run: Run, recognizer: FewShotRecognizer, catalog: VideoCatalog, quiet: bool) -> None:
+        self.recipe, self.run, self.catalog = recipe, run, catalog
+        precision = recipe.train.precision
+        self.accelerator = Accelerator(mixed_precision=precision if precision in ("bf16", "fp16") else "no")
+        self.main = self.accelerator.is_main_process
+        self.progress = self.main and not quiet
+        self.recognizer = recognizer.to(self.accelerator.device, dtype_of(precision))
+        self.optimizer = build_optimizer(recognizer, recipe)
+        self.schedule = build_schedule(self.optimizer, recipe.train.warmup_steps, recipe.train.steps)
+        self.step, self.best, self.seconds = 0, -math.inf, 0.0
+        self._plateau = Plateau(recipe.episode.n_way)
+        validation = catalog.split("val")
+        self._clips = test_clips(validation, recipe, recognizer.encoder.image_size)
+        self._validation = EpisodeSampler(
+            validation.labels,
+            recipe.episode.n_way,
+            recipe.episode.k_shot,
+            1,
+            recipe.train.validation_episodes,
+            VALIDATION_SEED,
+            validation.class_names,
+        )
+
+    def fit(self) -> None:
+        """All remaining steps; the best weights of the validation are in the run folder afterwards."""
+        train, world = self.recipe.train, self.accelerator.num_processes
+        if train.tasks_per_step % world:
+            raise DmgalError(
+                "The tasks of a step do not divide among the processes.",
+                received=f"tasks_per_step={train.tasks_per_step}, {world} processes",
+                expected="a multiple of the number of processes",
+                remedy=f"pass --train.tasks-per-step {math.ceil(train.tasks_per_step / world) * world}",
+            )
+        episodes = self._episodes()
+        model = self.accelerator.prepare(self.recognizer)
+        bar = tqdm(total=train.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
+        for batch in episodes:
+            start = time.perf_counter()
+            entry = self._train_step(model, batch)
+            self.seconds += time.perf_counter() - start
+            self._report(bar, entry)
+            if self.step % train.validate_every == 0 or self.step == train.steps:
+                self.validate()
+            if self.main and (self.step % train.checkpoint_every == 0 or self.step == train.steps):
+                self.checkpoint()
+            self.accelerator.wait_for_everyone()
+        bar.close()
+
+    def validate(self) -> None:
+        """Accuracy on validation classes; better weights are saved."""
+        if self.main:
+            states = encode_videos(
+                self.recognizer, self._clips, device=self.accelerator.device, progress=self.progress
+            )
+            result = evaluate(self.recognizer, states, self._validation, self.accelerator.device, self.progress).accuracy
+            self.run.log(step=self.step, validation_accuracy=result.mean, half_width=result.half_width)
+            better = result.mean > self.best
+            self._say(f"step {self.step}: validation {result} %{' (best so far)' if better else ''}")
+            if better:
+                self.best = result.mean
+                save_best(self.recognizer, self.run)
+        self.accelerator.wait_for_everyone()
+
+    def checkpoint(self) -> None:
+        save_checkpoint(self.recognizer, self.optimizer, self.run, {"step": self.step, "best": self.best, "seconds": self.seconds})
+
+    def restore(self) -> None:
+        progress = load_checkpoint(self.recognizer, self.optimizer, self.run)
+        if progress is None:
+            return
+        self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]  # type: ignore[assignment]
+        self.schedule.last_epoch = self.step - 1
+        self.schedule.step()
+        self._say(f"resumed at step {self.step}")
+
+    def _train_step(self, model: nn.Module, episodes: list[Episode]) -> dict[str, float]:
+        model.train()
+        if self.recipe.backbone.freeze_batch_norm:
+            freeze_batch_norm(self.recognizer)
+        episodes = [episode.to(self.accelerator.device, non_blocking=True) for episode in episodes]
+        with self.accelerator.autocast():
+            outputs = model(episodes)
+        loss, accuracy = task_loss(outputs, episodes)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        trained = [p for p in self.recognizer.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, self.recipe.train.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.step += 1
+        mean = self.accelerator.reduce(torch.stack([loss.detach().double(), accuracy.double()]), "mean")
+        return {"loss": mean[0].item(), "accuracy": mean[1].item(), "gradient_norm": norm.item()}
+
+    def _report(self, bar: tqdm[Any], entry: dict[str, float]) -> None:
+        if not self.main:
+            return
+        self.run.log(step=self.step, **entry, seconds=round(self.seconds, 3), peak_memory_mb=peak_memory_mb())
+        bar.set_postfix(loss=f"{entry['loss']:.3f}", accuracy=f"{100 * entry['accuracy']:.0f} %", refresh=False)
+        bar.update()
+        notice = self._plateau.notice(self.step, entry["loss"])
+        if notice:
+            self._say(notice)
+
+    def _episodes(self) -> Iterator[list[Episode]]:
+        """This process's tasks of every remaining step; which tasks a step has does not depend on the processes."""
+        train, data, episode = self.recipe.train, self.recipe.data, self.recipe.episode
+        base, tasks = self.catalog.split("train"), train.tasks_per_step
+        sampler = EpisodeSampler(
+            base.labels, episode.n_way, episode.k_shot, episode.n_query, max(1, train.steps * tasks), train.seed, base.class_names
+        )
+        transform = TrainTransform(
+            self.recognizer.encoder.image_size[0], scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter
+        )
+        dataset = EpisodeDataset(
+            base, sampler, data.num_frames, transform, training=True, seed=train.seed, frame_cache=data.keep_in_memory
+        )
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = [range(step * tasks + rank, (step + 1) * tasks, world) for step in range(self.step, train.steps)]
+        return iter(DataLoader(dataset, batch_sampler=mine, collate_fn=_as_list, num_workers=data.num_workers))
+
+    def _say(self, message: str) -> None:
+        if self.main:
+            tqdm.write(message)
+
+
+@dataclass
+class Plateau:
+    """Tells once when the loss has not left that of guessing: failures of this training are plateaus, not overfitting."""
+
+    n_way: int
+    losses: list[float] = field(default_factory=list)
+
+    def notice(self, step: int, loss: float) -> str | None:
+        self.losses.append(loss)
+        guessing = math.log(self.n_way)
+        if len(self.losses) != PLATEAU_STEPS or sum(self.losses[-100:]) / 100 < 0.97 * guessing:
+            return None
+        return (
+            f"step {step}: the loss is still that of guessing, ln({self.n_way}) = {guessing:.2f}; "
+            "a centered head (--head.center video) or another learning rate often helps"
+        )
+
+
+def task_loss(outputs: list[EpisodeOutput], episodes: list[Episode]) -> tuple[Tensor, Tensor]:
+    """Mean over tasks of cross-entropy plus the head's own losses; and the mean accuracy."""
+    losses, accuracies = [], []
+    for output, episode in zip(outputs, episodes, strict=True):
+        losses.append(F.cross_entropy(output.logits, episode.query_labels) + sum(output.losses.values()))
+        accuracies.append((output.logits.argmax(1) == episode.query_labels).float().mean())
+    return torch.stack(losses).mean(), torch.stack(accuracies).mean()
+
+
+def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only, the backbone's own parameters at their own rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in recognizer.named_parameters():
+        if parameter.requires_grad:
+            own = name.startswith("encoder.backbone.") and "dmgal_" not in name and "lora_" not in name
+            rate = recipe.train.backbone_learning_rate if own else recipe.train.learning_rate
+            decay = recipe.train.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+        or [{"params": [nn.Parameter(torch.zeros(()))], "lr": 0.0}]
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int) -> LambdaLR:
+    """Linear warm-up, then cosine to zero: a function of the step alone, so resuming needs only the step."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def run(
+    recipe: Recipe,
+    out: Path,
+    *,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+    catalog: VideoCatalog | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> Run:
+    """Trains by a recipe into a run folder. Objects that are given take the place of what the recipe names."""
+    set_seed(recipe.train.seed)
+    catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
+    recognizer = build_recognizer(recipe, backbone=backbone, head=head)
+    folder = Run(out)
+    trainer = Trainer(recipe, folder, recognizer, catalog, quiet)
+    if trainer.main:
+        folder.start(recipe, resume)
+    trainer.accelerator.wait_for_everyone()
+    if resume:
+        trainer.restore()
+    trainer._say(_start_line(trainer))
+    if recipe.train.steps > trainer.step:
+        trainer.fit()
+    elif trainer.best == -math.inf:
+        trainer.validate()
+    trainer.accelerator.end_training()
+    return folder
+
+
+def _start_line(trainer: Trainer) -> str:
+    accelerator, recipe = trainer.accelerator, trainer.recipe
+    trained, everything = (count_parameters(trainer.recognizer, trained_only=only) for only in (True, False))
+    return (
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {recipe.train.precision}, "
+        f"{recipe.train.tasks_per_step} task(s) a step, {trained:,} of {everything:,} parameters trained"
+    )
+
+
+def _as_list(episodes: list[Episode]) -> list[Episode]:
+    return episodes
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    options, names = parse(argv, prog="dmgal train", description=__doc__ or "", wrapper=Train)
+    if options.list:
+        print("\n".join(bundled_layers()))
+        return 0
+    out = options.out or Path("runs") / "_".join(Path(name).stem for name in names or ["default"])
+    folder = run(options.recipe, out, resume=options.resume, quiet=options.quiet)
+    print(f"run folder: {folder.folder}\nnext: dmgal evaluate {folder.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_recipe(main)

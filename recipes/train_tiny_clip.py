@@ -1,0 +1,226 @@
+"""Trains tiny-clip, the small real CLIP that ships with dmgal, on drawn stills and their captions.
+
+    python -m dmgal.recipes.train_tiny_clip --out my_tiny_clip
+
+It sees no video: what it knows is appearance and place, and nothing of motion. The folder it writes loads through
+open_clip's own factory, ``open_clip.create_model("local-dir:my_tiny_clip")``, tokenizer included.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from dmgal.backbones.tiny_clip import FOLDER, captions
+from dmgal.backbones.tiny_clip.drawing import COLORS, Appearance, draw, random_appearance
+from dmgal.recipes.entry import run_recipe
+
+
+Tokenize = Callable[[list[str]], Tensor]
+Normalize = Callable[[Tensor], Tensor]
+PROMPTS = 256
+"""Captions in the ensemble of one word's prompt."""
+HELD_OUT_SEED = 1_000_003
+
+
+@dataclass(frozen=True)
+class TinyClipRecipe:
+    """How tiny-clip is trained; the bundled weights came from the defaults."""
+
+    out: Path = Path("tiny_clip")
+    """Folder to write."""
+    steps: int = 2200
+    batch_size: int = 256
+    learning_rate: float = 1.5e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+    keep: float = 0.95
+    """Probability that a caption tells an attribute."""
+    shared: int = 3
+    """Attributes that are the same in all stills of a batch."""
+    seed: int = 0
+    held_out_stills: int = 5000
+    """Number of new stills on which zero-shot accuracy is measured."""
+
+
+def stills(
+    batch_size: int, pixels: int, seed: int, keep: float = 1.0, shared: int = 0
+) -> Iterator[tuple[Tensor, list[str], dict[str, Tensor]]]:
+    """Endless batches of images ``(n, 3, pixels, pixels)`` uint8, their captions and the right words.
+
+    With ``shared`` above 0, that many attributes, drawn anew for every batch, are the same in all its stills: captions
+    are then told apart by the others only, and none can be left unlearned.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        looks, poses = random_appearance(batch_size, generator), captions.random_poses(batch_size, generator)
+        values = {**vars(looks), **vars(poses)}
+        for place in torch.randperm(len(values), generator=generator)[:shared].tolist():
+            value = list(values.values())[place]
+            value[:] = value[0].clone()
+        _keep_colors_apart(looks, generator)
+        words = captions.describe(looks, poses)
+        images = draw(poses, looks, pixels, generator)[:, 0]
+        yield images, list(captions.captions(words, generator, keep)), words
+
+
+def _keep_colors_apart(looks: Appearance, generator: Generator) -> None:
+    """Sharing one of the two colors may have made them agree; the second then moves on by one."""
+    looks.second_color[looks.second_color == looks.color] += 1
+    looks.second_color.remainder_(len(COLORS))
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A word-level tokenizer in the transformers format, beside the model."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = captions.vocabulary()
+    index = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(index, unk_token=captions.UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{captions.START} $A {captions.END}",
+        special_tokens=[(mark, index[mark]) for mark in (captions.START, captions.END)],
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=captions.PAD,
+        unk_token=captions.UNKNOWN,
+        bos_token=captions.START,
+        eos_token=captions.END,
+    ).save_pretrained(folder)
+
+
+def train(recipe: TinyClipRecipe, model: Any, tokenize: Tokenize, normalize: Normalize) -> list[dict[str, float]]:
+    """Contrastive training; returns the loss over the steps."""
+    from open_clip.loss import ClipLoss
+
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=recipe.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warmup_then_cosine(step, recipe))
+    contrast, log, start = ClipLoss(), [], time.monotonic()
+    data = stills(recipe.batch_size, model.visual.image_size[0], recipe.seed, recipe.keep, recipe.shared)
+    model.train()
+    for step in (bar := tqdm(range(recipe.steps), desc="tiny-clip", unit="step")):
+        images, texts, _ = next(data)
+        image_features, text_features, scale = model(normalize(images), tokenize(texts))
+        loss = contrast(image_features, text_features, scale)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        model.logit_scale.data.clamp_(0, math.log(100))
+        if step % 100 == 0 or step == recipe.steps - 1:
+            log.append({"step": step, "loss": loss.item(), "seconds": round(time.monotonic() - start, 1)})
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+    return log
+
+
+def _warmup_then_cosine(step: int, recipe: TinyClipRecipe) -> float:
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)))
+
+
+@torch.no_grad()
+def zero_shot(model: Any, tokenize: Tokenize, normalize: Normalize, seed: int, count: int) -> dict[str, dict[str, float]]:
+    """Accuracy of telling each attribute of new stills, beside chance.
+
+    As CLIP does, a word's prompt is an ensemble: the mean embedding of ``PROMPTS`` captions that hold the word, their
+    other attributes drawn at random.
+    """
+    model.eval()
+    generator = torch.Generator().manual_seed(seed)
+    prompts = {a.name: _prompts(a, model, tokenize, generator) for a in captions.ATTRIBUTES if a.name != "second_color"}
+    right: dict[str, list[Tensor]] = {name: [] for name in prompts}
+    data = stills(250, model.visual.image_size[0], seed + 1)
+    for _ in range(math.ceil(count / 250)):
+        images, _, words = next(data)
+        features = F.normalize(model.encode_image(normalize(images)), dim=-1)
+        for name, prompt in prompts.items():
+            right[name].append((features @ prompt.T).argmax(1) == words[name])
+    return {
+        name: {
+            "accuracy": round(torch.cat(hits).double().mean().item(), 4),
+            "chance": round(1 / len(prompts[name]), 4),
+        }
+        for name, hits in right.items()
+    }
+
+
+def _prompts(attribute: captions.Attribute, model: Any, tokenize: Tokenize, generator: Generator) -> Tensor:
+    """One embedding per word ``(words, D)``, of the same random captions with only this word exchanged."""
+    words = {
+        other.name: torch.randint(len(other.words), (PROMPTS,), generator=generator) for other in captions.ATTRIBUTES
+    }
+    embeddings = []
+    for index in range(len(attribute.words)):
+        words[attribute.name] = torch.full((PROMPTS,), index)
+        texts = list(captions.captions(words, generator))
+        embeddings.append(F.normalize(model.encode_text(tokenize(texts)), dim=-1).mean(0))
+    return F.normalize(torch.stack(embeddings), dim=-1)
+
+
+def normalization(folder: Path) -> Normalize:
+    """From uint8 images to what the model takes."""
+    config = json.loads((folder / "open_clip_config.json").read_text())["preprocess_cfg"]
+    mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
+    return lambda images: (images / 255 - mean) / std
+
+
+def run(recipe: TinyClipRecipe) -> dict[str, object]:
+    """Trains, measures and writes the folder; returns what ``training.json`` says."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    torch.manual_seed(recipe.seed)
+    recipe.out.mkdir(parents=True, exist_ok=True)
+    config = json.loads((FOLDER / "open_clip_config.json").read_text())
+    if recipe.out.resolve() != FOLDER.resolve():
+        shutil.copy(FOLDER / "open_clip_config.json", recipe.out)
+    write_tokenizer(recipe.out)
+    model = open_clip.CLIP(**config["model_cfg"])
+    tokenize = open_clip.get_tokenizer(f"local-dir:{recipe.out}")
+    normalize = normalization(recipe.out)
+    log = train(recipe, model, tokenize, normalize)
+    report = {
+        "recipe": {k: v for k, v in asdict(recipe).items() if k != "out"},
+        "parameters": {
+            "visual": sum(p.numel() for p in model.visual.parameters()),
+            "all": sum(p.numel() for p in model.parameters()),
+        },
+        "zero_shot": zero_shot(model, tokenize, normalize, HELD_OUT_SEED, recipe.held_out_stills),
+        "log": log,
+    }
+    save_file(model.state_dict(), recipe.out / "open_clip_model.safetensors")
+    (recipe.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the recipe of a command line and print what was measured."""
+    report = run(tyro.cli(TinyClipRecipe, args=argv, description=__doc__))
+    print(json.dumps({key: report[key] for key in ("parameters", "zero_shot")}, indent=2))
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,0 +1,95 @@
+"""What the adapters compute: the equations of their docstrings, and what they can and cannot see."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmgal.adapters.cmga import CmgaAdapter
+from dmgal.adapters.motion import BottleneckShape, Motion, motion_attention
+from dmgal.adapters.smga import SmgaAdapter
+
+SHAPE = {"width": 12, "bottleneck": 6, "motion_width": 4, "num_frames": 5, "num_prefix_tokens": 1, "grid": (2, 3)}
+EVERYTHING = slice(None)
+
+
+def randomized(module):
+    torch.manual_seed(3)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module.double()
+
+
+def tokens(videos, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(videos, 5, 7, 12, generator=generator, dtype=torch.float64)
+
+
+def test_motion_attention_is_the_mean_of_two_softmaxes():
+    generator = torch.Generator().manual_seed(0)
+    f, g, p, q = (torch.randn(2, 7, 4, generator=generator) for _ in range(4))
+    values = torch.randn(2, 7, 3, generator=generator)
+    expected = sum(torch.softmax(a @ b.transpose(1, 2) / 2, -1) @ values for a, b in ((f, p), (g, q))) / 2
+    torch.testing.assert_close(motion_attention(Motion(f, g), Motion(p, q), values), expected)
+
+
+def test_motion_is_zero_at_the_ends_and_aligned_between():
+    adapter = randomized(SmgaAdapter(BottleneckShape(**SHAPE)))
+    hidden = adapter.hidden(tokens(2))
+    motion = adapter.motion(hidden)
+    here, aligned = adapter.reduce(hidden), adapter.align(adapter.reduce(hidden))
+    assert motion.forward[:, -1].eq(0).all() and motion.backward[:, 0].eq(0).all()
+    torch.testing.assert_close(motion.forward[:, 1], aligned[:, 2] - here[:, 1])
+    torch.testing.assert_close(motion.backward[:, 1], aligned[:, 0] - here[:, 1])
+
+
+def test_prefix_tokens_pass_the_convolution_unchanged_and_patches_do_not():
+    adapter = randomized(SmgaAdapter(BottleneckShape(**SHAPE)))
+    hidden = adapter.hidden(tokens(1))
+    mixed = adapter.values(hidden)
+    assert torch.equal(mixed[:, :, :1], hidden[:, :, :1])
+    grid = hidden[0, 0, 1:].T.reshape(1, 6, 2, 3)
+    torch.testing.assert_close(mixed[0, 0, 1:].T.reshape(1, 6, 2, 3), adapter.values.convolution(grid))
+
+
+@pytest.mark.parametrize(("signed", "temporal", "sees"), [(False, False, False), (True, False, True), (False, True, True)])
+def test_the_arrow_of_time_needs_signed_values_or_a_temporal_code(signed, temporal, sees):
+    """Without either, a clip and its reversal give the same frames in reverse order."""
+    adapter = randomized(SmgaAdapter(BottleneckShape(**SHAPE, signed=signed, temporal=temporal)))
+    clip = tokens(1)
+    difference = (adapter(clip.flip(1)).flip(1) - adapter(clip)).abs().max()
+    assert (difference > 1e-3) if sees else (difference < 1e-12)
+
+
+def test_a_query_sees_the_support_and_no_other_query_and_the_support_sees_nothing():
+    adapter = randomized(CmgaAdapter(BottleneckShape(**SHAPE)))
+    support, query, other = tokens(3, 1), tokens(2, 2), tokens(2, 3)
+    alone = adapter(torch.cat([support, query[:1]]), num_support=3)
+    beside = adapter(torch.cat([support, query[:1], other]), num_support=3)
+    torch.testing.assert_close(beside[:4], alone)
+    moved = adapter(torch.cat([support + 1, query[:1]]), num_support=3)
+    assert (moved[3] - alone[3]).abs().max() > 1e-3
+    torch.testing.assert_close(adapter(support, num_support=3), alone[:3])
+
+
+def test_cross_attention_softmax_runs_over_all_support_tokens_of_a_frame():
+    shape = BottleneckShape(**SHAPE)
+    adapter = randomized(CmgaAdapter(shape))
+    support, query = adapter.prepare(tokens(2, 1), EVERYTHING), adapter.prepare(tokens(1, 2), EVERYTHING)
+    frame = 3
+    values = support["values"][:, frame].reshape(-1, shape.bottleneck)
+    cross = torch.zeros(7, shape.bottleneck, dtype=torch.float64)
+    for name in ("forward", "backward"):
+        keys = support[name][:, frame].reshape(-1, shape.motion_width)
+        cross += torch.softmax(query[name][0, frame] @ keys.T / shape.motion_width**0.5, -1) @ values / 2
+    expected = query["tokens"][0, frame] + adapter.up(query["hidden"][0, frame] + cross)
+    torch.testing.assert_close(adapter.relate(support, query, EVERYTHING)[1][0, frame], expected)
+
+
+def test_asking_for_one_row_gives_that_row():
+    adapter = randomized(CmgaAdapter(BottleneckShape(**SHAPE)))
+    row = slice(0, 1)
+    whole = adapter.relate(adapter.prepare(tokens(2, 1), EVERYTHING), adapter.prepare(tokens(2, 2), EVERYTHING), EVERYTHING)
+    part = adapter.relate(adapter.prepare(tokens(2, 1), row), adapter.prepare(tokens(2, 2), row), row)
+    for one, other in zip(whole, part, strict=True):
+        torch.testing.assert_close(one[:, :, row], other)

@@ -1,0 +1,63 @@
+"""DMGAL-FT: the same as its parts in sequence, its size, and what gives it the arrow of time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dmgal.backbones.video_state import VideoState
+from dmgal.episodes.heads import OTAM, BiMHM, DmgalFT
+
+
+def awake_head(matcher=None) -> DmgalFT:
+    head = DmgalFT(16, num_frames=4, matcher=matcher).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return head
+
+
+def maps(videos: int, seed: int) -> Tensor:
+    return torch.randn(videos, 4, 16, 7, 7, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("matcher", [BiMHM(center="video", logit_scale=10.0), OTAM(), None])
+def test_equal_to_its_parts_in_sequence(matcher, assert_relatively_close) -> None:
+    head, support, query, labels = awake_head(matcher), maps(4, 1), maps(3, 2), torch.tensor([0, 1, 1, 0])
+    related = head.cross_attention(*(head.mixer(head.self_attention(videos)) for videos in (support, query)))
+    pooled = [head.matcher.prepare(features.mean(dim=(-2, -1))) for features in related]
+    expected = head.matcher.compare(pooled[0], labels, pooled[1]).logits
+    assert_relatively_close(head.compare(head.prepare(support), labels, head.prepare(query)).logits, expected)
+
+
+def test_preparing_videos_alone_or_together() -> None:
+    head, videos = awake_head(), maps(3, 1)
+    alone = VideoState.cat([head.prepare(video[None]) for video in videos])
+    torch.testing.assert_close(dict(head.prepare(videos)), dict(alone))
+
+
+def test_parameters_of_the_paper() -> None:
+    parts = DmgalFT(2048)
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (parts.self_attention, parts.mixer)]
+    millions.append(sum(p.numel() for p in parts.cross_attention.parameters()) / 1e6)
+    assert [round(number, 2) for number in millions] == [1.79, 8.39, 1.79]
+    resnet50 = 23.51
+    assert round(resnet50 + sum(p.numel() for p in parts.parameters()) / 1e6, 1) == 35.5
+
+
+@pytest.mark.parametrize(("mixing", "sees_the_arrow"), [(False, False), (True, True)])
+def test_mixing_gives_the_arrow_of_time(mixing: bool, sees_the_arrow: bool) -> None:
+    """Two classes that are each other's reversal: without weights over frames no query can prefer one of them."""
+    head = awake_head()
+    if not mixing:
+        head.mixer = nn.Identity()
+    motion = maps(1, 1)
+    support = head.prepare(torch.cat((motion, motion.flip(1))))
+    # the cross attention compares equal frame indices, which also tells order, so it is closed here
+    with torch.no_grad():
+        head.cross_attention.gamma_cross.zero_()
+    logits = head.compare(support, torch.tensor([0, 1]), head.prepare(maps(2, 2))).logits
+    gap = (logits[:, 0] - logits[:, 1]).abs()
+    assert (gap > 1e-3).all() if sees_the_arrow else (gap < 1e-4).all()

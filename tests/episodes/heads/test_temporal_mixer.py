@@ -1,0 +1,49 @@
+"""Frame mixing: the released numbers, patch positions kept apart, the arrow of time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmgal.episodes.heads import TemporalMixer
+from dmgal.errors import DmgalError
+
+
+def features(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_golden(read_golden, assert_relatively_close) -> None:
+    tensors, weights, info = read_golden("sact_tmixer_frame_mixing")
+    frames = tensors["x"].unflatten(0, (-1, info["frames"]))
+    mixer = TemporalMixer(info["frames"], frames.shape[2])
+    mixer.load_reference_state_dict(weights)
+    assert_relatively_close(mixer(frames), tensors["y"])
+    at_one_patch = mixer(frames[..., 3, 5])
+    assert_relatively_close(at_one_patch, tensors["y"][..., 3, 5])
+
+
+@pytest.mark.parametrize("grid", [(), (7, 7), (2, 5), (1, 1)])
+def test_videos_and_patches_are_mixed_alone(grid: tuple[int, ...]) -> None:
+    mixer, videos = TemporalMixer(6, 8), features(3, 6, 8, *grid)
+    mixed = mixer(videos)
+    assert mixed.shape == videos.shape
+    torch.testing.assert_close(mixed[1:2], mixer(videos[1:2]))
+    if grid:
+        torch.testing.assert_close(mixed[..., -1, 0], mixer(videos[..., -1, 0]))
+
+
+def test_it_knows_the_arrow_of_time() -> None:
+    mixer, videos = TemporalMixer(6, 8), features(2, 6, 8)
+    assert not torch.allclose(mixer(videos.flip(1)), mixer(videos).flip(1), atol=1e-3)
+
+
+def test_parameters_at_the_width_of_a_resnet50() -> None:
+    count = sum(parameter.numel() for parameter in TemporalMixer(8, 2048).parameters())
+    assert count == 2 * (8 * 8 + 8) + 2 * (2048 * 2048 + 2048) == 8_392_848
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 6, 9), (2, 6, 8, 7), (6, 8)])
+def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DmgalError, match=r"\(videos, 6, 8\)"):
+        TemporalMixer(6, 8)(torch.zeros(shape))

@@ -1,0 +1,254 @@
+"""Catalogs from split files and from class folders, and what is wrong with those that cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dmgal.episodes.catalog import VideoCatalog
+from dmgal.errors import DmgalError
+
+FOUR_PARTS = ("received:", "expected:", "what to do:")
+
+
+def touch(root: Path, *names: str) -> Path:
+    for file in names:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    return root
+
+
+def split_file(path: Path, *lines: str) -> Path:
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    return path
+
+
+def refused(match: str):
+    return pytest.raises(DmgalError, match=match)
+
+
+def test_class_folders_without_a_split(tmp_path):
+    touch(tmp_path, *(f"class{c}/v{v}.mp4" for c in (10, 9, 1) for v in (10, 2)), "class1/notes.txt", "readme.md")
+    touch(tmp_path, "class9/frames/1.JPG", "class9/no_frames/readme.txt", ".hidden/a.mp4", "class1/.hidden.mp4")
+    catalog = VideoCatalog.from_folders(tmp_path)
+    assert catalog.class_names == ("class1", "class9", "class10")
+    assert catalog.videos == (
+        "class1/v2.mp4",
+        "class1/v10.mp4",
+        "class9/frames",
+        "class9/v2.mp4",
+        "class9/v10.mp4",
+        "class10/v2.mp4",
+        "class10/v10.mp4",
+    )
+    assert catalog.labels.tolist() == [0, 0, 1, 1, 1, 2, 2] and catalog.labels.dtype == np.int64
+    assert catalog.class_splits is None and len(catalog) == 7
+    assert catalog.path(2) == tmp_path / "class9" / "frames"
+    with refused("classes without a split(.|\n)*with_seeded_split"):
+        catalog.split("train")
+    with refused("without splits"):
+        catalog.to_csv(tmp_path / "split.csv")
+
+
+def test_split_folders(tmp_path):
+    touch(tmp_path, "train/a/1.mp4", "train/b/1.mp4", "val/c/1.avi", "test/d/1.webm", "test/e/2.mkv", "test/e/1.mkv")
+    catalog = VideoCatalog.from_folders(tmp_path)
+    assert catalog.class_names == ("a", "b", "c", "d", "e")
+    test = catalog.split("test")
+    assert test.class_names == ("d", "e") and test.labels.tolist() == [0, 1, 1]
+    assert test.videos == ("test/d/1.webm", "test/e/1.mkv", "test/e/2.mkv")
+    assert test.path(1) == tmp_path / "test/e/1.mkv"
+    assert test.split("test").class_names == test.class_names
+    assert "classes=5" in repr(catalog) and "'test': 2" in repr(catalog) and len(repr(catalog)) < 300
+    with refused("no split 'train'(.|\n)*the splits test"):
+        test.split("train")
+
+
+def test_folder_errors(tmp_path):
+    with refused("missing(.|\n)*nowhere"):
+        VideoCatalog.from_folders(tmp_path / "nowhere")
+    (tmp_path / "none").mkdir()
+    with refused("has no classes"):
+        VideoCatalog.from_folders(tmp_path / "none")
+    touch(tmp_path / "empty", "a/1.mp4", "b/1.txt", "c/2.txt")
+    with refused("2 without: b, c\n"):
+        VideoCatalog.from_folders(tmp_path / "empty")
+    touch(tmp_path / "both", "train/a/1.mp4", "extra/1.mp4")
+    with refused("cannot tell splits from classes"):
+        VideoCatalog.from_folders(tmp_path / "both")
+    touch(tmp_path / "twice", "train/a/1.mp4", "test/a/1.mp4")
+    with refused("in two splits\n.*: a\n"):
+        VideoCatalog.from_folders(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("name", ["split.csv", "split.csv.gz"])
+def test_split_files(tmp_path, name):
+    root = touch(
+        tmp_path / "videos", "deep/one.mp4", "two.WEBM", "two.txt", "frames/1.jpg", "sp ace, it's.mp4", "4.avi"
+    )
+    path = split_file(
+        tmp_path / name,
+        "class_index,split,video,class_name",
+        "0,train,deep/one,zebra",
+        "0,train,two,zebra",
+        "1,val,frames,ape",
+        '2,test,"sp ace, it\'s.mp4","says ""hi"", then"',
+        "",
+        "0,train,4.avi,zebra",
+    )
+    catalog = VideoCatalog.from_csv(path, root)
+    assert catalog.videos == ("deep/one.mp4", "two.WEBM", "frames", "sp ace, it's.mp4", "4.avi")
+    assert catalog.class_names == ("zebra", "ape", 'says "hi", then')
+    assert catalog.labels.tolist() == [0, 0, 1, 2, 0]
+    assert catalog.class_splits == ("train", "val", "test")
+    assert all(catalog.path(video).exists() for video in range(len(catalog)))
+    assert catalog.reversal_pairs == ()
+
+
+def test_dots_in_names_and_a_choice_of_extensions(tmp_path):
+    root = touch(tmp_path, "v1.2.mp4", "v1.mov", "b.mp4", "b.avi")
+    path = split_file(tmp_path / "s.csv", "split,class_name,video", *(f"train,a,{v}" for v in ("v1.2", "v1", "b")))
+    assert VideoCatalog.from_csv(path, root).videos == ("v1.2.mp4", "v1.mov", "b.avi")
+
+
+REVERSALS = [
+    "split,class_name,video,reversal",
+    "train,up,1,down",
+    "train,down,2,up",
+    "train,spin,3,spin",
+    "test,left,4,right",
+    "test,right,5,",
+    "test,wave,6,",
+    "test,wave,7,",
+]
+
+
+def numbered(tmp_path: Path) -> Path:
+    return touch(tmp_path / "videos", *(f"{number}.mp4" for number in range(1, 8)))
+
+
+def test_reversal_pairs_are_classes_of_the_split(tmp_path):
+    catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), numbered(tmp_path))
+    assert catalog.reversal_pairs == ((0, 1), (3, 4))
+    test = catalog.split("test")
+    assert [tuple(test.class_names[c] for c in pair) for pair in test.reversal_pairs] == [("left", "right")]
+    apart = split_file(tmp_path / "apart.csv", REVERSALS[0], "train,up,1,down", "val,down,2,up")
+    assert VideoCatalog.from_csv(apart, numbered(tmp_path)).split("train").reversal_pairs == ()
+
+
+@pytest.mark.parametrize("name", ["written.csv", "written.csv.gz"])
+def test_a_written_split_file_reads_back(tmp_path, name):
+    root = numbered(tmp_path)
+    catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), root)
+    catalog.to_csv(tmp_path / "new" / name)
+    again = VideoCatalog.from_csv(tmp_path / "new" / name, root)
+    assert os.listdir(tmp_path / "new") == [name]
+    for column in ("videos", "class_names", "class_splits", "reversal_pairs"):
+        assert getattr(again, column) == getattr(catalog, column)
+    assert np.array_equal(again.labels, catalog.labels)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), numbered(tmp_path))
+    catalog.to_csv(tmp_path / "new" / "split.csv")
+    before = (tmp_path / "new" / "split.csv").read_bytes()
+    monkeypatch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        catalog.split("test").to_csv(tmp_path / "new" / "split.csv")
+    assert os.listdir(tmp_path / "new") == ["split.csv"]
+    assert (tmp_path / "new" / "split.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["split,class_name,video"], "has no classes"),
+        ([""], "first line with nothing"),
+        (["split,name,video", "train,a,1"], "add the column class_name"),
+        (["split,class_name,video", "train,a,1", "dev,a,2"], "row 3 of(.|\n)*dev,a,2"),
+        (["split,class_name,video", "train,a"], "row 2 of(.|\n)*3 values"),
+        (["split,class_name,video", "train,,1"], "row 2 of"),
+        (["split,class_name,video", "train,a,1", "train,b,"], "1 without: b\n"),
+        (["split,class_name,video", "train,a,1", "test,a,2"], "in two splits\n.*: a\n"),
+        (
+            ["split,class_name,video", *(f"train,a,{n}" for n in range(1, 30))],
+            "22 of 29 not found(.|\n)*8, 9.* 17 more",
+        ),
+        (["split,class_name,video,reversal", "train,a,1,ghost"], "'reversal'(.|\n)*: ghost\n"),
+        (["split,class_name,video,reversal", "train,a,1,b", "train,b,2,c", "train,c,3,"], "'reversal'(.|\n)*: b\n"),
+    ],
+)
+def test_split_file_errors(tmp_path, lines, message):
+    with refused(message) as caught:
+        VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *lines), numbered(tmp_path))
+    assert all(part in str(caught.value) for part in FOUR_PARTS)
+
+
+def test_unreadable_split_files(tmp_path):
+    root = numbered(tmp_path)
+    (tmp_path / "latin.csv").write_bytes("split,class_name,video\ntrain,Füße,1\n".encode("latin-1"))
+    (tmp_path / "plain.csv.gz").write_text("split,class_name,video\ntrain,a,1\n")
+    for name in ("absent.csv", "latin.csv", "plain.csv.gz"):
+        with refused(f"cannot read the split file .*{name}"):
+            VideoCatalog.from_csv(tmp_path / name, root)
+    with refused("folder of the videos is missing"):
+        VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), tmp_path / "nowhere")
+
+
+def test_seeded_split_is_by_class(tmp_path):
+    touch(tmp_path, *(f"class{c}/{v}.mp4" for c in range(25) for v in range(2)))
+    catalog = VideoCatalog.from_folders(tmp_path)
+    split = catalog.with_seeded_split(7)
+    assert [split.class_splits.count(name) for name in ("train", "val", "test")] == [16, 4, 5]
+    assert sum(len(split.split(name)) for name in ("train", "val", "test")) == len(catalog)
+    assert split.class_splits == catalog.with_seeded_split(7).class_splits
+    assert split.class_splits != catalog.with_seeded_split(8).class_splits
+    assert catalog.class_splits is None
+    halves = catalog.with_seeded_split(0, (0.5, 0, 0.5)).class_splits
+    assert halves.count("val") == 0 and abs(halves.count("train") - 12.5) < 1
+    with refused("add up to 1"):
+        catalog.with_seeded_split(0, (0.5, 0.5, 0.5))
+
+
+def test_seeded_split_of_too_few_classes(tmp_path):
+    touch(tmp_path, *(f"{c}/v.mp4" for c in "abc"))
+    with refused("no class is left for val"):
+        VideoCatalog.from_folders(tmp_path).with_seeded_split(0)
+
+
+def test_seeded_split_keeps_reversal_pairs_together(tmp_path):
+    root = touch(tmp_path, *(f"{c}.mp4" for c in range(20)))
+    lines = [f"train,c{c},{c},c{c ^ 1}" for c in range(20)]
+    catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", "split,class_name,video,reversal", *lines), root)
+    for seed in range(5):
+        again = catalog.with_seeded_split(seed)
+        assert sum(len(again.split(name).reversal_pairs) for name in ("train", "val", "test")) == 10
+
+
+def test_bundled_split_files_can_be_read(tmp_path):
+    folder = Path(str(files("dmgal.episodes") / "splits"))
+    assert len(list(folder.glob("*.csv.gz"))) == 5
+    name = "hmdb51.csv.gz"
+    with gzip.open(folder / name, "rt") as file:
+        touch(tmp_path, *(f"{row['video']}.avi" for row in csv.DictReader(file)))
+    catalog = VideoCatalog.from_csv(folder / name, tmp_path)
+    assert len(catalog) == 6766
+    assert [catalog.class_splits.count(split) for split in ("train", "val", "test")] == [31, 10, 10]
+
+
+def test_real_frame_folders(test_data):
+    catalog = VideoCatalog.from_folders(test_data / "videos" / "ssv2_mini")
+    assert len(catalog) == 150
+    for name in ("train", "val", "test"):
+        part = catalog.split(name)
+        assert part.class_names == tuple(f"{name}{c}" for c in range(5))
+        assert np.bincount(part.labels).tolist() == [10] * 5
+    assert catalog.split("train").videos[0] == "train/train0/197"

@@ -1,0 +1,195 @@
+"""Episodes from real files: right frames, right labels, the same for any number of workers, clean errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dmgal.episodes import dataset as dataset_module
+from dmgal.episodes import transforms
+from dmgal.episodes.catalog import VideoCatalog
+from dmgal.episodes.dataset import ClipReader, EpisodeDataset, VideoDataset
+from dmgal.episodes.frames import uniform_frames
+from dmgal.episodes.sampler import EpisodeSampler, ReversalSampler
+from dmgal.episodes.transforms import TrainTransform
+from dmgal.episodes.video import VideoError
+from dmgal.errors import DmgalError
+
+NUM_CLASSES, PER_CLASS, LENGTH = 3, 4, 12
+AS_DECODED = (64, 128)
+
+
+def as_decoded(clip: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    return clip
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory, write_video, write_frames) -> VideoCatalog:
+    """Video ``v`` of class ``c`` shows the numbers from ``20 * (4 c + v)``; the last of a class is a frame folder."""
+    root = tmp_path_factory.mktemp("videos")
+    for c in range(NUM_CLASSES):
+        for v in range(PER_CLASS):
+            numbers = range(20 * (PER_CLASS * c + v), 20 * (PER_CLASS * c + v) + LENGTH)
+            if v == PER_CLASS - 1:
+                write_frames(root / f"class{c}" / f"video{v}", numbers)
+            else:
+                write_video(root / f"class{c}" / f"video{v}.mp4", numbers, options={"bf": "2"})
+    return VideoCatalog.from_folders(root)
+
+
+def episodes(catalog: VideoCatalog, training: bool, transform=None, **options) -> EpisodeDataset:
+    sampler = EpisodeSampler(catalog.labels, 2, 1, 2, 6, seed=5, class_names=catalog.class_names)
+    return EpisodeDataset(catalog, sampler, 4, transform or as_decoded, training, seed=9, **options)
+
+
+def same(one, two) -> bool:
+    names = ("support", "support_labels", "query", "query_labels")
+    return one.class_names == two.class_names and all(torch.equal(getattr(one, n), getattr(two, n)) for n in names)
+
+
+def test_an_episode_shows_the_sampled_videos(catalog, frame_numbers):
+    data = episodes(catalog, training=False)
+    assert len(data) == 6
+    middle = uniform_frames(LENGTH, 4)
+    for number in range(len(data)):
+        episode, indices = data[number], data.sampler[number]
+        assert episode.support.shape == (2, 4, 3, *AS_DECODED) and episode.query.shape == (4, 4, 3, *AS_DECODED)
+        assert episode.support.dtype == torch.uint8
+        assert episode.class_names == tuple(f"class{c}" for c in indices.classes)
+        assert episode.support_labels.tolist() == [0, 1] and episode.query_labels.tolist() == [0, 0, 1, 1]
+        shown = [frame_numbers(clip) for clip in torch.cat([episode.support, episode.query])]
+        assert shown == [[20 * v + f for f in middle] for v in indices.support + indices.query]
+
+
+def test_training_frames_vary_within_their_segments(catalog, frame_numbers):
+    data = episodes(catalog, training=True)
+    shown = set()
+    for number in range(len(data)):
+        for clip in data[number].support:
+            frames = [n % 20 for n in frame_numbers(clip)]
+            assert all(3 * i <= frame < 3 * i + 3 for i, frame in enumerate(frames))
+            shown.add(tuple(frames))
+    assert len(shown) > 6
+
+
+def test_seed_and_number_decide_alone(catalog):
+    transform = TrainTransform(32, flip=True, color_jitter=0.3)
+    data, again = episodes(catalog, True, transform), episodes(catalog, True, transform)
+    wanted = [data[number] for number in range(6)]
+    assert all(same(again[number], wanted[number]) for number in reversed(range(6)))
+    other = EpisodeDataset(catalog, data.sampler, 4, transform, True, seed=10)
+    assert not torch.equal(other[0].support, wanted[0].support)
+
+
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_change_nothing(catalog, context):
+    data = episodes(catalog, True, TrainTransform(32, color_jitter=0.3), frame_cache=context == "spawn")
+    loader = DataLoader(
+        data, batch_size=None, num_workers=2 if context == "fork" else 1, multiprocessing_context=context
+    )
+    loaded = list(loader)
+    assert len(loaded) == len(data)
+    assert all(same(episode, data[number]) for number, episode in enumerate(loaded))
+
+
+def test_reversal_tasks_load_too(catalog):
+    sampler = ReversalSampler([(0, 2)], catalog.labels, 1, 1, 1, 3, seed=0)
+    data = EpisodeDataset(catalog, sampler, 2, transforms.TestTransform(16), False, seed=0)
+    assert {frozenset(episode.class_names) for episode in (data[i] for i in range(3))} == {
+        frozenset(("class0", "class2"))
+    }
+
+
+def test_the_cache_reads_each_video_once_and_changes_nothing(catalog, monkeypatch):
+    reads = []
+    read_clip = dataset_module.read_clip
+    monkeypatch.setattr(dataset_module, "read_clip", lambda path, *rest: reads.append(path) or read_clip(path, *rest))
+    plain, cached = episodes(catalog, True), episodes(catalog, True, frame_cache=True)
+    wanted = [plain[number] for number in range(6)]
+    reads.clear()
+    for _ in range(2):
+        assert all(same(cached[number], wanted[number]) for number in range(6))
+    assert len(reads) == len(set(reads)) > 6
+
+
+def test_the_cache_keeps_its_bound(catalog, monkeypatch):
+    asked = []
+    read_clip = dataset_module.read_clip
+    monkeypatch.setattr(
+        dataset_module, "read_clip", lambda p, c, t: asked.append((p.stem, c is range)) or read_clip(p, c, t)
+    )
+    one = LENGTH * 3 * AS_DECODED[0] * AS_DECODED[1]
+    reader = ClipReader(catalog, 4, cache_bytes=2 * one + one // 2)
+    for _ in range(2):
+        for video in range(4):
+            assert reader.read(video, lambda n: [0, n - 1]).shape == (2, 3, *AS_DECODED)
+    # two fit, the third closes the cache, the fourth is never read whole; later only the last two are read again
+    assert asked == [
+        ("video0", True),
+        ("video1", True),
+        ("video2", True),
+        ("video3", False),
+        ("video2", False),
+        ("video3", False),
+    ]
+
+
+def test_a_cached_clip_cannot_be_spoiled_by_its_user(catalog):
+    reader = ClipReader(catalog, 4, cache_bytes=10**8)
+    first = reader.read(0, range).clone()
+    reader.read(0, range).zero_()
+    assert torch.equal(reader.read(0, range), first)
+
+
+def test_single_videos_for_encoding_once(catalog, frame_numbers):
+    data = VideoDataset(catalog, 4, as_decoded)
+    assert len(data) == NUM_CLASSES * PER_CLASS
+    for video in range(len(data)):
+        assert frame_numbers(data[video]) == [20 * video + f for f in uniform_frames(LENGTH, 4)]
+    batches = list(DataLoader(VideoDataset(catalog, 4, transforms.TestTransform(24)), batch_size=5))
+    assert [tuple(batch.shape) for batch in batches] == [(n, 4, 3, 24, 24) for n in (5, 5, 2)]
+
+
+def test_single_videos_equal_the_episode_s(catalog):
+    transform = transforms.TestTransform(32, 1.2)
+    data, single = episodes(catalog, False, transform), VideoDataset(catalog, 4, transform)
+    for number in range(3):
+        indices = data.sampler[number]
+        assert torch.equal(data[number].query, torch.stack([single[video] for video in indices.query]))
+
+
+def broken(catalog: VideoCatalog, folder: Path) -> VideoCatalog:
+    for name in ("a", "b"):
+        (folder / name).mkdir()
+        (folder / name / "1.mp4").write_text("no video")
+        (folder / name / "2.mp4").write_bytes(catalog.path(0).read_bytes())
+    return VideoCatalog.from_folders(folder)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_video_is_named(catalog, tmp_path, workers):
+    bad = broken(catalog, tmp_path)
+    data = EpisodeDataset(bad, EpisodeSampler(bad.labels, 2, 1, 1, 2, seed=0), 4, as_decoded, False, seed=0)
+    with pytest.raises(VideoError, match=r"^cannot read the video .*[ab]/1\.mp4\n(.|\n)*what to do:") as caught:
+        list(DataLoader(data, batch_size=None, num_workers=workers))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_bounds_and_bad_counts(catalog):
+    for data in (episodes(catalog, False), VideoDataset(catalog, 4, as_decoded)):
+        for outside in (-1, len(data)):
+            with pytest.raises(IndexError):
+                data[outside]
+    with pytest.raises(DmgalError, match="num_frames=0"):
+        VideoDataset(catalog, 0, as_decoded)
+
+
+def test_real_clips(test_data):
+    train = VideoCatalog.from_folders(test_data / "videos" / "ssv2_mini").split("train")
+    sampler = EpisodeSampler(train.labels, 5, 1, 1, 1, seed=0)
+    episode = EpisodeDataset(train, sampler, 8, TrainTransform(64), True, seed=0)[0]
+    assert episode.support.shape == (5, 8, 3, 64, 64)
+    assert episode.support.float().std() > 10

@@ -1,0 +1,132 @@
+"""Transforms treat all frames of a clip alike, stay in uint8, and leave alone what already fits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmgal.episodes import transforms
+from dmgal.episodes.transforms import TrainTransform
+from dmgal.errors import DmgalError
+
+
+def noise(height: int, width: int, frames: int = 3) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randint(256, (frames, 3, height, width), generator=generator, dtype=torch.uint8)
+
+
+def rows_and_columns(height: int, width: int) -> torch.Tensor:
+    """A clip whose red is the row and whose green is the column, so that a crop tells its place."""
+    clip = torch.zeros(2, 3, height, width, dtype=torch.uint8)
+    clip[:, 0] = torch.arange(height, dtype=torch.uint8)[:, None]
+    clip[:, 1] = torch.arange(width, dtype=torch.uint8)
+    return clip
+
+
+@pytest.mark.parametrize("size", [(48, 48), (48, 70), (90, 48), (17, 23), (240, 321)])
+@pytest.mark.parametrize("resize", [None, 256 / 224])
+def test_test_clips_have_the_size(size, resize):
+    out = transforms.TestTransform(48, resize)(noise(*size))
+    assert out.shape == (3, 3, 48, 48) and out.dtype == torch.uint8 and out.is_contiguous()
+
+
+def test_what_fits_is_left_alone():
+    clip = noise(48, 48)
+    assert torch.equal(transforms.TestTransform(48)(clip), clip)
+    assert torch.equal(TrainTransform(48, scale=(1, 1))(clip, torch.Generator()), clip)
+    wide = noise(48, 60)
+    assert torch.equal(transforms.TestTransform(48)(wide), wide[..., 6:54])
+    assert torch.equal(transforms.TestTransform(24, resize=2)(clip), clip[..., 12:36, 12:36])
+
+
+def test_resizing_is_antialiased_and_centered():
+    stripes = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    small = transforms.TestTransform(16)(stripes)
+    assert (small.float() - 127.5).abs().max() < 20  # without antialiasing every column would be 0 or 255
+    middle = transforms.TestTransform(20)(rows_and_columns(40, 120)).float()
+    assert abs(middle[0, 1].mean() - 59.5) < 0.6 and abs(middle[0, 0].mean() - 19.5) < 0.6
+
+
+def test_every_frame_is_treated_alike():
+    one = noise(60, 80, frames=1)
+    clip = one.expand(5, -1, -1, -1)
+    transform = TrainTransform(32, flip=True, color_jitter=0.4)
+    for seed in range(8):
+        out = transform(clip, torch.Generator().manual_seed(seed))
+        assert out.shape == (5, 3, 32, 32) and out.dtype == torch.uint8 and out.is_contiguous()
+        assert all(torch.equal(out[0], frame) for frame in out)
+
+
+def test_the_generator_decides_everything():
+    clip = noise(60, 80)
+    transform = TrainTransform(32, flip=True, color_jitter=0.4)
+    state = torch.get_rng_state()
+    outs = [transform(clip, torch.Generator().manual_seed(seed)) for seed in (0, 1, 0)]
+    assert torch.equal(outs[0], outs[2]) and not torch.equal(outs[0], outs[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_crops_lie_all_over_the_frame_and_have_the_right_area():
+    clip = rows_and_columns(100, 200)
+    generator = torch.Generator().manual_seed(0)
+    tops, lefts, areas = [], [], []
+    for _ in range(150):
+        out = TrainTransform(32, scale=(0.2, 0.4))(clip, generator).float()[0]
+        tops.append(out[0].min().item())
+        lefts.append(out[1].min().item())
+        areas.append((out[0].max() - out[0].min()).item() * (out[1].max() - out[1].min()).item() / 20_000)
+    assert min(tops) < 3 and max(tops) > 25
+    assert min(lefts) < 5 and max(lefts) > 120
+    assert 0.15 < min(areas) < 0.22 and 0.35 < max(areas) < 0.42
+
+
+def test_flips_only_where_allowed():
+    clip = rows_and_columns(32, 32)
+    flipped = {
+        allowed: sum(
+            bool(TrainTransform(32, (1, 1), flip=allowed)(clip, torch.Generator().manual_seed(seed))[0, 1, 0, 0] > 15)
+            for seed in range(200)
+        )
+        for allowed in (False, True)
+    }
+    assert flipped[False] == 0
+    assert 70 < flipped[True] < 130
+
+
+def test_color_jitter_changes_colors_within_bounds_and_not_places():
+    clip = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
+    means = []
+    for seed in range(50):
+        out = TrainTransform(8, (1, 1), color_jitter=0.3)(clip, torch.Generator().manual_seed(seed))
+        assert len(out.unique()) == 1  # a gray frame stays gray and even
+        means.append(out.float().mean().item())
+    assert 70 <= min(means) < 80 and 120 < max(means) <= 130
+
+
+def test_color_jitter_moves_brightness_contrast_and_saturation():
+    clip = noise(16, 16)
+    outs = [TrainTransform(16, (1, 1), color_jitter=0.5)(clip, torch.Generator().manual_seed(s)) for s in range(30)]
+    floats = [out.float() for out in outs]
+    for spread in (
+        [f.mean() for f in floats],
+        [f.std() / f.mean() for f in floats],
+        [f.std(1).mean() / f.mean() for f in floats],
+    ):
+        assert torch.stack(spread).std() / torch.stack(spread).mean() > 0.05
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: transforms.TestTransform(0),
+        lambda: transforms.TestTransform(8, 0.9),
+        lambda: TrainTransform(-1),
+        lambda: TrainTransform(8, (0, 1)),
+        lambda: TrainTransform(8, (0.9, 0.5)),
+        lambda: TrainTransform(8, color_jitter=1.5),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(build):
+    with pytest.raises(DmgalError, match="cannot build a video transform"):
+        build()

@@ -1,0 +1,218 @@
+"""The house's own rules: what is packaged, what imports what, and what no source file may contain.
+
+Checks that look for files recurse, and fail when they find none: a guard that finds nothing is no guard.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import dmgal
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+FLOORS = {"errors": 0, "backbones": 1, "adapters": 2, "episodes": 3, "bench": 4, "recipes": 5}
+FLOORS |= dict.fromkeys(("testing", "cli", "__main__"), 6)
+SCRIPT_FLOORS = ("bench", "recipes")  # people copy and launch these files, so they name the package in full
+DATA = (
+    "backbones/tiny_clip/*.json",
+    "backbones/tiny_clip/*.safetensors",
+    "episodes/splits/*.csv.gz",
+    "recipes/configs/**/*.yaml",
+)
+OTHER_FOLDERS = {"tests", "build", "dist", "__pycache__"}
+
+
+def python_files(*, tests: bool) -> list[Path]:
+    """Find every Python file of the checkout, but none of virtual environments, builds or hidden folders."""
+    skipped = OTHER_FOLDERS - {"tests"} if tests else OTHER_FOLDERS
+    found = [Path(name) for name in ROOT.glob("*.py")]
+    for folder in ROOT.iterdir():
+        if folder.is_dir() and folder.name not in skipped and not folder.name.startswith("."):
+            found += folder.rglob("*.py")
+    assert len(found) > 10, f"found only {found}"
+    return found
+
+
+def in_child(code: str, *, env: dict[str, str] | None = None) -> str:
+    """Run code in a fresh Python and return what it printed."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
+
+
+# ---- the package and its wheel ----
+
+
+def test_the_root_init_is_loaded_once() -> None:
+    init = ROOT / "__init__.py"
+    loaded = [
+        name
+        for name, module in list(sys.modules.items())
+        if (getattr(module, "__file__", None) or "").endswith("__init__.py") and Path(module.__file__).samefile(init)
+    ]
+    assert loaded == ["dmgal"]
+
+
+def test_every_package_folder_is_listed() -> None:
+    folders = {path.parent.relative_to(ROOT) for path in python_files(tests=False)}
+    existing = {".".join(("dmgal", *folder.parts)) for folder in folders}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == existing
+    assert all((ROOT / folder / "__init__.py").is_file() for folder in folders)
+
+
+@pytest.fixture(scope="module")
+def renamed_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what is tracked or would be, in a folder whose name is no Python identifier."""
+    copy = tmp_path_factory.mktemp("checkout") / "dmgal-main"
+    hidden_or_built = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist", "runs")
+    shutil.copytree(ROOT, copy, ignore=hidden_or_built)
+    return copy
+
+
+def test_wheel_holds_the_sources_and_the_data_and_nothing_else(renamed_checkout: Path, tmp_path: Path) -> None:
+    pytest.importorskip("setuptools", reason="building the wheel needs setuptools: install dmgal[test]")
+    build = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
+    result = subprocess.run([sys.executable, "-c", build], cwd=renamed_checkout, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"dmgal-{dmgal.__version__}-py3-none-any.whl"
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    data = {pattern: list(ROOT.glob(pattern)) for pattern in DATA}
+    assert all(data.values()), f"no file for one of the patterns: {data}"
+    expected = [*python_files(tests=False), ROOT / "py.typed", *(path for paths in data.values() for path in paths)]
+    assert packed == {f"dmgal/{path.relative_to(ROOT).as_posix()}" for path in expected}
+
+
+def test_the_tests_run_in_a_checkout_of_another_name(renamed_checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "dmgal").symlink_to(renamed_checkout, target_is_directory=True)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    these = ["tests/test_package.py::test_the_root_init_is_loaded_once", "tests/test_cli.py"]
+    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([*command, *these], cwd=renamed_checkout, capture_output=True, text=True, env=env)
+    assert result.returncode == 0, result.stdout[-2000:]
+    assert " passed" in result.stdout and "skipped" not in result.stdout
+
+
+# ---- the public names ----
+
+
+def test_root_names_are_lazy_and_there() -> None:
+    assert set(dmgal._HOME) | {"__version__"} == set(dmgal.__all__)
+    assert set(dmgal.__all__) <= set(dir(dmgal))
+    for name, home in dmgal._HOME.items():
+        assert getattr(dmgal, name) is getattr(import_module(home, "dmgal"), name)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = dmgal.no_such_name
+
+
+@pytest.mark.parametrize(
+    "code", ["import dmgal", "import dmgal.cli; dmgal.cli.main(['--help'])", "import dmgal.recipes.entry"]
+)
+def test_these_import_no_torch(code: str) -> None:
+    heavy = {"torch", "numpy", "transformers", "peft", "tyro", "av"}
+    loaded = in_child(f"{code}\nimport sys; print('loaded:', *sys.modules)").rpartition("loaded:")[2].split()
+    assert "dmgal" in loaded
+    assert not heavy & set(loaded)
+
+
+# ---- what the sources may hold ----
+
+
+@pytest.mark.parametrize("path", python_files(tests=True), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_file_is_short_and_opens_with_its_idea(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
+    assert ast.get_docstring(ast.parse(text)), "a file tells its one idea in its first lines"
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool]]:
+    """Yield each imported module of ours as ``floor.module``, and whether the import is relative."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            named = tuple((node.module or "").split(".")) if node.module else ()
+            if node.level:
+                base = package[: len(package) - node.level + 1] + named
+                targets = [base] if base else [(alias.name,) for alias in node.names]
+                yield from ((".".join(target), True) for target in targets)
+            elif named[:1] == ("dmgal",):
+                targets = [named[1:]] if named[1:] else [(alias.name,) for alias in node.names]
+                yield from ((".".join(target), False) for target in targets)
+        elif isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+            yield from ((".".join(parts[1:]), False) for parts in names if parts[0] == "dmgal")
+
+
+def test_no_arrow_points_up() -> None:
+    arrows = 0
+    for path in python_files(tests=False):
+        relative = path.relative_to(ROOT)
+        if relative == Path("__init__.py"):
+            continue  # it only names what is elsewhere
+        here = relative.parts[0].removesuffix(".py")
+        assert here in FLOORS, f"{relative} is on no floor"
+        for target, _ in imports(path):
+            there = target.split(".")[0]
+            arrows += 1
+            assert FLOORS.get(there, 0) <= FLOORS[here], f"{relative} imports {target}, which stands above it"
+    assert arrows > 0
+
+
+def test_scripts_name_the_package_and_the_library_does_not() -> None:
+    for path in python_files(tests=False):
+        relative = path.relative_to(ROOT)
+        for target, is_relative in imports(path):
+            if relative.parts[0] in SCRIPT_FLOORS:
+                assert not is_relative, f"{relative}: write dmgal.{target}, the file is also run as a script"
+            elif len(relative.parts) > 1:
+                assert is_relative, f"{relative}: import {target} relatively"
+
+
+def test_no_script_hides_a_module_that_others_import() -> None:
+    """The folder of a file that is run as a script is the first place where Python looks for modules."""
+    requirements = (
+        "accelerate av decord einops numpy open_clip peft PIL safetensors timm torch tqdm transformers tyro yaml"
+    )
+    taken = sys.stdlib_module_names | set(requirements.split())
+    scripts = {path.stem for name in SCRIPT_FLOORS for path in (ROOT / name).glob("*.py")}
+    assert scripts and not scripts & taken
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "torch.save", "yaml.load", "yaml.unsafe_load", "pickle.load"}
+
+
+@pytest.mark.parametrize("path", python_files(tests=False), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nothing_read_is_ever_run(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            origin = node.module if isinstance(node, ast.ImportFrom) else None
+            names = {(origin or alias.name).split(".")[0] for alias in node.names}
+            assert not names & FORBIDDEN_MODULES, f"line {node.lineno}"
+        elif isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS, f"line {node.lineno}"
+            assert not any(keyword.arg == "allow_pickle" for keyword in node.keywords), f"line {node.lineno}"
+
+
+# ---- the guard of conftest.py ----
+
+
+def test_the_network_is_refused_and_this_machine_is_not() -> None:
+    with pytest.raises(pytest.fail.Exception, match="must not use the network"):
+        socket.getaddrinfo("example.org", 80)
+    with socket.socket() as outward, pytest.raises(pytest.fail.Exception, match="must not use the network"):
+        outward.connect(("192.0.2.1", 80))
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        pass

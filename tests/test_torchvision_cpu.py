@@ -1,0 +1,124 @@
+"""torchvision becomes importable beside a CPU torch, and one that works is left alone.
+
+Each case runs in its own process: what torch knows of an operator cannot be taken back, and a mistake ends the process.
+The torchvision of a case is a folder with a library that loads, or does not, beside a CPU torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" or torch.version.cuda is not None or torch.version.hip is not None,
+    reason="there is nothing to mend outside Linux, or beside a CUDA or ROCm torch",
+)
+
+STATE = """
+import sys, torch
+from dmgal.backbones import torchvision_cpu
+print(torchvision_cpu._definitions is not None, *(hasattr(torch.ops.torchvision, n) for n in ("nms", "qnms")),
+      "torchvision" in sys.modules)
+"""
+
+
+def run(code: str, folder: Path | None = None) -> list[str]:
+    """Run code in a fresh process, with ``folder`` first on the path, and return the words it printed."""
+    first = f"import sys; sys.path.insert(0, {str(folder)!r})\n" if folder else ""
+    result = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout.split()
+
+
+def torchvision_with_library(folder: Path, *, loads: bool) -> Path:
+    """Write a package of torchvision's name whose library is any that loads, or the text of none."""
+    package = folder / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('nobody is to import this')")
+    if loads:
+        from safetensors import _safetensors_rust
+
+        shutil.copy(_safetensors_rust.__file__, package / "_C.so")
+    else:
+        (package / "_C.so").write_text("not a library")
+    return folder
+
+
+def test_schemas_are_defined_where_the_library_does_not_load(tmp_path: Path) -> None:
+    folder = torchvision_with_library(tmp_path, loads=False)
+    assert run(STATE, folder) == ["True", "True", "True", "False"]
+
+
+def test_nothing_is_defined_where_the_library_loads(tmp_path: Path) -> None:
+    folder = torchvision_with_library(tmp_path, loads=True)
+    assert run(STATE, folder) == ["False", "False", "False", "False"]
+
+
+@pytest.mark.slow
+def test_a_library_that_defines_the_operators_may_be_loaded_again(tmp_path: Path) -> None:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("compiling a library that defines torchvision's operators needs g++")
+    folder = torchvision_with_library(tmp_path, loads=False)
+    compile_library(compiler, folder / "torchvision" / "_C.so")
+    load_again = f"\ntorch.ops.load_library({str(folder / 'torchvision' / '_C.so')!r}); print('alive')"
+    assert run(STATE + load_again, folder) == ["False", "True", "True", "False", "alive"]
+
+
+def compile_library(compiler: str, target: Path) -> None:
+    """Build what torchvision's library is to torch: its operators, defined while it is being loaded."""
+    schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+    defined = " ".join(f'library.def("{name}{schema}");' for name in ("nms", "qnms"))
+    source = target.with_suffix(".cpp")
+    source.write_text(f"#include <torch/library.h>\nTORCH_LIBRARY(torchvision, library) {{ {defined} }}\n")
+    home = Path(torch.__file__).parent
+    include, libraries = [f"-I{home / 'include'}"], [f"-L{home / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command = [compiler, "-std=c++20", "-O0", "-shared", "-fPIC", *include, str(source), *libraries, "-o", str(target)]
+    subprocess.run(command, check=True)
+
+
+def test_nothing_is_defined_where_the_operators_exist_already(tmp_path: Path) -> None:
+    folder = torchvision_with_library(tmp_path, loads=False)
+    define = """
+import torch
+library = torch.library.Library("torchvision", "DEF")
+for name in ("nms", "qnms"):
+    library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+"""
+    assert run(define + STATE, folder) == ["False", "True", "True", "False"]
+
+
+def test_calling_it_again_does_nothing(tmp_path: Path) -> None:
+    folder = torchvision_with_library(tmp_path, loads=False)
+    again = "from dmgal.backbones.torchvision_cpu import make_torchvision_importable as f; print(f(), f())"
+    assert run(again, folder) == ["False", "False"]
+
+
+def test_without_torchvision_nothing_happens() -> None:
+    hide = """
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "torchvision" else find_spec(name, package)
+"""
+    assert run(hide + STATE) == ["False", "False", "False", "False"]
+
+
+def test_importing_the_backbones_is_enough_for_the_installed_torchvision() -> None:
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    code = """
+import sys
+import dmgal.backbones
+print("torchvision" in sys.modules)
+import torchvision.transforms
+from torchvision.models import resnet18
+print(resnet18().training)
+"""
+    assert run(code) == ["False", "True"]
