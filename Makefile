@@ -47,6 +47,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@"$(PYTHON)" -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu" \
 		"install the package python3-venv." >&2; exit 1; }
 	$(PIP_INSTALL) --editable ".[test]"
+	@$(BIN)/python -c "import torchvision" 2>/dev/null || $(BIN)/python -m dmgal.torchvision_hook
 	@touch $@
 
 $(LINTERS_INSTALLED): $(INSTALLED)

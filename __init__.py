@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .adapters import CmgaConfig, DmgalConfig, SmgaConfig
     from .backbones import FrameEncoder, load_backbone
     from .episodes import EpisodeSampler, FewShotRecognizer, VideoCatalog, evaluate
-    from .episodes.heads import OTAM, BiMHM, DmgalFT, FrameAligned
+    from .episodes.heads import OTAM, BiMHM, DmgalFT, FrameAligned, TemporalMixer
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "FrameAligned",
     "FrameEncoder",
     "SmgaConfig",
+    "TemporalMixer",
     "VideoCatalog",
     "__version__",
     "evaluate",
@@ -44,6 +45,7 @@ _HOME = {
     "FrameEncoder": ".backbones",
     "OTAM": ".episodes.heads",
     "SmgaConfig": ".adapters",
+    "TemporalMixer": ".episodes.heads",
     "VideoCatalog": ".episodes",
     "evaluate": ".episodes",
     "load_backbone": ".backbones",

@@ -11,7 +11,15 @@ class DmgalError(ValueError):
         received: the names, values or shapes that came.
         expected: what would have been accepted.
         remedy: what to do now.
+
+    Given the first alone it is taken for the whole message: so it comes out of a pickle, and so torch builds it anew
+    from the text of a loader worker's traceback, whose end is the message.
     """
 
-    def __init__(self, failed: str, *, received: str, expected: str, remedy: str) -> None:
-        super().__init__(f"{failed}\n  received: {received}\n  expected: {expected}\n  what to do: {remedy}")
+    def __init__(
+        self, failed: str, *, received: str | None = None, expected: str | None = None, remedy: str | None = None
+    ) -> None:
+        if received is None and expected is None and remedy is None:
+            super().__init__(failed.rpartition(f"{type(self).__name__}: ")[2].strip())
+        else:
+            super().__init__(f"{failed}\n  received: {received}\n  expected: {expected}\n  what to do: {remedy}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 
 from ..errors import DmgalError
+from .motion import Scales
 
 
 @dataclass
@@ -29,8 +30,8 @@ class DmgalConfig(PeftConfig):
         attention: attention over motion, the paper's core.
         signed: motion itself as a value, each direction with its own weights (ours).
         temporal: a learned code for each frame (ours).
-        width, num_blocks, num_prefix_tokens, grid, fingerprint: of the backbone, filled in; a saved adapter is refused
-            by a backbone that differs.
+        backbone, width, num_blocks, num_prefix_tokens, grid, fingerprint: of the backbone, filled in; a saved adapter
+            is refused by a backbone that differs.
     """
 
     smga_blocks: list[int] | None = None
@@ -38,10 +39,11 @@ class DmgalConfig(PeftConfig):
     bottleneck: int | None = None
     motion_width: int | None = None
     num_frames: int = 8
-    scales: str = "single"
+    scales: Scales = "single"
     attention: bool = True
     signed: bool = True
     temporal: bool = True
+    backbone: str | None = None
     width: int | None = None
     num_blocks: int | None = None
     num_prefix_tokens: int | None = None

@@ -107,7 +107,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def _active(self) -> list[SmgaAdapter | CmgaAdapter]:
         if self.disable_adapters:
             return []
-        return [self.dmgal_adapter[name] for name in self.active_adapters if name in self.dmgal_adapter]
+        adapters: Any = self.dmgal_adapter
+        return [adapters[name] for name in self.active_adapters if name in adapters]
 
     def _active_cmga(self) -> CmgaAdapter | None:
         return next((adapter for adapter in self._active() if isinstance(adapter, CmgaAdapter)), None)
@@ -136,12 +137,14 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
                 "An adapter with a temporal code takes videos of one length only.",
                 received=f"{num_frames} frames a video",
                 expected=f"{shape.num_frames}, as it was made (num_frames of its DmgalConfig)",
-                remedy=f"sample {shape.num_frames} frames, or make the adapter with num_frames={num_frames} or temporal=False",
+                remedy=f"sample {shape.num_frames} frames, or make the adapter with num_frames={num_frames} "
+                "or temporal=False",
             )
 
 
-def _cast(tokens: Tensor, adapter: nn.Module) -> Tensor:
+def _cast(tokens: Tensor, adapter: SmgaAdapter | CmgaAdapter) -> Tensor:
     """Adapters may be kept in float32 over a half-precision backbone; under autocast torch chooses itself."""
-    if torch.is_autocast_enabled(tokens.device.type):
+    device = tokens.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         return tokens
     return tokens.to(adapter.down.weight.dtype)

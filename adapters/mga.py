@@ -17,6 +17,7 @@ from ..errors import DmgalError
 from .motion_features import REFERENCE_NAMES, MotionFeatures, check_patch_maps, initialize_convolutions
 from .position_code import sinusoidal_position_code
 from .reference_state import load_reference_state
+from .shared_dropout import SharedDropout
 
 _MOTION_NAMES = {theirs: f"motion.{ours}" for theirs, ours in REFERENCE_NAMES.items()}
 
@@ -33,22 +34,22 @@ class SelfMotionGuidedAttention(nn.Module):
     Args:
         channels: width ``C`` of the patch maps.
         reduction: the motion has ``C' = C // reduction`` channels.
-        dropout: on the motion tokens.
+        dropout: on the motion tokens, in training; all videos of a batch share its mask (ours).
     """
 
     def __init__(self, channels: int, reduction: int = 8, dropout: float = 0.1) -> None:
         super().__init__()
         self.motion = MotionFeatures(channels, reduction)
         self.values = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = SharedDropout(dropout)
         self.gamma = nn.Parameter(torch.zeros(1))
         initialize_convolutions(self)
 
     def forward(self, features: Tensor) -> Tensor:
         """``(V,T,C,H,W)`` to the same shape."""
-        tokens = self.motion(features).flatten(4).transpose(3, 4).flatten(1, 2)  # (2,V*T,P,C')
-        code = sinusoidal_position_code(tokens.shape[2], tokens.shape[3], like=tokens)
-        tokens = self.dropout(tokens + code)
+        tokens = self.motion(features).flatten(4).transpose(3, 4)  # (2,V,T,P,C')
+        code = sinusoidal_position_code(tokens.shape[3], tokens.shape[4], like=tokens)
+        tokens = self.dropout(tokens + code).flatten(1, 2)  # (2,V*T,P,C')
         attention = _average_attention(tokens, tokens)  # (V*T,P,P)
         values = self.values(features.flatten(0, 1)).flatten(2)  # (V*T,C,P)
         attended = values @ attention.transpose(1, 2)

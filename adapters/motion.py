@@ -144,7 +144,6 @@ def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
         ``(..., n, a)``.
     """
     scale = queries.forward.shape[-1] ** -0.5
-    weights = sum(
-        torch.softmax((query * scale) @ key.transpose(-1, -2), dim=-1) for query, key in zip(queries, keys, strict=True)
-    )
-    return (0.5 * weights) @ values
+    to_next = torch.softmax((queries.forward * scale) @ keys.forward.transpose(-1, -2), dim=-1)
+    to_previous = torch.softmax((queries.backward * scale) @ keys.backward.transpose(-1, -2), dim=-1)
+    return (0.5 * (to_next + to_previous)) @ values

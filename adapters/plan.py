@@ -36,6 +36,7 @@ def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> None:
     config.smga_blocks, config.cmga_blocks = smga, cmga
     config.bottleneck = config.bottleneck or max(1, spec.width // 4)
     config.motion_width = config.motion_width or max(8, spec.width // 32)
+    config.backbone = config.backbone or getattr(model, "dmgal_name", None)
     config.width, config.num_blocks = spec.width, depth
     config.num_prefix_tokens, config.grid = spec.num_prefix_tokens, list(spec.grid)
     config.fingerprint = spec.fingerprint(model) or config.fingerprint
@@ -73,8 +74,7 @@ def _match(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> None:
             "This adapter was made for another backbone.",
             received=", ".join(received),
             expected=", ".join(expected),
-            remedy="load it into the backbone it was trained on (base_model_name_or_path in adapter_config.json: "
-            f"{config.base_model_name_or_path})",
+            remedy=f"load it into the backbone it was trained on ({config.backbone or 'its name was not saved'})",
         )
 
 

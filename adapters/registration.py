@@ -29,15 +29,18 @@ def register(peft_type: ExternalPeftType, config: type[PeftConfig], tuner: type[
     Raises:
         RuntimeError: PEFT has another method of this name or with this parameter prefix.
     """
-    known = mapping.PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
+    configs: dict[str, type[PeftConfig]] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[assignment]
+    tuners: dict[str, type[BaseTuner]] = mapping.PEFT_TYPE_TO_TUNER_MAPPING  # type: ignore[assignment]
+    prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+    known = configs.get(peft_type)
     if known is not None and _qualified(known) != _qualified(config):
         raise RuntimeError(f"PEFT already has a method named {peft_type}: {_qualified(known)}")
-    for other, prefix in mapping.PEFT_TYPE_TO_PREFIX_MAPPING.items():
+    for other, prefix in prefixes.items():
         if prefix == tuner.prefix and other != peft_type:
             raise RuntimeError(f"The parameter prefix {prefix!r} belongs to PEFT's method {other}")
-    mapping.PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config
-    mapping.PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = tuner
-    mapping.PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = tuner.prefix
+    configs[peft_type] = config
+    tuners[peft_type] = tuner
+    prefixes[peft_type] = tuner.prefix
 
 
 def _qualified(cls: type) -> str:

@@ -10,7 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..backbones.layout import Layout
-from ..backbones.spec import find_spec
+from ..backbones.spec import base_model, find_spec
 from ..errors import DmgalError
 from .cmga import CmgaAdapter
 from .config import DmgalConfig
@@ -29,21 +29,25 @@ class DmgalModel(BaseTuner):
     tuner_layer_cls = AdapterLayer
     target_module_mapping: dict[str, list[str]] = {}
 
-    def _pre_injection_hook(self, model: nn.Module, config: PeftConfig, adapter_name: str) -> None:
-        """Finds the backbone's parts, completes the config from them, and lets calls tell frames and support."""
-        assert isinstance(config, DmgalConfig)
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+        """Finds the backbone's parts, completes the config from them, and lets calls tell frames and support.
+
+        PEFT asks at every injection, into a new model and beside other adapters alike.
+        """
+        assert isinstance(peft_config, DmgalConfig)
+        model: Any = base_model(self.model)  # where PEFT has wrapped the backbone before, it comes wrapped
         self._spec = find_spec(model)
-        resolve(config, self._spec, model)
-        self._refuse_taken_name(model, adapter_name)
+        self._prefix = next(
+            f"{name}." if name else "" for name, module in self.model.named_modules() if module is model
+        )
+        resolve(peft_config, self._spec, model)
         if getattr(model, "dmgal_layout", None) is None:
             model.dmgal_layout = Layout()
             for module in self._spec.modules_above_blocks(model):
                 if not isinstance(module, (nn.ModuleList, nn.Sequential)):
                     _CallLayout.install(module, model.dmgal_layout)
-        model.dmgal_layout.default_num_frames = config.num_frames
-
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        return peft_config  # nothing to look up by model type: _pre_injection_hook has completed it
+        model.dmgal_layout.default_num_frames = peft_config.num_frames
+        return peft_config
 
     def _check_target_module_exists(self, peft_config: DmgalConfig, key: str) -> bool:  # type: ignore[override]
         return key in self._targets(peft_config)
@@ -61,10 +65,11 @@ class DmgalModel(BaseTuner):
         layer = getattr(target, CHILD, None)
         if layer is None:
             like = next(p for p in target.parameters() if p.is_floating_point())
-            layer = AdapterLayer(target, self.model.dmgal_layout, self._spec.batch_first)
+            layer = AdapterLayer(target, base_model(self.model).dmgal_layout, self._spec.batch_first)
             target.add_module(CHILD, layer)
         else:
             like = next(p for n, p in target.named_parameters() if not n.startswith(f"{CHILD}."))
+        self._refuse_taken_name(layer, adapter_name)
         kind = self._targets(peft_config)[current_key]
         adapter = kind(_shape(peft_config))
         if not (like.is_meta or next(adapter.parameters()).is_meta):
@@ -73,22 +78,21 @@ class DmgalModel(BaseTuner):
         layer.set_adapter(self.active_adapters)
 
     def _targets(self, config: DmgalConfig) -> dict[str, type[SmgaAdapter] | type[CmgaAdapter]]:
-        names = self._spec.block_names()
+        names = [self._prefix + name for name in self._spec.block_names()]
         smga = {names[index]: SmgaAdapter for index in config.smga_blocks or ()}
         return smga | {names[index]: CmgaAdapter for index in config.cmga_blocks or ()}
 
     @staticmethod
-    def _refuse_taken_name(model: nn.Module, adapter_name: str) -> None:
-        for layer in model.modules():
-            if isinstance(layer, AdapterLayer) and adapter_name in layer.dmgal_adapter:
-                raise DmgalError(
-                    "This backbone already has a motion adapter of this name.",
-                    received=f"adapter_name={adapter_name!r}",
-                    expected="a name that is not taken",
-                    remedy="pass another adapter_name, or delete_adapter first",
-                )
+    def _refuse_taken_name(layer: AdapterLayer, adapter_name: str) -> None:
+        if adapter_name in layer.dmgal_adapter:
+            raise DmgalError(
+                "This backbone already has a motion adapter of this name.",
+                received=f"adapter_name={adapter_name!r}",
+                expected="a name that is not taken",
+                remedy="pass another adapter_name, or delete_adapter first",
+            )
 
-    def _unload_and_optionally_merge(
+    def _unload_and_optionally_merge(  # type: ignore[override]
         self,
         merge: bool = True,
         progressbar: bool = False,
@@ -101,7 +105,7 @@ class DmgalModel(BaseTuner):
             layer.remove()
         for module in self.model.modules():
             _CallLayout.remove(module)
-        del self.model.dmgal_layout
+        del base_model(self.model).dmgal_layout
         if hasattr(self.model, "peft_config"):
             del self.model.peft_config
         return self.model
@@ -128,7 +132,7 @@ class DmgalModel(BaseTuner):
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         """Finds each weight's place by the index of its block: another library names the blocks otherwise."""
-        places = {}
+        places: dict[tuple[str, ...], str] = {}
         for key in model.state_dict():
             match = _CHECKPOINT_KEY.search(key)
             if match and match[2].startswith(f"{adapter_name}."):
@@ -138,10 +142,10 @@ class DmgalModel(BaseTuner):
 
 
 class _CallLayout:
-    """Takes the keywords ``num_frames`` and ``num_support``, or a 5-D input, off a call and keeps them while it runs."""
+    """Takes ``num_frames`` and ``num_support``, or a 5-D input, off a call and keeps them while it runs."""
 
     @staticmethod
-    def install(module: nn.Module, layout: Layout) -> None:
+    def install(module: Any, layout: Layout) -> None:
         hooks = _CallLayout(layout)
         module._dmgal_handles = (
             module.register_forward_pre_hook(hooks.before, with_kwargs=True, prepend=True),
@@ -174,15 +178,6 @@ def _is_video(value: Any) -> bool:
 
 
 def _shape(config: DmgalConfig) -> BottleneckShape:
-    return BottleneckShape(
-        width=config.width,
-        bottleneck=config.bottleneck,
-        motion_width=config.motion_width,
-        num_frames=config.num_frames,
-        num_prefix_tokens=config.num_prefix_tokens,
-        grid=tuple(config.grid),
-        scales=config.scales,
-        attention=config.attention,
-        signed=config.signed,
-        temporal=config.temporal,
-    )
+    """Of a config that ``resolve`` has completed."""
+    values = {name: getattr(config, name) for name in BottleneckShape.__dataclass_fields__}
+    return BottleneckShape(**{**values, "grid": tuple(values["grid"])})

@@ -5,7 +5,7 @@ Nothing in it relates videos, so everything is on the videos' side of the task b
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,10 @@ class MapEncoder(nn.Module):
     """
 
     has_task_layer = False
+    mean: Tensor
+    std: Tensor
 
-    def __init__(self, backbone: nn.Module, pooling: Literal["map"] | None = None) -> None:
+    def __init__(self, backbone: Any, pooling: Literal["map"] | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling

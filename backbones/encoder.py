@@ -6,7 +6,7 @@ meet. Without a task layer ``encode`` goes to the end and nothing is left to rel
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,9 @@ class FrameEncoder(nn.Module):
             other; ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.
         spec: where the backbone's parts are, if they are not found automatically.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, backbone: nn.Module, pooling: Pooling | None = None, spec: BackboneSpec | None = None) -> None:
         super().__init__()
@@ -174,7 +177,7 @@ class FrameEncoder(nn.Module):
         return getattr(self._model, "dmgal_layout", None) or Layout()
 
     def _blocks(self) -> nn.ModuleList:
-        return self._model.get_submodule(self.spec.blocks)
+        return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
 
 
 def make_encoder(backbone: nn.Module, pooling: Pooling | None = None) -> FrameEncoder | MapEncoder:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ..errors import DmgalError
-from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip and transformers import torchvision)
 from . import tiny_clip
+from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip and transformers import torchvision)
 
 EXPECTED = "tiny-clip, open_clip:MODEL or open_clip:MODEL/WEIGHTS, hf:REPOSITORY, or a folder with a model"
 
@@ -26,6 +27,12 @@ def load_backbone(name: str) -> nn.Module:
     Raises:
         DmgalError: the name is not understood, or its weights cannot be reached or read.
     """
+    model = _load(name)
+    model.dmgal_name = name  # saved with an adapter, so that its user knows what it belongs to
+    return model
+
+
+def _load(name: str) -> Any:
     source, _, rest = name.partition(":")
     if name == "tiny-clip":
         return _open_clip_folder(tiny_clip.FOLDER)
@@ -36,11 +43,14 @@ def load_backbone(name: str) -> nn.Module:
     if source == "hf" and rest:
         return _attempt(name, lambda: _transformers(rest))
     raise DmgalError(
-        "This backbone is not known.", received=name, expected=EXPECTED, remedy="check the name, or that the folder exists"
+        "This backbone is not known.",
+        received=name,
+        expected=EXPECTED,
+        remedy="check the name, or that the folder exists",
     )
 
 
-def _folder(folder: Path) -> nn.Module:
+def _folder(folder: Path) -> Any:
     if (folder / "open_clip_config.json").is_file():
         return _attempt(str(folder), lambda: _open_clip_folder(folder))
     if (folder / "config.json").is_file():
@@ -53,13 +63,13 @@ def _folder(folder: Path) -> nn.Module:
     )
 
 
-def _open_clip_folder(folder: Path) -> nn.Module:
+def _open_clip_folder(folder: Path) -> Any:
     import open_clip
 
     return open_clip.create_model(f"local-dir:{folder}").visual.eval()
 
 
-def _open_clip(model: str, weights: str | None = None) -> nn.Module:
+def _open_clip(model: str, weights: str | None = None) -> Any:
     import open_clip
 
     if model not in open_clip.list_models():
@@ -72,7 +82,7 @@ def _open_clip(model: str, weights: str | None = None) -> nn.Module:
     return open_clip.create_model(model, pretrained=weights).visual.eval()
 
 
-def _transformers(source: str) -> nn.Module:
+def _transformers(source: str) -> Any:
     import torch
     from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
 
@@ -90,7 +100,7 @@ def _preprocessing(folder: Path) -> dict[str, object]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _attempt(name: str, load: Callable[[], nn.Module]) -> nn.Module:
+def _attempt(name: str, load: Callable[[], Any]) -> Any:
     """Libraries fail in many ways when a hub is out of reach; the user gets one message."""
     try:
         return load()

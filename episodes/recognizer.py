@@ -15,8 +15,12 @@ from .episode import Episode, EpisodeOutput
 class Encoder(Protocol):
     """Frames to features; everything up to the first task layer per video (see ``FrameEncoder``)."""
 
-    has_task_layer: bool
+    backbone: nn.Module
 
+    @property
+    def has_task_layer(self) -> bool: ...
+    @property
+    def image_size(self) -> tuple[int, int]: ...
     def encode(self, videos: Tensor) -> VideoState: ...
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]: ...
 

@@ -35,13 +35,12 @@ class VideoError(DmgalError):
 
     Args:
         path: the file or folder.
-        reason: what is wrong with it. Left out where a loader's worker process hands an error over: torch then builds
-            it from the text of the worker's traceback alone, whose end is this error's message.
+        reason: what is wrong with it; left out, the first is the whole message (see ``DmgalError``).
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str | None = None) -> None:
         if reason is None:
-            ValueError.__init__(self, str(path).rpartition("VideoError: ")[2].strip())
+            super().__init__(str(path))
             return
         super().__init__(
             f"cannot read the video {os.fspath(path)}",

@@ -1,0 +1,1 @@
+"""What a person runs: train, evaluate, compare, demo; each is a script that may be copied."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ import dmgal.episodes.heads as heads
 from dmgal.backbones import load_backbone, make_encoder
 from dmgal.episodes import FewShotRecognizer, VideoCatalog
 from dmgal.episodes.dataset import VideoDataset
+from dmgal.episodes.recognizer import Head
 from dmgal.episodes.transforms import TestTransform
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import DataConfig, Recipe
@@ -50,7 +51,7 @@ def build_recognizer(
     encoder = make_encoder(backbone, recipe.backbone.pooling)
     if head is None:
         head = build_head(recipe.head, channels=encoder.width, num_frames=recipe.data.num_frames)
-    return FewShotRecognizer(encoder, head)
+    return FewShotRecognizer(encoder, cast(Head, head))
 
 
 def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
@@ -59,7 +60,10 @@ def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
     name = options.pop("name", None)
     if name not in heads.__all__ or not isinstance(cls := getattr(heads, name), type):
         raise DmgalError(
-            "This head is not known.", received=repr(name), expected=f"one of {', '.join(heads.__all__)}", remedy="mend head.name"
+            "This head is not known.",
+            received=repr(name),
+            expected=f"one of {', '.join(heads.__all__)}",
+            remedy="mend head.name",
         )
     parameters = inspect.signature(cls).parameters
     unknown = [key for key in options if key not in parameters]
@@ -135,12 +139,11 @@ def _adapter_config(recipe: Recipe) -> Any:
         )
     if "num_frames" in parameters:
         options.setdefault("num_frames", recipe.data.num_frames)
-    config = known[kind](**options)
-    config.base_model_name_or_path = recipe.backbone.name
-    return config
+    return known[kind](**options)
 
 
 def count_parameters(module: nn.Module, trained_only: bool = False) -> int:
+    """Numbers in a module's parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
 
 
@@ -158,4 +161,5 @@ def freeze_batch_norm(recognizer: nn.Module) -> None:
 
 
 def dtype_of(precision: str) -> torch.dtype:
+    """Of the weights; the half precisions keep theirs in float32."""
     return torch.float64 if precision == "float64" else torch.float32

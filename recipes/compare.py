@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Compare:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs; the first is what the others are compared with."""
-    protocol: tyro.conf.OmitArgPrefixes[Protocol] = Protocol()
+    protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
     out: Path | None = None
     """Write the numbers here as JSON, too."""
     quiet: bool = False
@@ -72,11 +72,15 @@ def compare(folders: Sequence[Path], protocol: Protocol, progress: bool = True) 
 
 
 def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The numbers of the table."""
     return [
         {
             "run": row.name,
             "results": as_json(row.evaluations),
-            "difference_to_first": {"points": round(row.difference.mean, 3), "half_width": round(row.difference.half_width, 3)},
+            "difference_to_first": {
+                "points": round(row.difference.mean, 3),
+                "half_width": round(row.difference.half_width, 3),
+            },
             "trained_parameters": row.trained_parameters,
             "visual_tower_parameters": row.tower_parameters,
             "saved_bytes": row.saved_bytes,
@@ -87,6 +91,7 @@ def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> int | None:
+    """Compare the runs of a command line."""
     options = tyro.cli(Compare, prog="dmgal compare", args=sys.argv[1:] if argv is None else argv, description=__doc__)
     if not options.runs:
         raise DmgalError(

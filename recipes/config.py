@@ -131,6 +131,6 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
         description=f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
         "Short for episode options: --ways, --shots, --queries. "
         "An adapter and a head take options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE.",
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        config=(tyro.conf.AvoidSubcommands,),
     )
     return options, names

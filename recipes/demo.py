@@ -3,10 +3,10 @@
     dmgal demo
     dmgal demo --out my_demo --seed 7
 
-The videos are moving shapes, in which only motion tells the classes apart; the backbone is tiny-clip, which knows still
-appearance only. All methods have the same head, the same training episodes and are tested on the same tasks of classes
-that none has seen. Each is trained in a process of its own, by ``dmgal train``. A demo that was stopped goes on where it
-was; what is done is not done again.
+The videos are moving shapes, in which only motion tells the classes apart; the backbone is tiny-clip, which knows
+still appearance only. All methods have the same head and the same training episodes, and are tested on the same tasks
+of classes that none has seen. Each is trained in a process of its own, by ``dmgal train``. A demo that was stopped goes
+on where it was.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def _train(method: str, data: Path, options: Demo) -> None:
     if options.steps is not None and method != "frozen":
         flags += ["--train.steps", str(options.steps)]
     if (out / "recipe.yaml").exists():
-        flags += ["--resume", "True"]
-    flags += ["--out", str(out), "--quiet", str(options.quiet)]
+        flags.append("--resume")
+    flags += ["--out", str(out), *(["--quiet"] if options.quiet else [])]
     code = subprocess.run([sys.executable, "-m", "dmgal.recipes.train", *words, *flags], check=False).returncode
     if code:
         raise DmgalError(
@@ -90,15 +90,15 @@ def _train(method: str, data: Path, options: Demo) -> None:
 
 def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
     table = as_text(rows)
-    print(f"\n5-way 1-shot on novel classes of moving shapes (data seed {options.seed}); ± is a 95 % interval over episodes\n")
-    print(table)
+    print(f"\n5-way 1-shot, novel classes of moving shapes, data seed {options.seed}; ± is a 95 % interval")
+    print(f"\n{table}")
     result = {"options": {**vars(options), "out": None}, "seconds": seconds, "rows": rows_as_json(rows)}
     write_text(options.out / "results.json", json.dumps({**result, "environment": environment()}, indent=2) + "\n")
     page = as_page(
         rows,
         title="Few-shot action recognition on moving shapes",
         summary=f"5-way 1-shot accuracy on 24 classes that no method has seen in training (data seed {options.seed}, "
-        f"{options.episodes} episodes, the same for all). The backbone is tiny-clip, the head is the same in every row.",
+        f"{options.episodes} episodes, the same for all). The backbone is tiny-clip, the head the same in every row.",
         notes="Differences are to the first row, paired episode by episode. Reversal tasks hold a motion and its time "
         "reversal (chance 50 %); 4-way ones two such pairs. Intervals speak of one trained model and these classes.",
     )
@@ -108,6 +108,7 @@ def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int | None:
+    """Run the demo of a command line."""
     run(tyro.cli(Demo, prog="dmgal demo", args=sys.argv[1:] if argv is None else argv, description=__doc__))
     return 0
 

@@ -11,7 +11,8 @@ frames cannot pass 50 %.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,7 +59,7 @@ class Evaluate:
 
     run: tyro.conf.Positional[Path]
     """Folder of a run, as dmgal train writes it."""
-    protocol: tyro.conf.OmitArgPrefixes[Protocol] = Protocol()
+    protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
     quiet: bool = False
     """No progress bars."""
 
@@ -106,7 +107,7 @@ def measure(
     return {name: evaluate(recognizer, states, sampler, device, progress) for name, sampler in tasks.items()}
 
 
-def as_json(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
+def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     """Means and half-widths in percent."""
     return {
         name: {
@@ -120,6 +121,7 @@ def as_json(evaluations: dict[str, Evaluation]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int | None:
+    """Evaluate the run of a command line."""
     options = tyro.cli(
         Evaluate, prog="dmgal evaluate", args=sys.argv[1:] if argv is None else argv, description=__doc__
     )
@@ -129,7 +131,9 @@ def main(argv: list[str] | None = None) -> int | None:
     protocol = options.protocol
     evaluations = measure(recognizer, recipe, catalog, protocol, progress=not options.quiet)
     ways, shots = protocol.n_way or recipe.episode.n_way, protocol.k_shot or recipe.episode.k_shot
-    print(f"{options.run}, {protocol.split} classes, {shots}-shot, {protocol.episodes} episodes, 95 % intervals over episodes")
+    print(
+        f"{options.run}: {protocol.split} classes, {shots}-shot, {protocol.episodes} episodes, 95 % intervals over them"
+    )
     for name, evaluation in evaluations.items():
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
         print(f"  {label:<20} {evaluation.accuracy} %")

@@ -64,7 +64,8 @@ def merged(layers: Iterable[Tree]) -> Tree:
 
 def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list[str], Tree]:
     """Takes flags such as ``--adapter.bottleneck 24`` out of a command line; their values are read as YAML."""
-    rest, tree = [], {}
+    rest: list[str] = []
+    tree: Tree = {}
     words = iter(argv)
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")

@@ -18,7 +18,8 @@ PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>
-:root {{ color-scheme: light dark; --ink: #1c2430; --soft: #66707d; --line: #d5dae1; --mark: #2563a8; --page: #ffffff; }}
+:root {{ color-scheme: light dark;
+  --ink: #1c2430; --soft: #66707d; --line: #d5dae1; --mark: #2563a8; --page: #ffffff; }}
 @media (prefers-color-scheme: dark) {{
   :root {{ --ink: #e8ebf0; --soft: #9aa4b1; --line: #39424e; --mark: #7db2ec; --page: #14181d; }}
 }}
@@ -62,6 +63,7 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
+    """The table of ``recipes/table.py`` in HTML."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells(row, place == 0)) + "</tr>"
@@ -80,14 +82,14 @@ def chart(rows: Sequence[Row]) -> str:
         parts.append(f'<text class="soft" x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{percent} %</text>')
     for power in range(scale.first_power, scale.last_power + 1):
         label = "0" if power == scale.first_power else f"{10**power:,}"
-        parts.append(
-            f'<text class="soft" x="{scale.x_of_power(power):.1f}" y="{HEIGHT - BOTTOM + 22}" text-anchor="middle">{label}</text>'
-        )
-    parts.append(
-        f'<text class="soft" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 16}" text-anchor="middle">trained parameters</text>'
-    )
+        parts.append(_note(scale.x_of_power(power), HEIGHT - BOTTOM + 22, label))
+    parts.append(_note((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, "trained parameters"))
     parts += [_mark(row, scale) for row in rows]
     return "".join([*parts, "</svg>"])
+
+
+def _note(x: float, y: float, text: str) -> str:
+    return f'<text class="soft" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>'
 
 
 def _mark(row: Row, scale: _Scale) -> str:

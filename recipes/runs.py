@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Run:
                     "This folder already holds a run.",
                     received=str(self.folder),
                     expected="a folder that does not exist yet",
-                    remedy="pass --resume True to continue the run, or another --out",
+                    remedy="pass --resume to continue the run, or another --out",
                 )
             self._refuse_other(written)
             return
@@ -125,7 +125,7 @@ class Run:
 def environment() -> dict[str, Any]:
     """What a reader needs to judge or repeat a run; no paths, no names of people or machines."""
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "git_revision": _git_revision(),
@@ -147,18 +147,21 @@ def peak_memory_mb() -> float:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes safetensors whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
     partial.replace(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads safetensors onto the CPU."""
     return load_file(path)
 
 
@@ -179,6 +182,9 @@ def _git_revision() -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")] \
-        if cpuinfo.is_file() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.is_file()
+        else []
+    )
     return names[0] if names else platform.processor()

@@ -28,7 +28,18 @@ class Row:
         return 100 * self.trained_parameters / self.tower_parameters
 
 
-HEADINGS = ("method", "accuracy %", "difference", "reversal %", "4-way rev. %", "trained", "of tower", "peak MB", "s/step", "saved")
+HEADINGS = (
+    "method",
+    "accuracy %",
+    "difference",
+    "reversal %",
+    "4-way rev. %",
+    "trained",
+    "of tower",
+    "peak MB",
+    "s/step",
+    "saved",
+)
 
 
 def cells(row: Row, is_first: bool) -> list[str]:
@@ -57,7 +68,10 @@ def as_text(rows: Sequence[Row]) -> str:
     lines = [list(HEADINGS), *(cells(row, place == 0) for place, row in enumerate(rows))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     padded = [
-        "  ".join(text.ljust(width) if column == 0 else text.rjust(width) for column, (text, width) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            text.ljust(width) if column == 0 else text.rjust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     ]
     return "\n".join([padded[0], "-" * len(padded[0]), *padded[1:]])

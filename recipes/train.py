@@ -1,8 +1,8 @@
 """Trains a recognizer on episodes of the base classes, selects on the validation classes, never looks at the test.
 
-    dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --out runs/mine
-    accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
-    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --out runs/mine
+accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -28,13 +28,13 @@ from dmgal.episodes import (
     Episode,
     EpisodeOutput,
     EpisodeSampler,
-    Estimate,
     FewShotRecognizer,
     VideoCatalog,
     encode_videos,
     evaluate,
 )
 from dmgal.episodes.dataset import EpisodeDataset
+from dmgal.episodes.sampler import hashed_seed
 from dmgal.episodes.transforms import TrainTransform
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import (
@@ -49,9 +49,9 @@ from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import run_recipe
 from dmgal.recipes.layers import bundled_layers
 from dmgal.recipes.runs import Run, peak_memory_mb
-from dmgal.recipes.weights import load_checkpoint, load_trained_state, save_best, save_checkpoint, trained_state
+from dmgal.recipes.weights import load_checkpoint, save_best, save_checkpoint
 
-EPISODE_SEED, VALIDATION_SEED = "train", 1
+VALIDATION_SEED = 1
 PLATEAU_STEPS = 200
 
 
@@ -73,10 +73,16 @@ class Train:
 class Trainer:
     """The state of one training run; ``run`` below puts it together."""
 
-    def __init__(self, recipe: Recipe, run: Run, recognizer: FewShotRecognizer, catalog: VideoCatalog, quiet: bool) -> None:
+    def __init__(
+        self, recipe: Recipe, run: Run, recognizer: FewShotRecognizer, catalog: VideoCatalog, quiet: bool
+    ) -> None:
         self.recipe, self.run, self.catalog = recipe, run, catalog
         precision = recipe.train.precision
-        self.accelerator = Accelerator(mixed_precision=precision if precision in ("bf16", "fp16") else "no")
+        # a trained backbone may have parts that the pooling does not read, such as the projection behind a map
+        unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.backbone.trainable)
+        half = precision if precision in ("bf16", "fp16") else "no"
+        self.accelerator = Accelerator(mixed_precision=half, kwargs_handlers=[unused])
+        self._check_division(recipe.train.tasks_per_step)
         self.main = self.accelerator.is_main_process
         self.progress = self.main and not quiet
         self.recognizer = recognizer.to(self.accelerator.device, dtype_of(precision))
@@ -98,14 +104,7 @@ class Trainer:
 
     def fit(self) -> None:
         """All remaining steps; the best weights of the validation are in the run folder afterwards."""
-        train, world = self.recipe.train, self.accelerator.num_processes
-        if train.tasks_per_step % world:
-            raise DmgalError(
-                "The tasks of a step do not divide among the processes.",
-                received=f"tasks_per_step={train.tasks_per_step}, {world} processes",
-                expected="a multiple of the number of processes",
-                remedy=f"pass --train.tasks-per-step {math.ceil(train.tasks_per_step / world) * world}",
-            )
+        train = self.recipe.train
         episodes = self._episodes()
         model = self.accelerator.prepare(self.recognizer)
         bar = tqdm(total=train.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
@@ -124,10 +123,10 @@ class Trainer:
     def validate(self) -> None:
         """Accuracy on validation classes; better weights are saved."""
         if self.main:
-            states = encode_videos(
-                self.recognizer, self._clips, device=self.accelerator.device, progress=self.progress
-            )
-            result = evaluate(self.recognizer, states, self._validation, self.accelerator.device, self.progress).accuracy
+            states = encode_videos(self.recognizer, self._clips, device=self.accelerator.device, progress=self.progress)
+            result = evaluate(
+                self.recognizer, states, self._validation, self.accelerator.device, self.progress
+            ).accuracy
             self.run.log(step=self.step, validation_accuracy=result.mean, half_width=result.half_width)
             better = result.mean > self.best
             self._say(f"step {self.step}: validation {result} %{' (best so far)' if better else ''}")
@@ -137,19 +136,32 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def checkpoint(self) -> None:
-        save_checkpoint(self.recognizer, self.optimizer, self.run, {"step": self.step, "best": self.best, "seconds": self.seconds})
+        save_checkpoint(
+            self.recognizer, self.optimizer, self.run, {"step": self.step, "best": self.best, "seconds": self.seconds}
+        )
 
     def restore(self) -> None:
         progress = load_checkpoint(self.recognizer, self.optimizer, self.run)
         if progress is None:
             return
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]  # type: ignore[assignment]
-        self.schedule.last_epoch = self.step - 1
-        self.schedule.step()
+        train = self.recipe.train
+        self.schedule = build_schedule(self.optimizer, train.warmup_steps, train.steps, done=self.step)
         self._say(f"resumed at step {self.step}")
+
+    def _check_division(self, tasks: int) -> None:
+        world = self.accelerator.num_processes
+        if tasks % world:
+            raise DmgalError(
+                "The tasks of a step do not divide among the processes.",
+                received=f"tasks_per_step={tasks}, {world} processes",
+                expected="a multiple of the number of processes",
+                remedy=f"pass --train.tasks-per-step {math.ceil(tasks / world) * world}",
+            )
 
     def _train_step(self, model: nn.Module, episodes: list[Episode]) -> dict[str, float]:
         model.train()
+        torch.manual_seed(hashed_seed(self.recipe.train.seed, self.step, "step"))  # alike on all processes, and resumed
         if self.recipe.backbone.freeze_batch_norm:
             freeze_batch_norm(self.recognizer)
         episodes = [episode.to(self.accelerator.device, non_blocking=True) for episode in episodes]
@@ -181,7 +193,13 @@ class Trainer:
         train, data, episode = self.recipe.train, self.recipe.data, self.recipe.episode
         base, tasks = self.catalog.split("train"), train.tasks_per_step
         sampler = EpisodeSampler(
-            base.labels, episode.n_way, episode.k_shot, episode.n_query, max(1, train.steps * tasks), train.seed, base.class_names
+            base.labels,
+            episode.n_way,
+            episode.k_shot,
+            episode.n_query,
+            max(1, train.steps * tasks),
+            train.seed,
+            base.class_names,
         )
         transform = TrainTransform(
             self.recognizer.encoder.image_size[0], scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter
@@ -190,7 +208,7 @@ class Trainer:
             base, sampler, data.num_frames, transform, training=True, seed=train.seed, frame_cache=data.keep_in_memory
         )
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = [range(step * tasks + rank, (step + 1) * tasks, world) for step in range(self.step, train.steps)]
+        mine = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(self.step, train.steps)]
         return iter(DataLoader(dataset, batch_sampler=mine, collate_fn=_as_list, num_workers=data.num_workers))
 
     def _say(self, message: str) -> None:
@@ -200,7 +218,7 @@ class Trainer:
 
 @dataclass
 class Plateau:
-    """Tells once when the loss has not left that of guessing: failures of this training are plateaus, not overfitting."""
+    """Tells once when the loss has not left that of guessing: this training fails by plateaus, not by overfitting."""
 
     n_way: int
     losses: list[float] = field(default_factory=list)
@@ -240,7 +258,7 @@ def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.opti
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int) -> LambdaLR:
+def build_schedule(optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int, done: int = 0) -> LambdaLR:
     """Linear warm-up, then cosine to zero: a function of the step alone, so resuming needs only the step."""
 
     def factor(step: int) -> float:
@@ -248,7 +266,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, warmup_steps: int, steps: i
             return (step + 1) / (warmup_steps + 1)
         return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, factor, last_epoch=done - 1)
 
 
 def run(
@@ -295,6 +313,7 @@ def _as_list(episodes: list[Episode]) -> list[Episode]:
 
 
 def main(argv: list[str] | None = None) -> int | None:
+    """Train by the recipe of a command line."""
     options, names = parse(argv, prog="dmgal train", description=__doc__ or "", wrapper=Train)
     if options.list:
         print("\n".join(bundled_layers()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ ADAPTER_MARKS = ("dmgal_", "lora_")
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
     """Trained parameters and the statistics of batch norms, by name."""
     parameters = {name: p.detach() for name, p in recognizer.named_parameters() if p.requires_grad}
-    buffers = {name: b for name, b in recognizer.state_dict().items() if name not in dict(recognizer.named_parameters())}
+    buffers = {
+        name: b for name, b in recognizer.state_dict().items() if name not in dict(recognizer.named_parameters())
+    }
     return {**parameters, **buffers}
 
 
 def load_trained_state(recognizer: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+    """Puts a trained state back; DmgalError where it names what the model does not have."""
     unknown = sorted(set(state) - set(recognizer.state_dict()))
     if unknown:
         raise DmgalError(
@@ -37,11 +41,11 @@ def load_trained_state(recognizer: nn.Module, state: dict[str, Tensor], source: 
 
 def save_best(recognizer: FewShotRecognizer, run: Run) -> None:
     """The adapter into ``adapter/``, all else that was trained into ``weights.safetensors``."""
-    backbone = recognizer.encoder.backbone
+    backbone: Any = recognizer.encoder.backbone
     if hasattr(backbone, "peft_config"):
         partial = run.folder / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        backbone.save_pretrained(str(partial))
+        backbone.save_pretrained(str(partial), save_embedding_layers=False)  # "auto" would ask the hub
         shutil.rmtree(run.adapter, ignore_errors=True)
         partial.rename(run.adapter)
     rest = {n: t for n, t in trained_state(recognizer).items() if not any(mark in n for mark in ADAPTER_MARKS)}
@@ -49,7 +53,9 @@ def save_best(recognizer: FewShotRecognizer, run: Run) -> None:
         write_tensors(run.weights, rest)
 
 
-def save_checkpoint(recognizer: nn.Module, optimizer: torch.optim.Optimizer, run: Run, progress: dict[str, object]) -> None:
+def save_checkpoint(
+    recognizer: nn.Module, optimizer: torch.optim.Optimizer, run: Run, progress: dict[str, object]
+) -> None:
     """Everything that resuming needs; the folder appears whole or not at all."""
     partial = run.folder / ".checkpoint.partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..spec import BackboneSpec
@@ -9,6 +11,7 @@ from . import OPENAI_MEAN, OPENAI_STD
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
+    """The spec of a model of this library, None for every other."""
     tower = _tower(model)
     if not all(hasattr(tower, part) for part in ("transformer", "ln_pre", "ln_post", "_embeds", "_pool")):
         return None
@@ -38,7 +41,7 @@ def describe(model: nn.Module) -> BackboneSpec | None:
     )
 
 
-def _tower(model: nn.Module) -> nn.Module:
+def _tower(model: nn.Module) -> Any:
     return getattr(model, "visual", model)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from ..spec import BackboneSpec
@@ -9,6 +11,7 @@ from . import OPENAI_MEAN, OPENAI_STD
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
+    """The spec of a model of this library, None for every other."""
     tower = _tower(model)
     if not all(hasattr(tower, part) for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")):
         return None
@@ -38,7 +41,7 @@ def describe(model: nn.Module) -> BackboneSpec | None:
     )
 
 
-def _tower(model: nn.Module) -> nn.Module:
+def _tower(model: nn.Module) -> Any:
     return getattr(model, "vision_model", model)
 
 
@@ -60,5 +63,5 @@ def _norm(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _project(model: nn.Module, features: Tensor) -> Tensor:
-    projection = getattr(model, "visual_projection", None)
+    projection: Any = getattr(model, "visual_projection", None)
     return features if projection is None else projection(features)

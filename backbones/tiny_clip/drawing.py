@@ -75,7 +75,9 @@ def draw(poses: Poses, looks: Appearance, pixels: int, generator: Generator) -> 
     shading = 1 - 0.35 * v.clamp(-1, 1)[:, :, None]  # the lighter end tells up from down on every shape and texture
     shape = (pattern * first + (1 - pattern) * second) * shading
     picture = torch.lerp(_background(uniform, frames, pixels), shape, inside[:, :, None])
-    picture = picture * (1 + FRAME_GAIN * uniform.signed(frames, 1, 1, 1)) + FRAME_CAST * uniform.signed(frames, 3, 1, 1)
+    picture = picture * (1 + FRAME_GAIN * uniform.signed(frames, 1, 1, 1)) + FRAME_CAST * uniform.signed(
+        frames, 3, 1, 1
+    )
     picture = picture + PIXEL_NOISE * torch.randn(picture.shape, generator=generator)
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
 

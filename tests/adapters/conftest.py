@@ -41,7 +41,9 @@ class Backbone:
 def _seeded(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
     def seeded() -> nn.Module:
         torch.manual_seed(0)
-        return make().eval().requires_grad_(False)  # frozen, as PEFT leaves it: torch picks its attention kernel by that
+        return (
+            make().eval().requires_grad_(False)
+        )  # frozen, as PEFT leaves it: torch picks its attention kernel by that
 
     return seeded
 
@@ -56,9 +58,7 @@ BACKBONES = {
         _seeded(lambda: CLIPVisionModelWithProjection(CLIPVisionConfig(**_VISION))),
         lambda model, x, **layout: model(pixel_values=x, **layout).image_embeds,
     ),
-    "open_clip whole": Backbone(
-        _seeded(_open_clip), lambda model, x, **layout: _root(model).visual(x, **layout)
-    ),
+    "open_clip whole": Backbone(_seeded(_open_clip), lambda model, x, **layout: _root(model).visual(x, **layout)),
     "transformers whole": Backbone(
         _seeded(lambda: CLIPModel(CLIPConfig(vision_config=_VISION, text_config=_TEXT, projection_dim=16))),
         lambda model, x, **layout: _root(model).visual_projection(
@@ -72,9 +72,9 @@ def _root(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-@pytest.fixture(params=list(BACKBONES))
-def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return BACKBONES[request.param]
+@pytest.fixture
+def backbones() -> dict[str, Backbone]:
+    return BACKBONES
 
 
 @pytest.fixture

@@ -199,6 +199,17 @@ def test_dropout_works_in_training_only() -> None:
     assert not torch.equal(module(features), module(features))
 
 
+def test_dropout_does_not_depend_on_how_videos_are_spread() -> None:
+    module, features = awaken(SelfMotionGuidedAttention(16)), maps(3)
+    module.dropout.train()
+
+    def seeded(videos: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return module(videos)
+
+    torch.testing.assert_close(torch.cat([seeded(features[:1]), seeded(features[1:])]), seeded(features))
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_reach_every_parameter(training: bool) -> None:
     own, cross = awaken(SelfMotionGuidedAttention(16)).train(training), awaken(CrossMotionGuidedAttention(16))

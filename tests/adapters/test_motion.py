@@ -52,7 +52,9 @@ def test_prefix_tokens_pass_the_convolution_unchanged_and_patches_do_not():
     torch.testing.assert_close(mixed[0, 0, 1:].T.reshape(1, 6, 2, 3), adapter.values.convolution(grid))
 
 
-@pytest.mark.parametrize(("signed", "temporal", "sees"), [(False, False, False), (True, False, True), (False, True, True)])
+@pytest.mark.parametrize(
+    ("signed", "temporal", "sees"), [(False, False, False), (True, False, True), (False, True, True)]
+)
 def test_the_arrow_of_time_needs_signed_values_or_a_temporal_code(signed, temporal, sees):
     """Without either, a clip and its reversal give the same frames in reverse order."""
     adapter = randomized(SmgaAdapter(BottleneckShape(**SHAPE, signed=signed, temporal=temporal)))
@@ -89,7 +91,9 @@ def test_cross_attention_softmax_runs_over_all_support_tokens_of_a_frame():
 def test_asking_for_one_row_gives_that_row():
     adapter = randomized(CmgaAdapter(BottleneckShape(**SHAPE)))
     row = slice(0, 1)
-    whole = adapter.relate(adapter.prepare(tokens(2, 1), EVERYTHING), adapter.prepare(tokens(2, 2), EVERYTHING), EVERYTHING)
+    whole = adapter.relate(
+        adapter.prepare(tokens(2, 1), EVERYTHING), adapter.prepare(tokens(2, 2), EVERYTHING), EVERYTHING
+    )
     part = adapter.relate(adapter.prepare(tokens(2, 1), row), adapter.prepare(tokens(2, 2), row), row)
     for one, other in zip(whole, part, strict=True):
         torch.testing.assert_close(one[:, :, row], other)

@@ -1,0 +1,83 @@
+"""Frames in, features out: without adapters the encoder is the backbone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmgal.backbones import FrameEncoder, find_spec, load_backbone
+from dmgal.errors import DmgalError
+
+
+@pytest.fixture(scope="module")
+def tiny_clip():
+    return load_backbone("tiny-clip").requires_grad_(False)
+
+
+@pytest.fixture
+def clips():
+    return torch.randint(0, 256, (2, 3, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def normalized(clips, spec):
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (spec.mean, spec.std))
+    return (clips / 255 - mean) / std
+
+
+def test_own_pooling_is_the_backbone_itself(tiny_clip, clips):
+    encoder = FrameEncoder(tiny_clip)
+    expected = tiny_clip(normalized(clips, encoder.spec).flatten(0, 1)).unflatten(0, (2, 3))
+    torch.testing.assert_close(encoder.encode(clips)["features"], expected, rtol=0, atol=1e-5)
+
+
+def test_floating_point_is_taken_as_normalized(tiny_clip, clips):
+    encoder = FrameEncoder(tiny_clip)
+    features = encoder.encode(normalized(clips, encoder.spec))["features"]
+    torch.testing.assert_close(features, encoder.encode(clips)["features"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "shape"),
+    [(None, (128,)), ("patch_mean", (128,)), ("cls+patch_mean", (256,)), ("map", (96, 6, 6))],
+)
+def test_poolings_have_their_shapes(tiny_clip, clips, pooling, shape):
+    assert FrameEncoder(tiny_clip, pooling).encode(clips)["features"].shape == (2, 3, *shape)
+
+
+def test_poolings_agree_with_each_other(tiny_clip, clips):
+    """The patch mean is the projected mean of the map, and both halves of the pair are what they are alone."""
+    own, mean, pair, maps = (
+        FrameEncoder(tiny_clip, pooling).encode(clips)["features"]
+        for pooling in (None, "patch_mean", "cls+patch_mean", "map")
+    )
+    torch.testing.assert_close(maps.mean((-2, -1)) @ tiny_clip.proj, mean, rtol=0, atol=1e-5)
+    assert torch.equal(pair, torch.cat([own, mean], -1))
+
+
+def test_a_map_keeps_patches_in_their_place(tiny_clip):
+    """A change in one corner of the picture changes the features of that corner most."""
+    clip = torch.full((1, 1, 3, 48, 48), 100, dtype=torch.uint8)
+    changed = clip.clone()
+    changed[..., :8, 40:] = 255
+    encoder = FrameEncoder(tiny_clip, "map")
+    difference = (encoder.encode(changed)["features"] - encoder.encode(clip)["features"]).norm(dim=2)[0, 0]
+    assert difference.argmax() == 5  # first row, last column
+
+
+def test_without_a_task_layer_a_state_is_the_features_of_each_video_alone(tiny_clip, clips):
+    encoder = FrameEncoder(tiny_clip)
+    together = encoder.encode(clips)["features"]
+    for video in range(2):
+        alone = encoder.encode(clips[video : video + 1])["features"]
+        torch.testing.assert_close(alone[0], together[video], rtol=0, atol=1e-5)
+
+
+def test_unknown_pooling_lists_the_known(tiny_clip):
+    with pytest.raises(DmgalError, match="'patch_mean'"):
+        FrameEncoder(tiny_clip, "max")
+
+
+def test_unrecognized_backbone_lists_the_stacks_that_were_seen():
+    blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(3))
+    with pytest.raises(DmgalError, match=r"blocks \(3 x Sequential\)"):
+        find_spec(torch.nn.ModuleDict({"blocks": blocks}))

@@ -1,0 +1,44 @@
+"""A small data set on disk: real motions as folders of frames, a few classes in every split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dmgal.episodes.motions import all_motions
+from dmgal.episodes.moving_shapes import MovingShapes
+
+CLIPS = 4
+CLASSES = {"train": range(0, 12, 2), "val": range(12, 18, 2), "test": range(18, 22)}  # two reversal pairs in the test
+
+
+@pytest.fixture(scope="session")
+def frame_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``root/split/class/clip/frame.png``, 8 frames of 48 pixels; the split file of the test split names reversals."""
+    root = tmp_path_factory.mktemp("frames")
+    motions, shapes = all_motions(), MovingShapes(seed=100, clips_per_class=CLIPS, frames=8, pixels=48)
+    rows = ["split,class_name,video,reversal"]
+    for split, numbers in CLASSES.items():
+        for number in numbers:
+            motion = motions[number]
+            for clip in range(CLIPS):
+                folder = root / split / motion.name / str(clip)
+                folder.mkdir(parents=True)
+                for place, frame in enumerate(shapes.clip(number, clip)):
+                    Image.fromarray(frame.permute(1, 2, 0).numpy()).save(folder / f"{place}.png")
+                reversal = motion.reversal or "" if split == "test" else ""
+                rows.append(f"{split},{motion.name},{split}/{motion.name}/{clip},{reversal}")
+    (root / "split.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def data_flags(frame_folders: Path) -> list[str]:
+    """Flags of a recipe on this data: two-way tasks, nothing long."""
+    return [
+        *("--data.root", str(frame_folders), "--data.split-file", str(frame_folders / "split.csv")),
+        *("--data.num-workers", "0", "--data.keep-in-memory", "--ways", "2", "--queries", "1"),
+        *("--train.validation-episodes", "8", "--quiet"),
+    ]

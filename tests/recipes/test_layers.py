@@ -1,0 +1,87 @@
+"""Recipes are layered: the later wins, and what is not known fails and suggests."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from dmgal.errors import DmgalError
+from dmgal.recipes.build import build_head
+from dmgal.recipes.config import Recipe, parse
+from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.train import Train
+
+
+def parsed(*words: str) -> Recipe:
+    return parse(words, prog="test", description="", wrapper=Train)[0].recipe
+
+
+def test_flags_win_over_later_layers_and_those_over_earlier(tmp_path):
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("train: {steps: 1, seed: 1, learning_rate: 1e-3}\nadapter: {peft_type: DMGAL, bottleneck: 4}")
+    second.write_text("train: {steps: 2, seed: 2}\nadapter: {signed: false}")
+    recipe = parsed(str(first), str(second), "--train.seed", "3", "--adapter.bottleneck", "6", "--shots", "5")
+    assert (recipe.train.learning_rate, recipe.train.steps, recipe.train.seed) == (1e-3, 2, 3)
+    assert recipe.adapter == {"peft_type": "DMGAL", "bottleneck": 6, "signed": False}
+    assert recipe.episode.k_shot == 5
+
+
+def test_another_kind_replaces_what_stood_below():
+    below = {"head": {"name": "OTAM", "relaxation": 0.5}}
+    assert merged([below, {"head": {"name": "BiMHM"}}])["head"] == {"name": "BiMHM"}
+    assert merged([below, {"head": {"eps": 0.0}}])["head"] == {"name": "OTAM", "relaxation": 0.5, "eps": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {step: 3}", r"received: train\.step\n.*\n.*did you mean train\.steps\?"),
+        ("trian: {}", "did you mean train"),
+        ("train: {steps: many}", r"train\.steps: 'many'\n.*a whole number"),
+        ("train: 3", "a mapping"),
+        ("train: {precision: fp64}", "'float64'"),
+        ("data: {crop_scale: [1]}", "a list of 2"),
+        ("data: {flip: 1}", "true or false"),
+        ("- a", "a list"),
+        ("a: b: c", "cannot be read"),
+    ],
+)
+def test_mistakes_in_a_layer_are_told(tmp_path, text, message):
+    path = tmp_path / "layer.yaml"
+    path.write_text(text)
+    with pytest.raises(DmgalError, match=message):
+        parsed(str(path))
+
+
+def test_a_layer_that_does_not_exist_suggests_one():
+    with pytest.raises(DmgalError, match="did you mean method/dmgal_adapter"):
+        parsed("method/dmgal_adaptor")
+
+
+def test_every_bundled_pair_is_a_recipe():
+    layers = bundled_layers()
+    methods = [name for name in layers if name.startswith("method/")]
+    data = [name for name in layers if name.startswith("data/")]
+    assert len(methods) >= 4 and len(data) >= 2
+    for pair in itertools.product(methods, data):
+        recipe = from_mapping(Recipe, merged(read_layer(name) for name in pair))
+        build_head(recipe.head, channels=16, num_frames=recipe.data.num_frames)
+
+
+def test_a_recipe_survives_being_written():
+    recipe = parsed("method/dmgal_ft", "data/moving_shapes")
+    assert from_mapping(Recipe, to_mapping(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "Nobody"}, "BiMHM"),
+        ({"name": "BiMHM", "centre": "video"}, r"head\.centre"),
+        ({"name": "otam"}, "OTAM"),
+    ],
+)
+def test_unknown_heads_and_options_list_the_known(options, message):
+    with pytest.raises(DmgalError, match=message):
+        build_head(options)

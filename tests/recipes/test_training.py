@@ -1,0 +1,179 @@
+"""Train, stop, resume, evaluate, compare: through the command line, on frames on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+
+import dmgal.recipes.train as train
+from dmgal.backbones import load_backbone
+from dmgal.cli import main
+
+STEPS = ["--train.steps", "4", "--train.checkpoint-every", "2", "--train.validate-every", "2"]
+
+
+def finished(out, data_flags, *more, method="method/dmgal_adapter"):
+    assert main(["train", method, *data_flags, *STEPS, *more, "--out", str(out)]) == 0
+    return out
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def adapter_run(tmp_path_factory, data_flags):
+    return finished(tmp_path_factory.mktemp("runs") / "adapter", data_flags)
+
+
+def test_a_run_folder_is_complete_and_without_pickle(adapter_run):
+    names = {path.relative_to(adapter_run).as_posix() for path in adapter_run.rglob("*") if path.is_file()}
+    assert {"recipe.yaml", "environment.json", "log.jsonl", "adapter/adapter_model.safetensors"} <= names
+    assert {"weights.safetensors", "checkpoint/model.safetensors", "checkpoint/optimizer.safetensors"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".partial"))]
+    losses = [entry["loss"] for entry in log(adapter_run) if "loss" in entry]
+    assert len(losses) == 4 and all(loss > 0 for loss in losses)
+    assert [entry["step"] for entry in log(adapter_run) if "validation_accuracy" in entry] == [2, 4]
+
+
+def test_the_adapter_of_a_run_is_one_that_peft_loads(adapter_run):
+    model = PeftModel.from_pretrained(load_backbone("tiny-clip"), str(adapter_run / "adapter"))
+    assert model.peft_config["default"].backbone == "tiny-clip"
+
+
+@pytest.mark.parametrize("method", ["method/dmgal_adapter", "method/dmgal_ft"])
+def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, data_flags, monkeypatch, method):
+    whole = finished(tmp_path / "whole", data_flags, method=method)
+    step = train.Trainer._train_step
+
+    def stop_after_three(self, *arguments):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Trainer, "_train_step", stop_after_three)
+        assert main(["train", method, *data_flags, *STEPS, "--out", str(tmp_path / "parts")]) == 130
+    parts = finished(tmp_path / "parts", data_flags, "--resume", method=method)
+    one, other = (load_file(run / "checkpoint" / "model.safetensors") for run in (whole, parts))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (load_file(run / "checkpoint" / "optimizer.safetensors") for run in (whole, parts))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert [e["loss"] for e in log(whole) if "loss" in e][3] == [e["loss"] for e in log(parts) if "loss" in e][-1]
+
+
+def test_a_folder_with_a_run_is_not_overwritten(adapter_run, data_flags, capsys):
+    before = (adapter_run / "log.jsonl").read_bytes()
+    assert main(["train", "method/dmgal_adapter", *data_flags, *STEPS, "--out", str(adapter_run)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    changed = ["--resume", "--train.learning-rate", "1.0"]
+    assert main(["train", "method/dmgal_adapter", *data_flags, *STEPS, *changed, "--out", str(adapter_run)]) == 2
+    assert "train.learning_rate=1.0" in capsys.readouterr().err
+    assert (adapter_run / "log.jsonl").read_bytes() == before
+
+
+def test_evaluation_repeats_itself_and_knows_reversals(adapter_run, capsys):
+    words = ["evaluate", str(adapter_run), "--episodes", "20", "--quiet"]
+    results = []
+    for _ in range(2):
+        assert main(words) == 0
+        results.append(json.loads((adapter_run / "results" / "test_2way_1shot_seed0.json").read_text())["results"])
+    assert results[0] == results[1]
+    assert set(results[0]) == {"accuracy", "reversal_two_way", "reversal_four_way"}
+    assert "reversal four way" in capsys.readouterr().out
+
+
+def test_comparison_is_paired_on_the_same_episodes(adapter_run, tmp_path, data_flags, capsys):
+    frozen = finished(tmp_path / "frozen", data_flags, "--train.steps", "0", method="method/frozen")
+    out = tmp_path / "comparison.json"
+    words = [
+        "compare",
+        str(frozen),
+        str(adapter_run),
+        str(frozen),
+        "--episodes",
+        "30",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
+    assert main(words) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert len({row["results"]["accuracy"]["episodes_hash"] for row in rows}) == 1
+    assert rows[2]["difference_to_first"] == {"points": 0.0, "half_width": 0.0}
+    assert rows[0]["trained_parameters"] == 0 < rows[1]["trained_parameters"] < 0.1 * rows[1]["visual_tower_parameters"]
+    difference = rows[1]["results"]["accuracy"]["percent"] - rows[0]["results"]["accuracy"]["percent"]
+    assert rows[1]["difference_to_first"]["points"] == pytest.approx(difference, abs=2e-3)
+    table = capsys.readouterr().out
+    assert "difference" in table and "adapter" in table
+
+
+def test_objects_take_the_place_of_what_a_recipe_names(tmp_path, frame_folders):
+    from dmgal.episodes import VideoCatalog
+    from dmgal.episodes.heads import FrameAligned
+    from dmgal.recipes.config import EpisodeConfig, Recipe, TrainConfig
+
+    recipe = Recipe(
+        adapter={"peft_type": "DMGAL"},
+        episode=EpisodeConfig(n_way=2, n_query=1),
+        train=TrainConfig(steps=1, validation_episodes=2, validate_every=1),
+    )
+    head = FrameAligned(center="video", logit_scale=10.0)
+    run = train.run(recipe, tmp_path / "run", head=head, catalog=VideoCatalog.from_folders(frame_folders), quiet=True)
+    assert "head.log_scale" in load_file(run.weights)
+
+
+def test_a_class_with_too_few_videos_and_too_many_ways(tmp_path, data_flags, capsys):
+    out = tmp_path / "run"
+    for flags, message in ((["--shots", "4"], "k_shot 4 + n_query 1"), (["--ways", "9"], "n_way=9")):
+        assert main(["train", "method/smga", *data_flags, *STEPS, *flags, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+
+
+def test_a_missing_video_an_empty_class_and_an_unreadable_video(tmp_path, frame_folders, capsys):
+    root, out = tmp_path / "root", tmp_path / "run"
+    shutil.copytree(frame_folders, root)
+    flags = ["--data.root", str(root), "--ways", "2", "--queries", "1", "--data.num-workers", "1", "--quiet"]
+    video = next(path for path in sorted((root / "val").glob("*/0")))
+    for frame in video.glob("*.png"):
+        frame.write_bytes(b"not a picture")
+    assert main(["train", "method/smga", *flags, "--out", str(out)]) == 2
+    message = capsys.readouterr().err
+    assert str(video) in message and "Traceback" not in message
+    shutil.rmtree(out, ignore_errors=True)
+    split_file = ["--data.split-file", str(root / "split.csv")]
+    shutil.rmtree(video)
+    assert main(["train", "method/smga", *flags, *split_file, "--out", str(out)]) == 2
+    assert "1 of" in capsys.readouterr().err
+    shutil.rmtree(video.parent)
+    video.parent.mkdir()
+    assert main(["train", "method/smga", *flags, "--out", str(out)]) == 2
+    assert video.parent.name in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_unknown_backbone_key_and_adapter_of_another_backbone(adapter_run, tmp_path, data_flags, capsys):
+    out, layer = tmp_path / "run", tmp_path / "layer.yaml"
+    layer.write_text("backbone: {nmae: tiny-clip}")
+    for words, message in (
+        (["method/smga", "--backbone.name", "tiny-klip"], "tiny-klip"),
+        (["method/smga", str(layer)], "did you mean backbone.name"),
+        (["method/smga", "--adapter.botleneck", "3"], "adapter.botleneck"),
+        (["method/smga", "--head.centre", "video"], "head.centre"),
+    ):
+        assert main(["train", *words, *data_flags, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+        assert not out.exists()
+    other = tmp_path / "other"
+    shutil.copytree(adapter_run, other)
+    recipe = (other / "recipe.yaml").read_text()
+    (other / "recipe.yaml").write_text(recipe.replace("name: tiny-clip", "name: open_clip:ViT-S-32-alt"))
+    assert main(["evaluate", str(other), "--quiet"]) == 2
+    assert "made for another backbone" in capsys.readouterr().err
+    assert not (other / "results").exists() or (adapter_run / "results").exists()
