@@ -71,7 +71,7 @@ def run(options: Demo) -> list[Row]:
 def _train(method: str, data: Path, options: Demo) -> None:
     """In a process of its own, so that its peak memory is its own; resumes what was begun."""
     out = options.out / "runs" / method
-    words = [f"method/{method}", "data/moving_shapes", "demo"]
+    words = ["demo", f"method/{method}", "data/moving_shapes"]
     flags = ["--data.root", str(data), "--data.seed", str(options.seed), "--train.seed", str(options.train_seed)]
     if options.steps is not None and method != "frozen":
         flags += ["--train.steps", str(options.steps)]

@@ -83,6 +83,13 @@ class Trainer:
         half = precision if precision in ("bf16", "fp16") else "no"
         self.accelerator = Accelerator(mixed_precision=half, kwargs_handlers=[unused])
         self._check_division(recipe.train.tasks_per_step)
+        if recipe.train.steps and not count_parameters(recognizer, trained_only=True):
+            raise DmgalError(
+                "There is nothing to train.",
+                received=f"train.steps={recipe.train.steps}, a frozen backbone, no adapter, a head that learns nothing",
+                expected="an adapter, a trainable backbone or a head that learns; or no steps",
+                remedy="add a method such as method/dmgal_adapter, or pass --train.steps 0",
+            )
         self.main = self.accelerator.is_main_process
         self.progress = self.main and not quiet
         self.recognizer = recognizer.to(self.accelerator.device, dtype_of(precision))

@@ -136,6 +136,12 @@ def test_a_class_with_too_few_videos_and_too_many_ways(tmp_path, data_flags, cap
         assert not out.exists()
 
 
+def test_nothing_to_train_is_told(tmp_path, data_flags, capsys):
+    assert main(["train", "method/frozen", *data_flags, *STEPS, "--out", str(tmp_path / "run")]) == 2
+    assert "nothing to train" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_video_an_empty_class_and_an_unreadable_video(tmp_path, frame_folders, capsys):
     root, out = tmp_path / "root", tmp_path / "run"
     shutil.copytree(frame_folders, root)
