@@ -9,8 +9,9 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from ..backbones.finding import find_spec
 from ..backbones.layout import Layout
-from ..backbones.spec import base_model, find_spec
+from ..backbones.spec import base_model
 from ..errors import DmgalError
 from .cmga import CmgaAdapter
 from .config import DmgalConfig
@@ -46,7 +47,8 @@ class DmgalModel(BaseTuner):
             for module in self._spec.modules_above_blocks(model):
                 if not isinstance(module, (nn.ModuleList, nn.Sequential)):
                     _CallLayout.install(module, model.dmgal_layout)
-        model.dmgal_layout.default_num_frames = peft_config.num_frames
+        self._layout: Layout = model.dmgal_layout
+        self._layout.default_num_frames = peft_config.num_frames
         return peft_config
 
     def _check_target_module_exists(self, peft_config: DmgalConfig, key: str) -> bool:  # type: ignore[override]
@@ -65,7 +67,7 @@ class DmgalModel(BaseTuner):
         layer = getattr(target, CHILD, None)
         if layer is None:
             like = next(p for p in target.parameters() if p.is_floating_point())
-            layer = AdapterLayer(target, base_model(self.model).dmgal_layout, self._spec.batch_first)
+            layer = AdapterLayer(target, self._layout, self._spec.batch_first)
             target.add_module(CHILD, layer)
         else:
             like = next(p for n, p in target.named_parameters() if not n.startswith(f"{CHILD}."))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ..errors import DmgalError
 from .cnn import MapEncoder
+from .finding import find_spec
 from .layout import Layout
-from .spec import BackboneSpec, base_model, find_spec
+from .spec import BackboneSpec, base_model
 from .task_layer import TaskLayer, task_layer_after
 from .video_state import VideoState
 

@@ -1,7 +1,6 @@
 """Where things are in a frozen backbone: its stack of blocks, its tokens, what stands before and behind the blocks.
 
-``find_spec`` recognizes the libraries in ``families/``, one file each. Everything else in dmgal asks the spec and never
-a library.
+Everything else in dmgal asks the spec and never a library; ``finding`` makes the spec of a model.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-
-from ..errors import DmgalError
 
 
 @dataclass(frozen=True)
@@ -70,36 +67,3 @@ def base_model(model: nn.Module) -> nn.Module:
     while callable(unwrap := getattr(model, "get_base_model", None)):
         model = unwrap()
     return model
-
-
-def find_spec(model: nn.Module) -> BackboneSpec:
-    """The spec of a backbone, PEFT-wrapped or not.
-
-    Raises:
-        DmgalError: no family recognizes it; the message lists the stacks of equal blocks that were seen.
-    """
-    from .families import FAMILIES
-
-    inner = base_model(model)
-    for describe in FAMILIES:
-        spec = describe(inner)
-        if spec is not None:
-            return spec
-    raise DmgalError(
-        "The parts of this backbone were not recognized.",
-        received=f"{type(inner).__module__}.{type(inner).__qualname__}; stacks of equal blocks: {_stacks(inner)}",
-        expected="an open_clip ViT or CLIP, or a transformers CLIP (vision model, with projection, or whole)",
-        remedy="use one of these, or describe the backbone in a new file beside those in backbones/families",
-    )
-
-
-def _stacks(model: nn.Module) -> str:
-    found = [
-        f"{name or '(root)'} ({len(module)} x {type(module[0]).__name__})"
-        for name, module in model.named_modules()
-        if isinstance(module, (nn.ModuleList, nn.Sequential))
-        and len(module) > 1
-        and len({type(child) for child in module}) == 1
-        and any(True for _ in module[0].children())
-    ]
-    return ", ".join(found) or "none"

@@ -19,6 +19,7 @@ from dmgal.episodes.recognizer import Head
 from dmgal.episodes.transforms import TestTransform
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import DataConfig, Recipe
+from dmgal.recipes.weights import is_added
 
 
 def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
@@ -111,7 +112,7 @@ def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Mod
         model = peft.get_peft_model(backbone, _adapter_config(recipe))
     if recipe.backbone.trainable:  # PEFT freezes what it wraps
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad or "dmgal_" not in name)
+            parameter.requires_grad_(parameter.requires_grad or not is_added(name))
     return model
 
 
@@ -150,7 +151,7 @@ def count_parameters(module: nn.Module, trained_only: bool = False) -> int:
 def visual_tower_parameters(recognizer: FewShotRecognizer) -> int:
     """Parameters of the backbone without what was added to it."""
     backbone = recognizer.encoder.backbone
-    return sum(p.numel() for name, p in backbone.named_parameters() if "dmgal_" not in name and "lora_" not in name)
+    return sum(p.numel() for name, p in backbone.named_parameters() if not is_added(name))
 
 
 def freeze_batch_norm(recognizer: nn.Module) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from dmgal.recipes.table import HEADINGS, Row, cells
 
 WIDTH, HEIGHT = 720, 420
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 24, 64
+LETTER_WIDTH, LINE_HEIGHT = 7.5, 16
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -84,7 +86,8 @@ def chart(rows: Sequence[Row]) -> str:
         label = "0" if power == scale.first_power else f"{10**power:,}"
         parts.append(_note(scale.x_of_power(power), HEIGHT - BOTTOM + 22, label))
     parts.append(_note((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 16, "trained parameters"))
-    parts += [_mark(row, scale) for row in rows]
+    taken: list[_Box] = []
+    parts += [_mark(row, scale, taken) for row in rows]
     return "".join([*parts, "</svg>"])
 
 
@@ -92,17 +95,42 @@ def _note(x: float, y: float, text: str) -> str:
     return f'<text class="soft" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>'
 
 
-def _mark(row: Row, scale: _Scale) -> str:
+def _mark(row: Row, scale: _Scale, taken: list[_Box]) -> str:
+    """A point, its interval and its label, the label where it covers no other one."""
     estimate = row.evaluations["accuracy"].accuracy
     x, y = scale.x(row.trained_parameters), scale.y(estimate.mean)
     low, high = scale.y(estimate.mean - estimate.half_width), scale.y(estimate.mean + estimate.half_width)
-    is_right = x > WIDTH * 0.7
-    text_x, anchor = (x - 10, "end") if is_right else (x + 10, "start")
+    label = f"{row.name} {estimate.mean:.1f} %"
+    box = next((box for box in _places(x, y, label) if not any(box.covers(other) for other in taken)), None)
+    box = box or next(iter(_places(x, y, label)))
+    taken.append(box)
     return (
         f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>'
         f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-        f'<text x="{text_x:.1f}" y="{y - 8:.1f}" text-anchor="{anchor}">{escape(row.name)} {estimate.mean:.1f} %</text>'
+        f'<text x="{box.left:.1f}" y="{box.bottom:.1f}">{escape(label)}</text>'
     )
+
+
+@dataclass(frozen=True)
+class _Box:
+    """Where a label stands."""
+
+    left: float
+    bottom: float
+    width: float
+
+    def covers(self, other: _Box) -> bool:
+        beside = self.left + self.width < other.left or other.left + other.width < self.left
+        return not beside and abs(self.bottom - other.bottom) < LINE_HEIGHT
+
+
+def _places(x: float, y: float, label: str) -> Iterator[_Box]:
+    """Right and left of a point, level with it and further and further off, inside the picture."""
+    width = LETTER_WIDTH * len(label)
+    for shift in (4, -12, 20, -28, 36):
+        for left in (x + 10, x - 10 - width):
+            if left >= 0 and left + width <= WIDTH:
+                yield _Box(left, y + shift, width)
 
 
 class _Scale:

@@ -17,6 +17,11 @@ from dmgal.recipes.runs import Run, read_tensors, write_tensors, write_text
 ADAPTER_MARKS = ("dmgal_", "lora_")
 
 
+def is_added(name: str) -> bool:
+    """Whether a parameter of a PEFT model belongs to an adapter and not to the backbone."""
+    return any(mark in name for mark in ADAPTER_MARKS)
+
+
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
     """Trained parameters and the statistics of batch norms, by name."""
     parameters = {name: p.detach() for name, p in recognizer.named_parameters() if p.requires_grad}
@@ -48,7 +53,7 @@ def save_best(recognizer: FewShotRecognizer, run: Run) -> None:
         backbone.save_pretrained(str(partial), save_embedding_layers=False)  # "auto" would ask the hub
         shutil.rmtree(run.adapter, ignore_errors=True)
         partial.rename(run.adapter)
-    rest = {n: t for n, t in trained_state(recognizer).items() if not any(mark in n for mark in ADAPTER_MARKS)}
+    rest = {n: t for n, t in trained_state(recognizer).items() if not is_added(n)}
     if rest:
         write_tensors(run.weights, rest)
 

@@ -1,0 +1,70 @@
+"""What a training step minimizes and how: the loss of tasks, AdamW, its schedule, and a notice when nothing moves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
+from dmgal.recipes.config import Recipe
+from dmgal.recipes.weights import is_added
+
+PLATEAU_STEPS = 200
+
+
+@dataclass
+class Plateau:
+    """Tells once when the loss has not left that of guessing: this training fails by plateaus, not by overfitting."""
+
+    n_way: int
+    losses: list[float] = field(default_factory=list)
+
+    def notice(self, step: int, loss: float) -> str | None:
+        self.losses.append(loss)
+        guessing = math.log(self.n_way)
+        if len(self.losses) != PLATEAU_STEPS or sum(self.losses[-100:]) / 100 < 0.97 * guessing:
+            return None
+        return (
+            f"step {step}: the loss is still that of guessing, ln({self.n_way}) = {guessing:.2f}; "
+            "a centered head (--head.center video) or another learning rate often helps"
+        )
+
+
+def task_loss(outputs: list[EpisodeOutput], episodes: list[Episode]) -> tuple[Tensor, Tensor]:
+    """Mean over tasks of cross-entropy plus the head's own losses; and the mean accuracy."""
+    losses, accuracies = [], []
+    for output, episode in zip(outputs, episodes, strict=True):
+        losses.append(F.cross_entropy(output.logits, episode.query_labels) + sum(output.losses.values()))
+        accuracies.append((output.logits.argmax(1) == episode.query_labels).float().mean())
+    return torch.stack(losses).mean(), torch.stack(accuracies).mean()
+
+
+def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW; weight decay on matrices only, the backbone's own parameters at their own rate."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in recognizer.named_parameters():
+        if parameter.requires_grad:
+            own = name.startswith("encoder.backbone.") and not is_added(name)
+            rate = recipe.train.backbone_learning_rate if own else recipe.train.learning_rate
+            decay = recipe.train.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
+        or [{"params": [nn.Parameter(torch.zeros(()))], "lr": 0.0}]
+    )
+
+
+def build_schedule(optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int, done: int = 0) -> LambdaLR:
+    """Linear warm-up, then cosine to zero: a function of the step alone, so resuming needs only the step."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+    return LambdaLR(optimizer, factor, last_epoch=done - 1)

@@ -1,0 +1,121 @@
+"""Encoding videos once and comparing them in tasks is the same as doing all at once."""
+
+from __future__ import annotations
+
+import math
+
+import peft
+import pytest
+import torch
+
+from dmgal.adapters import DmgalConfig, SmgaConfig
+from dmgal.backbones import FrameEncoder, VideoState, load_backbone
+from dmgal.episodes import (
+    Episode,
+    EpisodeSampler,
+    Estimate,
+    Evaluation,
+    FewShotRecognizer,
+    evaluate,
+    paired_difference,
+)
+from dmgal.episodes.heads import BiMHM, DmgalFT
+
+FRAMES = 4
+
+
+def recognizer(config, head, pooling=None):
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load_backbone("tiny-clip"), config)
+    for name, parameter in model.named_parameters():
+        if "dmgal_" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return FewShotRecognizer(FrameEncoder(model, pooling), head).eval()
+
+
+RECOGNIZERS = {
+    "no task layer": lambda: recognizer(SmgaConfig(num_frames=FRAMES), BiMHM(center="video")),
+    "cmga": lambda: recognizer(DmgalConfig(num_frames=FRAMES), BiMHM(center="video")),
+    "cmga in the middle": lambda: recognizer(DmgalConfig(num_frames=FRAMES, cmga_blocks=[1]), BiMHM(center="video")),
+    "cmga under a head that prepares": lambda: recognizer(DmgalConfig(num_frames=FRAMES), DmgalFT(96, FRAMES), "map"),
+}
+
+
+@pytest.fixture(params=list(RECOGNIZERS))
+def model(request):
+    return RECOGNIZERS[request.param]()
+
+
+def episode(seed):
+    generator = torch.Generator().manual_seed(seed)
+    videos = torch.randint(0, 256, (8, FRAMES, 3, 48, 48), dtype=torch.uint8, generator=generator)
+    labels = torch.tensor([0, 1, 2, 0]), torch.tensor([2, 1, 0, 0])
+    return Episode(videos[:4], labels[0], videos[4:], labels[1], ("a", "b", "c"))
+
+
+@torch.no_grad()
+def test_states_of_single_videos_give_the_logits_of_the_whole_episode(model):
+    task = episode(0)
+    expected = model(task).logits
+    support, query = (
+        VideoState.cat([model.encode(video[None]) for video in videos]) for videos in (task.support, task.query)
+    )
+    logits = model.compare(support, task.support_labels, query).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * expected.abs().max().item())
+    assert expected.shape == (4, 3) and expected.std() > 1e-3
+
+
+@torch.no_grad()
+def test_several_episodes_in_one_batch_do_not_touch_each_other(model):
+    first, second = episode(0), episode(1)
+    together = model([first, second])
+    for task, output in zip((first, second), together, strict=True):
+        torch.testing.assert_close(output.logits, model(task).logits, rtol=0, atol=1e-4)
+
+
+def test_evaluation_counts_right_answers_of_each_episode():
+    class Oracle(torch.nn.Module):
+        """Knows the classes of even videos, and always says the first for odd ones."""
+
+        def compare(self, support, labels, query):
+            same = query["label"][:, None] == support["label"][None]
+            is_odd = query["video"][:, None] % 2 == 1
+            first = torch.arange(len(labels))[None] == 0
+            from dmgal.episodes import EpisodeOutput
+
+            return EpisodeOutput(torch.where(is_odd, first, same).float())
+
+    labels = [c for c in range(4) for _ in range(6)]
+    states = VideoState(label=torch.tensor(labels), video=torch.arange(24))
+    sampler = EpisodeSampler(labels, n_way=3, k_shot=1, n_query=2, num_episodes=50, seed=3)
+    result = evaluate(Oracle(), states, sampler, progress=False)
+    for place, indices in enumerate(sampler):
+        right = [v % 2 == 0 or label == 0 for v, label in zip(indices.query, indices.query_labels, strict=True)]
+        assert result.accuracies[place] == pytest.approx(sum(right) / 6)
+
+
+def test_an_estimate_is_a_mean_with_its_normal_interval():
+    values = torch.tensor([1.0, 0.0, 1.0, 1.0])
+    estimate = Estimate.of(values)
+    assert estimate.mean == 75.0
+    assert estimate.half_width == pytest.approx(
+        1.96 * 50 / math.sqrt(4)
+    )  # the sample's standard deviation is 50 points
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    generator = torch.Generator().manual_seed(0)
+    samples = (torch.rand(2000, 400, generator=generator) < 0.7).float()
+    estimates = [Estimate.of(sample) for sample in samples]
+    covered = sum(abs(e.mean - 70) <= e.half_width for e in estimates) / len(estimates)
+    assert 0.93 < covered < 0.97
+
+
+def test_paired_differences_are_sharper_and_refuse_other_episodes():
+    generator = torch.Generator().manual_seed(0)
+    hard = torch.rand(500, generator=generator, dtype=torch.float64)
+    first, second = Evaluation(0.2 + 0.5 * hard, "same"), Evaluation(0.5 * hard, "same")
+    difference = paired_difference(first, second)
+    assert difference.mean == pytest.approx(20) and difference.half_width < 1e-9 < first.accuracy.half_width
+    with pytest.raises(ValueError, match="different episodes"):
+        paired_difference(first, Evaluation(0.5 * hard, "other"))
