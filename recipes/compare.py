@@ -21,7 +21,7 @@ import tyro
 from dmgal.episodes import Evaluation, paired_difference
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, count_parameters, visual_tower_parameters
-from dmgal.recipes.entry import run_recipe
+from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.evaluate import Protocol, as_json, load_run, measure
 from dmgal.recipes.runs import Run, environment, write_text
 from dmgal.recipes.table import Row, as_text
@@ -92,7 +92,9 @@ def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Compare the runs of a command line."""
-    options = tyro.cli(Compare, prog="dmgal compare", args=sys.argv[1:] if argv is None else argv, description=__doc__)
+    options = tyro.cli(
+        Compare, prog="dmgal compare", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
+    )
     if not options.runs:
         raise DmgalError(
             "Nothing to compare.", received="no run", expected="folders of runs", remedy="dmgal compare RUN RUN ..."

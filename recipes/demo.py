@@ -24,7 +24,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog
 from dmgal.recipes.compare import compare, rows_as_json
 from dmgal.recipes.config import DataConfig
-from dmgal.recipes.entry import run_recipe
+from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.evaluate import Protocol
 from dmgal.recipes.report import as_page
 from dmgal.recipes.runs import environment, write_text
@@ -109,7 +109,11 @@ def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Run the demo of a command line."""
-    run(tyro.cli(Demo, prog="dmgal demo", args=sys.argv[1:] if argv is None else argv, description=__doc__))
+    run(
+        tyro.cli(
+            Demo, prog="dmgal demo", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
+        )
+    )
     return 0
 
 

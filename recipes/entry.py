@@ -42,6 +42,11 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
         return INTERRUPTED
 
 
+def as_description(docstring: str | None) -> str:
+    """A module's docstring for ``--help``, its example commands on lines of their own."""
+    return (docstring or "").replace("\n    ", "\n$ ")  # what starts with a sign is not run into the line above
+
+
 def _process() -> str:
     """Name the process where a launcher started several, so that their messages can be told apart."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:

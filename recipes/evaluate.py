@@ -32,7 +32,7 @@ from dmgal.episodes import (
 from dmgal.episodes.sampler import TaskSampler
 from dmgal.recipes.build import build_catalog, build_recognizer, dtype_of, test_clips
 from dmgal.recipes.config import Recipe
-from dmgal.recipes.entry import run_recipe
+from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.runs import Run, environment, read_tensors
 from dmgal.recipes.weights import load_trained_state
 
@@ -123,7 +123,10 @@ def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int | None:
     """Evaluate the run of a command line."""
     options = tyro.cli(
-        Evaluate, prog="dmgal evaluate", args=sys.argv[1:] if argv is None else argv, description=__doc__
+        Evaluate,
+        prog="dmgal evaluate",
+        args=sys.argv[1:] if argv is None else argv,
+        description=as_description(__doc__),
     )
     run = Run(options.run)
     recipe, recognizer = load_run(run)

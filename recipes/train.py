@@ -1,8 +1,10 @@
 """Trains a recognizer on episodes of the base classes, selects on the validation classes, never looks at the test.
 
-dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --out runs/mine
-accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
-ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+    dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --out runs/mine
+    accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
+
+What a recipe's layers leave open has a default; flags win over layers.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ from dmgal.recipes.build import (
     test_clips,
 )
 from dmgal.recipes.config import Recipe, parse
-from dmgal.recipes.entry import run_recipe
+from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.layers import bundled_layers
 from dmgal.recipes.optimization import Plateau, build_optimizer, build_schedule, task_loss
 from dmgal.recipes.runs import Run, peak_memory_mb
@@ -265,7 +267,7 @@ def _as_list(episodes: list[Episode]) -> list[Episode]:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Train by the recipe of a command line."""
-    options, names = parse(argv, prog="dmgal train", description=__doc__ or "", wrapper=Train)
+    options, names = parse(argv, prog="dmgal train", description=as_description(__doc__), wrapper=Train)
     if options.list:
         print("\n".join(bundled_layers()))
         return 0
