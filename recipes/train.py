@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
 from torch.utils.data import DataLoader
@@ -112,11 +113,11 @@ class Trainer:
         """All remaining steps; the best weights of the validation are in the run folder afterwards."""
         train = self.recipe.train
         episodes = self._episodes()
-        model = self.accelerator.prepare(self.recognizer)
+        model, optimizer = self.accelerator.prepare(self.recognizer, self.optimizer)
         bar = tqdm(total=train.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
         for batch in episodes:
             start = time.perf_counter()
-            entry = self._train_step(model, batch)
+            entry = self._train_step(model, optimizer, batch)
             self.seconds += time.perf_counter() - start
             self._report(bar, entry)
             if self.step % train.validate_every == 0 or self.step == train.steps:
@@ -165,7 +166,9 @@ class Trainer:
                 remedy=f"pass --train.tasks-per-step {math.ceil(tasks / world) * world}",
             )
 
-    def _train_step(self, model: nn.Module, episodes: list[Episode]) -> dict[str, float]:
+    def _train_step(
+        self, model: nn.Module, optimizer: AcceleratedOptimizer, episodes: list[Episode]
+    ) -> dict[str, float]:
         model.train()
         torch.manual_seed(hashed_seed(self.recipe.train.seed, self.step, "step"))  # alike on all processes, and resumed
         if self.recipe.backbone.freeze_batch_norm:
@@ -174,11 +177,11 @@ class Trainer:
         with self.accelerator.autocast():
             outputs = model(episodes)
         loss, accuracy = task_loss(outputs, episodes)
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         trained = [p for p in self.recognizer.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.recipe.train.clip_norm)
-        self.optimizer.step()
+        norm = self.accelerator.clip_grad_norm_(trained, self.recipe.train.clip_norm)
+        optimizer.step()
         self.schedule.step()
         self.step += 1
         mean = self.accelerator.reduce(torch.stack([loss.detach().double(), accuracy.double()]), "mean")
