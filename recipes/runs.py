@@ -126,7 +126,7 @@ def environment() -> dict[str, Any]:
     """What a reader needs to judge or repeat a run; no paths, no names of people or machines."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(word).name if Path(word).is_absolute() else word for word in sys.argv],
         "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "git_revision": _git_revision(),
         "hardware": {
