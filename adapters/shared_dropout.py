@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,5 +18,6 @@ class SharedDropout(nn.Dropout):
         """Values ``(..., V, T, P, C)`` to the same shape; the mask is ``(..., 1, T, P, C)``."""
         if not self.training or self.p == 0:
             return values
-        mask = F.dropout(values.new_ones(*values.shape[:-4], 1, *values.shape[-3:]), self.p)
-        return values * mask
+        # drawn on the CPU, so that every device drops the same
+        mask = F.dropout(torch.ones(*values.shape[:-4], 1, *values.shape[-3:]), self.p)
+        return values * mask.to(values)

@@ -56,11 +56,27 @@ class FewShotRecognizer(nn.Module):
         return self.head.compare(support, labels, query)
 
     def forward(self, episodes: Episode | Sequence[Episode]) -> EpisodeOutput | list[EpisodeOutput]:
-        """One episode, or several whose videos are encoded in one batch, which is faster."""
+        """One episode, or several: on an accelerator their videos are encoded in one batch, on a CPU one by one.
+
+        One batch is a tenth slower on a CPU (``bench/task_batching.py``); on accelerators it was not measured. What is
+        random in training (dropout) is the same for all episodes of a call, so that both ways give the same.
+        """
         if isinstance(episodes, Episode):
-            return self.forward([episodes])[0]  # type: ignore[index]
+            return self._answers([episodes])[0]
+        if episodes[0].support.device.type != "cpu":
+            return self._answers(episodes)
+        random_state, outputs = torch.get_rng_state(), []
+        for episode in episodes:
+            torch.set_rng_state(random_state)
+            outputs += self._answers([episode])
+        return outputs
+
+    def _answers(self, episodes: Sequence[Episode]) -> list[EpisodeOutput]:
+        """Encodes the videos of all episodes in one batch."""
         videos = [part for episode in episodes for part in (episode.support, episode.query)]
         states = self.encode(torch.cat(videos)).split([len(part) for part in videos])
-        return [
-            self.compare(states[2 * i], episode.support_labels, states[2 * i + 1]) for i, episode in enumerate(episodes)
-        ]
+        random_state, outputs = torch.get_rng_state(), []
+        for place, episode in enumerate(episodes):
+            torch.set_rng_state(random_state)
+            outputs.append(self.compare(states[2 * place], episode.support_labels, states[2 * place + 1]))
+        return outputs

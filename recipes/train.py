@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import nn
@@ -82,6 +83,8 @@ class Trainer:
         unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.backbone.trainable)
         half = precision if precision in ("bf16", "fp16") else "no"
         self.accelerator = Accelerator(mixed_precision=half, kwargs_handlers=[unused])
+        # depth-wise convolutions leave their gradients in another memory order than DDP's buckets: harmless
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self._check_division(recipe.train.tasks_per_step)
         if recipe.train.steps and not count_parameters(recognizer, trained_only=True):
             raise DmgalError(
@@ -276,7 +279,7 @@ def main(argv: list[str] | None = None) -> int | None:
         return 0
     out = options.out or Path("runs") / "_".join(Path(name).stem for name in names or ["default"])
     folder = run(options.recipe, out, resume=options.resume, quiet=options.quiet)
-    print(f"run folder: {folder.folder}\nnext: dmgal evaluate {folder.folder}")
+    PartialState().print(f"run folder: {folder.folder}\nnext: dmgal evaluate {folder.folder}")
     return 0
 
 

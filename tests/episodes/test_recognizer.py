@@ -68,9 +68,23 @@ def test_states_of_single_videos_give_the_logits_of_the_whole_episode(model):
 @torch.no_grad()
 def test_several_episodes_in_one_batch_do_not_touch_each_other(model):
     first, second = episode(0), episode(1)
-    together = model([first, second])
-    for task, output in zip((first, second), together, strict=True):
-        torch.testing.assert_close(output.logits, model(task).logits, rtol=0, atol=1e-4)
+    for together in (model([first, second]), model._answers([first, second])):  # as on a CPU, as on an accelerator
+        for task, output in zip((first, second), together, strict=True):
+            torch.testing.assert_close(output.logits, model(task).logits, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_dropout_is_the_same_in_one_batch_and_one_by_one():
+    model = RECOGNIZERS["cmga under a head that prepares"]()
+    torch.nn.init.ones_(model.head.self_attention.gamma)
+    model.head.self_attention.dropout.train()
+    tasks = [episode(0), episode(1)]
+    torch.manual_seed(0)
+    one_by_one = model(tasks)
+    torch.manual_seed(0)
+    for output, other in zip(model._answers(tasks), one_by_one, strict=True):
+        torch.testing.assert_close(output.logits, other.logits, rtol=0, atol=1e-4)
+    assert not torch.equal(model(tasks[:1])[0].logits, one_by_one[0].logits)
 
 
 def test_evaluation_counts_right_answers_of_each_episode():
