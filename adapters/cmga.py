@@ -25,24 +25,27 @@ class CmgaAdapter(MotionBottleneck):
     """Split at the task boundary into ``prepare`` (per video) and ``relate`` (per task)."""
 
     def __init__(self, shape: BottleneckShape) -> None:
-        super().__init__(shape)
-        self.norm = nn.LayerNorm(shape.motion_width)
+        super().__init__(shape, reads_values=True)
+        if shape.attention:
+            self.norm = nn.LayerNorm(shape.motion_width)
 
     def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
         """From tokens ``(V, T, N, C)``; ``rows`` are the tokens that are read behind this layer.
 
         Returns:
             ``tokens (V, T, R, C)`` and ``hidden (V, T, R, a)``, the per-video part of the result; ``forward`` and
-            ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, what queries attend to (and with).
+            ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, what queries attend to (and with), where they do.
         """
         hidden = self.hidden(tokens)
-        motion = self.motion(hidden)
         values = self.values(hidden)
-        result = hidden + self.signed_values(motion) + values
-        forward, backward = map(self.norm, motion)
-        return VideoState(
-            tokens=tokens[:, :, rows], hidden=result[:, :, rows], forward=forward, backward=backward, values=values
-        )
+        result = hidden + values
+        attended = VideoState()
+        if self.shape.reads_motion:
+            motion = self.motion(hidden)
+            result = hidden + self.signed_values(motion) + values
+            if self.shape.attention:
+                attended = VideoState(zip(Motion._fields, map(self.norm, motion), strict=True), values=values)
+        return VideoState(tokens=tokens[:, :, rows], hidden=result[:, :, rows], **attended)
 
     def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
         """Tokens ``(S, T, R, C)`` and ``(Q, T, R, C)`` of one task."""

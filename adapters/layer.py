@@ -95,7 +95,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return self(tokens) if self.batch_first else self(tokens.transpose(0, 1)).transpose(0, 1)
 
     def _adapted(self, adapter: SmgaAdapter | CmgaAdapter, tokens: Tensor) -> Tensor:
-        videos = self.layout.videos(tokens)  # (V, T, N, C)
+        videos = self.layout.videos(tokens, adapter.shape.num_frames)  # (V, T, N, C)
         self._check_frames(adapter, videos.shape[1])
         inputs = _cast(videos, adapter)
         if isinstance(adapter, CmgaAdapter):
@@ -108,7 +108,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters:
             return []
         adapters: Any = self.dmgal_adapter
-        return [adapters[name] for name in self.active_adapters if name in adapters]
+        active = [adapters[name] for name in self.active_adapters if name in adapters]
+        if len(active) > 1 and any(isinstance(adapter, CmgaAdapter) for adapter in active):
+            raise DmgalError(
+                "A Cmga-Adapter cannot share its block with another active motion adapter.",
+                received=f"active adapters {self.active_adapters}",
+                expected="one active motion adapter behind this block",
+                remedy="activate one by set_adapter, or place them behind different blocks",
+            )
+        return active
 
     def _active_cmga(self) -> CmgaAdapter | None:
         return next((adapter for adapter in self._active() if isinstance(adapter, CmgaAdapter)), None)

@@ -40,18 +40,25 @@ class BottleneckShape:
     signed: bool = True
     temporal: bool = True
 
+    @property
+    def reads_motion(self) -> bool:
+        return self.attention or self.signed
+
 
 class MotionBottleneck(nn.Module):
     """Down to the bottleneck, motion in it, and back up; ``up`` starts at zero, so nothing changes at the start."""
 
-    def __init__(self, shape: BottleneckShape) -> None:
+    def __init__(self, shape: BottleneckShape, reads_values: bool) -> None:
+        """What the shape's switches leave unread is not made, so every parameter is trained."""
         super().__init__()
         self.shape = shape
         bottleneck, motion_width = shape.bottleneck, shape.motion_width
         self.down = nn.Linear(shape.width, bottleneck)
-        self.reduce = nn.Linear(bottleneck, motion_width)
-        self.align = PatchConvolution(motion_width, shape)
-        self.values = PatchConvolution(bottleneck, shape)
+        if shape.reads_motion:
+            self.reduce = nn.Linear(bottleneck, motion_width)
+            self.align = PatchConvolution(motion_width, shape)
+        if reads_values:
+            self.values = PatchConvolution(bottleneck, shape)
         self.up = nn.Linear(bottleneck, shape.width)
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
@@ -59,7 +66,7 @@ class MotionBottleneck(nn.Module):
             self.temporal = nn.Parameter(torch.zeros(shape.num_frames, 1, bottleneck))
         if shape.signed:
             self.signed = nn.Linear(2 * motion_width, bottleneck)
-        if shape.scales == "multi":
+        if shape.scales == "multi" and shape.reads_motion:
             self.scales = MultiScale(motion_width, shape)
 
     def hidden(self, tokens: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 from torch import nn
@@ -14,13 +15,14 @@ FINGERPRINT_TOLERANCE = 0.01
 """Relative; casting a backbone to bfloat16 changes its fingerprint by less."""
 
 
-def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> None:
-    """Fills in everything that was left open, in place.
+def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> DmgalConfig:
+    """A copy with everything filled in that was left open; a config may be used for any number of backbones.
 
     Raises:
         DmgalError: the config names blocks that do not exist or one block twice, or was made for another backbone.
     """
     _match(config, spec, model)
+    config = copy.copy(config)
     depth = spec.num_blocks
     cmga = [depth - 1] if config.cmga_blocks is None else _indices("cmga_blocks", config.cmga_blocks, depth)
     rest = [index for index in range(depth) if index not in cmga]
@@ -40,9 +42,17 @@ def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> None:
     config.width, config.num_blocks = spec.width, depth
     config.num_prefix_tokens, config.grid = spec.num_prefix_tokens, list(spec.grid)
     config.fingerprint = spec.fingerprint(model) or config.fingerprint
+    return config
 
 
 def _indices(name: str, blocks: list[int], depth: int) -> list[int]:
+    if not isinstance(blocks, (list, tuple)) or not all(isinstance(index, int) for index in blocks):
+        raise DmgalError(
+            "An adapter's blocks are a list of indices.",
+            received=f"{name}={blocks!r}",
+            expected=f"a list of whole numbers from {-depth} to {depth - 1}, or None",
+            remedy=f"write {name}=[...]",
+        )
     outside = [index for index in blocks if not -depth <= index < depth]
     if outside:
         raise DmgalError(

@@ -10,17 +10,22 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .motion import MotionBottleneck, motion_attention
+from .motion import BottleneckShape, MotionBottleneck, motion_attention
 
 
 class SmgaAdapter(MotionBottleneck):
     """Per video, so on the video's side of the task boundary."""
 
+    def __init__(self, shape: BottleneckShape) -> None:
+        super().__init__(shape, reads_values=shape.attention)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` to the same shape."""
         hidden = self.hidden(tokens)  # (V, T, N, a)
-        motion = self.motion(hidden)  # (V, T, N, d)
-        result = hidden + self.signed_values(motion)
-        if self.shape.attention:
-            result = result + motion_attention(motion, motion, self.values(hidden))
+        result = hidden
+        if self.shape.reads_motion:
+            motion = self.motion(hidden)  # (V, T, N, d)
+            result = result + self.signed_values(motion)
+            if self.shape.attention:
+                result = result + motion_attention(motion, motion, self.values(hidden))
         return tokens + self.up(result)

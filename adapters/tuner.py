@@ -41,15 +41,15 @@ class DmgalModel(BaseTuner):
         self._prefix = next(
             f"{name}." if name else "" for name, module in self.model.named_modules() if module is model
         )
-        resolve(peft_config, self._spec, model)
+        completed = resolve(peft_config, self._spec, model)
+        self.peft_config.update({name: completed for name, config in self.peft_config.items() if config is peft_config})
         if getattr(model, "dmgal_layout", None) is None:
             model.dmgal_layout = Layout()
             for module in self._spec.modules_above_blocks(model):
                 if not isinstance(module, (nn.ModuleList, nn.Sequential)):
                     _CallLayout.install(module, model.dmgal_layout)
         self._layout: Layout = model.dmgal_layout
-        self._layout.default_num_frames = peft_config.num_frames
-        return peft_config
+        return completed
 
     def _check_target_module_exists(self, peft_config: DmgalConfig, key: str) -> bool:  # type: ignore[override]
         return key in self._targets(peft_config)
@@ -108,8 +108,7 @@ class DmgalModel(BaseTuner):
         for module in self.model.modules():
             _CallLayout.remove(module)
         del base_model(self.model).dmgal_layout
-        if hasattr(self.model, "peft_config"):
-            del self.model.peft_config
+        vars(self.model).pop("peft_config", None)
         return self.model
 
     @classmethod

@@ -18,8 +18,7 @@ from ..errors import DmgalError
 class Layout:
     """The division in force, shared by everything that was added to one backbone."""
 
-    def __init__(self, default_num_frames: int | None = None) -> None:
-        self.default_num_frames = default_num_frames
+    def __init__(self) -> None:
         self._calls: list[tuple[int | None, int | None]] = []
 
     @property
@@ -28,8 +27,7 @@ class Layout:
 
     @property
     def num_frames(self) -> int | None:
-        frames = self._calls[-1][0] if self._calls else None
-        return self.default_num_frames if frames is None else frames
+        return self._calls[-1][0] if self._calls else None
 
     def enter(self, num_frames: int | None = None, num_support: int | None = None) -> None:
         """Begins a call; what it does not say holds on from the call around it."""
@@ -49,10 +47,10 @@ class Layout:
         finally:
             self.leave()
 
-    def videos(self, tokens: Tensor) -> Tensor:
-        """Tokens of all frames ``(V*T, N, C)`` as ``(V, T, N, C)``."""
-        frames = self.num_frames
-        if frames is None or len(tokens) % frames:
+    def videos(self, tokens: Tensor, default_num_frames: int) -> Tensor:
+        """Tokens of all frames ``(V*T, N, C)`` as ``(V, T, N, C)``; the default holds where the call told no number."""
+        frames = self.num_frames or default_num_frames
+        if len(tokens) % frames:
             raise DmgalError(
                 "A batch of frames does not divide into videos.",
                 received=f"{len(tokens)} frames, {frames} frames a video",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -76,7 +77,7 @@ def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
             remedy="take them out",
         )
     arguments = {key: build_head(value) if isinstance(value, Mapping) else value for key, value in options.items()}
-    return cls(**{**{key: value for key, value in known.items() if key in parameters}, **arguments})
+    return _made(f"head {name}", cls, {**{k: v for k, v in known.items() if k in parameters}, **arguments})
 
 
 def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> Dataset[Tensor]:
@@ -107,13 +108,30 @@ def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Mod
     import dmgal.adapters  # noqa: F401  (registers our adapters with PEFT)
 
     if folder is not None:
-        model = peft.PeftModel.from_pretrained(backbone, str(folder), is_trainable=True)
+        read = {"model": backbone, "model_id": str(folder), "is_trainable": True}
+        model = _made(f"adapter of {folder}", peft.PeftModel.from_pretrained, read)
     else:
-        model = peft.get_peft_model(backbone, _adapter_config(recipe))
+        config = _adapter_config(recipe)
+        model = _made("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config})
     if recipe.backbone.trainable:  # PEFT freezes what it wraps
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or not is_added(name))
     return model
+
+
+def _made(what: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Values come from files and command lines, so what a constructor says against them is for the user."""
+    try:
+        return make(**arguments)
+    except DmgalError:
+        raise
+    except (TypeError, ValueError, SafetensorError) as error:
+        raise DmgalError(
+            f"The {what} cannot be made.",
+            received=" ".join(str(error).split())[:300],
+            expected="options and files that fit",
+            remedy="mend the options, or give the folder of a whole run",
+        ) from error
 
 
 def _adapter_config(recipe: Recipe) -> Any:
@@ -140,7 +158,7 @@ def _adapter_config(recipe: Recipe) -> Any:
         )
     if "num_frames" in parameters:
         options.setdefault("num_frames", recipe.data.num_frames)
-    return known[kind](**options)
+    return _made(f"adapter {kind}", known[kind], options)
 
 
 def count_parameters(module: nn.Module, trained_only: bool = False) -> int:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dmgal.errors import DmgalError
 from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
 
 SHORT_FLAGS = {"--ways": "--episode.n-way", "--shots": "--episode.k-shot", "--queries": "--episode.n-query"}
@@ -93,6 +94,17 @@ class TrainConfig:
     checkpoint_every: int = 100
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        least = {"steps": 0, "warmup_steps": 0}
+        for name in ("tasks_per_step", "validate_every", "validation_episodes", "checkpoint_every", *least):
+            if getattr(self, name) < least.get(name, 1):
+                raise DmgalError(
+                    "A recipe cannot train like this.",
+                    received=f"train.{name}: {getattr(self, name)}",
+                    expected=f"at least {least.get(name, 1)}",
+                    remedy=f"give another train.{name}",
+                )
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -108,6 +120,11 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
+def _long(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return SHORT_FLAGS.get(name, name) + equals + value
+
+
 def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: type[Any]) -> tuple[Any, list[str]]:
     """A command's options with a ``recipe`` among them, and the names of the layers that were given.
 
@@ -121,7 +138,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
     words = list(sys.argv[1:] if argv is None else argv)
     first_flag = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     names, flags = words[:first_flag], words[first_flag:]
-    flags, open_options = split_open_flags([SHORT_FLAGS.get(flag, flag) for flag in flags], ("adapter", "head"))
+    flags, open_options = split_open_flags([_long(flag) for flag in flags], ("adapter", "head"))
     tree = merged([*(read_layer(name) for name in names), open_options])
     options = tyro.cli(
         wrapper,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import types
 import typing
@@ -17,6 +18,8 @@ from dmgal.errors import DmgalError
 
 T = TypeVar("T")
 Tree = dict[str, Any]
+KINDS = {"adapter": "peft_type", "head": "name"}
+"""Sections that hold one of several kinds of thing, and the key that says which."""
 
 
 def bundled_layers() -> list[str]:
@@ -51,15 +54,19 @@ def read_layer(name: str) -> Tree:
 
 
 def merged(layers: Iterable[Tree]) -> Tree:
-    """Layers on top of each other. A mapping that names another ``peft_type`` or ``name`` replaces the one below."""
+    """Layers on top of each other. An adapter of another ``peft_type``, or a head of another ``name``, replaces it."""
     result: Tree = {}
     for layer in layers:
-        for key, value in layer.items():
-            below = result.get(key)
-            if isinstance(value, dict) and isinstance(below, dict) and not _is_another(below, value):
-                value = merged([below, value])
-            result[key] = value
+        for section, mark in KINDS.items():
+            if _is_another(result.get(section), layer.get(section), mark):
+                del result[section]
+        result = _on_top(result, layer)
     return result
+
+
+def _on_top(below: Tree, above: Tree) -> Tree:
+    both = {key for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)}
+    return {**below, **above, **{key: _on_top(below[key], above[key]) for key in both}}
 
 
 def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list[str], Tree]:
@@ -73,11 +80,13 @@ def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list
         if not word.startswith("--") or path[0] not in sections:
             rest.append(word)
             continue
-        value = value if equals else next(words, "")
-        node: Any = _scalar(value)
+        value = value if equals else next(words, "--")
+        if len(path) < 2 or value.startswith("--"):
+            raise _bad_value(word, "nothing", "an option and its value, e.g. --head.center video")
+        node: Any = _scalar(word, value)
         for part in reversed(path):
             node = {part: node}
-        tree = merged([tree, node])
+        tree = _on_top(tree, node)
     return rest, tree
 
 
@@ -120,6 +129,10 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise _bad_value(where, value, "a mapping")
         return from_mapping(kind, value, f"{where}.")
+    if origin is collections.abc.Mapping:
+        if not isinstance(value, Mapping):
+            raise _bad_value(where, value, "a mapping of options, e.g. {name: BiMHM}")
+        return value
     if origin is typing.Literal:
         if value not in arguments:
             raise _bad_value(where, value, f"one of {', '.join(map(repr, arguments))}")
@@ -144,16 +157,20 @@ def _plain(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+def _scalar(flag: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise _bad_value(flag, text, "a number, a word, true, false or a list such as [0, 1]") from None
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-def _is_another(below: Tree, above: Tree) -> bool:
-    return any(above.get(mark, below.get(mark)) != below.get(mark) for mark in ("peft_type", "name"))
+def _is_another(below: Any, above: Any, mark: str) -> bool:
+    both = isinstance(below, dict) and isinstance(above, dict)
+    return both and mark in below and mark in above and below[mark] != above[mark]
 
 
 def _bad_value(where: str, value: Any, expected: str) -> DmgalError:

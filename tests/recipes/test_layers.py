@@ -33,9 +33,28 @@ def test_another_kind_replaces_what_stood_below():
     assert merged([below, {"head": {"eps": 0.0}}])["head"] == {"name": "OTAM", "relaxation": 0.5, "eps": 0.0}
 
 
+def test_a_layer_below_keeps_what_the_one_above_does_not_say():
+    below = {"backbone": {"pooling": "map", "trainable": True}}
+    assert merged([below, {"backbone": {"name": "x"}}])["backbone"] == {**below["backbone"], "name": "x"}
+    flags = ("--head.center", "both", "--head.name", "OTAM", "--shots=5", "--adapter.peft_type", "DMGAL")
+    recipe = parsed("method/dmgal_adapter", *flags)
+    assert recipe.head == {"name": "OTAM", "center": "both"} and recipe.episode.k_shot == 5
+
+
+@pytest.mark.parametrize(
+    "flags", [("--head.center", "["), ("--head.center",), ("--adapter.signed", "--quiet"), ("--head", "OTAM")]
+)
+def test_flags_of_heads_and_adapters_want_a_value(flags):
+    with pytest.raises(DmgalError, match=flags[0]):
+        parsed(*flags)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("adapter: DMGAL", "a mapping of options"),
+        ("head:", "a mapping of options"),
+        ("train: {checkpoint_every: 0}", "at least 1"),
         ("train: {step: 3}", r"received: train\.step\n.*\n.*did you mean train\.steps\?"),
         ("trian: {}", "did you mean train"),
         ("train: {steps: many}", r"train\.steps: 'many'\n.*a whole number"),
@@ -80,6 +99,7 @@ def test_a_recipe_survives_being_written():
         ({"name": "Nobody"}, "BiMHM"),
         ({"name": "BiMHM", "centre": "video"}, r"head\.centre"),
         ({"name": "otam"}, "OTAM"),
+        ({"name": "BiMHM", "logit_scale": "foo"}, "head BiMHM"),
     ],
 )
 def test_unknown_heads_and_options_list_the_known(options, message):
