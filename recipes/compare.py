@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> int | None:
     rows = compare(options.runs, options.protocol, progress=not options.quiet)
     print(as_text(rows))
     if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         numbers = {"protocol": vars(options.protocol), "rows": rows_as_json(rows), "environment": environment()}
         write_text(options.out, json.dumps(numbers, indent=2) + "\n")
     return 0

@@ -67,6 +67,7 @@ class Evaluate:
 def load_run(run: Run) -> tuple[Recipe, FewShotRecognizer]:
     """The recipe of a run and the recognizer with its best weights."""
     recipe = run.recipe()
+    run.check_complete(recipe)
     recognizer = build_recognizer(recipe, adapter=run.adapter if run.adapter.exists() else None)
     if run.weights.exists():
         load_trained_state(recognizer, read_tensors(run.weights), run.weights)
@@ -104,7 +105,8 @@ def measure(
     states: VideoState = encode_videos(
         recognizer, clips, num_workers=recipe.data.num_workers, device=device, progress=progress
     )
-    return {name: evaluate(recognizer, states, sampler, device, progress) for name, sampler in tasks.items()}
+    data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, catalog.videos))
+    return {name: evaluate(recognizer, states, sampler, device, progress, data) for name, sampler in tasks.items()}
 
 
 def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -141,7 +143,10 @@ def main(argv: list[str] | None = None) -> int | None:
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
         print(f"  {label:<20} {evaluation.accuracy} %")
     result = {"protocol": vars(protocol), "results": as_json(evaluations), "environment": environment()}
-    path = run.write_result(f"{protocol.split}_{ways}way_{shots}shot_seed{protocol.seed}", result)
+    path = run.write_result(
+        f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{protocol.episodes}episodes_seed{protocol.seed}",
+        result,
+    )
     print(f"written: {path}")
     return 0
 

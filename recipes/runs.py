@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -81,9 +82,27 @@ class Run:
             )
         return from_mapping(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
 
+    def check_complete(self, recipe: Recipe) -> None:
+        """Refuses a run that has not yet saved what its recipe trains."""
+        wanted = [self.adapter] if recipe.adapter is not None else [self.weights]
+        missing = [path.name for path in wanted if not path.exists()]
+        if recipe.train.steps and missing:
+            raise DmgalError(
+                "This run has no trained weights yet.",
+                received=f"{self.folder} without {', '.join(missing)}",
+                expected="a run that has come to its first validation",
+                remedy="let it go on with dmgal train ... --resume",
+            )
+
+    def rewind_log(self, step: int) -> None:
+        """Forgets what was logged after a checkpoint, and a line that a kill left half."""
+        path = self.folder / "log.jsonl"
+        kept = [entry for entry in _whole_lines(path) if entry.get("step", 0) <= step]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+
     def log(self, **entry: Any) -> None:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
         path = self.folder / "results" / f"{name}.json"
@@ -99,8 +118,7 @@ class Run:
     def training_cost(self) -> dict[str, float | None]:
         """Median seconds of a training step and the peak memory of the training process, from the log."""
         path = self.folder / "log.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        entries = [json.loads(line) for line in lines]
+        entries = _whole_lines(path)
         times = [entry["seconds"] for entry in entries if "seconds" in entry]
         peaks = [entry["peak_memory_mb"] for entry in entries if "peak_memory_mb" in entry]
         steps = [later - earlier for earlier, later in itertools.pairwise(times) if later > earlier]
@@ -122,11 +140,21 @@ class Run:
             )
 
 
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # half a line, from a kill
+    return entries
+
+
 def environment() -> dict[str, Any]:
     """What a reader needs to judge or repeat a run; no paths, no names of people or machines."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [Path(word).name if Path(word).is_absolute() else word for word in sys.argv],
+        "command": [re.sub(r"(^|=)/(\S*/)?", r"\1", word) for word in sys.argv],
         "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "git_revision": _git_revision(),
         "hardware": {

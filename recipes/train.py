@@ -117,7 +117,14 @@ class Trainer:
         train = self.recipe.train
         episodes = self._episodes()
         model, optimizer = self.accelerator.prepare(self.recognizer, self.optimizer)
-        bar = tqdm(total=train.steps, initial=self.step, desc="train", unit="step", disable=not self.progress)
+        tasks = train.tasks_per_step
+        bar = tqdm(
+            total=train.steps * tasks,
+            initial=self.step * tasks,
+            desc="train",
+            unit="episode",
+            disable=not self.progress,
+        )
         for batch in episodes:
             start = time.perf_counter()
             entry = self._train_step(model, optimizer, batch)
@@ -157,6 +164,8 @@ class Trainer:
         self.step, self.best, self.seconds = progress["step"], progress["best"], progress["seconds"]  # type: ignore[assignment]
         train = self.recipe.train
         self.schedule = build_schedule(self.optimizer, train.warmup_steps, train.steps, done=self.step)
+        if self.main:
+            self.run.rewind_log(self.step)
         self._say(f"resumed at step {self.step}")
 
     def _check_division(self, tasks: int) -> None:
@@ -180,6 +189,13 @@ class Trainer:
         with self.accelerator.autocast():
             outputs = model(episodes)
         loss, accuracy = task_loss(outputs, episodes)
+        if not torch.isfinite(loss):
+            raise DmgalError(
+                "The loss is not a finite number.",
+                received=f"{loss.item()} at step {self.step + 1}",
+                expected="a finite loss; nothing after the last checkpoint was saved",
+                remedy="lower --train.learning-rate, or use --train.precision float32",
+            )
         optimizer.zero_grad(set_to_none=True)
         self.accelerator.backward(loss)
         trained = [p for p in self.recognizer.parameters() if p.requires_grad]
@@ -195,7 +211,7 @@ class Trainer:
             return
         self.run.log(step=self.step, **entry, seconds=round(self.seconds, 3), peak_memory_mb=peak_memory_mb())
         bar.set_postfix(loss=f"{entry['loss']:.3f}", accuracy=f"{100 * entry['accuracy']:.0f} %", refresh=False)
-        bar.update()
+        bar.update(self.recipe.train.tasks_per_step)
         notice = self._plateau.notice(self.step, entry["loss"])
         if notice:
             self._say(notice)
@@ -246,6 +262,8 @@ def run(
     trainer = Trainer(recipe, folder, recognizer, catalog, quiet)
     if trainer.main:
         folder.start(recipe, resume)
+        if recipe.data.split_file is None and recipe.data.generate == "no":
+            catalog.to_csv(folder.folder / "split.csv")
     trainer.accelerator.wait_for_everyone()
     if resume:
         trainer.restore()

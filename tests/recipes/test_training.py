@@ -82,7 +82,11 @@ def test_evaluation_repeats_itself_and_knows_reversals(adapter_run, capsys):
     results = []
     for _ in range(2):
         assert main(words) == 0
-        results.append(json.loads((adapter_run / "results" / "test_2way_1shot_seed0.json").read_text())["results"])
+        results.append(
+            json.loads((adapter_run / "results" / "test_2way_1shot_1query_20episodes_seed0.json").read_text())[
+                "results"
+            ]
+        )
     assert results[0] == results[1]
     assert set(results[0]) == {"accuracy", "reversal_two_way", "reversal_four_way"}
     assert "reversal four way" in capsys.readouterr().out
@@ -134,6 +138,36 @@ def test_a_class_with_too_few_videos_and_too_many_ways(tmp_path, data_flags, cap
         assert main(["train", "method/smga", *data_flags, *STEPS, *flags, "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_a_loss_that_explodes_stops_the_run_and_spoils_nothing(tmp_path, data_flags, capsys):
+    out = tmp_path / "run"
+    flags = [*data_flags, *STEPS, "--train.learning-rate", "1e30", "--train.warmup-steps", "0"]
+    assert main(["train", "method/smga", *flags, "--out", str(out)]) == 2
+    assert "not a finite number" in capsys.readouterr().err
+    assert "NaN" not in (out / "log.jsonl").read_text() and not out.joinpath("checkpoint").exists()
+    assert main(["evaluate", str(out), "--quiet"]) == 2
+    assert "no trained weights yet" in capsys.readouterr().err
+
+
+def test_half_a_log_line_is_forgotten(tmp_path, data_flags):
+    run = finished(tmp_path / "run", data_flags)
+    whole = log(run)
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    finished(run, data_flags, "--resume")
+    assert log(run) == whole
+
+
+def test_runs_on_other_data_are_not_compared(adapter_run, tmp_path, data_flags, frame_folders, capsys):
+    root = tmp_path / "other"
+    shutil.copytree(frame_folders, root)
+    rows = (root / "split.csv").read_text().splitlines()
+    (root / "split.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]) + "\n")
+    flags = ["--data.root", str(root), "--data.split-file", str(root / "split.csv")]
+    other = finished(tmp_path / "run", [*data_flags, *flags])
+    assert main(["compare", str(adapter_run), str(other), "--episodes", "5", "--quiet"]) == 2
+    assert "the same episodes" in capsys.readouterr().err
 
 
 def test_nothing_to_train_is_told(tmp_path, data_flags, capsys):
