@@ -37,14 +37,12 @@ class CmgaAdapter(MotionBottleneck):
             ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, what queries attend to (and with), where they do.
         """
         hidden = self.hidden(tokens)
+        motion = self.motion(hidden) if self.shape.reads_motion else None
         values = self.values(hidden)
-        result = hidden + values
+        result = hidden + (self.signed_values(motion) if motion else 0.0) + values
         attended = VideoState()
-        if self.shape.reads_motion:
-            motion = self.motion(hidden)
-            result = hidden + self.signed_values(motion) + values
-            if self.shape.attention:
-                attended = VideoState(zip(Motion._fields, map(self.norm, motion), strict=True), values=values)
+        if motion and self.shape.attention:
+            attended = VideoState(zip(Motion._fields, map(self.norm, motion), strict=True), values=values)
         return VideoState(tokens=tokens[:, :, rows], hidden=result[:, :, rows], **attended)
 
     def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
