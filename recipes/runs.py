@@ -30,6 +30,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -189,8 +190,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads safetensors onto the CPU."""
-    return load_file(path)
+    """Reads safetensors onto the CPU; DmgalError where the file is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DmgalError(
+            "Saved weights cannot be read.",
+            received=f"{path}: {error}",
+            expected="a whole safetensors file",
+            remedy="copy the run again, or train it again",
+        ) from error
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -148,6 +149,15 @@ def test_a_loss_that_explodes_stops_the_run_and_spoils_nothing(tmp_path, data_fl
     assert "NaN" not in (out / "log.jsonl").read_text() and not out.joinpath("checkpoint").exists()
     assert main(["evaluate", str(out), "--quiet"]) == 2
     assert "no trained weights yet" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_told(adapter_run, tmp_path, capsys):
+    for name in ("weights.safetensors", "adapter/adapter_model.safetensors"):
+        damaged = tmp_path / Path(name).stem
+        shutil.copytree(adapter_run, damaged)
+        (damaged / name).write_bytes(b"not tensors")
+        assert main(["evaluate", str(damaged), "--quiet"]) == 2
+        assert "what to do" in capsys.readouterr().err
 
 
 def test_half_a_log_line_is_forgotten(tmp_path, data_flags):
