@@ -21,7 +21,8 @@ def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> DmgalC
     Raises:
         DmgalError: the config names blocks that do not exist or one block twice, or was made for another backbone.
     """
-    _match(config, spec, model)
+    fingerprint = spec.fingerprint(model)
+    _match(config, spec, fingerprint)
     config = copy.copy(config)
     depth = spec.num_blocks
     cmga = [depth - 1] if config.cmga_blocks is None else _indices("cmga_blocks", config.cmga_blocks, depth)
@@ -41,7 +42,7 @@ def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> DmgalC
     config.backbone = config.backbone or getattr(model, "dmgal_name", None)
     config.width, config.num_blocks = spec.width, depth
     config.num_prefix_tokens, config.grid = spec.num_prefix_tokens, list(spec.grid)
-    config.fingerprint = spec.fingerprint(model) or config.fingerprint
+    config.fingerprint = fingerprint or config.fingerprint
     return config
 
 
@@ -64,7 +65,7 @@ def _indices(name: str, blocks: list[int], depth: int) -> list[int]:
     return sorted({index % depth for index in blocks})
 
 
-def _match(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> None:
+def _match(config: DmgalConfig, spec: BackboneSpec, fingerprint: list[float] | None) -> None:
     """A config that was completed before (it came from a saved adapter) must meet the same backbone again."""
     wanted = {
         "width": config.width,
@@ -75,7 +76,6 @@ def _match(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> None:
     differing = [name for name, value in wanted.items() if value is not None and value != getattr(spec, name)]
     received = [f"{name} {getattr(spec, name)}" for name in differing]
     expected = [f"{name} {wanted[name]}" for name in differing]
-    fingerprint = spec.fingerprint(model)
     if not differing and config.fingerprint and fingerprint and not _close(config.fingerprint, fingerprint):
         received = [f"a backbone with the same shape and other weights (fingerprint {fingerprint})"]
         expected = [f"fingerprint {config.fingerprint}"]

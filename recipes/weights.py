@@ -24,10 +24,9 @@ def is_added(name: str) -> bool:
 
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
     """Trained parameters and the statistics of batch norms, by name."""
-    parameters = {name: p.detach() for name, p in recognizer.named_parameters() if p.requires_grad}
-    buffers = {
-        name: b for name, b in recognizer.state_dict().items() if name not in dict(recognizer.named_parameters())
-    }
+    every = dict(recognizer.named_parameters())
+    parameters = {name: p.detach() for name, p in every.items() if p.requires_grad}
+    buffers = {name: value for name, value in recognizer.state_dict().items() if name not in every}
     return {**parameters, **buffers}
 
 
