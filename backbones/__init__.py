@@ -2,9 +2,18 @@
 
 from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip, timm, transformers or peft)
 from .encoder import FrameEncoder, make_encoder
-from .finding import find_spec
+from .finding import describe_backbone, find_spec
 from .sources import load_backbone
-from .spec import BackboneSpec
+from .spec import BackboneSpec, BlockParts
 from .video_state import VideoState
 
-__all__ = ["BackboneSpec", "FrameEncoder", "VideoState", "find_spec", "load_backbone", "make_encoder"]
+__all__ = [
+    "BackboneSpec",
+    "BlockParts",
+    "FrameEncoder",
+    "VideoState",
+    "describe_backbone",
+    "find_spec",
+    "load_backbone",
+    "make_encoder",
+]

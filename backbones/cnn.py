@@ -10,9 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from .normalization import IMAGENET, preprocessing, told_or
 from .video_state import VideoState
-
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class MapEncoder(nn.Module):
@@ -32,14 +31,13 @@ class MapEncoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.pooling = pooling
-        preprocessing = getattr(backbone, "dmgal_preprocessing", {})
-        edge = preprocessing.get("size", {}).get("shortest_edge", 224)
+        told = preprocessing(backbone)
+        edge = told.get("size", {}).get("shortest_edge", 224)
         self.image_size = (edge, edge)
-        self.width = backbone.config.hidden_sizes[-1]
-        mean = torch.tensor(preprocessing.get("image_mean") or _IMAGENET_MEAN)
-        std = torch.tensor(preprocessing.get("image_std") or _IMAGENET_STD)
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        self.width = self.feature_width = backbone.config.hidden_sizes[-1]
+        mean, std = told_or(IMAGENET, told.get("image_mean"), told.get("image_std"))
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def encode(self, videos: Tensor) -> VideoState:
         """Maps ``(V, T, C, h, w)`` or features ``(V, T, C)`` of videos ``(V, T, 3, H, W)``; uint8 is normalized."""

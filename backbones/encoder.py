@@ -6,17 +6,19 @@ meet. Without a task layer ``encode`` goes to the end and nothing is left to rel
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import DmgalError
 from .cnn import MapEncoder
 from .finding import find_spec
 from .layout import Layout
 from .spec import BackboneSpec, base_model
-from .task_layer import TaskLayer, task_layer_after
+from .task_layer import DividedTaskLayer, TaskLayer, task_layer_after
 from .video_state import VideoState
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
@@ -32,12 +34,20 @@ class FrameEncoder(nn.Module):
             ``"patch_mean"``: mean of the normed patch tokens, projected; ``"cls+patch_mean"``: both, one after the
             other; ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.
         spec: where the backbone's parts are, if they are not found automatically.
+        checkpoint_blocks: keep only what enters each block for the backward pass and compute the rest again, as
+            gradient checkpointing does: less memory for a third more time.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: nn.Module, pooling: Pooling | None = None, spec: BackboneSpec | None = None) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        pooling: Pooling | None = None,
+        spec: BackboneSpec | None = None,
+        checkpoint_blocks: bool = False,
+    ) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise DmgalError(
@@ -48,6 +58,7 @@ class FrameEncoder(nn.Module):
             )
         self.backbone = backbone
         self.pooling = pooling
+        self.checkpoint_blocks = checkpoint_blocks
         self.spec = spec or find_spec(backbone)
         self.register_buffer("mean", torch.tensor(self.spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.spec.std).view(3, 1, 1), persistent=False)
@@ -61,6 +72,14 @@ class FrameEncoder(nn.Module):
     def width(self) -> int:
         """Channels ``C`` of the tokens and of the maps that ``pooling="map"`` gives."""
         return self.spec.width
+
+    @property
+    def feature_width(self) -> int:
+        """Channels of what a head is given: ``D`` of the frame features, which may be projected, or ``C`` of maps."""
+        num_tokens = self.spec.num_prefix_tokens + self.spec.grid[0] * self.spec.grid[1]
+        weight = self._model.get_parameter(f"{self.spec.patch_embedding}.weight")
+        with torch.no_grad():
+            return self._pool(weight.new_zeros(1, 1, num_tokens, self.width)).shape[2]
 
     @property
     def first_task_block(self) -> int | None:
@@ -83,13 +102,11 @@ class FrameEncoder(nn.Module):
         num_frames = videos.shape[1]
         first = self.first_task_block
         tokens = self.spec.stem(self._model, self._normalize(videos.flatten(0, 1)))  # (V*T, N, C)
-        with self._layout.of(num_frames=num_frames):
-            if first is None:
-                tokens = self._run(tokens, 0, self.spec.num_blocks)
-                return VideoState(features=self._pool(tokens.unflatten(0, (-1, num_frames))))
-            tokens = self._run(tokens, 0, first)
-            tokens, layer = self._block_without_task_layer(tokens, first)
-            return layer.prepare(tokens.unflatten(0, (-1, num_frames)), self._rows_after(first))
+        if first is None:
+            tokens = self._run(tokens, 0, self.spec.num_blocks, num_frames)
+            return VideoState(features=self._pool(tokens.unflatten(0, (-1, num_frames))))
+        tokens, layer = self._run_up_to_task_layer(tokens, 0, first, num_frames)
+        return layer.prepare(tokens.unflatten(0, (-1, num_frames)), self._rows_after(first))
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
         """Frame features of one task, ``(S, T, D)`` and ``(Q, T, D)``: the first task layer and all after it."""
@@ -99,10 +116,54 @@ class FrameEncoder(nn.Module):
         layer = task_layer_after(self._blocks()[index])
         while layer is not None:
             tokens = layer.relate(support, query, self._rows_after(index))
-            tokens, index, layer = self._to_next_task_layer(tokens, index)
+            index, layer, tokens = self._to_next_task_layer(index, *tokens)
             if layer is not None:
                 support, query = (layer.prepare(part, self._rows_after(index)) for part in tokens)
         return self._pool(tokens[0]), self._pool(tokens[1])
+
+    @property
+    def has_divided_task_layers(self) -> bool:
+        """Whether a support video is the same in every task, so that `support_side` and `relate_query` may be used."""
+        layers = [layer for block in self._blocks() if (layer := task_layer_after(block)) is not None]
+        return bool(layers) and all(hasattr(type(layer), "relate_query") for layer in layers)
+
+    def support_side(self, state: VideoState) -> VideoState:
+        """What support videos are to any query, from their state: all task layers and all after them.
+
+        Returns:
+            ``features (S, T, D)``, and of task layer ``i`` what queries attend to, under ``i.NAME``.
+        """
+        index, layer = self._first_divided()
+        side, number = VideoState(), 0
+        while layer is not None:
+            tokens, attended = layer.support_side(state, self._rows_after(index))
+            side |= {f"{number}.{name}": tensor for name, tensor in attended.items()}
+            index, layer, (tokens,) = self._to_next_task_layer(index, tokens)
+            if layer is not None:
+                state, number = layer.prepare(tokens, self._rows_after(index)), number + 1
+        return VideoState(side, features=self._pool(tokens))
+
+    def query_side(self, state: VideoState) -> VideoState:
+        """The part of a state that a query video needs of its own."""
+        index, layer = self._first_divided()
+        return layer.query_side(state, self._rows_after(index))
+
+    def relate_query(self, support: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
+        """Frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes, from both sides, task after task.
+
+        With `support_side`'s ``features`` this is what `relate` gives, up to rounding, at the queries' cost alone.
+        """
+        index, layer = self._first_divided()
+        number = 0
+        while layer is not None:
+            prefix = f"{number}."
+            attended = {name.removeprefix(prefix): t for name, t in support.items() if name.startswith(prefix)}
+            tokens = layer.relate_query(VideoState(attended), query, num_tasks)
+            index, layer, (tokens,) = self._to_next_task_layer(index, tokens)
+            if layer is not None:
+                rows, number = self._rows_after(index), number + 1
+                query = layer.query_side(layer.prepare(tokens, rows), rows)
+        return self._pool(tokens)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
         """Frame features ``(S, T, D)``, ``(Q, T, D)`` of one task from its videos."""
@@ -110,36 +171,52 @@ class FrameEncoder(nn.Module):
         return self.relate(*state.split([len(support), len(query)]))
 
     def _to_next_task_layer(
-        self, tokens: tuple[Tensor, Tensor], index: int
-    ) -> tuple[tuple[Tensor, Tensor], int, TaskLayer | None]:
-        """Runs the blocks behind task layer ``index`` up to the next one, or to the end."""
+        self, index: int, *parts: Tensor
+    ) -> tuple[int, DividedTaskLayer | None, tuple[Tensor, ...]]:
+        """Runs the blocks behind task layer ``index`` up to the next one, or to the end, on each part by itself."""
         blocks = self._blocks()
         later = next((i for i in range(index + 1, len(blocks)) if task_layer_after(blocks[i])), None)
         stop = len(blocks) if later is None else later
-        num_frames = tokens[0].shape[1]
         results, layer = [], None
-        with self._layout.of(num_frames=num_frames):
-            for part in tokens:
-                flat = self._run(part.flatten(0, 1), index + 1, stop)
-                if later is not None:
-                    flat, layer = self._block_without_task_layer(flat, later)
-                results.append(flat.unflatten(0, (-1, num_frames)))
-        return (results[0], results[1]), stop, layer
+        for part in parts:
+            num_frames, flat = part.shape[1], part.flatten(0, 1)  # (V*T, N, C)
+            if later is None:
+                flat = self._run(flat, index + 1, stop, num_frames)
+            else:
+                flat, layer = self._run_up_to_task_layer(flat, index + 1, later, num_frames)
+            results.append(flat.unflatten(0, (-1, num_frames)))
+        return stop, cast("DividedTaskLayer | None", layer), tuple(results)
 
-    def _run(self, tokens: Tensor, start: int, stop: int) -> Tensor:
+    def _first_divided(self) -> tuple[int, DividedTaskLayer]:
+        index = self.first_task_block
+        assert index is not None, "asked for the sides of a task where no task layer is active"
+        return index, cast(DividedTaskLayer, task_layer_after(self._blocks()[index]))
+
+    def _run_up_to_task_layer(
+        self, tokens: Tensor, start: int, index: int, num_frames: int
+    ) -> tuple[Tensor, TaskLayer]:
+        """Blocks ``start`` to ``index``, with all that hangs on the last but its task layer: the caller splits that."""
+        layer = task_layer_after(self._blocks()[index])
+        assert layer is not None
+        tokens = self._run(tokens, start, index, num_frames)
+        return self._run(tokens, index, index + 1, num_frames, aside=layer), layer
+
+    def _run(self, tokens: Tensor, start: int, stop: int, num_frames: int, aside: TaskLayer | None = None) -> Tensor:
+        """Tokens ``(V*T, N, C)`` through some blocks, without the task layer ``aside``."""
         if start == stop:
             return tokens
         tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
         for block in self._blocks()[start:stop]:
-            tokens = self.spec.run_block(block, tokens)
+            if self.checkpoint_blocks and torch.is_grad_enabled():
+                tokens = checkpoint(self._run_block, block, tokens, num_frames, aside, use_reentrant=False)
+            else:
+                tokens = self._run_block(block, tokens, num_frames, aside)
         return tokens if self.spec.batch_first else tokens.transpose(0, 1)
 
-    def _block_without_task_layer(self, tokens: Tensor, index: int) -> tuple[Tensor, TaskLayer]:
-        """A block and all that hangs on it but its task layer, which the caller splits in two."""
-        layer = task_layer_after(self._blocks()[index])
-        assert layer is not None
-        with layer.set_aside():
-            return self._run(tokens, index, index + 1), layer
+    def _run_block(self, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None) -> Tensor:
+        """Tells the layout by itself, because a checkpointed block runs again when the call around it is over."""
+        with self._layout.of(num_frames=num_frames), aside.set_aside() if aside else nullcontext():
+            return self.spec.run_block(self._model, block, tokens)
 
     def _rows_after(self, index: int) -> slice:
         """The tokens that are read behind block ``index``."""

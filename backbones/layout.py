@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor
 
 from ..errors import DmgalError
@@ -49,6 +50,13 @@ class Layout:
 
     def videos(self, tokens: Tensor, default_num_frames: int) -> Tensor:
         """Tokens of all frames ``(V*T, N, C)`` as ``(V, T, N, C)``; the default holds where the call told no number."""
+        if not self._calls and torch._C._current_graph_task_id() != -1:
+            raise DmgalError(
+                "A backward pass computes a block again, and nothing tells any more how its frames divide into videos.",
+                received="a block that a library's own gradient checkpointing runs with its hooks",
+                expected="hooks outside of what is computed again, or a division that is told with it",
+                remedy="use FrameEncoder(..., checkpoint_blocks=True) instead of the library's checkpointing",
+            )
         frames = self.num_frames or default_num_frames
         if len(tokens) % frames:
             raise DmgalError(

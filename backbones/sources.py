@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,23 @@ from torch import nn
 from ..errors import DmgalError
 from . import tiny_clip
 from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip and transformers import torchvision)
+from .hub import offline_if_unreachable
 
-EXPECTED = "tiny-clip, open_clip:MODEL or open_clip:MODEL/WEIGHTS, hf:REPOSITORY, or a folder with a model"
+EXPECTED = (
+    "tiny-clip, open_clip:MODEL or open_clip:MODEL/WEIGHTS, hf:REPOSITORY, timm:MODEL or timm:MODEL.WEIGHTS, "
+    "or a folder with a model"
+)
+_PREPROCESSOR = "preprocessor_config.json"
 
 
 def load_backbone(name: str) -> nn.Module:
-    """A backbone in evaluation mode and float32; of a CLIP, the visual tower.
+    """A backbone in evaluation mode and float32; of a CLIP or a SigLIP, the visual tower.
 
     Args:
-        name: ``"tiny-clip"`` (bundled); ``"open_clip:ViT-B-16/openai"``, without weights the model is random;
-            ``"hf:openai/clip-vit-base-patch16"``; or a folder in the transformers format (``config.json``) or
-            open_clip's (``open_clip_config.json``).
+        name: ``"tiny-clip"`` (bundled); ``"open_clip:ViT-B-16/openai"``; ``"hf:facebook/dinov2-base"``;
+            ``"timm:vit_base_patch16_224.augreg_in21k"``; or a folder of transformers (``config.json``), of open_clip
+            (``open_clip_config.json``) or of timm (``config.json`` with an architecture). open_clip's and timm's models
+            are random where the name says no weights, ``"open_clip:ViT-B-16"`` and ``"timm:vit_base_patch16_224"``.
 
     Raises:
         DmgalError: the name is not understood, or its weights cannot be reached or read.
@@ -34,14 +41,13 @@ def load_backbone(name: str) -> nn.Module:
 
 def _load(name: str) -> Any:
     source, _, rest = name.partition(":")
+    loaders: dict[str, Callable[[str], Any]] = {"open_clip": _open_clip, "hf": _transformers, "timm": _timm}
     if name == "tiny-clip":
         return _open_clip_folder(tiny_clip.FOLDER)
     if Path(name).is_dir():
         return _folder(Path(name))
-    if source == "open_clip" and rest:
-        return _attempt(name, lambda: _open_clip(*rest.split("/", 1)))
-    if source == "hf" and rest:
-        return _attempt(name, lambda: _transformers(rest))
+    if source in loaders and rest:
+        return _attempt(name, lambda: loaders[source](rest))
     raise DmgalError(
         "This backbone is not known.",
         received=name,
@@ -53,14 +59,16 @@ def _load(name: str) -> Any:
 def _folder(folder: Path) -> Any:
     if (folder / "open_clip_config.json").is_file():
         return _attempt(str(folder), lambda: _open_clip_folder(folder))
-    if (folder / "config.json").is_file():
-        return _attempt(str(folder), lambda: _transformers(str(folder)))
-    raise DmgalError(
-        "This folder holds no backbone.",
-        received=str(folder),
-        expected="a config.json (transformers) or open_clip_config.json (open_clip) beside safetensors",
-        remedy="give the folder that save_pretrained wrote",
-    )
+    if not (folder / "config.json").is_file():
+        raise DmgalError(
+            "This folder holds no backbone.",
+            received=str(folder),
+            expected="a config.json (transformers, timm) or open_clip_config.json (open_clip) beside safetensors",
+            remedy="give the folder that save_pretrained wrote, or timm's save_for_hf with safe_serialization=True",
+        )
+    if "architecture" in _read_json(folder / "config.json"):
+        return _attempt(str(folder), lambda: _timm_folder(folder))
+    return _attempt(str(folder), lambda: _transformers(str(folder)))
 
 
 def _open_clip_folder(folder: Path) -> Any:
@@ -69,41 +77,128 @@ def _open_clip_folder(folder: Path) -> Any:
     return open_clip.create_model(f"local-dir:{folder}").visual.eval()
 
 
-def _open_clip(model: str, weights: str | None = None) -> Any:
+def _open_clip(name: str) -> Any:
     import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
 
+    model, _, weights = name.partition("/")
     if model not in open_clip.list_models():
+        raise _unknown("open_clip", "model", model, "open_clip.list_models()", "open_clip:ViT-B-16/openai")
+    if weights and not Path(weights).is_file():
+        known = open_clip.list_pretrained_tags_by_model(model)
+        if weights.lower().replace("-", "_") not in known:
+            raise _unknown("open_clip", f"weights of {model}", weights, ", ".join(known), "open_clip:ViT-B-16/openai")
+    # without a word open_clip gives OpenAI's weights another activation than they were trained with
+    quick = get_pretrained_cfg(model, weights).get("quick_gelu", False)
+    return open_clip.create_model(model, pretrained=weights or None, force_quick_gelu=quick).visual.eval()
+
+
+def _timm(name: str) -> Any:
+    timm = _import_timm()
+    model, _, weights = name.partition(".")
+    example = "timm:vit_base_patch16_224.augreg_in21k"
+    if not timm.is_model(model):
+        raise _unknown("timm", "model", model, "timm.list_models()", example)
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
+    if weights and weights not in known:
+        raise _unknown("timm", f"weights of {model}", weights, ", ".join(known) or "none", example)
+    return timm.create_model(name, pretrained=bool(weights), num_classes=0).eval()
+
+
+def _timm_folder(folder: Path) -> Any:
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError("model.safetensors beside config.json; other formats may run code when they are read")
+    return _import_timm().create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
         raise DmgalError(
-            "open_clip has no such model.",
-            received=model,
-            expected="one of open_clip.list_models()",
-            remedy="check the name, e.g. open_clip:ViT-B-16/openai",
-        )
-    return open_clip.create_model(model, pretrained=weights).visual.eval()
+            "timm is not installed.",
+            received=f"a backbone of timm ({error})",
+            expected="the package timm",
+            remedy="pip install dmgal[timm]",
+        ) from error
+    return timm
 
 
 def _transformers(source: str) -> Any:
     import torch
-    from transformers import AutoConfig, AutoModel, CLIPVisionModelWithProjection
+    import transformers
 
-    config = AutoConfig.from_pretrained(source)
+    config: Any = transformers.AutoConfig.from_pretrained(source)
+    kind: Any = transformers.AutoModel
     if config.model_type in ("clip", "clip_vision_model"):
-        return CLIPVisionModelWithProjection.from_pretrained(source, dtype=torch.float32).eval()
-    model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
-    model.dmgal_preprocessing = _preprocessing(Path(source))
+        kind = transformers.CLIPVisionModelWithProjection
+    if config.model_type == "clip":
+        config.vision_config.projection_dim = config.projection_dim  # may differ, and this is the one that counts
+        config = config.vision_config
+    if config.model_type == "siglip":
+        kind, config = transformers.SiglipVisionModel, config.vision_config
+    with _quiet(transformers.logging):
+        model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    model = _without_random_parts(model, report["missing_keys"])
+    model.dmgal_preprocessing = _preprocessing(source)
+    return model.eval()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """No table of weights that were not wanted, a CLIP's text tower above all; what is missing is checked here."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
+    """A head that was saved without its weights would stand there with random ones: it is left out."""
+    parts = {name.partition(".")[0] for name in missing}
+    if parts == {"pooler"}:
+        model.pooler = None
+    elif parts == {"visual_projection"}:
+        model = model.vision_model
+    elif parts:
+        raise ValueError(f"weights are missing: {', '.join(sorted(missing)[:3])}")
     return model
 
 
-def _preprocessing(folder: Path) -> dict[str, object]:
-    """What ``preprocessor_config.json`` says, for models whose own config tells no mean and standard deviation."""
-    path = folder / "preprocessor_config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+def _preprocessing(source: str) -> dict[str, Any]:
+    """What ``preprocessor_config.json`` says, for the image size, mean and standard deviation."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = Path(source) / _PREPROCESSOR
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(source, _PREPROCESSOR))
+        except EntryNotFoundError:
+            return {}
+    return _read_json(path) if path.is_file() else {}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _unknown(library: str, what: str, received: str, known: str, example: str) -> DmgalError:
+    return DmgalError(
+        f"{library} has no such {what}.",
+        received=received,
+        expected=f"one of {known}",
+        remedy=f"check the name, e.g. {example}",
+    )
 
 
 def _attempt(name: str, load: Callable[[], Any]) -> Any:
     """Libraries fail in many ways when a hub is out of reach; the user gets one message."""
     try:
-        return load()
+        with offline_if_unreachable():
+            return load()
     except DmgalError:
         raise
     except Exception as error:

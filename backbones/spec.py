@@ -6,18 +6,35 @@ Everything else in dmgal asks the spec and never a library; ``finding`` makes th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """Names of modules relative to their block, in the order ``x + attention(norm(x))``, ``x + mlp(norm(x))``.
+
+    None where no module does this and nothing else: an MLP made of two linear layers of the block itself, say, or a
+    norm that stands behind what it should precede.
+    """
+
+    attention_norm: str | None = None
+    attention: str | None = None
+    mlp_norm: str | None = None
+    mlp: str | None = None
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
     """The parts of a vision transformer. Paths are dotted module names from the model's root.
 
-    ``stem`` and the tail (``pool``, ``norm``, ``project``) take the model first:
+    ``stem``, ``run_block`` and the tail (``pool``, ``norm``, ``project``) take the model first:
 
     - ``stem``: images ``(B, 3, h, w)`` to the tokens that enter the first block, ``(B, N, C)``;
+    - ``run_block``: the model, a block and tokens in the block's own layout, to tokens in that layout;
     - ``pool``: tokens to the backbone's own pooled and normed feature ``(B, C)``;
     - ``norm``: the final norm, on tokens, for pooling patches;
     - ``project``: a feature ``(B, C)`` to ``(B, D)``; the identity where the backbone does not project.
@@ -38,15 +55,24 @@ class BackboneSpec:
     pools_prefix: bool
     """Whether the backbone's own pooling reads the first token alone."""
     patch_embedding: str
-    """The convolution that embeds patches; its weights tell backbones of one shape apart."""
+    """The layer that embeds patches; its weights tell backbones of one shape apart."""
     stem: Callable[[nn.Module, Tensor], Tensor]
-    run_block: Callable[[nn.Module, Tensor], Tensor]
+    run_block: Callable[[nn.Module, nn.Module, Tensor], Tensor]
     pool: Callable[[nn.Module, Tensor], Tensor]
     norm: Callable[[nn.Module, Tensor], Tensor]
     project: Callable[[nn.Module, Tensor], Tensor]
+    parts: BlockParts | None = None
+    """The parts of every block; None where blocks are built otherwise."""
+    attend: Callable[[nn.Module, Tensor], Tensor] | None = None
+    """A block and normed tokens in its own layout, any number of them, to what its attention gives; None: unknown."""
+    rotary: bool = False
+    """Whether the attention needs to be told positions, so that it takes no tokens but those of a frame."""
+    block_keys: tuple[str, ...] | None = None
+    """Names of the blocks in their stack, where they are not their indices."""
 
     def block_names(self) -> list[str]:
-        return [f"{self.blocks}.{index}" for index in range(self.num_blocks)]
+        """Dotted names of all blocks, from the model's root."""
+        return [f"{self.blocks}.{key}" for key in self.block_keys or range(self.num_blocks)]
 
     def modules_above_blocks(self, model: nn.Module) -> list[nn.Module]:
         """The model and every module on the way down to the stack of blocks, the stack left out."""
@@ -60,6 +86,21 @@ class BackboneSpec:
             return None
         quarters = weight.detach().double().flatten(1).chunk(4, dim=1)
         return [round(quarter.square().mean().sqrt().item(), 7) for quarter in quarters]
+
+    def inside(self, path: str) -> BackboneSpec:
+        """The spec of a model that holds this spec's model under a dotted path, e.g. a CLIP its visual tower."""
+        changes: dict[str, Any] = {
+            name: partial(_inside, path, getattr(self, name))
+            for name in ("stem", "run_block", "pool", "norm", "project")
+        }
+        for name in ("blocks", "patch_embedding"):
+            changes[name] = f"{path}.{getattr(self, name)}"
+        changes["tower"] = f"{path}.{self.tower}" if self.tower else path
+        return replace(self, **changes)
+
+
+def _inside(path: str, call: Callable[..., Tensor], model: nn.Module, *inputs: Any) -> Tensor:
+    return call(model.get_submodule(path), *inputs)
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -1,66 +1,97 @@
-"""open_clip's ``VisionTransformer``, alone or as the visual tower of a whole CLIP."""
+"""open_clip's visual towers, alone or inside a whole CLIP: its own ``VisionTransformer``, or one of timm's."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..spec import BackboneSpec
-from . import OPENAI_MEAN, OPENAI_STD
+from ..normalization import OPENAI, told_or
+from ..spec import BackboneSpec, BlockParts
+from . import timm_vit
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
     """The spec of a model of this library, None for every other."""
-    tower = _tower(model)
+    if not type(model).__module__.startswith("open_clip."):
+        return None
+    tower = getattr(model, "visual", model)
+    spec = _describe_around_timm(tower) if hasattr(tower, "trunk") else _describe_tower(tower)
+    return spec.inside("visual") if spec and tower is not model else spec
+
+
+def _describe_around_timm(tower: Any) -> BackboneSpec | None:
+    spec = timm_vit.describe(tower.trunk)
+    if spec is None or hasattr(tower.head, "pool"):  # a pooling of maps, for convolutional networks
+        return None
+    mean, std = _normalization(tower)
+    inside = spec.inside("trunk")
+    return replace(inside, library="open_clip", mean=mean, std=std, project=partial(_project_twice, inside.project))
+
+
+def _describe_tower(tower: Any) -> BackboneSpec | None:
     if not all(hasattr(tower, part) for part in ("transformer", "ln_pre", "ln_post", "_embeds", "_pool")):
         return None
     if tower.attn_pool is not None:  # CoCa's pooling has no patch tokens behind it
         return None
-    prefix = "" if tower is model else "visual."
-    preprocessing = getattr(tower, "preprocess_cfg", {})
+    mean, std = _normalization(tower)
     return BackboneSpec(
         library="open_clip",
-        tower=prefix.rstrip("."),
-        blocks=f"{prefix}transformer.resblocks",
+        tower="",
+        blocks="transformer.resblocks",
         num_blocks=len(tower.transformer.resblocks),
         width=tower.transformer.width,
         batch_first=tower.transformer.batch_first,
         num_prefix_tokens=1,
         grid=tuple(tower.grid_size),
         image_size=tuple(tower.image_size),
-        mean=tuple(preprocessing.get("mean") or OPENAI_MEAN),
-        std=tuple(preprocessing.get("std") or OPENAI_STD),
+        mean=mean,
+        std=std,
         pools_prefix=tower.pool_type == "tok",
-        patch_embedding=f"{prefix}conv1",
+        patch_embedding="conv1",
         stem=_stem,
         run_block=_run_block,
         pool=_pool,
         norm=_norm,
         project=_project,
+        parts=BlockParts("ln_1", "attn", "ln_2", "mlp"),
+        attend=_attend,
     )
 
 
-def _tower(model: nn.Module) -> Any:
-    return getattr(model, "visual", model)
+def _normalization(tower: Any) -> Any:
+    told = getattr(tower, "preprocess_cfg", {})
+    return told_or(OPENAI, told.get("mean"), told.get("std"))
 
 
-def _stem(model: nn.Module, images: Tensor) -> Tensor:
-    return _tower(model)._embeds(images)
+def _stem(tower: Any, images: Tensor) -> Tensor:
+    return tower._embeds(images)
 
 
-def _run_block(block: nn.Module, tokens: Tensor) -> Tensor:
+def _run_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
     return block(tokens)
 
 
-def _pool(model: nn.Module, tokens: Tensor) -> Tensor:
-    return _tower(model)._pool(tokens)[0]
+def _attend(block: Any, tokens: Tensor) -> Tensor:
+    if hasattr(block, "attention"):
+        return block.attention(tokens)
+    return block.attn(tokens)  # the block that open_clip builds for options CLIP did not have
 
 
-def _norm(model: nn.Module, tokens: Tensor) -> Tensor:
-    return _tower(model).ln_post(tokens)
+def _pool(tower: Any, tokens: Tensor) -> Tensor:
+    return tower._pool(tokens)[0]
 
 
-def _project(model: nn.Module, features: Tensor) -> Tensor:
-    projection = _tower(model).proj
-    return features if projection is None else features @ projection
+def _norm(tower: Any, tokens: Tensor) -> Tensor:
+    return tower.ln_post(tokens)
+
+
+def _project(tower: Any, features: Tensor) -> Tensor:
+    return features if tower.proj is None else features @ tower.proj
+
+
+def _project_twice(first: Any, tower: Any, features: Tensor) -> Tensor:
+    """By timm's model itself, then by what open_clip put behind it."""
+    return tower.head(first(tower, features))

@@ -79,5 +79,13 @@ def test_unknown_pooling_lists_the_known(tiny_clip):
 
 def test_unrecognized_backbone_lists_the_stacks_that_were_seen():
     blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(3))
-    with pytest.raises(DmgalError, match=r"blocks \(3 x Sequential\)"):
+    with pytest.raises(DmgalError, match=r"blocks \(3 x Sequential, width 2\)"):
         find_spec(torch.nn.ModuleDict({"blocks": blocks}))
+
+
+@pytest.mark.parametrize("pooling", [None, "patch_mean", "cls+patch_mean", "map"])
+def test_the_width_of_features_is_known_before_any_video(pooling):
+    encoder = FrameEncoder(load_backbone("tiny-clip"), pooling)
+    video = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8)
+    with torch.no_grad():
+        assert encoder.feature_width == encoder.encode(video)["features"].shape[2]

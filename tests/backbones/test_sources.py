@@ -2,28 +2,147 @@
 
 from __future__ import annotations
 
-import pytest
-import torch
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+import json
+import socket
+import sys
 
-from dmgal.backbones import FrameEncoder, load_backbone, make_encoder
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+from huggingface_hub import constants
+from tiny_backbones import TINY_BACKBONES, of_transformers_whole, root
+
+from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
+from dmgal.backbones.hub import offline_if_unreachable
 from dmgal.errors import DmgalError
 
-VISION = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SAVED_BY_TRANSFORMERS = (
+    "transformers CLIP",
+    "transformers CLIP projected",
+    "SigLIP",
+    "ViT",
+    "DeiT",
+    "DINOv2",
+    "DINOv2 registers",
+    "DINOv3",
+)
 
 
-def test_a_folder_in_the_transformers_format(tmp_path):
-    torch.manual_seed(0)
-    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**VISION, image_size=16, patch_size=8, projection_dim=8))
-    model.save_pretrained(tmp_path)
-    encoder = FrameEncoder(load_backbone(str(tmp_path)))
-    frames = torch.randn(2, 1, 3, 16, 16)
-    expected = model.eval()(frames[:, 0]).image_embeds
-    torch.testing.assert_close(encoder.encode(frames)["features"][:, 0], expected, rtol=0, atol=1e-5)
+def features_of(model, frames):
+    return FrameEncoder(model).encode(frames[None])["features"][0]
 
 
-def test_an_open_clip_model_by_name_without_weights():
-    assert FrameEncoder(load_backbone("open_clip:ViT-S-32-alt")).spec.num_blocks == 12
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def frames():
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class TestFoldersOfTransformers:
+    @pytest.mark.parametrize("name", SAVED_BY_TRANSFORMERS)
+    def test_a_tower(self, name, tmp_path, frames):
+        backbone = TINY_BACKBONES[name]
+        model = backbone.make()
+        model.save_pretrained(tmp_path)
+        loaded = load_backbone(str(tmp_path))
+        assert not loaded.training and type(loaded) is type(model)
+        torch.testing.assert_close(features_of(loaded, frames), backbone.features(model, frames), rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("CLIP", lambda model, x: model.visual_projection(model.vision_model(pixel_values=x).pooler_output)),
+            ("Siglip", lambda model, x: model.vision_model(pixel_values=x).pooler_output),
+        ],
+    )
+    def test_a_whole_model_gives_its_visual_tower(self, name, expected, tmp_path, frames):
+        torch.manual_seed(0)
+        model = of_transformers_whole(name).eval()
+        model.save_pretrained(tmp_path)
+        loaded = load_backbone(str(tmp_path))
+        assert not any("text" in parameter for parameter, _ in loaded.named_parameters())
+        torch.testing.assert_close(features_of(loaded, frames), expected(model, frames), rtol=0, atol=1e-6)
+
+    def test_no_part_is_left_to_chance(self, tmp_path, frames):
+        """A classifier is saved without the pooler that a bare model has."""
+        torch.manual_seed(0)
+        config = TINY_BACKBONES["ViT"].make().config
+        model = transformers.ViTForImageClassification(config).eval()
+        model.save_pretrained(tmp_path)
+        expected = model.vit(pixel_values=frames).last_hidden_state[:, 0]
+        torch.testing.assert_close(features_of(load_backbone(str(tmp_path)), frames), expected, rtol=0, atol=1e-6)
+
+    def test_weights_that_are_missing_are_named(self, tmp_path):
+        model = TINY_BACKBONES["DINOv2"].make()
+        state = {name: tensor for name, tensor in model.state_dict().items() if "layer.1.norm1" not in name}
+        model.save_pretrained(tmp_path, state_dict=state)
+        with pytest.raises(DmgalError, match=r"layer\.1\.norm1\.bias"):
+            load_backbone(str(tmp_path))
+
+    def test_its_preprocessor_tells_size_and_normalization(self, tmp_path):
+        TINY_BACKBONES["DINOv2"].make().save_pretrained(tmp_path)
+        told = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "crop_size": {"height": 48, "width": 48}}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+        spec = find_spec(load_backbone(str(tmp_path)))
+        assert (spec.mean, spec.std, spec.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (48, 48))
+
+    def test_a_real_resnet_gives_maps_of_normalized_images(self, test_data):
+        folder = test_data / "weights" / "resnet50-imagenet"
+        backbone = load_backbone(str(folder))
+        encoder = make_encoder(backbone, "map")
+        assert (encoder.width, encoder.image_size) == (2048, (224, 224))
+        frames = torch.randint(0, 256, (1, 2, 3, 224, 224), dtype=torch.uint8)
+        maps = encoder.encode(frames)["features"]
+        assert maps.shape == (1, 2, 2048, 7, 7) and maps.dtype == torch.float32
+        mean = torch.tensor(backbone.dmgal_preprocessing["image_mean"]).view(3, 1, 1)
+        expected = backbone((frames[0] / 255 - mean) * 255).last_hidden_state
+        torch.testing.assert_close(maps[0], expected, rtol=1e-4, atol=1e-4)
+
+
+class TestTimm:
+    def test_a_folder_is_told_from_one_of_transformers(self, tmp_path):
+        model = timm.create_model("test_vit", num_classes=3).eval()
+        timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+        loaded = load_backbone(str(tmp_path))
+        size = find_spec(loaded).image_size
+        frames = torch.randn(2, 3, *size)
+        expected = model.forward_head(model.forward_features(frames), pre_logits=True)
+        torch.testing.assert_close(features_of(loaded, frames), expected, rtol=0, atol=1e-6)
+
+    def test_a_folder_with_weights_in_a_format_that_may_run_code(self, tmp_path):
+        timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path)
+        with pytest.raises(DmgalError, match=r"model\.safetensors"):
+            load_backbone(str(tmp_path))
+
+    def test_a_name_without_weights_is_a_random_model(self):
+        backbone = load_backbone("timm:test_vit")
+        assert find_spec(backbone).library == "timm" and not backbone.training
+        assert isinstance(backbone.head, torch.nn.Identity)
+
+    def test_without_timm_the_way_to_it_is_named(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "timm", None)
+        with pytest.raises(DmgalError, match=r"pip install dmgal\[timm\]"):
+            load_backbone("timm:vit_base_patch16_224")
+
+
+class TestOpenClip:
+    def test_a_model_by_name_without_weights(self):
+        assert FrameEncoder(load_backbone("open_clip:ViT-S-32-alt")).spec.num_blocks == 12
+
+    @pytest.mark.parametrize(("weights", "quick"), [("openai", True), ("laion2b_s34b_b88k", False), ("OpenAI", True)])
+    def test_weights_get_the_activation_they_were_trained_with(self, weights, quick, monkeypatch):
+        asked = {}
+        model = TINY_BACKBONES["open_clip whole"].make()
+        monkeypatch.setattr(open_clip, "create_model", lambda name, **options: asked.update(options) or model)
+        assert load_backbone(f"open_clip:ViT-B-16/{weights}") is root(model).visual
+        assert asked == {"pretrained": weights, "force_quick_gelu": quick}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +151,13 @@ def test_an_open_clip_model_by_name_without_weights():
         ("resnet", "tiny-clip, open_clip:MODEL"),
         ("open_clip:", "tiny-clip, open_clip:MODEL"),
         ("open_clip:ViT-Z-99", "no such model"),
+        ("open_clip:ViT-B-16/mine", "no such weights of ViT-B-16.\n.*mine\n.*openai, "),
+        ("open_clip:ViT-B-32/laion400m_e32", "go online once"),
         ("hf:nobody/nothing", "go online once"),
+        ("hf:facebook/dinov2-base", "go online once"),
+        ("timm:vit_huge_patch1", "no such model"),
+        ("timm:vit_tiny_patch16_224.mine", "no such weights of vit_tiny_patch16_224.\n.*mine\n.*augreg_in21k"),
+        ("timm:vit_tiny_patch16_224.augreg_in21k", "go online once"),
     ],
 )
 def test_what_cannot_be_loaded_says_what_can(name, message):
@@ -45,14 +170,30 @@ def test_a_folder_without_a_model(tmp_path):
         load_backbone(str(tmp_path))
 
 
-def test_a_real_resnet_gives_maps_of_normalized_images(test_data):
-    folder = test_data / "weights" / "resnet50-imagenet"
-    backbone = load_backbone(str(folder))
-    encoder = make_encoder(backbone, "map")
-    assert (encoder.width, encoder.image_size) == (2048, (224, 224))
-    frames = torch.randint(0, 256, (1, 2, 3, 224, 224), dtype=torch.uint8)
-    maps = encoder.encode(frames)["features"]
-    assert maps.shape == (1, 2, 2048, 7, 7) and maps.dtype == torch.float32
-    mean = torch.tensor(backbone.dmgal_preprocessing["image_mean"]).view(3, 1, 1)
-    expected = backbone((frames[0] / 255 - mean) * 255).last_hidden_state
-    torch.testing.assert_close(maps[0], expected, rtol=1e-4, atol=1e-4)
+class TestWithoutANetwork:
+    @pytest.fixture(autouse=True)
+    def online(self, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+
+    def test_libraries_are_not_left_to_try_again_and_again(self, monkeypatch):
+        def unknown(*arguments):
+            raise socket.gaierror("Name or service not known")
+
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
+        with pytest.raises(KeyError), offline_if_unreachable():
+            assert constants.is_offline_mode()
+            raise KeyError
+        assert not constants.is_offline_mode()
+
+    def test_with_one_nothing_changes(self, monkeypatch):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: ["an address"])
+        with offline_if_unreachable():
+            assert not constants.is_offline_mode()
+
+    def test_a_proxy_is_trusted_to_look_names_up(self, monkeypatch):
+        monkeypatch.setenv("https_proxy", "http://proxy:80")
+        with offline_if_unreachable():  # looking the name up would fail the test
+            assert not constants.is_offline_mode()

@@ -1,0 +1,146 @@
+"""Stem and tail of a model that can only be run as a whole.
+
+- ``stem``: the model runs until its first block is called, and what the block was to take is taken.
+- ``pool``: the model runs on blank images while its blocks give way to tokens that are known already.
+- ``norm``: the first norm that was called behind the blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from ...errors import DmgalError
+from ..observation import Call, Run
+from ..stacks import Stack
+
+
+def call_model(model: nn.Module, images: Tensor) -> Any:
+    """How a model is run unless told otherwise."""
+    return model(images)
+
+
+def feature_of(output: Any) -> Tensor | None:
+    """The feature ``(B, D)`` that a model returns, as a tensor or under the names that transformers use."""
+    for value in (output, getattr(output, "image_embeds", None), getattr(output, "pooler_output", None)):
+        if isinstance(value, Tensor) and value.ndim == 2:
+            return value
+    return None
+
+
+class Rerun:
+    """What a spec asks of a model, by running it.
+
+    Args:
+        run: how the model is run on images.
+        stack: the blocks.
+        batch_first: whether blocks take ``(B, N, C)``.
+        image_size: height and width of the blank images.
+        weight: path of the weight whose type they have.
+        block: how blocks were called.
+        norm: path of the norm behind the blocks, if there is one.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        stack: Stack,
+        batch_first: bool,
+        image_size: tuple[int, int],
+        weight: str,
+        block: Call,
+        norm: str | None,
+    ) -> None:
+        self.run, self.stack, self.batch_first, self.norm_path = run, stack, batch_first, norm
+        self.image_size, self.weight = image_size, weight
+        self.others, self.named = block.other_arguments if block.is_plain else ((), {})
+        self.num_outputs = len(block.output) if isinstance(block.output, tuple) else None
+
+    def stem(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Images ``(B, 3, h, w)`` to the tokens ``(B, N, C)`` that enter the first block."""
+        first = model.get_submodule(self.stack.block_paths[0])
+        # before all other hooks: adapters act on what enters the first block, and are not to act twice
+        handle = first.register_forward_pre_hook(_stop, with_kwargs=True, prepend=True)
+        try:
+            self.run(model, images)
+        except _Reached as reached:
+            return reached.tokens if self.batch_first else reached.tokens.transpose(0, 1)
+        finally:
+            handle.remove()
+        raise DmgalError(
+            "The first block of this backbone was not called.",
+            received=f"a run of {type(model).__qualname__} that ended without {self.stack.block_paths[0]}",
+            expected="one call of each block",
+            remedy="describe the backbone anew by dmgal.backbones.describe_backbone",
+        )
+
+    def run_block(self, model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
+        """Tokens in the block's own layout, to tokens in that layout."""
+        output = block(tokens, *self.others, **self.named)
+        return output if self.num_outputs is None else output[0]
+
+    def pool(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Tokens ``(B, N, C)`` of the last block to the model's own feature ``(B, D)``."""
+        blank = model.get_parameter(self.weight).new_zeros(1).expand(len(tokens), 3, *self.image_size)
+        stack: Any = model.get_submodule(self.stack.path)
+        blocks = list(stack)
+        tokens = tokens if self.batch_first else tokens.transpose(0, 1)
+        output = tokens if self.num_outputs is None else (tokens, *[None] * (self.num_outputs - 1))
+        try:
+            for index, block in enumerate(blocks):
+                stack[index] = _Given(output, block)
+            feature = feature_of(self.run(model, blank))
+        finally:
+            for index, block in enumerate(blocks):
+                stack[index] = block
+        if feature is None:
+            raise DmgalError(
+                "This backbone has no feature of its own.",
+                received=f"{type(model).__qualname__}, whose output holds no feature",
+                expected="a tensor (B, D), alone or under the name image_embeds or pooler_output",
+                remedy="choose pooling='patch_mean', or give pool= to dmgal.backbones.describe_backbone",
+            )
+        return feature
+
+    def norm(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Tokens ``(B, N, C)``, normed."""
+        if self.norm_path is None:
+            raise DmgalError(
+                "The patches of this backbone cannot be pooled: no norm stands behind its blocks.",
+                received=f"{type(model).__qualname__}, which called no norm behind {self.stack.path}",
+                expected="a LayerNorm, an RMSNorm or a module named like them",
+                remedy="choose pooling=None, or give norm= to dmgal.backbones.describe_backbone",
+            )
+        return model.get_submodule(self.norm_path)(tokens)
+
+    def project(self, model: nn.Module, features: Tensor) -> Tensor:
+        """Nothing: ``pool`` runs to the model's end, and patches have no projection that is known."""
+        return features
+
+
+class _Reached(Exception):
+    """Ends a run where the first block begins."""
+
+    def __init__(self, tokens: Tensor) -> None:
+        super().__init__("the first block was reached")
+        self.tokens = tokens
+
+
+def _stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> NoReturn:
+    raise _Reached(args[0] if args else next(iter(kwargs.values())))
+
+
+class _Given(nn.Module):
+    """Stands in for a block: returns what is given, and has the block's attributes for a model that looks at them."""
+
+    def __init__(self, output: Any, block: nn.Module) -> None:
+        super().__init__()
+        self.output = output
+        self.block = (block,)  # in a tuple, so that it does not become a child
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.output
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["block"][0], name)

@@ -1,0 +1,263 @@
+"""Every backbone that is supported: the encoder gives the library's own features, and the spec says what is so."""
+
+from __future__ import annotations
+
+import copy
+
+import peft
+import pytest
+import tiny_backbones
+import torch
+import transformers
+from open_clip.timm_model import TimmModel
+from tiny_backbones import FRAMES, SIZE, TINY_BACKBONES, WIDTH, TinyBackbone, direct, pooled, root, tiny
+
+from dmgal.adapters import SmgaConfig
+from dmgal.backbones import FrameEncoder, find_spec
+from dmgal.backbones.normalization import HALF, IMAGENET, OPENAI
+from dmgal.errors import DmgalError
+
+
+def _siglip(model, x, **layout):
+    return root(model).vision_model(pixel_values=x, **layout).pooler_output
+
+
+def _last_class_token(model, x, **layout):
+    return model(pixel_values=x, **layout).last_hidden_state[:, 0]
+
+
+def _around_timm():
+    tower = TimmModel("test_vit", embed_dim=6, pool="token", proj="linear")
+    tower.trunk = tiny_backbones.timm_vit(num_classes=8)  # open_clip takes trunks by name only
+    tower.head = torch.nn.Linear(8, 6, bias=False)
+    return tower
+
+
+MORE = {
+    "SigLIP whole": tiny(lambda: tiny_backbones.of_transformers_whole("Siglip"), _siglip),
+    "ViT without pooler": tiny(
+        lambda: transformers.ViTModel(_vit_config(), add_pooling_layer=False), _last_class_token
+    ),
+    "ViT non-square": tiny(lambda: tiny_backbones.of_transformers("ViT", image_size=[SIZE, 48]), pooled, (SIZE, 48)),
+    "DINOv3 non-square": tiny(
+        lambda: tiny_backbones.of_transformers("DINOv3ViT", num_register_tokens=0, image_size=[SIZE, 48]),
+        pooled,
+        (SIZE, 48),
+    ),
+    "timm ViT average": tiny(lambda: tiny_backbones.timm_vit(global_pool="avg", init_values=0.5), direct),
+    "timm ViT attention pool": tiny(lambda: tiny_backbones.timm_vit(global_pool="map", class_token=False), direct),
+    "timm ViT projected": tiny(lambda: tiny_backbones.timm_vit(num_classes=7, pre_norm=True), direct),
+    "timm ViT non-square": tiny(lambda: tiny_backbones.timm_vit(img_size=(SIZE, 48)), direct, (SIZE, 48)),
+    "timm EVA mixed": tiny(lambda: tiny_backbones.timm_eva(rope_type="mixed", global_pool="token"), direct),
+    "timm EVA of any size": tiny(lambda: tiny_backbones.timm_eva(rope_type="dinov3", dynamic_img_size=True), direct),
+    "open_clip average": tiny(lambda: tiny_backbones.open_clip_model(pool_type="avg").visual, direct),
+    "open_clip custom block": tiny(lambda: tiny_backbones.open_clip_model(qk_norm=True).visual, direct),
+    "open_clip around timm": tiny(_around_timm, direct),
+}
+BACKBONES = TINY_BACKBONES | MORE
+ONE_OF_EACH = ("SigLIP whole", "DINOv3", "open_clip around timm", "timm EVA", "hand-written non-square")
+PREFIX_TOKENS = {
+    "SigLIP": 0,
+    "SigLIP whole": 0,
+    "DeiT": 2,
+    "DINOv2 registers": 3,
+    "DINOv3": 3,
+    "timm ViT registers": 3,
+    "timm ViT attention pool": 0,
+    "hand-written (N,B,C)": 3,
+    "hand-written non-square": 0,
+}
+POOLS_PATCHES = {
+    "SigLIP",
+    "SigLIP whole",
+    "timm EVA",
+    "timm EVA of any size",
+    "timm ViT average",
+    "timm ViT attention pool",
+    "open_clip average",
+    "hand-written non-square",
+}
+ROTARY = {"DINOv3", "DINOv3 non-square", "timm EVA", "timm EVA mixed", "timm EVA of any size"}
+PROJECTED = {
+    "transformers CLIP projected": 16,
+    "transformers CLIP whole": 16,
+    "open_clip visual": 16,
+    "open_clip whole": 16,
+    "open_clip average": 16,
+    "open_clip custom block": 16,
+    "hand-written (N,B,C)": 16,
+    "timm ViT projected": 7,
+    "open_clip around timm": 6,
+}
+
+
+def _vit_config():
+    return transformers.ViTConfig(
+        hidden_size=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=SIZE,
+        patch_size=8,
+    )
+
+
+@pytest.fixture(params=BACKBONES)
+def name(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def backbone(name) -> TinyBackbone:
+    return BACKBONES[name]
+
+
+@torch.no_grad()
+def test_own_pooling_is_the_library_itself(backbone):
+    model, videos = backbone.make(), backbone.videos(2)
+    expected = backbone.features(model, videos.flatten(0, 1))
+    features = FrameEncoder(model).encode(videos)["features"].flatten(0, 1)
+    assert torch.equal(features, expected)
+
+
+@torch.no_grad()
+def test_poolings_of_patches_agree_with_each_other(name, backbone):
+    model, videos = backbone.make(), backbone.videos(1)
+    own, mean, pair, maps = (
+        FrameEncoder(model, pooling).encode(videos)["features"]
+        for pooling in (None, "patch_mean", "cls+patch_mean", "map")
+    )
+    rows, columns = backbone.size[0] // 8, backbone.size[1] // 8
+    assert own.shape == (1, FRAMES, PROJECTED.get(name, WIDTH))
+    assert maps.shape == (1, FRAMES, WIDTH, rows, columns)
+    assert torch.equal(pair, torch.cat([own, mean], -1))
+    spec = find_spec(model)
+    projected = spec.project(model, maps.mean((-2, -1)).flatten(0, 1)).unflatten(0, (1, FRAMES))
+    torch.testing.assert_close(projected, mean, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_maps_keep_patches_in_their_place(backbone):
+    """A change in one patch of the picture changes the token of that place most: prefix and grid are right."""
+    model = backbone.make()
+    encoder = FrameEncoder(model, "map")
+    image = backbone.videos(1, frames=1)
+    for row, column in ((0, backbone.size[1] // 8 - 1), (2, 1)):
+        changed = image.clone()
+        changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 3
+        difference = (encoder.encode(changed)["features"] - encoder.encode(image)["features"]).norm(dim=2)[0, 0]
+        assert divmod(int(difference.argmax()), difference.shape[1]) == (row, column)
+
+
+def test_the_spec_says_what_is_so(name, backbone):
+    model = backbone.make()
+    spec = find_spec(model)
+    assert (spec.num_blocks, spec.width, spec.image_size) == (3, WIDTH, backbone.size)
+    assert spec.num_prefix_tokens == PREFIX_TOKENS.get(name, 1)
+    assert spec.pools_prefix == (name not in POOLS_PATCHES)
+    assert spec.batch_first == (name != "hand-written (N,B,C)")
+    assert spec.rotary == (name in ROTARY)
+    assert [type(model.get_submodule(block)) for block in spec.block_names()] == [
+        type(block) for block in model.get_submodule(spec.blocks)
+    ]
+    assert all(isinstance(module, torch.nn.Module) for module in spec.modules_above_blocks(model))
+
+
+@torch.no_grad()
+def test_parts_are_what_they_are_called(backbone):
+    """What ``attend`` makes of the attention's norm is what the attention gave inside the block."""
+    model = backbone.make()
+    spec = find_spec(model)
+    block = model.get_submodule(spec.block_names()[1])
+    seen = {}
+    handles = [
+        block.get_submodule(getattr(spec.parts, part)).register_forward_hook(
+            lambda module, inputs, output, part=part: seen.update(
+                {part: output[0] if isinstance(output, tuple) else output}
+            )
+        )
+        for part in ("attention_norm", "attention", "mlp_norm", "mlp")
+    ]
+    backbone.features(model, backbone.videos(1).flatten(0, 1))
+    for handle in handles:
+        handle.remove()
+    assert list(seen) == ["attention_norm", "attention", "mlp_norm", "mlp"]
+    assert len({tuple(output.shape) for output in seen.values()}) == 1
+    assert (spec.attend is None) == spec.rotary
+    if spec.attend is not None:
+        assert torch.equal(spec.attend(block, seen["attention_norm"]), seen["attention"])
+        other_number = seen["attention_norm"][:5, :5]  # as AIM attends over frames
+        assert spec.attend(block, other_number).shape == other_number.shape
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", MORE)  # the others are in the adapters' contract
+def test_an_adapter_changes_nothing_at_the_start_and_then_the_same_either_way(name):
+    backbone = BACKBONES[name]
+    videos = backbone.videos(2)
+    expected = backbone.features(backbone.make(), videos.flatten(0, 1))
+    model = peft.get_peft_model(backbone.make(), SmgaConfig(num_frames=FRAMES)).eval()
+    assert torch.equal(backbone.features(model, videos), expected)
+    assert torch.equal(backbone.features(model, videos.flatten(0, 1), num_frames=FRAMES), expected)
+    assert torch.equal(FrameEncoder(model).encode(videos)["features"].flatten(0, 1), expected)
+    generator = torch.Generator().manual_seed(2)
+    for parameter_name, parameter in model.named_parameters():
+        if "dmgal_" in parameter_name:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    straight = backbone.features(model, videos)
+    assert (straight - expected).abs().max() > 1e-3
+    encoded = FrameEncoder(model).encode(videos)["features"].flatten(0, 1)
+    torch.testing.assert_close(encoded, straight, rtol=0, atol=1e-5)
+    assert torch.equal(backbone.features(copy.deepcopy(model), videos), straight)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_the_fingerprint_is_of_the_weights(name):
+    backbone = BACKBONES[name]
+    model = backbone.make()
+    spec = find_spec(model)
+    fingerprint = spec.fingerprint(model)
+    assert len(fingerprint) == 4 and fingerprint == spec.fingerprint(backbone.make())
+    model.get_submodule(spec.patch_embedding).weight.data *= 1.1
+    assert all(now > 1.05 * before for now, before in zip(spec.fingerprint(model), fingerprint, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "normalization"),
+    [("transformers CLIP", OPENAI), ("SigLIP", HALF), ("ViT", HALF), ("DeiT", IMAGENET), ("DINOv3", IMAGENET)],
+)
+def test_normalization_is_the_one_of_the_weights(name, normalization):
+    spec = find_spec(BACKBONES[name].make())
+    assert (spec.mean, spec.std) == normalization
+
+
+def test_what_a_library_says_of_its_images_counts():
+    model = tiny_backbones.timm_vit()
+    model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    assert find_spec(model).std == (0.4, 0.5, 0.6)
+    model = tiny_backbones.of_transformers("Dinov2")
+    model.dmgal_preprocessing = {"image_mean": [0.1, 0.2, 0.3], "crop_size": {"height": 48, "width": 64}}
+    spec = find_spec(model)
+    assert (spec.mean, spec.std) == ((0.1, 0.2, 0.3), IMAGENET.std)
+    assert (spec.image_size, spec.grid) == ((48, 64), (6, 8))
+    videos = torch.randn(1, 2, 3, 48, 64)
+    expected = model.eval()(pixel_values=videos[0]).pooler_output
+    torch.testing.assert_close(FrameEncoder(model).encode(videos)["features"][0], expected)
+
+
+@torch.no_grad()
+def test_positions_are_not_jittered_in_training_mode():
+    """A video is encoded twice when it is replayed, and block by block."""
+    model = tiny_backbones.of_transformers("DINOv3ViT", num_register_tokens=0, pos_embed_rescale=2.0).train()
+    videos = torch.randn(1, 2, 3, SIZE, SIZE)
+    encoder = FrameEncoder(model)
+    assert torch.equal(encoder.encode(videos)["features"], encoder.encode(videos)["features"])
+    assert model.rope_embeddings.training
+
+
+def test_a_siglip_without_its_head_has_patches_only():
+    model = tiny_backbones.of_transformers("SiglipVision", vision_use_head=False)
+    videos = torch.randn(1, 2, 3, SIZE, SIZE)
+    assert FrameEncoder(model, "patch_mean").encode(videos)["features"].shape == (1, 2, WIDTH)
+    with pytest.raises(DmgalError, match="patch_mean"):
+        FrameEncoder(model).encode(videos)
