@@ -10,10 +10,42 @@ All of PEFT's own calls work from there on.
 """
 
 from ..backbones import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before peft imports torchvision)
+from .aim_peft import AIMConfig, AIMModel
+from .bitfit import BitFitConfig, BitFitModel
+from .block_config import BlockAdapterConfig
 from .config import CmgaConfig, DmgalConfig, SmgaConfig
-from .registration import DMGAL, register
-from .tuner import DmgalModel
+from .d2st_peft import D2STConfig, D2STModel
+from .layer import AdapterLayer
+from .registration import register
+from .st_adapter_peft import STAdapterConfig, STAdapterModel
+from .tuner import BlockTuner, DmgalModel
 
-register(DMGAL, DmgalConfig, DmgalModel)
+TUNERS: dict[type[BlockAdapterConfig], type[BlockTuner]] = {
+    DmgalConfig: DmgalModel,
+    STAdapterConfig: STAdapterModel,
+    AIMConfig: AIMModel,
+    D2STConfig: D2STModel,
+    BitFitConfig: BitFitModel,
+}
+for _config, _tuner in TUNERS.items():
+    register(_config, _tuner)
 
-__all__ = ["CmgaConfig", "DmgalConfig", "DmgalModel", "SmgaConfig"]
+PREFIXES = ("lora_", *(tuner.prefix for tuner in TUNERS.values()))
+"""One of them is in the name of every parameter that an adapter or a LoRA brought."""
+
+__all__ = [
+    "PREFIXES",
+    "TUNERS",
+    "AIMConfig",
+    "AdapterLayer",
+    "BitFitConfig",
+    "BlockAdapterConfig",
+    "BlockTuner",
+    "CmgaConfig",
+    "D2STConfig",
+    "DmgalConfig",
+    "DmgalModel",
+    "STAdapterConfig",
+    "SmgaConfig",
+    "register",
+]

@@ -22,12 +22,15 @@ from .motion import BottleneckShape, Motion, MotionBottleneck, motion_attention
 
 
 class CmgaAdapter(MotionBottleneck):
-    """Split at the task boundary into ``prepare`` (per video) and ``relate`` (per task)."""
+    """Split at the task boundary into ``prepare`` (per video) and ``relate`` (per task).
+
+    Of what ``relate`` does, the support's half belongs to each video alone, too: only ``relate_query`` is per task.
+    """
 
     def __init__(self, shape: BottleneckShape) -> None:
         super().__init__(shape, reads_values=True)
         if shape.attention:
-            self.norm = nn.LayerNorm(shape.motion_width)
+            self.normalization = nn.LayerNorm(shape.motion_width)
 
     def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
         """From tokens ``(V, T, N, C)``; ``rows`` are the tokens that are read behind this layer.
@@ -42,15 +45,32 @@ class CmgaAdapter(MotionBottleneck):
         result = hidden + (self.signed_values(motion) if motion else 0.0) + values
         attended = VideoState()
         if motion and self.shape.attention:
-            attended = VideoState(zip(Motion._fields, map(self.norm, motion), strict=True), values=values)
+            attended = VideoState(zip(Motion._fields, map(self.normalization, motion), strict=True), values=values)
         return VideoState(tokens=tokens[:, :, rows], hidden=result[:, :, rows], **attended)
+
+    def support_side(self, state: VideoState) -> tuple[Tensor, VideoState]:
+        """Of support videos: tokens ``(S, T, R, C)`` and what queries attend to; neither depends on the task."""
+        attended = VideoState({name: state[name] for name in (*Motion._fields, "values") if self.shape.attention})
+        return self.back(state["hidden"], state["tokens"]), attended
+
+    def query_side(self, state: VideoState, rows: slice) -> VideoState:
+        """What a query needs of its own: the rows that are read, also of its motion."""
+        side = VideoState(tokens=state["tokens"], hidden=state["hidden"])
+        if self.shape.attention:
+            side |= {name: state[name][:, :, rows] for name in Motion._fields}
+        return side
+
+    def relate_query(self, attended: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
+        """Tokens ``(E*Q, T, R, C)`` of the queries of ``E`` tasks of equal sizes, from both sides, task after task."""
+        hidden = query["hidden"]
+        if self.shape.attention:
+            hidden = hidden + self._cross(attended, query, num_tasks)
+        return self.back(hidden, query["tokens"])
 
     def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
         """Tokens ``(S, T, R, C)`` and ``(Q, T, R, C)`` of one task."""
-        hidden = query["hidden"]
-        if self.shape.attention:
-            hidden = hidden + self._cross(support, query, rows)
-        return support["tokens"] + self.up(support["hidden"]), query["tokens"] + self.up(hidden)
+        related, attended = self.support_side(support)
+        return related, self.relate_query(attended, self.query_side(query, rows))
 
     def forward(self, tokens: Tensor, num_support: int) -> Tensor:
         """Support and query videos in one batch, the support first: ``(S+Q, T, N, C)`` to the same shape."""
@@ -60,14 +80,22 @@ class CmgaAdapter(MotionBottleneck):
         return torch.cat(self.relate(support, query, everything))
 
     @staticmethod
-    def _cross(support: VideoState, query: VideoState, rows: slice) -> Tensor:
-        """Attention of all query videos to all support videos, ``(Q, T, R, a)``.
+    def _cross(attended: VideoState, query: VideoState, num_tasks: int) -> Tensor:
+        """Attention of all query videos to all support videos of their task, ``(E*Q, T, R, a)``.
 
         One frame index at a time: the maps of all frames at once would need ``T`` times the memory.
         """
+        rows = query["hidden"].shape[2]
         frames = []
-        for t in range(support["values"].shape[1]):
-            keys = Motion(*(support[name][:, t].flatten(0, 1) for name in Motion._fields))  # (S*N, d)
-            queries = Motion(*(query[name][:, t, rows] for name in Motion._fields))  # (Q, R, d)
-            frames.append(motion_attention(queries, keys, support["values"][:, t].flatten(0, 1)))  # (Q, R, a)
+        for t in range(attended["values"].shape[1]):
+            keys = Motion(*(_by_task(attended[name][:, t], num_tasks) for name in Motion._fields))  # (E, S*N, d)
+            queries = Motion(*(_by_task(query[name][:, t], num_tasks) for name in Motion._fields))  # (E, Q*R, d)
+            cross = motion_attention(queries, keys, _by_task(attended["values"][:, t], num_tasks))  # (E, Q*R, a)
+            frames.append(cross.flatten(0, -2).unflatten(0, (-1, rows)))  # (E*Q, R, a)
         return torch.stack(frames, dim=1)
+
+
+def _by_task(tokens: Tensor, num_tasks: int) -> Tensor:
+    """Tokens ``(E*V, N, c)`` of one frame side by side for each task, ``(E, V*N, c)``; of a single task ``(V*N, c)``."""
+    together = tokens.flatten(0, 1)  # (E*V*N, c)
+    return together if num_tasks == 1 else together.unflatten(0, (num_tasks, -1))

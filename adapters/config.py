@@ -1,83 +1,103 @@
 """What a user chooses about DMGAL-Adapters: which blocks, how wide, and which of their parts.
 
-One PEFT type holds both adapters, because PEFT takes one type per injection: Smga behind some blocks, Cmga behind
-others. ``SmgaConfig`` and ``CmgaConfig`` are the same with only one kind.
+One PEFT type holds both adapters, because PEFT takes one type per injection: Smga at some blocks, Cmga behind others.
+``SmgaConfig`` and ``CmgaConfig`` are the same with only one kind.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from peft import PeftConfig
+from torch import nn
 
+from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .motion import Scales
+from .block_config import BlockAdapterConfig, options_of
+from .cmga import CmgaAdapter
+from .motion import BottleneckShape, Directions, Placement, Scales
+from .registration import ExternalPeftType
+from .smga import SmgaAdapter
+
+DMGAL = ExternalPeftType("DMGAL")
 
 
 @dataclass
-class DmgalConfig(PeftConfig):
+class DmgalConfig(BlockAdapterConfig):
     """Smga-Adapters behind all blocks but the last, a Cmga-Adapter behind the last (our reconstruction of the paper's).
-
-    Everything left at ``None`` is filled in from the backbone when the adapter is injected, and saved with it.
 
     Args:
         smga_blocks: indices of the blocks that get an Smga (negative ones count from the end); None: all but the last.
         cmga_blocks: indices of the blocks that get a Cmga; None: the last.
         bottleneck: width ``a`` of the adapter; None: a quarter of the backbone's.
         motion_width: width ``d`` of the motion features; None: ``max(8, width / 32)``. Keep it at or under ``a / 4``.
-        num_frames: frames ``T`` of a video; the temporal code has one entry for each.
         scales: ``"single"``, or ``"multi"`` for motion at three resolutions.
         attention: attention over motion, the paper's core.
         signed: motion itself as a value, each direction with its own weights (ours).
         temporal: a learned code for each frame (ours).
-        backbone, width, num_blocks, num_prefix_tokens, grid, fingerprint: of the backbone, filled in; a saved adapter
-            is refused by a backbone that differs.
+        directions: ``"shared"``: both directions of motion read the same features (the paper's); ``"separate"``: each
+            has its own (ours).
+        smga_placement: ``"after"`` its block, or ``"before"`` it. A Cmga always stands behind its block.
+
+    The other options are those of ``BlockAdapterConfig``.
     """
 
     smga_blocks: list[int] | None = None
     cmga_blocks: list[int] | None = None
     bottleneck: int | None = None
     motion_width: int | None = None
-    num_frames: int = 8
     scales: Scales = "single"
     attention: bool = True
     signed: bool = True
     temporal: bool = True
-    backbone: str | None = None
-    width: int | None = None
-    num_blocks: int | None = None
-    num_prefix_tokens: int | None = None
-    grid: list[int] | None = None
-    fingerprint: list[float] | None = None
-    modules_to_save: list[str] | None = None
-    target_modules: list[str] | None = field(default=None, metadata={"help": "Read by PEFT; blocks are chosen above."})
-    exclude_modules: list[str] | None = field(default=None, metadata={"help": "Read by PEFT; unused."})
-    target_parameters: list[str] | None = field(default=None, metadata={"help": "Read by PEFT; unused."})
+    directions: Directions = "shared"
+    smga_placement: Placement = "after"
+
+    kind: ClassVar[ExternalPeftType] = DMGAL
+    title: ClassVar[str] = (
+        "DMGAL-Adapter (arXiv 2411.11335). The equations of its Smga- and Cmga-Adapters are **our reconstruction**: "
+        "the paper gives none and no code of them is public"
+    )
+    chosen_by: ClassVar[str] = "smga_blocks and cmga_blocks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        from .registration import DMGAL
+        self.check_whole_number("bottleneck", 1)
+        self.check_whole_number("motion_width", 1)
+        self.check_choice("scales", ("single", "multi"))
+        self.check_choice("directions", ("shared", "separate"))
+        self.check_choice("smga_placement", ("after", "before"))
+        for name in ("attention", "signed", "temporal"):
+            if not isinstance(getattr(self, name), bool):
+                raise self.wrong(name, "True or False")
 
-        self.peft_type = DMGAL
-        self._check_range("num_frames", self.num_frames, 2)
-        for name in ("bottleneck", "motion_width"):
-            if getattr(self, name) is not None:
-                self._check_range(name, getattr(self, name), 1)
-        if self.scales not in ("single", "multi"):
-            raise _wrong("scales", repr(self.scales), "'single' or 'multi'")
-        for name in ("target_modules", "exclude_modules", "target_parameters"):
-            if getattr(self, name):
-                raise _wrong(name, repr(getattr(self, name)), "None: blocks are chosen by smga_blocks and cmga_blocks")
+    def complete(self, spec: BackboneSpec) -> None:
+        depth = spec.num_blocks
+        cmga = [depth - 1] if self.cmga_blocks is None else self.block_indices("cmga_blocks", depth)
+        rest = [index for index in range(depth) if index not in cmga]
+        smga = rest if self.smga_blocks is None else self.block_indices("smga_blocks", depth)
+        both = sorted(set(smga) & set(cmga))
+        if both or not smga + cmga:
+            raise DmgalError(
+                "The adapters cannot be placed.",
+                received=f"smga_blocks={self.smga_blocks}, cmga_blocks={self.cmga_blocks}",
+                expected="at least one block, and no block in both lists",
+                remedy=f"take {both} out of one list" if both else "name a block in one of the lists",
+            )
+        self.smga_blocks, self.cmga_blocks = smga, cmga
+        self.bottleneck = self.bottleneck or max(1, spec.width // 4)
+        self.motion_width = self.motion_width or max(8, spec.width // 32)
 
-    @staticmethod
-    def _check_range(name: str, value: int, least: int) -> None:
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise _wrong(name, repr(value), f"a whole number, at least {least}")
+    def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
+        shape = BottleneckShape(**options_of(self, BottleneckShape.__dataclass_fields__))
+        if block in (self.cmga_blocks or ()):
+            return CmgaAdapter(shape)
+        return SmgaAdapter(shape, self.smga_placement) if block in (self.smga_blocks or ()) else None
 
 
 @dataclass
 class SmgaConfig(DmgalConfig):
-    """Smga-Adapters only; None: behind every block."""
+    """Smga-Adapters only; None: at every block."""
 
     cmga_blocks: list[int] | None = field(default_factory=list)
 
@@ -87,9 +107,3 @@ class CmgaConfig(DmgalConfig):
     """A Cmga-Adapter only; None: behind the last block."""
 
     smga_blocks: list[int] | None = field(default_factory=list)
-
-
-def _wrong(name: str, received: str, expected: str) -> DmgalError:
-    return DmgalError(
-        f"DmgalConfig cannot take this {name}.", received=received, expected=expected, remedy=f"give another {name}"
-    )

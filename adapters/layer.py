@@ -1,158 +1,153 @@
-"""The adapters behind one block: a child module of the block plus a forward hook, never a wrapper.
+"""What hangs on one block: a child module of the block plus hooks, never a wrapper.
 
 Because the block stays itself, its name and type stay, LoRA can be added to its linear layers before or after, and
-``unload`` leaves no trace.
+``unload`` leaves no trace. A method's own layer says where its adapters act, by the hooks that ``attach`` sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..backbones.layout import Layout
-from ..backbones.video_state import VideoState
+from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .cmga import CmgaAdapter
-from .smga import SmgaAdapter
 
-CHILD = "motion"
-"""Name of the child. PEFT's ``delete_adapter`` passes over names that contain the prefix below, so it must not."""
-PREFIX = "dmgal_"
+Act = Callable[[Any, Tensor], Tensor]
+"""What an adapter does with tokens ``(V, T, N, C)``: ``act(adapter, tokens)`` gives tokens of the same shape."""
+Acts = Callable[[Any], bool]
+"""Whether an adapter acts at a place at all."""
+
+
+def always(adapter: nn.Module) -> bool:
+    """Of adapters that act wherever they are asked to."""
+    return True
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """Holds the adapters of one block by name and applies the active ones to what the block returns."""
+    """Holds the adapters of one block by name, and lets the active ones act on what passes through the block."""
 
-    adapter_layer_names = (f"{PREFIX}adapter",)
+    child: ClassVar[str]
+    """Name in the block. PEFT's ``delete_adapter`` passes over names that contain the prefix, so it must not."""
+    prefix: ClassVar[str]
+    """Begins the names of what holds parameters; PEFT knows a method's parameters by it."""
 
-    def __init__(self, block: nn.Module, layout: Layout, batch_first: bool) -> None:
+    def __init_subclass__(cls) -> None:
+        cls.adapter_layer_names = (f"{cls.prefix}adapter",)
+
+    def __init__(self, block: nn.Module, layout: Layout, spec: BackboneSpec) -> None:
         super().__init__()
         self._block = (block,)  # in a tuple, so that the block does not become a child of its own child
         self.layout = layout
-        self.batch_first = batch_first
-        self.dmgal_adapter = nn.ModuleDict()
+        self.spec = spec
+        self.add_module(f"{self.prefix}adapter", nn.ModuleDict())
+        self._num_frames: dict[str, int] = {}
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
         self.merged_adapters: list[str] = []
-        self._set_aside = False
-        self._handle = block.register_forward_hook(self._hook, prepend=True)
+        self._handles = list(self.attach(block))
+
+    def attach(self, block: nn.Module) -> Iterable[RemovableHandle]:
+        """Sets the hooks on the block or its parts."""
+        raise NotImplementedError
+
+    @property
+    def block(self) -> nn.Module:
+        return self._block[0]
+
+    @property
+    def adapters(self) -> nn.ModuleDict:
+        """Every adapter by its name, active or not."""
+        return getattr(self, f"{self.prefix}adapter")
 
     @property
     def weight(self) -> Tensor:
-        raise AttributeError("an adapter behind a block has no base weight")
+        raise AttributeError("an adapter at a block has no base weight")
 
     @property
     def bias(self) -> Tensor:
-        raise AttributeError("an adapter behind a block has no base bias")
+        raise AttributeError("an adapter at a block has no base bias")
 
     def get_base_layer(self) -> nn.Module:
-        return self._block[0]
+        return self.block
 
-    def remove(self) -> None:
-        """Takes the layer off its block again."""
-        self._handle.remove()
-        del self._block[0]._modules[CHILD]
+    def add(self, name: str, adapter: nn.Module, num_frames: int) -> None:
+        """Takes one adapter more; ``num_frames`` holds where a call does not tell."""
+        if name in self.adapters:
+            raise DmgalError(
+                "This backbone already has an adapter of this kind and name.",
+                received=f"adapter_name={name!r}",
+                expected="a name that is not taken",
+                remedy="pass another adapter_name, or delete_adapter first",
+            )
+        self.adapters[name] = adapter
+        self._num_frames[name] = num_frames
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(V*T, N, C)`` as the block returned them, to the same shape."""
-        for adapter in self._active():
-            if not (self._set_aside and isinstance(adapter, CmgaAdapter)):
-                tokens = self._adapted(adapter, tokens)
-        return tokens
+    def remove(self, names: Collection[str]) -> None:
+        """Drops adapters; with the last one the layer itself leaves its block."""
+        for name in set(names) & set(self.adapters):
+            del self.adapters[name]
+        if not len(self.adapters):
+            for handle in self._handles:
+                handle.remove()
+            del self.block._modules[self.child]
 
-    def is_task_layer(self) -> bool:
-        return self._active_cmga() is not None
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Nothing to do: PEFT asks every layer when it merges a LoRA beside this one."""
 
-    @contextmanager
-    def set_aside(self) -> Iterator[None]:
-        self._set_aside = True
-        try:
-            yield
-        finally:
-            self._set_aside = False
+    def unmerge(self) -> None:
+        """Nothing to do, as in ``merge``."""
 
-    def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
-        adapter = self._cmga()
-        self._check_frames(adapter, tokens.shape[1])
-        return adapter.prepare(_cast(tokens, adapter), rows)
-
-    def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
-        related = self._cmga().relate(support, query, rows)
-        dtype = next(p.dtype for p in self._block[0].parameters() if p.is_floating_point())
-        return related[0].to(dtype), related[1].to(dtype)
-
-    def _hook(self, block: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self._batch_first(output[0]), *output[1:])
-        return self._batch_first(output)
-
-    def _batch_first(self, tokens: Tensor) -> Tensor:
-        return self(tokens) if self.batch_first else self(tokens.transpose(0, 1)).transpose(0, 1)
-
-    def _adapted(self, adapter: SmgaAdapter | CmgaAdapter, tokens: Tensor) -> Tensor:
-        videos = self.layout.videos(tokens, adapter.shape.num_frames)  # (V, T, N, C)
-        self._check_frames(adapter, videos.shape[1])
-        inputs = _cast(videos, adapter)
-        if isinstance(adapter, CmgaAdapter):
-            result = adapter(inputs, self._num_support(len(videos)))
-        else:
-            result = adapter(inputs)
-        return result.flatten(0, 1).to(tokens.dtype)
-
-    def _active(self) -> list[SmgaAdapter | CmgaAdapter]:
+    def active(self) -> list[tuple[str, Any]]:
+        """Names and adapters that act now."""
         if self.disable_adapters:
             return []
-        adapters: Any = self.dmgal_adapter
-        active = [adapters[name] for name in self.active_adapters if name in adapters]
-        if len(active) > 1 and any(isinstance(adapter, CmgaAdapter) for adapter in active):
-            raise DmgalError(
-                "A Cmga-Adapter cannot share its block with another active motion adapter.",
-                received=f"active adapters {self.active_adapters}",
-                expected="one active motion adapter behind this block",
-                remedy="activate one by set_adapter, or place them behind different blocks",
-            )
-        return active
+        return [(name, self.adapters[name]) for name in self.active_adapters if name in self.adapters]
 
-    def _active_cmga(self) -> CmgaAdapter | None:
-        return next((adapter for adapter in self._active() if isinstance(adapter, CmgaAdapter)), None)
+    def through(self, tokens: Tensor, act: Act, acts: Acts = always) -> Tensor:
+        """Tokens as the block has them, ``(V*T, N, C)`` or ``(N, V*T, C)``, after all active adapters that act here."""
+        for name, adapter in self.active():
+            if not acts(adapter):
+                continue
+            flat = tokens if self.spec.batch_first else tokens.transpose(0, 1)  # (V*T, N, C)
+            videos = self.layout.videos(flat, self._num_frames[name])  # (V, T, N, C)
+            result = act(adapter, cast_for(adapter, videos)).flatten(0, 1).to(tokens.dtype)  # (V*T, N, C)
+            tokens = result if self.spec.batch_first else result.transpose(0, 1)
+        return tokens
 
-    def _cmga(self) -> CmgaAdapter:
-        adapter = self._active_cmga()
-        assert adapter is not None, "asked to relate videos while no Cmga is active"
-        return adapter
+    def before(self, module: nn.Module, act: Act, acts: Acts = always) -> RemovableHandle:
+        """Lets the adapters act on what enters a module."""
+        return module.register_forward_pre_hook(partial(self._enter, act, acts), with_kwargs=True)
 
-    def _num_support(self, num_videos: int) -> int:
-        num_support = self.layout.num_support
-        if num_support is None or not 0 < num_support <= num_videos:
-            raise DmgalError(
-                "A Cmga-Adapter relates query videos to support videos and has to know which are which.",
-                received=f"num_support={num_support} with {num_videos} videos",
-                expected=f"a number from 1 to {num_videos}; the support videos come first",
-                remedy="pass num_support=... with the call, or use FrameEncoder's encode and relate",
-            )
-        return num_support
+    def after(self, module: nn.Module, act: Act, acts: Acts = always) -> RemovableHandle:
+        """Lets the adapters act on what a module returns; of a tuple, on its first element."""
+        return module.register_forward_hook(partial(self._leave, act, acts), prepend=True)
 
-    @staticmethod
-    def _check_frames(adapter: SmgaAdapter | CmgaAdapter, num_frames: int) -> None:
-        shape = adapter.shape
-        if shape.temporal and num_frames != shape.num_frames:
-            raise DmgalError(
-                "An adapter with a temporal code takes videos of one length only.",
-                received=f"{num_frames} frames a video",
-                expected=f"{shape.num_frames}, as it was made (num_frames of its DmgalConfig)",
-                remedy=f"sample {shape.num_frames} frames, or make the adapter with num_frames={num_frames} "
-                "or temporal=False",
-            )
+    # Partials of methods, not closures: they are copied with the model.
+
+    def _enter(
+        self, act: Act, acts: Acts, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Any]:
+        if args:
+            return (self.through(args[0], act, acts), *args[1:]), kwargs
+        name = next(iter(kwargs))  # transformers may name its hidden states
+        return args, {**kwargs, name: self.through(kwargs[name], act, acts)}
+
+    def _leave(self, act: Act, acts: Acts, module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (self.through(output[0], act, acts), *output[1:])
+        return self.through(output, act, acts)
 
 
-def _cast(tokens: Tensor, adapter: SmgaAdapter | CmgaAdapter) -> Tensor:
+def cast_for(adapter: nn.Module, tokens: Tensor) -> Tensor:
     """Adapters may be kept in float32 over a half-precision backbone; under autocast torch chooses itself."""
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         return tokens
-    return tokens.to(adapter.down.weight.dtype)
+    return tokens.to(next(adapter.parameters()).dtype)

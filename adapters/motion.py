@@ -15,7 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import DmgalError
+
 Scales = Literal["single", "multi"]
+Directions = Literal["shared", "separate"]
+Placement = Literal["after", "before"]
+MAP_ENTRIES_IN_CACHE = 2**19
+"""Of the attention maps that are held at a time on a CPU; 2 MB in float32."""
 
 
 class Motion(NamedTuple):
@@ -39,6 +45,7 @@ class BottleneckShape:
     attention: bool = True
     signed: bool = True
     temporal: bool = True
+    directions: Directions = "shared"
 
     @property
     def reads_motion(self) -> bool:
@@ -68,9 +75,13 @@ class MotionBottleneck(nn.Module):
             self.signed = nn.Linear(2 * motion_width, bottleneck)
         if shape.scales == "multi" and shape.reads_motion:
             self.scales = MultiScale(motion_width, shape)
+        if shape.directions == "separate" and shape.reads_motion:
+            self.reduce_backward = nn.Linear(bottleneck, motion_width)
+            self.align_backward = PatchConvolution(motion_width, shape)
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` in the bottleneck, ``(V, T, N, a)``, prefix tokens included."""
+        self._check_frames(tokens.shape[1])
         hidden = self.down(tokens)
         if self.shape.temporal:
             hidden = hidden + self.temporal
@@ -81,11 +92,27 @@ class MotionBottleneck(nn.Module):
         here = self.reduce(hidden)
         aligned = self.align(here)
         nothing = torch.zeros_like(here[:, :1])
-        motion = Motion(
-            forward=torch.cat([aligned[:, 1:] - here[:, :-1], nothing], dim=1),
-            backward=torch.cat([nothing, aligned[:, :-1] - here[:, 1:]], dim=1),
-        )
+        forward = torch.cat([aligned[:, 1:] - here[:, :-1], nothing], dim=1)
+        if self.shape.directions == "separate":
+            here = self.reduce_backward(hidden)
+            aligned = self.align_backward(here)
+        motion = Motion(forward, backward=torch.cat([nothing, aligned[:, :-1] - here[:, 1:]], dim=1))
         return Motion(*map(self.scales, motion)) if self.shape.scales == "multi" else motion
+
+    def back(self, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """``tokens + up(hidden)``, in the memory of what ``up`` gives where it has the tokens' type."""
+        change = self.up(hidden)
+        return change.add_(tokens) if change.dtype == tokens.dtype else tokens + change
+
+    def _check_frames(self, num_frames: int) -> None:
+        if self.shape.temporal and num_frames != self.shape.num_frames:
+            raise DmgalError(
+                "An adapter with a temporal code takes videos of one length only.",
+                received=f"{num_frames} frames a video",
+                expected=f"{self.shape.num_frames}, as it was made (num_frames of its DmgalConfig)",
+                remedy=f"sample {self.shape.num_frames} frames, or make the adapter with num_frames={num_frames} "
+                "or temporal=False",
+            )
 
     def signed_values(self, motion: Motion) -> Tensor | float:
         """What motion itself adds, each direction with weights of its own; this is what tells a reversal apart."""
@@ -116,13 +143,13 @@ class MultiScale(nn.Module):
         self.num_prefix_tokens, self.grid = shape.num_prefix_tokens, shape.grid
         self.fine = nn.Conv2d(channels, channels, 3, padding=1)
         self.coarse = nn.Conv2d(channels, channels, 3, padding=1)
-        self.fine_norm, self.coarse_norm = nn.GroupNorm(1, channels), nn.GroupNorm(1, channels)
+        self.fine_normalization, self.coarse_normalization = nn.GroupNorm(1, channels), nn.GroupNorm(1, channels)
         self.mix = nn.Linear(channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
         prefix, maps = split_patches(tokens, self.num_prefix_tokens, self.grid)
-        fine = self.fine_norm(self.fine(maps))
-        coarse = self.coarse_norm(self.coarse(F.avg_pool2d(maps, 2, ceil_mode=True)))
+        fine = self.fine_normalization(self.fine(maps))
+        coarse = self.coarse_normalization(self.coarse(F.avg_pool2d(maps, 2, ceil_mode=True)))
         coarse = F.interpolate(coarse, size=self.grid, mode="nearest")
         return self.mix(join_patches(prefix, (maps + coarse + fine) / 3))
 
@@ -150,7 +177,21 @@ def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
     Returns:
         ``(..., n, a)``.
     """
+    each_has_its_own = values.dim() > 2 and queries.forward.shape[:-2] == values.shape[:-2]
+    if torch.is_grad_enabled() or values.device.type != "cpu" or not each_has_its_own:
+        return _attend(queries, keys, values)
+    # Without gradients no map is kept, so some frames at a time, whose maps fit the cache: the same sums, but faster.
+    frames = max(1, MAP_ENTRIES_IN_CACHE // (queries.forward.shape[-2] * values.shape[-2]))
+    pieces = zip(*(part.flatten(0, -3).split(frames) for part in (*queries, *keys, values)), strict=True)
+    attended = [_attend(Motion(*piece[:2]), Motion(*piece[2:4]), piece[4]) for piece in pieces]
+    return torch.cat(attended).unflatten(0, values.shape[:-2])
+
+
+def _attend(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
+    """`motion_attention`, all at once."""
     scale = queries.forward.shape[-1] ** -0.5
     to_next = torch.softmax((queries.forward * scale) @ keys.forward.transpose(-1, -2), dim=-1)
     to_previous = torch.softmax((queries.backward * scale) @ keys.backward.transpose(-1, -2), dim=-1)
-    return (0.5 * (to_next + to_previous)) @ values
+    if torch.is_grad_enabled():
+        return (0.5 * (to_next + to_previous)) @ values
+    return to_next.add_(to_previous).mul_(0.5) @ values

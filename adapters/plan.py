@@ -1,71 +1,41 @@
-"""Completes a ``DmgalConfig`` from the backbone it meets, and refuses a backbone it was not made for."""
+"""Completes a config from the backbone it meets, and refuses a backbone it was not made for."""
 
 from __future__ import annotations
 
 import copy
 import math
+from typing import TypeVar
 
 from torch import nn
 
 from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .config import DmgalConfig
+from .block_config import BlockAdapterConfig
 
 FINGERPRINT_TOLERANCE = 0.01
 """Relative; casting a backbone to bfloat16 changes its fingerprint by less."""
 
+Config = TypeVar("Config", bound=BlockAdapterConfig)
 
-def resolve(config: DmgalConfig, spec: BackboneSpec, model: nn.Module) -> DmgalConfig:
+
+def resolve(config: Config, spec: BackboneSpec, model: nn.Module) -> Config:
     """A copy with everything filled in that was left open; a config may be used for any number of backbones.
 
     Raises:
-        DmgalError: the config names blocks that do not exist or one block twice, or was made for another backbone.
+        DmgalError: the config does not fit the backbone, or was made for another one.
     """
     fingerprint = spec.fingerprint(model)
     _match(config, spec, fingerprint)
     config = copy.copy(config)
-    depth = spec.num_blocks
-    cmga = [depth - 1] if config.cmga_blocks is None else _indices("cmga_blocks", config.cmga_blocks, depth)
-    rest = [index for index in range(depth) if index not in cmga]
-    smga = rest if config.smga_blocks is None else _indices("smga_blocks", config.smga_blocks, depth)
-    both = sorted(set(smga) & set(cmga))
-    if both or not smga + cmga:
-        raise DmgalError(
-            "The adapters cannot be placed.",
-            received=f"smga_blocks={config.smga_blocks}, cmga_blocks={config.cmga_blocks}",
-            expected="at least one block, and no block in both lists",
-            remedy=f"take {both} out of one list" if both else "name a block in one of the lists",
-        )
-    config.smga_blocks, config.cmga_blocks = smga, cmga
-    config.bottleneck = config.bottleneck or max(1, spec.width // 4)
-    config.motion_width = config.motion_width or max(8, spec.width // 32)
     config.backbone = config.backbone or getattr(model, "dmgal_name", None)
-    config.width, config.num_blocks = spec.width, depth
+    config.width, config.num_blocks = spec.width, spec.num_blocks
     config.num_prefix_tokens, config.grid = spec.num_prefix_tokens, list(spec.grid)
     config.fingerprint = fingerprint or config.fingerprint
+    config.complete(spec)
     return config
 
 
-def _indices(name: str, blocks: list[int], depth: int) -> list[int]:
-    if not isinstance(blocks, (list, tuple)) or not all(isinstance(index, int) for index in blocks):
-        raise DmgalError(
-            "An adapter's blocks are a list of indices.",
-            received=f"{name}={blocks!r}",
-            expected=f"a list of whole numbers from {-depth} to {depth - 1}, or None",
-            remedy=f"write {name}=[...]",
-        )
-    outside = [index for index in blocks if not -depth <= index < depth]
-    if outside:
-        raise DmgalError(
-            "An adapter was asked for behind a block that does not exist.",
-            received=f"{name}={list(blocks)}",
-            expected=f"indices from {-depth} to {depth - 1}: the backbone has {depth} blocks",
-            remedy=f"take {outside} out",
-        )
-    return sorted({index % depth for index in blocks})
-
-
-def _match(config: DmgalConfig, spec: BackboneSpec, fingerprint: list[float] | None) -> None:
+def _match(config: BlockAdapterConfig, spec: BackboneSpec, fingerprint: list[float] | None) -> None:
     """A config that was completed before (it came from a saved adapter) must meet the same backbone again."""
     wanted = {
         "width": config.width,

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner
+
+if TYPE_CHECKING:
+    from .block_config import BlockAdapterConfig
+    from .tuner import BlockTuner
 
 
 class ExternalPeftType(str):
@@ -20,15 +26,13 @@ class ExternalPeftType(str):
         return str(self)
 
 
-DMGAL = ExternalPeftType("DMGAL")
-
-
-def register(peft_type: ExternalPeftType, config: type[PeftConfig], tuner: type[BaseTuner]) -> None:
-    """Makes PEFT know a method; doing it again (a reload) changes nothing.
+def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
+    """Makes PEFT know a method, yours too; doing it again (a reload) changes nothing.
 
     Raises:
         RuntimeError: PEFT has another method of this name or with this parameter prefix.
     """
+    peft_type = config.kind
     configs: dict[str, type[PeftConfig]] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[assignment]
     tuners: dict[str, type[BaseTuner]] = mapping.PEFT_TYPE_TO_TUNER_MAPPING  # type: ignore[assignment]
     prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]

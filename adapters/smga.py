@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .motion import BottleneckShape, MotionBottleneck, motion_attention
+from .motion import BottleneckShape, MotionBottleneck, Placement, motion_attention
 
 
 class SmgaAdapter(MotionBottleneck):
     """Per video, so on the video's side of the task boundary."""
 
-    def __init__(self, shape: BottleneckShape) -> None:
+    def __init__(self, shape: BottleneckShape, placement: Placement = "after") -> None:
         super().__init__(shape, reads_values=shape.attention)
+        self.placement = placement
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` to the same shape."""
@@ -28,4 +29,4 @@ class SmgaAdapter(MotionBottleneck):
             result = result + self.signed_values(motion)
             if self.shape.attention:
                 result = result + motion_attention(motion, motion, self.values(hidden))
-        return tokens + self.up(result)
+        return self.back(result, tokens)

@@ -1,4 +1,8 @@
-"""Injects adapters through PEFT. Every method of PEFT that is overridden, private ones included, is in this file."""
+"""Injects adapters through PEFT. Every method of PEFT that is overridden, private ones included, is in this file.
+
+A method of its own subclasses ``BlockTuner`` with nothing but its layer; all that differs stands in the layer and the
+config.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +14,20 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..backbones.finding import find_spec
-from ..backbones.layout import Layout
 from ..backbones.spec import base_model
 from ..errors import DmgalError
-from .cmga import CmgaAdapter
-from .config import DmgalConfig
-from .layer import CHILD, PREFIX, AdapterLayer
-from .motion import BottleneckShape
+from .block_config import BlockAdapterConfig
+from .call_layout import layout_of, remove_layout
+from .layer import AdapterLayer
+from .motion_layer import MotionLayer
 from .plan import resolve
-from .smga import SmgaAdapter
-
-_CHECKPOINT_KEY = re.compile(rf"\.(\d+)\.{CHILD}\.{PREFIX}adapter\.(.+)$")
 
 
-class DmgalModel(BaseTuner):
-    """PEFT's tuner for ``DmgalConfig``; users meet it through ``peft.get_peft_model``."""
+class BlockTuner(BaseTuner):
+    """PEFT's tuner for a ``BlockAdapterConfig``; users meet it through ``peft.get_peft_model``."""
 
-    prefix = PREFIX
-    tuner_layer_cls = AdapterLayer
+    prefix: str
+    tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
@@ -35,28 +35,22 @@ class DmgalModel(BaseTuner):
 
         PEFT asks at every injection, into a new model and beside other adapters alike.
         """
-        assert isinstance(peft_config, DmgalConfig)
+        assert isinstance(peft_config, BlockAdapterConfig)
         model: Any = base_model(self.model)  # where PEFT has wrapped the backbone before, it comes wrapped
         self._spec = find_spec(model)
-        self._prefix = next(
-            f"{name}." if name else "" for name, module in self.model.named_modules() if module is model
-        )
+        root = next(f"{name}." if name else "" for name, module in self.model.named_modules() if module is model)
+        self._blocks = {root + name: index for index, name in enumerate(self._spec.block_names())}
         completed = resolve(peft_config, self._spec, model)
         self.peft_config.update({name: completed for name, config in self.peft_config.items() if config is peft_config})
-        if getattr(model, "dmgal_layout", None) is None:
-            model.dmgal_layout = Layout()
-            for module in self._spec.modules_above_blocks(model):
-                if not isinstance(module, (nn.ModuleList, nn.Sequential)):
-                    _CallLayout.install(module, model.dmgal_layout)
-        self._layout: Layout = model.dmgal_layout
+        self._layout = layout_of(model, self._spec)
         return completed
 
-    def _check_target_module_exists(self, peft_config: DmgalConfig, key: str) -> bool:  # type: ignore[override]
-        return key in self._targets(peft_config)
+    def _check_target_module_exists(self, peft_config: PeftConfig, key: str) -> bool:  # type: ignore[override]
+        return key in self._blocks
 
     def _create_and_replace(  # type: ignore[override]
         self,
-        peft_config: DmgalConfig,
+        peft_config: BlockAdapterConfig,
         adapter_name: str,
         target: nn.Module,
         target_name: str,
@@ -64,35 +58,23 @@ class DmgalModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        layer = getattr(target, CHILD, None)
-        if layer is None:
-            like = next(p for p in target.parameters() if p.is_floating_point())
-            layer = AdapterLayer(target, self._layout, self._spec.batch_first)
-            target.add_module(CHILD, layer)
-        else:
-            like = next(p for n, p in target.named_parameters() if not n.startswith(f"{CHILD}."))
-        self._refuse_taken_name(layer, adapter_name)
-        kind = self._targets(peft_config)[current_key]
-        adapter = kind(_shape(peft_config))
+        adapter = peft_config.adapter_for(self._blocks[current_key], target, self._spec)
+        if adapter is None:
+            return
+        kind = self.tuner_layer_cls
+        like = next(p for n, p in target.named_parameters() if p.is_floating_point() and kind.prefix not in n)
         if not (like.is_meta or next(adapter.parameters()).is_meta):
             adapter.to(device=like.device, dtype=like.dtype)
-        layer.dmgal_adapter[adapter_name] = adapter
+        layer: Any = getattr(target, kind.child, None)
+        if layer is None:
+            layer = kind(target, self._layout, self._spec)
+            target.add_module(kind.child, layer)
+        layer.add(adapter_name, adapter, peft_config.num_frames)
         layer.set_adapter(self.active_adapters)
+        self.__dict__.setdefault("_own_names", set()).add(adapter_name)
 
-    def _targets(self, config: DmgalConfig) -> dict[str, type[SmgaAdapter] | type[CmgaAdapter]]:
-        names = [self._prefix + name for name in self._spec.block_names()]
-        smga = {names[index]: SmgaAdapter for index in config.smga_blocks or ()}
-        return smga | {names[index]: CmgaAdapter for index in config.cmga_blocks or ()}
-
-    @staticmethod
-    def _refuse_taken_name(layer: AdapterLayer, adapter_name: str) -> None:
-        if adapter_name in layer.dmgal_adapter:
-            raise DmgalError(
-                "This backbone already has a motion adapter of this name.",
-                received=f"adapter_name={adapter_name!r}",
-                expected="a name that is not taken",
-                remedy="pass another adapter_name, or delete_adapter first",
-            )
+    def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        raise NotImplementedError("these adapters cannot be merged into the weights; use unload()")
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -101,14 +83,18 @@ class DmgalModel(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
+        """Takes off what this PEFT model brought; what others brought stays, and so does a LoRA."""
         if merge:
-            raise NotImplementedError("motion adapters cannot be merged into the weights; use unload()")
-        for layer in [module for module in self.model.modules() if isinstance(module, AdapterLayer)]:
-            layer.remove()
-        for module in self.model.modules():
-            _CallLayout.remove(module)
-        del base_model(self.model).dmgal_layout
-        vars(self.model).pop("peft_config", None)
+            self.merge_adapter()
+        names: set[str] = self.__dict__.get("_own_names", set())
+        for layer in [module for module in self.model.modules() if isinstance(module, self.tuner_layer_cls)]:
+            layer.remove(names)
+        for name in names:
+            self.peft_config.pop(name, None)  # shared with a PEFT model below, which goes on without it
+        if not self.peft_config:
+            vars(self.model).pop("peft_config", None)
+        if not any(isinstance(module, AdapterLayer) for module in self.model.modules()):
+            remove_layout(base_model(self.model))
         return self.model
 
     @classmethod
@@ -120,65 +106,64 @@ class DmgalModel(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """Only our own layers: a LoRA beside them is saved by its own PeftModel."""
-        mark = f".{CHILD}.{PREFIX}adapter.{adapter_name}."
-        return {key: tensor for key, tensor in state_dict.items() if mark in key}
+        """Only our own layers (a LoRA beside them is saved by its own PeftModel), blocks named by their index."""
+        places = cls._places(model, adapter_name)
+        mark = f"{cls.prefix}adapter.{adapter_name}"
+        child = cls.tuner_layer_cls.child
+        return {
+            f"base_model.model.blocks.{places[key][0]}.{child}.{mark}.{places[key][1]}": tensor
+            for key, tensor in state_dict.items()
+            if key in places
+        }
 
     @classmethod
     def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        return key.replace(f".{PREFIX}adapter.{adapter_name}.", f".{PREFIX}adapter.", 1)
+        return key.replace(f".{cls.prefix}adapter.{adapter_name}.", f".{cls.prefix}adapter.", 1)
 
     @classmethod
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Finds each weight's place by the index of its block: another library names the blocks otherwise."""
-        places: dict[tuple[str, ...], str] = {}
-        for key in model.state_dict():
-            match = _CHECKPOINT_KEY.search(key)
-            if match and match[2].startswith(f"{adapter_name}."):
-                places[match[1], match[2].removeprefix(f"{adapter_name}.")] = key
-        matches = {key: _CHECKPOINT_KEY.search(key) for key in state_dict}
-        return {places.get(match.groups(), key) if match else key: state_dict[key] for key, match in matches.items()}
+        """Finds each weight's place by the index of its block: another library names the blocks otherwise.
+
+        Raises:
+            DmgalError: the weights are not those that the injected adapter has.
+        """
+        keys = {place: key for key, place in cls._places(model, adapter_name).items()}
+        pattern = re.compile(rf"\.(\d+)\.{cls.tuner_layer_cls.child}\.{cls.prefix}adapter\.(.+)$")
+        matches = {key: pattern.search(key) for key in state_dict}
+        saved = {(int(match[1]), match[2]): state_dict[key] for key, match in matches.items() if match}
+        if saved.keys() != keys.keys():
+            raise _other_weights(sorted(saved.keys() ^ keys.keys()), len(saved), len(keys))
+        others = {key: state_dict[key] for key, match in matches.items() if not match}
+        return others | {keys[place]: tensor for place, tensor in saved.items()}
+
+    @classmethod
+    def _places(cls, model: nn.Module, adapter_name: str) -> dict[str, tuple[int, str]]:
+        """By full name: the index of the block of each weight of an adapter, and its name within the adapter."""
+        places, names = {}, list(model.state_dict())
+        for index, block in enumerate(find_spec(model).block_names()):
+            mark = f".{block}.{cls.tuner_layer_cls.child}.{cls.prefix}adapter.{adapter_name}."
+            for key in names:
+                _, found, name = f".{key}".partition(mark)
+                if found:
+                    places[key] = (index, name)
+        return places
 
 
-class _CallLayout:
-    """Takes ``num_frames`` and ``num_support``, or a 5-D input, off a call and keeps them while it runs."""
+class DmgalModel(BlockTuner):
+    """The tuner of ``DmgalConfig``."""
 
-    @staticmethod
-    def install(module: Any, layout: Layout) -> None:
-        hooks = _CallLayout(layout)
-        module._dmgal_handles = (
-            module.register_forward_pre_hook(hooks.before, with_kwargs=True, prepend=True),
-            module.register_forward_hook(hooks.after, always_call=True),
-        )
-
-    @staticmethod
-    def remove(module: nn.Module) -> None:
-        for handle in module.__dict__.pop("_dmgal_handles", ()):
-            handle.remove()
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        num_frames, num_support = kwargs.pop("num_frames", None), kwargs.pop("num_support", None)
-        if args and _is_video(args[0]):
-            num_frames, args = args[0].shape[1], (args[0].flatten(0, 1), *args[1:])
-        for name in [name for name, value in kwargs.items() if _is_video(value)]:
-            num_frames, kwargs[name] = kwargs[name].shape[1], kwargs[name].flatten(0, 1)
-        self.layout.enter(num_frames, num_support)
-        return args, kwargs
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        self.layout.leave()
+    prefix = MotionLayer.prefix
+    tuner_layer_cls = MotionLayer
 
 
-def _is_video(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 5
-
-
-def _shape(config: DmgalConfig) -> BottleneckShape:
-    """Of a config that ``resolve`` has completed."""
-    values = {name: getattr(config, name) for name in BottleneckShape.__dataclass_fields__}
-    return BottleneckShape(**{**values, "grid": tuple(values["grid"])})
+def _other_weights(differing: list[tuple[int, str]], saved: int, wanted: int) -> DmgalError:
+    names = ", ".join(f"{name} of block {block}" for block, name in differing[:3])
+    return DmgalError(
+        "Saved weights do not fit the adapter that their config describes.",
+        received=f"{saved} tensors; without a partner: {names}{', ...' if len(differing) > 3 else ''}",
+        expected=f"the {wanted} tensors of the adapter as it was injected",
+        remedy="load the weights with the config that was saved beside them, into a backbone of the same library "
+        "if the adapter's weights are named after its parts",
+    )

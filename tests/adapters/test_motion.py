@@ -33,6 +33,22 @@ def test_motion_attention_is_the_mean_of_two_softmaxes():
     torch.testing.assert_close(motion_attention(Motion(f, g), Motion(p, q), values), expected)
 
 
+@pytest.mark.parametrize("leading", [(), (5,), (3, 2)])
+def test_motion_attention_in_pieces_without_gradients(monkeypatch, leading):
+    monkeypatch.setattr("dmgal.adapters.motion.MAP_ENTRIES_IN_CACHE", 2 * 7 * 7)  # two maps at a time
+    generator = torch.Generator().manual_seed(0)
+    motion = Motion(*(torch.randn(*leading, 7, 4, generator=generator) for _ in range(2)))
+    values = torch.randn(*leading, 7, 3, generator=generator)
+    with_gradients = motion_attention(motion, motion, values)
+    with torch.no_grad():
+        torch.testing.assert_close(motion_attention(motion, motion, values), with_gradients)
+        common = Motion(*(direction.flatten(0, -2)[:9] for direction in motion))  # as a Cmga: all queries share them
+        torch.testing.assert_close(
+            motion_attention(motion, common, values.flatten(0, -2)[:9]),
+            torch.enable_grad()(motion_attention)(motion, common, values.flatten(0, -2)[:9]),
+        )
+
+
 def test_motion_is_zero_at_the_ends_and_aligned_between():
     adapter = randomized(SmgaAdapter(BottleneckShape(**SHAPE)))
     hidden = adapter.hidden(tokens(2))

@@ -1,0 +1,162 @@
+"""AIM (arXiv 2302.03024): a frozen block's attention used twice, over frames and over patches, with adapters.
+
+    x = x + T(attention_over_frames(LN1 x))
+    x = x + S(attention_over_patches(LN1 x)),  S(y) = y + bottleneck(y)
+    x = x + MLP(LN2 x) + 0.5 M(LN2 x)
+
+``AIMAdapter`` is what is trained; whoever holds the block calls its parts in these places. ``AIMBlock`` is the authors'
+whole block with CLIP's layers, for released checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import DmgalError
+from .reference_state import load_reference_state
+
+_PARTS = {"T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "mlp"}
+_LAYERS = {"D_fc1": "down", "D_fc2": "up"}
+_REFERENCE_NAMES = {
+    f"{part}.{layer}": f"{our_part}.{our_layer}"
+    for part, our_part in _PARTS.items()
+    for layer, our_layer in _LAYERS.items()
+}
+
+
+@dataclass(frozen=True)
+class AIMShape:
+    """Sizes of one block's adapter.
+
+    Args:
+        width: channels ``C`` of the tokens.
+        bottleneck: channels in the three bottlenecks; the paper has ``C / 4``.
+        scale: multiplies what is added beside the MLP.
+    """
+
+    width: int
+    bottleneck: int
+    scale: float = 0.5
+
+
+class Bottleneck(nn.Module):
+    """``[x +] scale * up(GELU(down(x)))``; ``up`` starts at zero.
+
+    Args:
+        width: channels ``C`` of the tokens.
+        bottleneck: channels between ``down`` and ``up``.
+        skip: add the input.
+        scale: multiplies what the bottleneck gives.
+    """
+
+    def __init__(self, width: int, bottleneck: int, *, skip: bool = False, scale: float = 1.0) -> None:
+        super().__init__()
+        self.skip, self.scale = skip, scale
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(..., C)`` to the same shape."""
+        width = self.down.in_features
+        if tokens.shape[-1] != width:
+            raise DmgalError(
+                "AIM's adapter cannot take these tokens.",
+                received=f"a tensor of shape {tuple(tokens.shape)}",
+                expected=f"{width} channels in the last dimension",
+                remedy="build the adapter with the width of the backbone",
+            )
+        result = self.up(F.gelu(self.down(tokens)))
+        if self.scale != 1:
+            result = result * self.scale
+        return tokens + result if self.skip else result
+
+
+class AIMAdapter(nn.Module):
+    """The three bottlenecks of one block, called as ``temporal``, ``spatial`` and ``mlp``.
+
+    - ``temporal``: of the attention over frames, what is added to the tokens.
+    - ``spatial``: of the attention over patches, what is added to the tokens: the attention itself and a correction.
+    - ``mlp``: of the normed tokens, what is added beside the block's own MLP; times ``shape.scale``.
+
+    All three take and give ``(..., C)``, in any layout.
+    """
+
+    def __init__(self, shape: AIMShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.temporal = Bottleneck(shape.width, shape.bottleneck)
+        self.spatial = Bottleneck(shape.width, shape.bottleneck, skip=True)
+        self.mlp = Bottleneck(shape.width, shape.bottleneck, scale=shape.scale)
+
+    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load a block's ``T_Adapter``, ``S_Adapter`` and ``MLP_Adapter`` of the authors' released code."""
+        load_reference_state(self, state, _REFERENCE_NAMES)
+
+
+class AIMBlock(nn.Module):
+    """The authors' whole block: CLIP's attention, layer norms and QuickGELU MLP with an adapter.
+
+    The released code can also put a second bottleneck in front of the attention over frames; this block has none.
+
+    Args:
+        width: channels ``C``.
+        num_heads: heads of the attention; ``width`` divides by it.
+        num_frames: frames ``T`` of a video.
+        ratio: the bottlenecks' width over ``C``.
+        scale: multiplies what is added beside the MLP.
+    """
+
+    def __init__(self, width: int, num_heads: int, num_frames: int, ratio: float = 0.25, scale: float = 0.5) -> None:
+        super().__init__()
+        self.num_frames = num_frames
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = nn.MultiheadAttention(width, num_heads)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp_expand = nn.Linear(width, 4 * width)
+        self.mlp_contract = nn.Linear(4 * width, width)
+        self.adapter = AIMAdapter(AIMShape(width, int(width * ratio), scale))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens ``(N, V*T, C)``, the authors' layout, to the same shape."""
+        tokens = tokens + self.adapter.temporal(self._attend_over_frames(self.attention_norm(tokens)))
+        tokens = tokens + self.adapter.spatial(self._attend(self.attention_norm(tokens)))
+        normed = self.mlp_norm(tokens)
+        return tokens + self._mlp(normed) + self.adapter.mlp(normed)
+
+    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load one block's weights under the names of the authors' released code."""
+        block = {
+            "attn": "attention",
+            "attn.out_proj": "attention.out_proj",
+            "ln_1": "attention_norm",
+            "ln_2": "mlp_norm",
+            "mlp.c_fc": "mlp_expand",
+            "mlp.c_proj": "mlp_contract",
+        }
+        load_reference_state(self, state, block | {key: f"adapter.{ours}" for key, ours in _REFERENCE_NAMES.items()})
+
+    def _attend_over_frames(self, tokens: Tensor) -> Tensor:
+        """Each token attends to the tokens in its place in the other frames of its video; ``(N, V*T, C)``."""
+        if tokens.shape[1] % self.num_frames:
+            raise DmgalError(
+                "AIM cannot divide these frames into videos.",
+                received=f"{tokens.shape[1]} frames in tokens of shape {tuple(tokens.shape)}",
+                expected=f"(tokens, videos * {self.num_frames} frames, channels)",
+                remedy="build the block with the number of frames of a video",
+            )
+        places = tokens.unflatten(1, (-1, self.num_frames)).flatten(0, 1).transpose(0, 1)  # (T, N*V, C)
+        return self._attend(places).transpose(0, 1).reshape(tokens.shape)  # (N, V*T, C)
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+
+    def _mlp(self, tokens: Tensor) -> Tensor:
+        hidden = self.mlp_expand(tokens)
+        return self.mlp_contract(hidden * torch.sigmoid(1.702 * hidden))

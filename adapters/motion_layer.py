@@ -1,0 +1,116 @@
+"""Where Smga- and Cmga-Adapters act: behind their block (an Smga also before it), a Cmga as the task layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..backbones.layout import Layout
+from ..backbones.spec import BackboneSpec
+from ..backbones.video_state import VideoState
+from ..errors import DmgalError
+from .cmga import CmgaAdapter
+from .layer import AdapterLayer, cast_for
+from .smga import SmgaAdapter
+
+Motion = SmgaAdapter | CmgaAdapter
+
+
+class MotionLayer(AdapterLayer):
+    """Implements the backbones' ``DividedTaskLayer`` protocol while a Cmga is active."""
+
+    child = "motion"
+    prefix = "dmgal_"
+
+    def __init__(self, block: nn.Module, layout: Layout, spec: BackboneSpec) -> None:
+        super().__init__(block, layout, spec)
+        self._set_aside = False
+
+    def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
+        yield self.before(block, _alone, _stands_before)
+        yield self.after(block, self._act, self._stands_behind)
+
+    def is_task_layer(self) -> bool:
+        return self._active_cmga() is not None
+
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        self._set_aside = True
+        try:
+            yield
+        finally:
+            self._set_aside = False
+
+    def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
+        adapter = self._cmga()
+        return adapter.prepare(cast_for(adapter, tokens), rows)
+
+    def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
+        related = self._cmga().relate(support, query, rows)
+        return self._as_block(related[0]), self._as_block(related[1])
+
+    def support_side(self, state: VideoState, rows: slice) -> tuple[Tensor, VideoState]:
+        tokens, attended = self._cmga().support_side(state)
+        return self._as_block(tokens), attended
+
+    def query_side(self, state: VideoState, rows: slice) -> VideoState:
+        return self._cmga().query_side(state, rows)
+
+    def relate_query(self, attended: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
+        return self._as_block(self._cmga().relate_query(attended, query, num_tasks))
+
+    def _as_block(self, tokens: Tensor) -> Tensor:
+        """In the type of the block, which an adapter need not have."""
+        return tokens.to(next(p.dtype for p in self.block.parameters() if p.is_floating_point()))
+
+    def _act(self, adapter: Motion, tokens: Tensor) -> Tensor:
+        if isinstance(adapter, CmgaAdapter):
+            return adapter(tokens, self._num_support(len(tokens)))
+        return adapter(tokens)
+
+    def _stands_behind(self, adapter: Motion) -> bool:
+        if isinstance(adapter, CmgaAdapter):
+            return not self._set_aside
+        return adapter.placement == "after"
+
+    def active(self) -> list[tuple[str, Any]]:
+        active = super().active()
+        if len(active) > 1 and any(isinstance(adapter, CmgaAdapter) for _, adapter in active):
+            raise DmgalError(
+                "A Cmga-Adapter cannot share its block with another active motion adapter.",
+                received=f"active adapters {self.active_adapters}",
+                expected="one active motion adapter behind this block",
+                remedy="activate one by set_adapter, or place them behind different blocks",
+            )
+        return active
+
+    def _active_cmga(self) -> CmgaAdapter | None:
+        return next((adapter for _, adapter in self.active() if isinstance(adapter, CmgaAdapter)), None)
+
+    def _cmga(self) -> CmgaAdapter:
+        adapter = self._active_cmga()
+        assert adapter is not None, "asked to relate videos while no Cmga is active"
+        return adapter
+
+    def _num_support(self, num_videos: int) -> int:
+        num_support = self.layout.num_support
+        if num_support is None or not 0 < num_support <= num_videos:
+            raise DmgalError(
+                "A Cmga-Adapter relates query videos to support videos and has to know which are which.",
+                received=f"num_support={num_support} with {num_videos} videos",
+                expected=f"a number from 1 to {num_videos}; the support videos come first",
+                remedy="pass num_support=... with the call, or use FrameEncoder's encode and relate",
+            )
+        return num_support
+
+
+def _alone(adapter: SmgaAdapter, tokens: Tensor) -> Tensor:
+    return adapter(tokens)
+
+
+def _stands_before(adapter: Motion) -> bool:
+    return isinstance(adapter, SmgaAdapter) and adapter.placement == "before"

@@ -1,0 +1,80 @@
+"""Times measured in pairs, compared within a pair, and given with an interval; and what machine that was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+RESAMPLES = 2000
+Work = Callable[[], object]
+
+
+def paired_seconds(
+    base: Work, cases: Mapping[str, Work], rounds: int, seed: int = 0
+) -> dict[str, list[tuple[float, float]]]:
+    """CPU time of each case and of the base right beside it, once per round, after a round that is not counted.
+
+    The order of the cases, and of the two in a pair, changes from round to round, so that what slows the machine for a
+    while slows both alike. CPU time leaves out what other processes take; with several threads it adds up over them,
+    waiting included.
+
+    Returns:
+        For each case its pairs, ``(case, base)`` in seconds.
+    """
+    generator, names = random.Random(seed), list(cases)
+    pairs: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    for counted in [False] + [True] * rounds:
+        generator.shuffle(names)
+        for name in names:
+            if generator.random() < 0.5:
+                one, other = _cpu_seconds(cases[name]), _cpu_seconds(base)
+            else:
+                other, one = _cpu_seconds(base), _cpu_seconds(cases[name])
+            if counted:
+                pairs[name].append((one, other))
+    return pairs
+
+
+def extra_percent(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+    """What a case adds to the base, in percent of the base."""
+    return median_with_interval([100 * (one / other - 1) for one, other in pairs])
+
+
+def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
+    """The median and the 95 % bootstrap interval of it."""
+    generator = np.random.default_rng(seed)
+    medians = np.median(generator.choice(values, (RESAMPLES, len(values))), axis=1)
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return {"median": round(float(np.median(values)), 3), "interval_95": [round(float(low), 3), round(float(high), 3)]}
+
+
+def hardware() -> dict[str, Any]:
+    """What the numbers rest on."""
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "date": date.today().isoformat(),
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+    }
+
+
+def _cpu_seconds(work: Work) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start

@@ -1,0 +1,352 @@
+"""What an adapter promises, as checks that anybody can run on an adapter or a backbone of their own:
+
+    import pytest
+    from dmgal import testing
+
+    CASE = testing.AdapterCase(MyViT, dmgal.DmgalConfig(num_frames=4), videos=torch.randn(5, 4, 3, 32, 32))
+
+    @pytest.mark.parametrize("check", testing.ADAPTER_CHECKS, ids=lambda check: check.__name__)
+    def test_my_backbone(check, tmp_path):
+        check(CASE, tmp_path)
+
+A check raises ``AssertionError`` where the promise is broken. All of them are about PEFT's own calls.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from .adapters import BlockAdapterConfig
+from .backbones import FrameEncoder
+from .backbones.finding import find_spec
+from .backbones.spec import base_model
+
+TOLERANCE = 1e-5
+"""Of features that are computed in batches of other sizes."""
+
+
+def image_features(model: nn.Module, images: Tensor, **layout: int) -> Tensor:
+    """A model's own features of images, from what its ``forward`` returns: a tensor, or an output of transformers."""
+    output: Any = model(images, **layout)
+    for name in ("image_embeds", "pooler_output"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    return output
+
+
+@dataclass(frozen=True)
+class AdapterCase:
+    """An adapter on a backbone.
+
+    Args:
+        make_backbone: makes the backbone, with the same weights each time.
+        config: the adapter; any PEFT config.
+        videos: ``(V, T, 3, H, W)``, normalized.
+        num_support: how many of them are the support, the first ones.
+        features: what the model says of images or videos.
+    """
+
+    make_backbone: Callable[[], nn.Module]
+    config: peft.PeftConfig
+    videos: Tensor
+    num_support: int = 3
+    features: Callable[..., Tensor] = image_features
+
+    def backbone(self) -> nn.Module:
+        """Frozen and in evaluation mode, as PEFT leaves it: torch picks its attention kernel by that."""
+        return self.make_backbone().eval().requires_grad_(False)
+
+    def inject(self, model: nn.Module | None = None, name: str = "default") -> Any:
+        """The adapter in a new backbone, or in a model."""
+        with ignored_warnings():
+            model = self.backbone() if model is None else model
+            return peft.get_peft_model(model, copy.deepcopy(self.config), adapter_name=name).eval()
+
+    def load(self, folder: Path, model: nn.Module | None = None, **options: Any) -> Any:
+        """A saved adapter in a new backbone, or in a model; trainable, because torch picks its kernels by that."""
+        options.setdefault("is_trainable", True)
+        with ignored_warnings():
+            model = self.backbone() if model is None else model
+            return peft.PeftModel.from_pretrained(model, str(folder), **options).eval()
+
+    def answer(self, model: nn.Module) -> Tensor:
+        """Features of the videos' frames, ``(V*T, D)``, straight through the model."""
+        if isinstance(self.config, BlockAdapterConfig):
+            return self.features(model, self.videos, num_support=self.num_support)
+        return self.plain_answer(model)
+
+    def plain_answer(self, model: nn.Module) -> Tensor:
+        """The same as a backbone without adapters sees them: images."""
+        return self.features(model, self.videos.flatten(0, 1))
+
+    def is_added(self, name: str) -> bool:
+        """Whether a parameter belongs to the adapter."""
+        prefixes: dict[Any, str] = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+        return prefixes[self.config.peft_type] in name
+
+    def perturb(self, model: nn.Module) -> None:
+        """Moves every weight of the adapter away from where it starts."""
+        generator = torch.Generator().manual_seed(2)
+        for name, parameter in model.named_parameters():
+            if self.is_added(name) or "lora_" in name:
+                parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+    def awake(self, model: nn.Module | None = None, name: str = "default") -> Any:
+        """Injected and perturbed."""
+        model = self.inject(model, name)
+        self.perturb(model)
+        return model
+
+
+@torch.no_grad()  # with gradients torch picks another attention kernel for a frozen model than for one that is trained
+def check_injected_model_is_its_backbone_bit_for_bit(case: AdapterCase, folder: Path) -> None:
+    """In float32 and under autocast to bfloat16."""
+    assert torch.equal(case.answer(case.inject()), case.plain_answer(case.backbone()))
+    with torch.autocast(case.videos.device.type, torch.bfloat16):
+        assert torch.equal(case.answer(case.inject()), case.plain_answer(case.backbone()))
+
+
+@torch.no_grad()
+def check_output_changes_once_perturbed_and_disabling_restores_it(case: AdapterCase, folder: Path) -> None:
+    """``disable_adapter`` gives the backbone's own output, bit for bit."""
+    expected = case.plain_answer(case.backbone())
+    model = case.awake()
+    assert (case.answer(model) - expected).abs().max() > 1e-3, "the perturbed adapter does nothing"
+    with model.disable_adapter():
+        assert torch.equal(case.plain_answer(model), expected)
+
+
+@torch.no_grad()
+def check_two_adapters_switch_and_are_deleted(case: AdapterCase, folder: Path) -> None:
+    """``add_adapter``, ``set_adapter``, ``delete_adapter``."""
+    model = case.awake()
+    first = case.answer(model)
+    model.add_adapter("other", copy.deepcopy(case.config))
+    assert torch.equal(case.answer(model), first)
+    model.set_adapter("other")
+    model.eval()
+    assert torch.equal(case.answer(model), case.plain_answer(case.backbone()))
+    model.set_adapter("default")
+    assert torch.equal(case.answer(model), first)
+    model.delete_adapter("other")
+    assert not any(".other." in name for name, _ in model.named_parameters())
+    assert torch.equal(case.answer(model), first)
+
+
+@torch.no_grad()
+def check_unload_leaves_no_trace(case: AdapterCase, folder: Path) -> None:
+    """Also of a copy."""
+    plain = case.backbone()
+    model = case.awake()
+    for unloaded in (copy.deepcopy(model).unload(), model.unload()):
+        assert [name for name, _ in unloaded.named_modules()] == [name for name, _ in plain.named_modules()]
+        assert list(unloaded.state_dict()) == list(plain.state_dict())
+        assert _num_hooks(unloaded) == _num_hooks(plain)
+        assert torch.equal(case.plain_answer(unloaded), case.plain_answer(plain))
+
+
+def check_gradients_reach_all_adapter_parameters_and_no_others(case: AdapterCase, folder: Path) -> None:
+    """Under a loss that reads class token and patches."""
+    model = case.awake()
+    encoder = FrameEncoder(model, pooling="cls+patch_mean")
+    features = torch.cat(encoder(case.videos[: case.num_support], case.videos[case.num_support :]))
+    weights = torch.randn(features.shape, generator=torch.Generator().manual_seed(3))
+    (features * weights).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == case.is_added(name), name
+        reached = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+        assert reached == case.is_added(name), name
+
+
+@torch.no_grad()
+def check_saved_adapter_holds_only_itself_and_loads_anywhere(case: AdapterCase, folder: Path) -> None:
+    """Under its own name and another, with ``low_cpu_mem_usage``, beside another adapter, and as a deep copy."""
+    model = case.awake()
+    expected = case.answer(model)
+    model.save_pretrained(folder)
+    saved = load_file(folder / "adapter_model.safetensors")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert sum(tensor.numel() for tensor in saved.values()) == sum(parameter.numel() for parameter in trained) > 0
+    assert (folder / "README.md").is_file()
+    for options in ({}, {"adapter_name": "renamed"}, {"low_cpu_mem_usage": True}):
+        assert torch.equal(case.answer(case.load(folder, **options)), expected), options
+    beside = case.inject()
+    with ignored_warnings():
+        beside.load_adapter(str(folder), "second")
+    beside.set_adapter("second")
+    assert torch.equal(case.answer(beside.eval()), expected)
+    assert torch.equal(case.answer(copy.deepcopy(model)), expected)
+
+
+@torch.no_grad()
+def check_lora_stands_below_and_above(case: AdapterCase, folder: Path) -> None:
+    """Whichever came first, both act, both are saved and loaded again."""
+    alone = case.answer(case.awake())
+    for order in ("lora first", "adapter first"):
+        inner, outer = _stacked(case, order)
+        expected = case.answer(outer)
+        assert (expected - alone).abs().max() > 1e-3, "LoRA does nothing"
+        for model, name in ((inner, "inner"), (outer, "outer")):
+            with ignored_warnings():
+                model.save_pretrained(folder / order / name, selected_adapters=[name])
+        loaded: Any = case.backbone()
+        for name in ("inner", "outer"):
+            loaded = case.load(folder / order / name / name, loaded, adapter_name=name)
+        assert torch.equal(case.answer(loaded), expected), order
+
+
+@torch.no_grad()
+def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase, folder: Path) -> None:
+    """``merge_and_unload`` of a LoRA below or above; and the adapter goes while the LoRA stays."""
+    for order in ("lora first", "adapter first"):
+        inner, outer = _stacked(case, order)
+        expected = case.answer(outer)
+        (inner if order == "lora first" else outer).base_model.merge_adapter()
+        torch.testing.assert_close(case.answer(outer), expected, rtol=0, atol=TOLERANCE)
+    inner, outer = _stacked(case, "lora first")
+    below = outer.unload()
+    assert torch.equal(case.plain_answer(below), case.plain_answer(_lora(case, case.backbone())))
+
+
+@torch.no_grad()
+def check_modules_to_save_are_saved(case: AdapterCase, folder: Path) -> None:
+    """PEFT's ``modules_to_save``: a part of the backbone is trained and kept beside the adapter."""
+    config: Any = copy.deepcopy(case.config)
+    backbone = case.backbone()
+    name = next(n for n, module in reversed(list(backbone.named_modules())) if isinstance(module, nn.LayerNorm))
+    config.modules_to_save = [name]
+    with ignored_warnings():
+        model = peft.get_peft_model(backbone, config).eval()
+    case.perturb(model)
+    for key, parameter in model.named_parameters():
+        if "modules_to_save" in key:
+            parameter.add_(0.1)
+    model.save_pretrained(str(folder))
+    assert torch.equal(case.answer(case.load(folder)), case.answer(model))
+
+
+@torch.no_grad()
+def check_straight_through_equals_relate_of_encode(case: AdapterCase, folder: Path) -> None:
+    """The task boundary changes nothing: videos encoded one by one, then related, give the same features."""
+    model = case.awake()
+    encoder = FrameEncoder(model)
+    states = [encoder.encode(video[None]) for video in case.videos]
+    support, query = (type(states[0]).cat(part) for part in (states[: case.num_support], states[case.num_support :]))
+    related = torch.cat(encoder.relate(support, query)).flatten(0, 1)  # (V*T, D)
+    torch.testing.assert_close(related, case.answer(model), rtol=0, atol=TOLERANCE)
+
+
+def check_checkpointed_blocks_give_the_same_gradients(case: AdapterCase, folder: Path) -> None:
+    """``FrameEncoder(..., checkpoint_blocks=True)`` recomputes in the backward pass what it did not keep."""
+    gradients = []
+    for checkpoint in (False, True):
+        model = case.awake()
+        encoder = FrameEncoder(model, checkpoint_blocks=checkpoint)
+        features = torch.cat(encoder(case.videos[: case.num_support], case.videos[case.num_support :]))
+        features.square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@torch.no_grad()
+def check_half_precision_weights_run(case: AdapterCase, folder: Path) -> None:
+    """A backbone in bfloat16 or float16, under adapters in float32 (PEFT's default) or as it is."""
+    expected = case.answer(case.awake())
+    for dtype in (torch.bfloat16, torch.float16):
+        half = AdapterCase(
+            lambda dtype=dtype: case.backbone().to(dtype),  # type: ignore[misc]
+            case.config,
+            case.videos.to(dtype),
+            case.num_support,
+            case.features,
+        )
+        model = half.awake()
+        features = half.answer(model)
+        assert features.dtype == dtype
+        _assert_near(features, expected)
+        _assert_near(half.answer(model.to(dtype)), expected)
+
+
+ADAPTER_CHECKS: tuple[Callable[[AdapterCase, Path], None], ...] = (
+    check_injected_model_is_its_backbone_bit_for_bit,
+    check_output_changes_once_perturbed_and_disabling_restores_it,
+    check_two_adapters_switch_and_are_deleted,
+    check_unload_leaves_no_trace,
+    check_gradients_reach_all_adapter_parameters_and_no_others,
+    check_saved_adapter_holds_only_itself_and_loads_anywhere,
+    check_lora_stands_below_and_above,
+    check_lora_is_merged_while_the_adapter_stays,
+    check_modules_to_save_are_saved,
+    check_straight_through_equals_relate_of_encode,
+    check_checkpointed_blocks_give_the_same_gradients,
+    check_half_precision_weights_run,
+)
+
+
+@contextmanager
+def ignored_warnings() -> Iterator[None]:
+    """PEFT warns of every second adapter in one model, which is what some checks are about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
+    """The inner and the outer of two PEFT models, one of them a LoRA."""
+    if order == "lora first":
+        inner = _lora(case, case.backbone(), "inner")
+        outer = case.inject(inner, "outer")
+        case.perturb(outer)
+        _reseed_lora(outer)
+    else:
+        inner = case.awake(name="inner")
+        outer = _lora(case, inner, "outer")
+    return inner, outer
+
+
+def _lora(case: AdapterCase, model: nn.Module, name: str = "default") -> Any:
+    """A LoRA on the linear layers of the blocks' MLPs, with weights that do something."""
+    spec = find_spec(model)
+    linear = [
+        f"{block}.{path}"
+        for block in spec.block_names()
+        for path, module in base_model(model).get_submodule(block).named_modules()
+        if isinstance(module, nn.Linear)
+        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        and ("mlp" in path or "fc" in path)
+        and not case.is_added(path)
+    ]
+    with ignored_warnings():
+        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear), adapter_name=name).eval()
+    _reseed_lora(model)
+    return model
+
+
+def _reseed_lora(model: nn.Module) -> None:
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def _num_hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def _assert_near(features: Tensor, expected: Tensor) -> None:
+    """Within what half precision leaves of three digits."""
+    assert features.isfinite().all()
+    difference = (features.float() - expected.float()).abs().max() / expected.abs().max()
+    assert difference < 0.1, f"differs by {difference:.3f} of the largest feature"

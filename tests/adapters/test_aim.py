@@ -1,0 +1,134 @@
+"""AIM against the released code's numbers, and what must hold for any weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from adapter_checks import awaken, check_reference_weights_must_fit, num_parameters, random_tokens
+from golden_files import assert_relatively_close, read_golden
+
+from dmgal.adapters.aim import AIMAdapter, AIMBlock, AIMShape
+from dmgal.errors import DmgalError
+
+WIDTH, FRAMES = 16, 4
+
+
+def block() -> AIMBlock:
+    torch.manual_seed(0)
+    return AIMBlock(WIDTH, num_heads=2, num_frames=FRAMES)
+
+
+def tokens(videos: int = 2, num_tokens: int = 5) -> torch.Tensor:
+    """In the authors' layout, ``(N, V*T, C)``."""
+    return random_tokens(videos, FRAMES, num_tokens, WIDTH).flatten(0, 1).transpose(0, 1)
+
+
+def test_golden() -> None:
+    inputs, weights, info = read_golden("aim_block")
+    module = AIMBlock(48, info["heads"], info["frames"], scale=info["scale"]).eval()
+    module.load_reference_state_dict(weights)
+    assert_relatively_close(module(inputs["x"]), inputs["y"])
+
+
+def test_golden_through_the_parts() -> None:
+    """Whoever holds a block and calls the adapter's parts in their places gets the authors' block."""
+    inputs, weights, info = read_golden("aim_block")
+    module = AIMBlock(48, info["heads"], info["frames"]).eval()
+    module.load_reference_state_dict(weights)
+    adapter = AIMAdapter(AIMShape(48, 12)).eval()
+    adapter.load_reference_state_dict({key: tensor for key, tensor in weights.items() if "_Adapter." in key})
+    attend = lambda x: module.attention(x, x, x, need_weights=False)[0]  # noqa: E731
+    x = inputs["x"]
+    frames_first = x.reshape(len(x), -1, info["frames"], 48).permute(2, 0, 1, 3).flatten(1, 2)
+    over_frames = attend(module.attention_norm(frames_first)).unflatten(1, (len(x), -1)).permute(1, 2, 0, 3)
+    x = x + adapter.temporal(over_frames.reshape(x.shape))
+    x = x + adapter.spatial(attend(module.attention_norm(x)))
+    normed = module.mlp_norm(x)
+    hidden = module.mlp_expand(normed)
+    mlp = module.mlp_contract(hidden * torch.sigmoid(1.702 * hidden))
+    assert_relatively_close(x + mlp + adapter.mlp(normed), inputs["y"])
+
+
+def test_reference_weights_must_fit() -> None:
+    _, weights, _ = read_golden("aim_block")
+    check_reference_weights_must_fit(AIMBlock(48, 4, 8), weights)
+    check_reference_weights_must_fit(
+        AIMAdapter(AIMShape(48, 12)), {key: tensor for key, tensor in weights.items() if "_Adapter." in key}
+    )
+
+
+def test_parameters_on_a_vit_b_16() -> None:
+    assert round(12 * num_parameters(AIMAdapter(AIMShape(768, 192))) / 1e6, 2) == 10.65
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nothing_is_added_at_the_start(dtype: torch.dtype) -> None:
+    adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)).to(dtype), tokens().to(dtype)
+    assert adapter.temporal(inputs).eq(0).all() and adapter.mlp(inputs).eq(0).all()
+    assert torch.equal(adapter.spatial(inputs), inputs)
+    assert adapter.spatial(inputs).dtype == dtype
+
+
+def test_under_autocast_nothing_is_added_at_the_start() -> None:
+    adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(inputs + adapter.temporal(inputs) + adapter.mlp(inputs), inputs)
+        assert torch.equal(adapter.spatial(inputs), inputs)
+
+
+def test_the_block_starts_as_clips() -> None:
+    module, inputs = block().eval(), tokens()
+    normed = module.attention_norm(inputs)
+    expected = inputs + module.attention(normed, normed, normed, need_weights=False)[0]
+    hidden = module.mlp_expand(module.mlp_norm(expected))
+    expected = expected + module.mlp_contract(hidden * torch.sigmoid(1.702 * hidden))
+    assert torch.equal(module(inputs), expected)
+
+
+def test_the_equations_of_the_parts() -> None:
+    adapter, inputs = awaken(AIMAdapter(AIMShape(WIDTH, 4, scale=0.25))), tokens()
+    through = {name: part.up(torch.nn.functional.gelu(part.down(inputs))) for name, part in adapter.named_children()}
+    assert torch.equal(adapter.temporal(inputs), through["temporal"])
+    assert torch.equal(adapter.spatial(inputs), inputs + through["spatial"])
+    assert torch.equal(adapter.mlp(inputs), 0.25 * through["mlp"])
+
+
+def test_every_parameter_is_read() -> None:
+    module = awaken(block())
+    module(tokens()).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def influence(module: AIMBlock, frame: int, token: int) -> torch.Tensor:
+    """Which entries of what the temporal pass adds change with one token of one frame, ``(N, V*T)``."""
+    inputs = tokens()
+    moved = inputs.clone()
+    moved[token, frame] += 1
+    before, after = (module.adapter.temporal(module._attend_over_frames(x)) for x in (inputs, moved))
+    return (after - before).abs().amax(-1).gt(1e-6)
+
+
+def test_the_temporal_pass_mixes_only_over_the_frames_of_a_video() -> None:
+    changed = influence(awaken(block()), frame=FRAMES + 1, token=3)
+    expected = torch.zeros_like(changed)
+    expected[3, FRAMES : 2 * FRAMES] = True
+    assert torch.equal(changed, expected)
+
+
+def test_any_number_of_videos() -> None:
+    module, inputs = awaken(block()), tokens(3)
+    alone = torch.cat([module(video) for video in inputs.split(FRAMES, dim=1)], dim=1)
+    torch.testing.assert_close(module(inputs), alone)
+
+
+def test_frames_that_are_no_whole_videos() -> None:
+    with pytest.raises(DmgalError, match="7 frames"):
+        block()(tokens()[:, :7])
+
+
+@pytest.mark.parametrize("part", ["temporal", "spatial", "mlp"])
+def test_wrong_width(part: str) -> None:
+    adapter = AIMAdapter(AIMShape(WIDTH, 4))
+    with pytest.raises(DmgalError, match="16 channels"):
+        getattr(adapter, part)(tokens()[..., 1:])

@@ -1,0 +1,40 @@
+"""Every adapter on one backbone, every backbone with one adapter; the full product is slow."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from adapter_cases import ADAPTERS, REFUSED
+from tiny_backbones import TINY_BACKBONES
+
+from dmgal.testing import ADAPTER_CHECKS, AdapterCase
+
+ON, WITH = "open_clip visual", "DMGAL"
+QUICK = [(ON, adapter) for adapter in ADAPTERS] + [(backbone, WITH) for backbone in TINY_BACKBONES]
+FULL = [pair for pair in itertools.product(TINY_BACKBONES, ADAPTERS) if pair not in {*QUICK, *REFUSED}]
+
+
+def case_of(backbone: str, adapter: str) -> AdapterCase:
+    tiny = TINY_BACKBONES[backbone]
+    return AdapterCase(tiny.make, ADAPTERS[adapter], tiny.videos(), features=tiny.features)
+
+
+every_check = pytest.mark.parametrize("check", ADAPTER_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+
+
+@every_check
+@pytest.mark.parametrize("pair", dict.fromkeys(QUICK), ids=" + ".join)
+def test_contract(pair: tuple[str, str], check: Callable[[AdapterCase, Path], None], tmp_path: Path) -> None:
+    check(case_of(*pair), tmp_path)
+
+
+@pytest.mark.slow
+@every_check
+@pytest.mark.parametrize("pair", FULL, ids=" + ".join)
+def test_contract_of_the_full_product(
+    pair: tuple[str, str], check: Callable[[AdapterCase, Path], None], tmp_path: Path
+) -> None:
+    check(case_of(*pair), tmp_path)

@@ -1,0 +1,128 @@
+"""ST-Adapter against the released code's numbers, and what must hold for any weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from adapter_checks import (
+    awaken,
+    check_every_parameter_is_read,
+    check_identity_at_the_start,
+    check_reference_weights_must_fit,
+    check_videos_are_apart,
+    check_wrong_tokens_are_refused,
+    num_parameters,
+    random_tokens,
+)
+from golden_files import assert_relatively_close, read_golden
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmgal.adapters.st_adapter import STAdapter, STAdapterShape
+from dmgal.errors import DmgalError
+
+OVER_TIME = STAdapterShape(width=12, bottleneck=6, num_prefix_tokens=1, grid=(2, 3))
+OVER_SPACE = STAdapterShape(width=12, bottleneck=6, num_prefix_tokens=1, grid=(2, 3), kernel=(3, 3, 3))
+SHAPES = pytest.mark.parametrize("shape", [OVER_TIME, OVER_SPACE], ids=["over time", "over time and space"])
+
+
+def tokens(videos: int = 2, frames: int = 4) -> torch.Tensor:
+    return random_tokens(videos, frames, num_tokens=7, width=12)
+
+
+def test_golden() -> None:
+    inputs, weights, info = read_golden("st_adapter")
+    adapter = STAdapter(STAdapterShape(width=48, bottleneck=24, num_prefix_tokens=1, grid=(4, 4))).eval()
+    adapter.load_reference_state_dict(weights)
+    result = adapter(inputs["x"].unflatten(0, (-1, info["frames"])))
+    assert_relatively_close(result.flatten(0, 1), inputs["y"])
+
+
+def test_reference_weights_must_fit() -> None:
+    adapter = STAdapter(STAdapterShape(width=48, bottleneck=24, num_prefix_tokens=1, grid=(4, 4)))
+    check_reference_weights_must_fit(adapter, read_golden("st_adapter")[1])
+
+
+def test_parameters_on_a_vit_b_16() -> None:
+    one = num_parameters(STAdapter(STAdapterShape(width=768, bottleneck=384, num_prefix_tokens=1, grid=(14, 14))))
+    assert round(12 * one / 1e6, 2) == 7.11
+    assert round(24 * one / 1e6, 2) == 14.22
+
+
+@SHAPES
+def test_contract(shape: STAdapterShape) -> None:
+    check_identity_at_the_start(STAdapter(shape), tokens())
+    check_every_parameter_is_read(STAdapter(shape), tokens())
+    check_videos_are_apart(STAdapter(shape), tokens(3))
+    check_wrong_tokens_are_refused(STAdapter(shape), tokens())
+
+
+def test_it_leaves_its_start() -> None:
+    """The convolution alone is zero, so the first gradient reaches it."""
+    adapter = STAdapter(OVER_TIME)
+    adapter(tokens()).square().sum().backward()
+    assert adapter.convolution.weight.grad.abs().min() > 0
+
+
+@SHAPES
+def test_prefix_tokens_pass_unchanged_and_do_not_matter(shape: STAdapterShape) -> None:
+    adapter, clip = awaken(STAdapter(shape)), tokens()
+    assert torch.equal(adapter(clip)[:, :, 0], clip[:, :, 0])
+    other = clip.clone()
+    other[:, :, 0] += 1
+    torch.testing.assert_close(adapter(other)[:, :, 1:], adapter(clip)[:, :, 1:])
+
+
+@SHAPES
+@pytest.mark.parametrize("num_prefix_tokens", [0, 2])
+def test_any_number_of_prefix_tokens(shape: STAdapterShape, num_prefix_tokens: int) -> None:
+    other = STAdapterShape(shape.width, shape.bottleneck, num_prefix_tokens, shape.grid, shape.kernel)
+    adapter, reference = awaken(STAdapter(other)), awaken(STAdapter(shape))
+    reference.load_state_dict(adapter.state_dict())
+    clip = random_tokens(2, 4, num_tokens=6 + num_prefix_tokens, width=12)
+    patches = clip[:, :, num_prefix_tokens:]
+    expected = reference(torch.cat([torch.zeros_like(patches[:, :, :1]), patches], dim=2))[:, :, 1:]
+    torch.testing.assert_close(adapter(clip)[:, :, num_prefix_tokens:], expected)
+
+
+@SHAPES
+def test_the_delta_is_what_is_added(shape: STAdapterShape) -> None:
+    adapter, clip = awaken(STAdapter(shape)), tokens()
+    delta = adapter.delta(clip)
+    assert delta.shape == clip.shape and delta[:, :, 0].eq(0).all() and delta[:, :, 1:].ne(0).any()
+    assert torch.equal(clip + delta, adapter(clip))
+
+
+@given(frames=st.integers(1, 6), kernel=st.sampled_from([(1, 1, 1), (3, 1, 1), (5, 1, 1), (3, 3, 3), (1, 3, 5)]))
+@settings(max_examples=20, deadline=None)
+def test_it_is_the_convolution_of_its_equation(frames: int, kernel: tuple[int, int, int]) -> None:
+    adapter, clip = awaken(STAdapter(STAdapterShape(12, 6, 1, (2, 3), kernel))), tokens(frames=frames)
+    volume = adapter.down(clip[:, :, 1:]).unflatten(2, (2, 3)).permute(0, 4, 1, 2, 3)
+    mixed = adapter.convolution(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)
+    torch.testing.assert_close(adapter(clip)[:, :, 1:], clip[:, :, 1:] + adapter.up(mixed))
+
+
+@SHAPES
+def test_reversed_time_is_a_mirrored_kernel(shape: STAdapterShape) -> None:
+    adapter, clip = awaken(STAdapter(shape)), tokens()
+    forward = adapter(clip)
+    assert not torch.allclose(adapter(clip.flip(1)).flip(1), forward, atol=1e-3)
+    with torch.no_grad():
+        adapter.convolution.weight.copy_(adapter.convolution.weight.flip(2))
+    torch.testing.assert_close(adapter(clip.flip(1)).flip(1), forward)
+
+
+def test_a_kernel_over_time_mixes_neighboring_frames_in_one_place() -> None:
+    adapter, clip = awaken(STAdapter(OVER_TIME)), tokens(1, frames=6)
+    moved = clip.clone()
+    moved[0, 2, 4] += 1
+    changed = (adapter.delta(moved) - adapter.delta(clip))[0].abs().amax(-1).gt(1e-6)
+    expected = torch.zeros_like(changed)
+    expected[1:4, 4] = True
+    assert torch.equal(changed, expected)
+
+
+@pytest.mark.parametrize("kernel", [(2, 1, 1), (3, 0, 1), (3, 3)])
+def test_impossible_kernels(kernel: tuple[int, ...]) -> None:
+    with pytest.raises(DmgalError, match="kernel"):
+        STAdapterShape(12, 6, 1, (2, 3), kernel)

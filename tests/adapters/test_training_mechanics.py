@@ -1,0 +1,135 @@
+"""Adapters under what trains them: torch.compile, gradient checkpointing, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from tiny_backbones import TINY_BACKBONES
+from torch import Tensor
+from torch._dynamo.utils import counters
+
+from dmgal.adapters import AIMConfig, BitFitConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
+from dmgal.backbones import FrameEncoder
+from dmgal.errors import DmgalError
+
+ADAPTERS: dict[str, peft.PeftConfig] = {
+    "DMGAL": DmgalConfig(num_frames=4),
+    "ST-Adapter": STAdapterConfig(num_frames=4, places="attention+mlp"),
+    "AIM": AIMConfig(num_frames=4),
+    "D2ST": D2STConfig(num_frames=4),
+    "BitFit": BitFitConfig(num_frames=4),
+}
+
+
+def videos(count: int) -> Tensor:
+    return torch.randn(count, 4, 3, 32, 32, generator=torch.Generator().manual_seed(count))
+
+
+def awake(config: peft.PeftConfig, backbone: str = "open_clip visual") -> peft.PeftModel:
+    model = peft.get_peft_model(TINY_BACKBONES[backbone].make(), config)
+    torch.manual_seed(6)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def gradients(model: torch.nn.Module, features: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    features.square().sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+
+
+def assert_equal_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert ours.keys() == expected.keys() and ours
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("backbone", ["open_clip visual", "transformers CLIP projected"])
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_compiles_as_one_graph_for_all_ways_and_shots(name, backbone, train):
+    """At most two recompilations over 5 to 10 ways and 1 to 5 shots."""
+    _assert_compiles_once(ADAPTERS[name], backbone, train)
+
+
+def test_dmgal_compiles_as_one_graph_for_all_ways_and_shots():
+    _assert_compiles_once(ADAPTERS["DMGAL"], "open_clip visual", train=False)
+
+
+def _assert_compiles_once(config: peft.PeftConfig, backbone: str, train: bool) -> None:
+    torch._dynamo.reset()
+    counters.clear()
+    encoder = FrameEncoder(awake(config, backbone).train(train))
+    compiled = torch.compile(lambda support, query: encoder(support, query), fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(train):
+        for ways, shots in ((5, 1), (5, 5), (10, 1), (7, 3), (10, 5)):
+            support, query = videos(ways * shots), videos(ways)
+            ours, expected = compiled(support, query), encoder(support, query)
+            for one, other in zip(ours, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    assert counters["stats"]["unique_graphs"] <= 3
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("backbone", ["transformers CLIP projected", "DINOv2"])
+@pytest.mark.parametrize("name", ["DMGAL", "AIM", "D2ST", "BitFit"])
+def test_checkpointing_of_transformers_gives_the_same_gradients(name, backbone):
+    tiny, layout = TINY_BACKBONES[backbone], {"num_support": 2}
+    model = awake(ADAPTERS[name], backbone).train()
+    expected = gradients(model, tiny.features(model, videos(3), **layout))
+    model.get_base_model().activation_checkpointing_enable()
+    assert_equal_gradients(gradients(model, tiny.features(model, videos(3), **layout)), expected)
+
+
+def test_two_calls_of_other_layouts_before_one_backward_pass():
+    """What is computed again takes the division of its own call, not that of the last one."""
+    model = awake(DmgalConfig(num_frames=4, temporal=False))
+    results = []
+    for checkpoint in (False, True):
+        encoder = FrameEncoder(model, checkpoint_blocks=checkpoint)
+        clips = videos(4)
+        short = clips.reshape(8, 2, 3, 32, 32)
+        features = torch.cat([*encoder(clips[:2], clips[2:]), *encoder(short[:3].repeat(1, 2, 1, 1, 1), clips[2:])])
+        other = torch.cat(encoder(short[:4], short[4:]))
+        results.append(gradients(model, torch.cat([features.flatten(), other.flatten()])))
+    assert_equal_gradients(results[1], results[0])
+
+
+def test_a_librarys_checkpointing_that_runs_hooks_again_is_refused():
+    """Without a division of frames into videos the hooks could only guess."""
+    model = awake(SmgaConfig(num_frames=4)).train()
+    model.get_base_model().set_grad_checkpointing(True)
+    features = model(videos(3))
+    with pytest.raises(DmgalError, match="checkpoint_blocks=True"):
+        features.sum().backward()
+
+
+def test_two_processes_stay_in_step():
+    """DistributedDataParallel with every adapter: after three steps on other videos the weights are the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    worker = Path(__file__).with_name("two_processes.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(worker.parents[1]), os.environ.get("PYTHONPATH", "")]),
+    }
+    result = subprocess.run([*launcher, str(worker)], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    differences = json.loads(result.stdout.strip().splitlines()[-1])
+    assert differences.keys() == ADAPTERS.keys()
+    for name, (between_processes, moved) in differences.items():
+        assert between_processes == 0 and moved > 0, name

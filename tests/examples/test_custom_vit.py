@@ -1,0 +1,26 @@
+"""The example is run as a user would, in two processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "custom_vit.py"
+
+
+def printed(*words: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout[result.stdout.index("tensor(") :]
+
+
+def test_the_same_logits_in_a_new_process(tmp_path: Path) -> None:
+    flags = ["--out", str(tmp_path / "run"), "--data", str(tmp_path / "shapes")]
+    trained = printed("train", *flags, "--steps", "3", "--clips", "4")
+    assert printed("recognize", *flags) == trained
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,25 @@
+"""The authors' numbers: inputs, weights under their names and outputs, in ``tests/data/golden``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+FOLDER = Path(__file__).parent / "data" / "golden"
+
+
+def read_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
+    """Tensors, weights under the authors' names, and the settings of one golden file."""
+    with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        info = json.loads(file.metadata()["info"])
+    weights = {key.removeprefix("weights."): tensors.pop(key) for key in list(tensors) if key.startswith("weights.")}
+    return tensors, weights, info
+
+
+def assert_relatively_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
