@@ -49,8 +49,8 @@ class FrameDistanceHead(nn.Module):
         eps: float = 0.01,
     ) -> None:
         super().__init__()
-        _check_option("center", center, ("none", "video", "both"))
-        _check_option("shots", shots, ("distances", "prototype"))
+        check_option("center", center, ("none", "video", "both"))
+        check_option("shots", shots, ("distances", "prototype"))
         if eps < 0 or (logit_scale is not None and logit_scale <= 0):
             raise DmgalError(
                 "A matching head got a number that it cannot use.",
@@ -76,13 +76,7 @@ class FrameDistanceHead(nn.Module):
 
     def prepare(self, features: Tensor) -> VideoState:
         """From ``(V,T,D)``, the frames to compare: ``frames``, and for ``center="both"`` also ``centered``."""
-        if features.dim() != 3:
-            raise DmgalError(
-                f"{type(self).__name__} compares frame features.",
-                received=f"a tensor of shape {tuple(features.shape)}",
-                expected="(videos, frames, width)",
-                remedy="Pool the backbone's patches first, e.g. FrameEncoder(..., pooling='patch_mean').",
-            )
+        check_frames(self, features)
         if self.center == "none":
             return VideoState(frames=features)
         if self.center == "video":
@@ -113,7 +107,7 @@ class FrameDistanceHead(nn.Module):
 
     def _class_distances(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
         """``(S,T',D)``, ``(S,)`` and ``(Q,T,D)`` to ``(Q,n_way)``."""
-        support, query = _at_least_float32(support), _at_least_float32(query)
+        support, query = at_least_float32(support), at_least_float32(query)
         if self.shots == "prototype":
             return self._video_distances(query, class_means(support, labels))
         return class_means(self._video_distances(query, support).T, labels).T
@@ -151,7 +145,7 @@ def center_frames(features: Tensor) -> Tensor:
     A frame that differs from the mean by no more than rounding becomes zero: the direction of what is left would be
     noise, different on each machine, and a cosine would blow it up.
     """
-    frames = _at_least_float32(features)
+    frames = at_least_float32(features)
     centered = frames - frames.mean(dim=1, keepdim=True)
     rounding = 4 * torch.finfo(frames.dtype).eps * frames.norm(dim=-1, keepdim=True)
     is_still = centered.norm(dim=-1, keepdim=True) <= rounding
@@ -160,30 +154,52 @@ def center_frames(features: Tensor) -> Tensor:
 
 def class_means(values: Tensor, labels: Tensor) -> Tensor:
     """The mean over the shots of each class; ``(S,...)`` and labels ``(S,)`` to ``(n_way,...)``."""
-    if labels.shape != values.shape[:1]:
+    members = class_members(labels, len(values)).to(values.dtype)  # (S,n_way)
+    return torch.tensordot((members / members.sum(dim=0)).T, values, dims=1)
+
+
+def class_members(labels: Tensor, num_support: int) -> Tensor:
+    """Which support video belongs to which class; labels ``(S,)`` to ``(S,n_way)`` of 0 and 1.
+
+    Raises:
+        DmgalError: not one label for each support video, or a class without a support video.
+    """
+    if labels.shape != (num_support,):
         raise DmgalError(
             "Each support video needs one label.",
-            received=f"labels of shape {tuple(labels.shape)} for {values.shape[0]} support videos",
-            expected=f"({values.shape[0]},)",
+            received=f"labels of shape {tuple(labels.shape)} for {num_support} support videos",
+            expected=f"({num_support},)",
             remedy="Give the support's labels, not the query's.",
         )
-    members = functional.one_hot(labels).to(values.dtype)  # (S,n_way)
-    counts = members.sum(dim=0)
-    if (counts == 0).any():
+    members = functional.one_hot(labels)
+    if (members.sum(dim=0) == 0).any():
         raise DmgalError(
             "A class of the task has no support video.",
             received=f"labels {labels.tolist()}",
             expected="every class from 0 to the largest label at least once",
             remedy="Number the classes of the task from 0 without gaps.",
         )
-    return torch.tensordot((members / counts).T, values, dims=1)
+    return members
 
 
-def _at_least_float32(features: Tensor) -> Tensor:
+def check_frames(head: nn.Module, features: Tensor) -> None:
+    """Refuse what are not frame features ``(V,T,D)``, with the way to them."""
+    if features.dim() != 3:
+        raise DmgalError(
+            f"{type(head).__name__} compares frame features.",
+            received=f"a tensor of shape {tuple(features.shape)}",
+            expected="(videos, frames, width)",
+            remedy="Pool the backbone's patches first, e.g. FrameEncoder(..., pooling='patch_mean').",
+        )
+
+
+def at_least_float32(features: Tensor) -> Tensor:
+    """Half precisions to float32, because distances are small differences of large numbers."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
-def _check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Refuse an option's value that is not among the known ones."""
     if value not in known:
         raise DmgalError(
             f"A matching head does not know this {name}.",

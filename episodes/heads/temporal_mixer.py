@@ -1,6 +1,7 @@
-"""Mixing a video's frames by weights over time: the TMixer of SA-CT (ACM MM 2023), without its frame halving.
+"""Mixing a video's frames by weights over time: the TMixer of SA-CT (ACM MM 2023), in its two halves.
 
-Weights over frames know which frame is which; in DMGAL-FT they are what tells a motion from its time reversal.
+Weights over frames know which frame is which; in DMGAL-FT, which takes the first half only, they are what tells a
+motion from its time reversal.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 from ...adapters.reference_state import load_reference_state
 from ...errors import DmgalError
 
-_REFERENCE_NAMES = {"fc_t1": "frames_in", "fc_t2": "frames_out", "fc_d1": "channels_in", "fc_d2": "channels_out"}
+REFERENCE_NAMES = {"fc_t1": "frames_in", "fc_t2": "frames_out", "fc_d1": "channels_in", "fc_d2": "channels_out"}
+"""The released code's names of the parts of `TemporalMixer`."""
 
 
 class TemporalMixer(nn.Module):
     """``U = F + W2 relu(W1 F)`` over frames, then ``U + W4 relu(W3 U)`` over channels, at each patch position alone.
+
+    TMixer's first half, as SA-CT and DMGAL released it.
 
     Args:
         num_frames: frames of every video.
@@ -33,32 +37,71 @@ class TemporalMixer(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """``(V,T,D)`` or ``(V,T,C,H,W)`` to the same shape."""
-        self._check(features)
+        _check_features(features, self.frames_in.in_features, self.channels_in.in_features)
         channels_last = features.movedim(2, -1)  # (V,T,D) or (V,T,H,W,C)
-        mixed = channels_last + self._mix_frames(channels_last.flatten(2)).view_as(channels_last)
-        mixed = mixed + self.channels_out(self.channels_in(mixed).relu())
-        return mixed.movedim(-1, 2)
-
-    def _mix_frames(self, features: Tensor) -> Tensor:
-        """``(V,T,N)`` to the same shape."""
-        hidden = _over_frames(self.frames_in, features).relu()
-        return _over_frames(self.frames_out, hidden)
-
-    def _check(self, features: Tensor) -> None:
-        num_frames, channels = self.frames_in.in_features, self.channels_in.in_features
-        if features.dim() not in (3, 5) or features.shape[1:3] != (num_frames, channels):
-            raise DmgalError(
-                "The temporal mixer cannot mix these features.",
-                received=f"shape {tuple(features.shape)}",
-                expected=f"(videos, {num_frames}, {channels}), with height and width behind for patch maps",
-                remedy="Build the mixer with the number of frames and channels that the backbone gives.",
-            )
+        mixed = channels_last + _mix_frames(channels_last, self.frames_in, self.frames_out)
+        return _with_mixed_channels(mixed, self.channels_in, self.channels_out).movedim(-1, 2)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of SA-CT's and DMGAL's released code."""
-        load_reference_state(self, state, _REFERENCE_NAMES)
+        load_reference_state(self, state, REFERENCE_NAMES)
+
+
+class TMixer(nn.Module):
+    """The whole of SA-CT's TMixer: `TemporalMixer`, then half as many frames.
+
+    ``Y = W6 relu(W5 V)`` over frames, T to T/2, without a residual; ``Z = Y + W8 relu(W7 Y)`` over channels. The paper
+    prints U, of T frames, where Y must be meant. It leaves open which of the two layers halves: here the second, so
+    that the hidden layer keeps the T frames. The second half was not released, so no numbers prove it.
+
+    Args:
+        num_frames: frames of every video, at least 2.
+        channels: width of the features.
+    """
+
+    def __init__(self, num_frames: int, channels: int) -> None:
+        super().__init__()
+        if num_frames < 2:
+            raise DmgalError(
+                "The frames of a video cannot be halved.",
+                received=f"num_frames={num_frames}",
+                expected="at least 2 frames",
+                remedy="Sample more frames per video.",
+            )
+        self.mixing = TemporalMixer(num_frames, channels)
+        self.halving_in = nn.Linear(num_frames, num_frames)
+        self.halving_out = nn.Linear(num_frames, num_frames // 2)
+        self.channels_in = nn.Linear(channels, channels)
+        self.channels_out = nn.Linear(channels, channels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(V,T,D)`` to ``(V,T/2,D)``, or ``(V,T,C,H,W)`` to ``(V,T/2,C,H,W)``; T/2 is rounded down."""
+        mixed = self.mixing(features).movedim(2, -1)  # (V,T,D) or (V,T,H,W,C)
+        halved = _mix_frames(mixed, self.halving_in, self.halving_out)
+        return _with_mixed_channels(halved, self.channels_in, self.channels_out).movedim(-1, 2)
+
+
+def _mix_frames(features: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+    """``second(relu(first(.)))`` along the frames; ``(V,T,...)`` to ``(V,T',...)``."""
+    hidden = _over_frames(first, features.flatten(2)).relu()
+    return _over_frames(second, hidden).unflatten(2, features.shape[2:])
+
+
+def _with_mixed_channels(channels_last: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+    """``x + second(relu(first(x)))`` along the last dimension."""
+    return channels_last + second(first(channels_last).relu())
 
 
 def _over_frames(linear: nn.Linear, features: Tensor) -> Tensor:
-    """A linear layer along T of ``(V,T,N)``, without moving the large N away from the end."""
+    """A linear layer along T of ``(V,T,N)``, without moving the large N away from the end; to ``(V,T',N)``."""
     return torch.einsum("st,vtn->vsn", linear.weight, features) + linear.bias[:, None]
+
+
+def _check_features(features: Tensor, num_frames: int, channels: int) -> None:
+    if features.dim() not in (3, 5) or features.shape[1:3] != (num_frames, channels):
+        raise DmgalError(
+            "The temporal mixer cannot mix these features.",
+            received=f"shape {tuple(features.shape)}",
+            expected=f"(videos, {num_frames}, {channels}), with height and width behind for patch maps",
+            remedy="Build the mixer with the number of frames and channels that the backbone gives.",
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dmgal.backbones.video_state import VideoState
-from dmgal.episodes.heads import OTAM, BiMHM, DmgalFT, FrameAligned
+from dmgal.episodes.episode import EpisodeOutput, TaskTargets
+from dmgal.episodes.heads import M2ACL, OTAM, SACT, STRM, TRX, BiMHM, DmgalFT, FrameAligned, HyRSM, MoLo, Prototype
+from dmgal.episodes.recognizer import takes_targets
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,20 @@ HEADS = [
     HeadCase("frame_aligned", partial(FrameAligned, center="video", logit_scale=10.0), FRAMES),
     HeadCase("dmgal_ft", partial(DmgalFT, 16, num_frames=4), MAPS),
     HeadCase("dmgal_ft_both", partial(DmgalFT, 16, 4, matcher=BiMHM("both", 10.0, eps=0.0)), MAPS),
+    HeadCase("trx", partial(TRX, 16, width=8), FRAMES),
+    HeadCase("trx_quadruples", partial(TRX, 16, (1, 4), 8), FRAMES),
+    HeadCase("strm", partial(STRM, 16, 4, width=8), MAPS),
+    HeadCase("hyrsm", partial(HyRSM, 16, num_base_classes=7), FRAMES),
+    HeadCase("hyrsm_without_classes", partial(HyRSM, 16, 2), FRAMES),
+    HeadCase("prototype", Prototype, FRAMES),
+    HeadCase("prototype_euclidean", partial(Prototype, "euclidean"), FRAMES),
+    HeadCase("prototype_scaled", partial(Prototype, "euclidean", 10.0), FRAMES),
+    HeadCase("sact", partial(SACT, 16, num_frames=4, width=8), MAPS),
+    HeadCase("sact_released", partial(SACT, 16, num_frames=4, width=8, form="released"), MAPS),
+    HeadCase("molo", partial(MoLo, 16, num_base_classes=7), MAPS),
+    HeadCase("molo_without_classes", partial(MoLo, 16, num_heads=2), MAPS),
+    HeadCase("m2acl", partial(M2ACL, 16, width=8), MAPS),
+    HeadCase("m2acl_pairs", partial(M2ACL, 16, cardinalities=(2,), width=8), MAPS),
 ]
 
 every_head = pytest.mark.parametrize("case", HEADS, ids=str)
@@ -61,6 +78,20 @@ def logits(head: nn.Module, support: Tensor, labels: Tensor, query: Tensor) -> T
     return head.compare(head.prepare(support), labels, head.prepare(query)).logits
 
 
+def told_the_targets(head: nn.Module, support: Tensor, labels: Tensor, query: Tensor, answers: Tensor) -> EpisodeOutput:
+    """As in training: with the losses of a head that has some. The base classes are the labels plus 1."""
+    targets = {"targets": TaskTargets(answers, labels + 1, answers + 1)} if takes_targets(head) else {}
+    return head.compare(with_frames(head, support), labels, with_frames(head, query), **targets)
+
+
+def with_frames(head: nn.Module, features: Tensor) -> VideoState:
+    """Prepared as in training: a head that learns from the videos' frames is given some."""
+    if "frames" not in inspect.signature(head.prepare).parameters:
+        return head.prepare(features)
+    frames = torch.randn(*features.shape[:2], 3, 12, 20, generator=torch.Generator().manual_seed(3))
+    return head.prepare(features, frames)
+
+
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
 
 
@@ -72,6 +103,24 @@ class TestContract:
         assert isinstance(together, VideoState) and together.num_videos == 3
         alone = VideoState.cat([head.prepare(video[None]) for video in batch])
         torch.testing.assert_close(dict(together), dict(alone))
+
+    def test_dropout_is_the_same_for_videos_alone_or_together(self, case: HeadCase) -> None:
+        """So that results depend neither on batches nor on how many processes share them."""
+        head, support, query = awake(case), videos(case, 6, 1), videos(case, 3, 2)
+        for module in head.modules():
+            module.train(isinstance(module, nn.Dropout))
+
+        def prepared(batch: Tensor) -> VideoState:
+            torch.manual_seed(0)
+            return head.prepare(batch)
+
+        together = prepared(query)
+        torch.testing.assert_close(dict(VideoState.cat([prepared(video[None]) for video in query])), dict(together))
+        answers = []
+        for asked in (together, together.select(slice(1, 2))):
+            torch.manual_seed(1)
+            answers.append(head.compare(prepared(support), LABELS, asked).logits)
+        torch.testing.assert_close(answers[1], answers[0][1:2])
 
     def test_states_can_be_selected(self, case: HeadCase) -> None:
         head, batch = awake(case), videos(case, 8, 1)
@@ -110,7 +159,7 @@ class TestContract:
 
     def test_gradients_reach_every_parameter(self, case: HeadCase) -> None:
         head, support, query = awake(case), videos(case, 6, 1).requires_grad_(), videos(case, 3, 2).requires_grad_()
-        output = head.compare(head.prepare(support), LABELS, head.prepare(query))
+        output = told_the_targets(head, support, LABELS, query, torch.arange(3))
         loss = nn.functional.cross_entropy(output.logits, torch.arange(3)) + sum(output.losses.values())
         loss.backward()
         for name, tensor in [*head.named_parameters(), ("support", support), ("query", query)]:
@@ -126,10 +175,12 @@ class TestContract:
         elif content == "zero":
             batch = torch.zeros_like(batch)
         batch = batch.bfloat16().requires_grad_()
-        ours = logits(head, batch[:2], torch.tensor([0, 1]), batch[2:])
-        ours.sum().backward()
-        assert ours.dtype == torch.float32
-        assert ours.isfinite().all() and batch.grad.isfinite().all()
+        answers = torch.tensor([0, 1])
+        output = told_the_targets(head, batch[:2], answers, batch[2:], answers)
+        (output.logits.sum() + sum(output.losses.values())).backward()
+        for ours in (output.logits, *output.losses.values()):
+            assert ours.dtype == torch.float32 and ours.isfinite().all()
+        assert batch.grad.isfinite().all()
         assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
     @pytest.mark.parametrize("n_way", [1, 2, 5, 20])
@@ -139,6 +190,16 @@ class TestContract:
         with torch.no_grad():
             ours = logits(awake(case), videos(case, n_way * k_shot, 1), labels, videos(case, 2, 2))
         assert ours.shape == (2, n_way) and ours.dtype == torch.float32 and ours.isfinite().all()
+
+    def test_losses_are_weighted_by_name_and_only_given_with_targets(self, case: HeadCase) -> None:
+        head, support, query = awake(case), videos(case, 6, 1), videos(case, 3, 2)
+        weights = getattr(head, "loss_weights", {})
+        told = told_the_targets(head, support, LABELS, query, torch.arange(3))
+        assert set(told.losses) <= {"cross_entropy", *weights}
+        assert all(loss.shape == () and loss > 0 for loss in told.losses.values())
+        untold = head.compare(head.prepare(support), LABELS, head.prepare(query))
+        assert not untold.losses
+        torch.testing.assert_close(untold.logits, told.logits)
 
     def test_unequal_shots(self, case: HeadCase) -> None:
         ours = logits(awake(case), videos(case, 6, 1), torch.tensor([1, 1, 0, 1, 2, 2]), videos(case, 2, 2))

@@ -1,4 +1,4 @@
-"""Frame mixing: the released numbers, patch positions kept apart, the arrow of time."""
+"""Frame mixing: the released numbers, patch positions kept apart, the arrow of time, half the frames."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dmgal.episodes.heads import TemporalMixer
+from dmgal.episodes.heads.temporal_mixer import TMixer
 from dmgal.errors import DmgalError
 
 
@@ -47,3 +48,30 @@ def test_parameters_at_the_width_of_a_resnet50() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DmgalError, match=r"\(videos, 6, 8\)"):
         TemporalMixer(6, 8)(torch.zeros(shape))
+
+
+class TestFrameHalving:
+    @pytest.mark.parametrize(("num_frames", "halved"), [(2, 1), (5, 2), (8, 4), (16, 8)])
+    @pytest.mark.parametrize("grid", [(), (3, 5)])
+    def test_half_as_many_frames(self, num_frames: int, halved: int, grid: tuple[int, ...]) -> None:
+        mixer, videos = TMixer(num_frames, 8), features(3, num_frames, 8, *grid)
+        mixed = mixer(videos)
+        assert mixed.shape == (3, halved, 8, *grid)
+        torch.testing.assert_close(mixed[1:2], mixer(videos[1:2]))
+        if grid:
+            torch.testing.assert_close(mixed[..., -1, 0], mixer(videos[..., -1, 0]))
+
+    def test_the_equations_one_frame_and_channel_at_a_time(self) -> None:
+        mixer, video = TMixer(4, 3), features(1, 4, 3)
+        first = mixer.mixing(video)[0].T  # (C,T)
+        halved = mixer.halving_out(mixer.halving_in(first).relu()).T  # (T/2,C), without a residual
+        expected = halved + mixer.channels_out(mixer.channels_in(halved).relu())
+        torch.testing.assert_close(mixer(video)[0], expected)
+
+    def test_one_frame_cannot_be_halved(self) -> None:
+        with pytest.raises(DmgalError, match="num_frames=1"):
+            TMixer(1, 8)
+
+    def test_other_shapes_are_refused(self) -> None:
+        with pytest.raises(DmgalError, match=r"\(videos, 6, 8\)"):
+            TMixer(6, 8)(torch.zeros(2, 5, 8))

@@ -1,0 +1,299 @@
+"""MoLo (CVPR 2023): frames that know the whole video, and motion that can be drawn, each matched by Bi-MHM.
+
+X. Wang et al., "MoLo: Motion-augmented Long-short Contrastive Learning for Few-shot Action Recognition", arXiv
+2304.00946.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...adapters.motion_features import check_patch_maps
+from ...adapters.reference_state import load_reference_state
+from ...adapters.shared_dropout import SharedDropout
+from ...backbones.video_state import VideoState
+from ...errors import DmgalError
+from ..episode import EpisodeOutput, TaskTargets
+from .bi_mhm import bi_mhm
+from .frame_attention import FrameAttention, scaled_position_code
+from .frame_distance import at_least_float32, class_means, frame_distances
+
+FRAME_STD = 0.225
+"""Standard deviation by which MoLo normalizes frames; the mean cancels in a difference of frames."""
+
+_BRANCHES = {"frames": "", "motion": "_motion"}
+_BRANCH_NAMES = {
+    "class_token{}": "class_token",
+    "scale{}": "scale",
+    "temporal_atte_before{}.layers.0.0.norm": "attention.norm",
+    "temporal_atte_before{}.layers.0.0.fn.to_qkv": "attention.qkv",
+    "temporal_atte_before{}.layers.0.0.fn.to_out.0": "attention.out",
+    "temporal_atte_before{}.layers.0.1.net.0": "mlp.0",
+    "temporal_atte_before{}.layers.0.1.net.3": "mlp.3",
+}
+_REFERENCE_NAMES = {
+    **{
+        theirs.format(suffix): f"{branch}.{ours}"
+        for branch, suffix in _BRANCHES.items()
+        for theirs, ours in _BRANCH_NAMES.items()
+    },
+    "motion_reduce": "differences.reduce",
+    "motion_conv": "differences.align",
+    "motion_up": "expand",
+    "up1.conv.double_conv.0": "decoder.stages.0.0",
+    "up1.conv.double_conv.1": "decoder.stages.0.1",
+    "up2.conv.double_conv.0": "decoder.stages.1.0",
+    "up2.conv.double_conv.1": "decoder.stages.1.1",
+    "up3.conv.double_conv.0": "decoder.stages.2.0",
+    "up3.conv.double_conv.1": "decoder.stages.2.1",
+    "outc.conv": "decoder.to_rgb",
+    "classification_layer": "base_classifier",
+}
+
+
+class LongShortTokens(nn.Module):
+    """A learned class token in front of a video's frames, scaled position code, one pre-norm transformer layer, ReLU.
+
+    Args:
+        width: ``D`` of the frame features.
+        num_heads: must divide the width.
+        mlp_width: of the hidden layer.
+    """
+
+    def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.randn(1, 1, width))
+        self.scale = nn.Parameter(torch.ones(1))
+        self.dropout = SharedDropout(0.1, video_dim=0)
+        self.attention = FrameAttention(width, num_heads, dropout=0.2)
+        dropouts = [SharedDropout(0.05, video_dim=0) for _ in range(2)]
+        self.mlp = nn.Sequential(
+            nn.Linear(width, mlp_width), nn.GELU(), dropouts[0], nn.Linear(mlp_width, width), dropouts[1]
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """``(V,T,D)`` to ``(V,1+T,D)``: the global token, then the local ones."""
+        tokens = torch.cat((self.class_token.expand(len(frames), -1, -1), frames), dim=1)
+        attended = self.attention(self.dropout(scaled_position_code(tokens)))
+        return (attended + self.mlp(attended)).relu()
+
+    def long_short_logits(self, local: Tensor, other_global: Tensor) -> Tensor:
+        """``-scale * sum_t (1 - cos(local_t, global))``; ``(Q,T,D)`` and ``(S,1,D)`` to ``(Q,S)``."""
+        return -self.scale * frame_distances(local, other_global).sum(dim=(-2, -1))
+
+
+class MotionDifferences(nn.Module):
+    """``align(m)[t+1] - m[t]`` of reduced maps ``m``, the T-1 steps of a video.
+
+    Args:
+        channels: width ``C`` of the maps.
+        width: ``C'`` of the motion.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv3d(channels, width, 3, padding=1)
+        self.align = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(V,T,C,H,W)`` to ``(V,T-1,C',H,W)``."""
+        reduced = self.reduce(features.transpose(1, 2)).transpose(1, 2)  # (V,T,C',H,W)
+        aligned = self.align(reduced[:, 1:].flatten(0, 1)).view_as(reduced[:, 1:])
+        return aligned - reduced[:, :-1]
+
+
+class MotionDecoder(nn.Module):
+    """Draws motion: three times larger and convolved, to 128, 32 and 16 channels, then to RGB.
+
+    The paper enlarges 7x7 maps by 2, 4 and 4 to 224 pixels. Other maps and frames grow by the same shares of the whole
+    way (ours), so that any backbone's maps end at the size of its frames.
+
+    Args:
+        width: ``C'`` of the motion.
+    """
+
+    SHARES = (1 / 5, 3 / 5, 1.0)  # of the logarithm of 2 * 4 * 4
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        widths = (width, 128, 32, 16)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+            for before, after in pairwise(widths)
+        )
+        self.to_rgb = nn.Conv2d(widths[-1], 3, 1)
+
+    def forward(self, motion: Tensor, size: Sequence[int]) -> Tensor:
+        """``(B,C',H,W)`` to ``(B,3,h,w)`` of the given size."""
+        start = motion.shape[-2:]
+        for stage, share in zip(self.stages, self.SHARES, strict=True):
+            now = [round(small * (large / small) ** share) for small, large in zip(start, size, strict=True)]
+            motion = stage(functional.interpolate(motion, size=now, mode="bilinear", align_corners=True))
+        return self.to_rgb(motion)
+
+
+class MoLo(nn.Module):
+    """``logits = -(BiMHM(frames) + motion_weight * BiMHM(motion))``, classes as the mean of their shots.
+
+    Losses, given the targets: ``long_short``, the sum of four cross-entropies that match the local tokens of a query
+    with the global tokens of classes and the other way round, for frames and for motion; ``base_classes``, where the
+    number of base classes is known; ``reconstruction``, of the difference of adjacent RGB frames from the motion, where
+    `prepare` was given the frames.
+
+    The weights of two losses differ in the paper: ``base_classes`` 0.8 on SSv2-Full, 0.15 on SSv2-Small (our default),
+    0.1 on Kinetics, 0.4 on HMDB51, 0.6 on UCF101; ``reconstruction`` 0.1 on SSv2-Full and Kinetics, else 0.05.
+
+    Args:
+        channels: width ``C`` of the patch maps; a multiple of ``num_heads``.
+        num_base_classes: training classes; None: no such classifier.
+        num_heads: of both transformer layers.
+        mlp_width: of their hidden layers; ``C`` if None.
+        reduction: the motion has ``C // reduction`` channels.
+        motion_weight: of the motion's distance.
+    """
+
+    loss_weights: ClassVar[Mapping[str, float]] = {"base_classes": 0.15, "long_short": 0.05, "reconstruction": 0.05}
+
+    def __init__(
+        self,
+        channels: int,
+        num_base_classes: int | None = None,
+        num_heads: int = 8,
+        mlp_width: int | None = None,
+        reduction: int = 8,
+        motion_weight: float = 0.3,
+    ) -> None:
+        super().__init__()
+        motion_width = channels // reduction
+        if motion_width < 1:
+            raise DmgalError(
+                "MoLo's motion would have no channels.",
+                received=f"channels={channels}, reduction={reduction}",
+                expected="a reduction up to the number of channels",
+                remedy="Lower the reduction.",
+            )
+        self.motion_weight = motion_weight
+        self.frames = LongShortTokens(channels, num_heads, mlp_width or channels)
+        self.motion = LongShortTokens(channels, num_heads, mlp_width or channels)
+        self.differences = MotionDifferences(channels, motion_width)
+        self.expand = nn.Conv2d(motion_width, channels, 1)
+        self.decoder = MotionDecoder(motion_width)
+        self.base_classifier = None if num_base_classes is None else nn.Linear(channels, num_base_classes)
+
+    @property
+    def wants_frames(self) -> bool:
+        """Whether `prepare` has use for a video's frames: in training, to reconstruct their differences."""
+        return self.training
+
+    def prepare(self, features: Tensor, frames: Tensor | None = None) -> VideoState:
+        """All that is a function of one video.
+
+        Args:
+            features: patch maps ``(V,T,C,H,W)``, at least two frames.
+            frames: the frames ``(V,T,3,h,w)`` that they are of, for the reconstruction; uint8, or normalized.
+
+        Returns:
+            ``frames`` ``(V,1+T,C)`` and ``motion`` ``(V,T,C)``, the global token first; with frames also
+            ``reconstruction`` ``(V,)``, the mean squared error of each video.
+        """
+        if check_patch_maps(features)[1] < 2:
+            raise DmgalError(
+                "MoLo needs motion.",
+                received="videos of one frame",
+                expected="at least two frames",
+                remedy="Sample more frames per video.",
+            )
+        differences = self.differences(features)  # (V,T-1,C',H,W)
+        moving = self.expand(differences.flatten(0, 1)).relu().mean(dim=(-2, -1))  # (V*(T-1),C)
+        state = VideoState(
+            frames=self.frames(features.mean(dim=(-2, -1))),
+            motion=self.motion(moving.unflatten(0, differences.shape[:2])),
+        )
+        if frames is not None:
+            state["reconstruction"] = self._reconstruction_error(differences, frames)
+        return state
+
+    def compare(
+        self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
+    ) -> EpisodeOutput:
+        """Logits ``(Q,n_way)``, float32; given targets, the losses told in the class's text."""
+        # Distances are small differences of large numbers, so a mixed-precision region must not reach in here.
+        with torch.autocast(labels.device.type, enabled=False):
+            distances = [
+                bi_mhm(frame_distances(at_least_float32(query[name])[:, 1:], _prototypes(support[name], labels)[:, 1:]))
+                for name in _BRANCHES
+            ]
+            logits = -(distances[0] + self.motion_weight * distances[1])
+            losses = {} if targets is None else self._losses(support, labels, query, targets)
+        return EpisodeOutput(logits, losses)
+
+    def long_short_logits(self, support: VideoState, labels: Tensor, query: VideoState) -> dict[str, Tensor]:
+        """Four times ``(Q,n_way)``: local tokens of queries to global ones of classes, and the reverse."""
+        logits = {}
+        for name, suffix in _BRANCHES.items():
+            branch: LongShortTokens = self.get_submodule(name)  # type: ignore[assignment]
+            ours, classes = at_least_float32(query[name]), _prototypes(support[name], labels)
+            logits[f"query_to_class{suffix}"] = branch.long_short_logits(ours[:, 1:], classes[:, :1])
+            logits[f"class_to_query{suffix}"] = branch.long_short_logits(classes[:, 1:], ours[:, :1]).T
+        return logits
+
+    def base_class_logits(self, state: VideoState) -> Tensor:
+        """Of each video, ``(V,num_base_classes)``, from the means of both kinds of tokens, the global ones included.
+
+        Only where there is such a classifier.
+        """
+        assert self.base_classifier is not None
+        return self.base_classifier(state["frames"].mean(dim=1) + state["motion"].mean(dim=1))
+
+    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights under the names of the released code; without a base classifier, theirs is left out."""
+        ignored = ["pe.pe"]
+        if self.base_classifier is None:
+            ignored += ["classification_layer.weight", "classification_layer.bias"]
+        load_reference_state(self, state, _REFERENCE_NAMES, ignored)
+
+    def _reconstruction_error(self, differences: Tensor, frames: Tensor) -> Tensor:
+        """``(V,T-1,C',H,W)`` and ``(V,T,3,h,w)`` to the mean squared error of each video ``(V,)``, float32."""
+        steps = frame_differences(frames)  # (V,T-1,3,h,w)
+        drawn = self.decoder(differences.flatten(0, 1), steps.shape[-2:]).view_as(steps)
+        return (at_least_float32(drawn) - steps).square().mean(dim=(1, 2, 3, 4))
+
+    def _losses(
+        self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets
+    ) -> dict[str, Tensor]:
+        long_short = [
+            functional.cross_entropy(logits, targets.query_labels)
+            for logits in self.long_short_logits(support, labels, query).values()
+        ]
+        losses = {"long_short": torch.stack(long_short).sum()}
+        if self.base_classifier and targets.support_classes is not None and targets.query_classes is not None:
+            logits = torch.cat([self.base_class_logits(state) for state in (support, query)])
+            classes = torch.cat((targets.support_classes, targets.query_classes))
+            losses["base_classes"] = functional.cross_entropy(at_least_float32(logits), classes)
+        if "reconstruction" in support and "reconstruction" in query:
+            losses["reconstruction"] = torch.cat((support["reconstruction"], query["reconstruction"])).mean()
+        return losses
+
+
+def frame_differences(frames: Tensor) -> Tensor:
+    """Each frame but the first minus the one before it, of normalized frames.
+
+    Args:
+        frames: ``(V,T,3,h,w)``; uint8 is normalized here, floating point is taken as normalized.
+
+    Returns:
+        ``(V,T-1,3,h,w)``, float32 (float64 of float64).
+    """
+    values = frames / (255 * FRAME_STD) if frames.dtype == torch.uint8 else at_least_float32(frames)
+    return values[:, 1:] - values[:, :-1]
+
+
+def _prototypes(tokens: Tensor, labels: Tensor) -> Tensor:
+    """``(S,N,D)`` and labels ``(S,)`` to the means of each class's shots, ``(n_way,N,D)``."""
+    return class_means(at_least_float32(tokens), labels)

@@ -1,0 +1,168 @@
+"""SA-CT (ACM MM 2023): frames are mixed in time, then each patch of a query looks for its match within a class.
+
+Y. Zhang et al., "On the Importance of Spatial Relations for Few-shot Action Recognition", arXiv 2308.07119.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...adapters.motion_features import check_patch_maps
+from ...adapters.position_code import sinusoidal_position_code
+from ...adapters.reference_state import load_reference_state
+from ...backbones.video_state import VideoState
+from ...errors import DmgalError
+from ..episode import EpisodeOutput
+from .class_attention import class_attention
+from .frame_distance import at_least_float32, check_option
+from .temporal_mixer import REFERENCE_NAMES as MIXER_NAMES
+from .temporal_mixer import TemporalMixer, TMixer
+
+Form = Literal["paper", "released"]
+ATTENTION_NAMES = {"qk_linear": "to_keys", "norm_qk": "key_norm", "v_linear.weight": "to_values.weight"}
+# The released forward never reads norm_v. A bias of the values is in both of what is subtracted, so it cancels.
+UNUSED_NAMES = ("norm_v.weight", "norm_v.bias", "v_linear.bias", "pe.pe")
+
+
+class SpatialCrossAttention(nn.Module):
+    """Distances of a query to each class, which its patches piece together from the patches of the class's shots.
+
+    For a query frame t, patch tokens attend to those of frame t of all shots of one class, with one softmax over
+    patches and shots; ``difference_t = v_query - attention @ v_class``. Two forms:
+
+    - ``"paper"``: a convolutional position code ``x + dw3x3(x)``, queries and keys projected apart, values without
+      code, scores over ``sqrt(width)``; the difference is averaged over frames, then squared.
+    - ``"released"`` (by a relative of the paper; proven against its numbers): a sinusoidal code times 0.1 in front of
+      everything, one projection for queries and keys, scores over ``sqrt(channels)``, squared before the average.
+
+    Queries and keys are layer-normed. The paper's keys get no bias behind it and the values none at all: neither can
+    change a softmax or a difference (ours).
+
+    Args:
+        channels: width ``C`` of the patch maps.
+        width: ``D`` of queries, keys and values.
+        form: which of the two.
+    """
+
+    def __init__(self, channels: int, width: int = 1152, form: Form = "paper") -> None:
+        super().__init__()
+        check_option("form", form, ("paper", "released"))
+        self.form = form
+        self.channels, self.width = channels, width
+        self.to_keys = nn.Linear(channels, width)
+        self.to_values = nn.Linear(channels, width, bias=False)
+        self.key_norm = nn.LayerNorm(width, bias=form == "released")
+        if form == "paper":
+            self.code = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+            self.to_queries = nn.Linear(channels, width)
+            self.query_norm = nn.LayerNorm(width)
+
+    def prepare(self, features: Tensor) -> VideoState:
+        """All that is a function of one video.
+
+        Args:
+            features: patch maps ``(V,T,C,H,W)``.
+
+        Returns:
+            ``keys`` and ``values`` ``(V,T,P,D)``; in the paper's form also ``queries``, else the keys serve as such.
+        """
+        check_patch_maps(features)
+        patches = _patches(features)  # (V,T,P,C)
+        if self.form == "released":
+            coded = patches + sinusoidal_position_code(*patches.shape[2:], like=patches)
+            return VideoState(keys=self.key_norm(self.to_keys(coded)), values=self.to_values(coded))
+        code = self.code(features.flatten(0, 1)).view_as(features)
+        coded = patches + _patches(code)
+        queries = self.query_norm(self.to_queries(coded))
+        return VideoState(queries=queries, keys=self.key_norm(self.to_keys(coded)), values=self.to_values(patches))
+
+    def distances(self, support: VideoState, labels: Tensor, query: VideoState) -> Tensor:
+        """``(Q,n_way)`` from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
+        num_frames, num_patches = _common_frames(support, query), query["values"].shape[2]
+        # One frame at a time: all classes as all queries see them take T times the memory together.
+        differences = (self._difference(support, labels, query, frame) for frame in range(num_frames))
+        if self.form == "paper":
+            squares = torch.stack(list(differences)).sum(dim=0).square().sum(dim=(-2, -1))
+        else:
+            squares = torch.stack([part.square().sum(dim=(-2, -1)) for part in differences]).sum(dim=0)
+        return squares.T / (num_frames**2 * num_patches)
+
+    def _difference(self, support: VideoState, labels: Tensor, query: VideoState, frame: int) -> Tensor:
+        """What a class lacks of each query patch in one frame, ``(n_way,Q,P,D)``."""
+        queries = query["keys"] if self.form == "released" else query["queries"]
+        queries = at_least_float32(queries[:, frame])
+        if self.form == "released":
+            queries = queries * (self.width / self.channels) ** 0.5  # class_attention divides by sqrt(width)
+        keys, values = (at_least_float32(support[name][:, frame]) for name in ("keys", "values"))
+        return query["values"][:, frame] - class_attention(queries, keys, values, labels)
+
+    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights under the names of the released code, whose unused ones are ignored."""
+        _check_released(self.form)
+        load_reference_state(self, state, ATTENTION_NAMES, UNUSED_NAMES)
+
+
+class SACT(nn.Module):
+    """TMixer, then spatial cross-attention on its frames: patch maps to logits ``-distance``.
+
+    The released form takes TMixer's first half only, as nothing of the frame halving was released.
+
+    Args:
+        channels: width ``C`` of the patch maps.
+        num_frames: frames of every video.
+        width: of queries, keys and values; 1152 as in TRX.
+        form: ``"paper"`` or ``"released"``, see `SpatialCrossAttention`.
+    """
+
+    def __init__(self, channels: int, num_frames: int = 8, width: int = 1152, form: Form = "paper") -> None:
+        super().__init__()
+        self.attention = SpatialCrossAttention(channels, width, form)
+        self.mixer = (TMixer if form == "paper" else TemporalMixer)(num_frames, channels)
+
+    def prepare(self, features: Tensor) -> VideoState:
+        """From patch maps ``(V,T,C,H,W)``, what `SpatialCrossAttention.prepare` gives of the mixed frames."""
+        check_patch_maps(features)
+        return self.attention.prepare(self.mixer(features))
+
+    def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
+        """Logits ``(Q,n_way)``, float32, from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
+        # Distances are small differences of large numbers, so a mixed-precision region must not reach in here.
+        with torch.autocast(labels.device.type, enabled=False):
+            return EpisodeOutput(logits=-self.attention.distances(support, labels, query))
+
+    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load weights under the names of the released code: of the mixer and of the attention, in one."""
+        _check_released(self.attention.form)
+        names = {theirs: f"mixer.{ours}" for theirs, ours in MIXER_NAMES.items()}
+        names |= {theirs: f"attention.{ours}" for theirs, ours in ATTENTION_NAMES.items()}
+        load_reference_state(self, state, names, UNUSED_NAMES)
+
+
+def _patches(features: Tensor) -> Tensor:
+    return features.flatten(3).transpose(2, 3)  # (V,T,P,C)
+
+
+def _check_released(form: Form) -> None:
+    if form != "released":
+        raise DmgalError(
+            "Released weights do not fit this form of SA-CT.",
+            received=f"form={form!r}",
+            expected="form='released': the paper's own code was not published",
+            remedy="Build it with form='released'.",
+        )
+
+
+def _common_frames(support: VideoState, query: VideoState) -> int:
+    frames, support_frames = query["values"].shape[1], support["values"].shape[1]
+    if frames != support_frames:
+        raise DmgalError(
+            "SA-CT compares frames of the same index.",
+            received=f"{support_frames} support frames, {frames} query frames",
+            expected="as many frames in support videos as in query videos",
+            remedy="Sample both with the same number of frames.",
+        )
+    return frames
