@@ -17,12 +17,15 @@ SUBCOMMANDS = {
     "train": "train an adapter, a head or a whole model on episodes of the base classes",
     "evaluate": "measure a trained run, or a frozen backbone, on episodes of classes it has never seen",
     "compare": "put several runs side by side on the same episodes, with their paired differences",
+    "store": "decode a data set's videos once, so that training and evaluation need not",
+    "prepare": "find a data set's videos in your download, check all of them, write what recipes take",
     "demo": "make videos, train and compare four methods, and write one table and one web page",
 }
 """Each is the module of the same name in ``dmgal.recipes``, with a function ``main(argv) -> int | None``."""
 
 EXAMPLES = (
     "dmgal demo",
+    "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
     "dmgal train --list",
     "dmgal train method/dmgal_adapter data/ssv2_small --shots 1",
     "dmgal train --help",

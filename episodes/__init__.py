@@ -1,7 +1,7 @@
 """Tasks: which videos, which frames, in which episodes, and how a query is matched with the support."""
 
 from .catalog import VideoCatalog
-from .episode import Episode, EpisodeOutput
+from .episode import Episode, EpisodeOutput, TaskTargets
 from .evaluation import Estimate, Evaluation, encode_videos, evaluate, paired_difference
 from .recognizer import FewShotRecognizer
 from .sampler import EpisodeIndices, EpisodeSampler, ReversalSampler
@@ -15,6 +15,7 @@ __all__ = [
     "Evaluation",
     "FewShotRecognizer",
     "ReversalSampler",
+    "TaskTargets",
     "VideoCatalog",
     "encode_videos",
     "evaluate",

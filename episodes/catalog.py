@@ -6,8 +6,8 @@ A class belongs to one split only, or few-shot results mean nothing; so the spli
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,9 +15,14 @@ import numpy as np
 import torch
 
 from ..errors import DmgalError
-from .listing import listed
-from .split_files import SPLITS, read_rows, write_rows
+from .catalog_columns import CatalogColumns
+from .list_formats import read_lists
+from .listing import NAMES_SHOWN, listed, printable
+from .packed_names import PackedNames
+from .split_files import SPLITS, looks_like_split_file, read_rows, write_rows
 from .video_files import VIDEO_EXTENSIONS, VideoFinder, subfolders, videos_in
+
+OnMissing = Callable[[str, str, str], None]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -26,7 +31,7 @@ class VideoCatalog:
 
     Args:
         root: folder that the videos are relative to.
-        videos: path of each video, ``(V,)``, with forward slashes.
+        videos: path of each video, ``(V,)``, with forward slashes; any sequence, kept as `PackedNames`.
         labels: class of each video, ``(V,)`` int64, in ``0..len(class_names)-1``.
         class_names: ``(num_classes,)``, all different.
         class_splits: "train", "val" or "test" for each class; None where nothing was said.
@@ -34,14 +39,20 @@ class VideoCatalog:
     """
 
     root: Path
-    videos: tuple[str, ...]
+    videos: Sequence[str]
     labels: np.ndarray
     class_names: tuple[str, ...]
     class_splits: tuple[str, ...] | None = None
     reversal_pairs: tuple[tuple[int, int], ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.videos, PackedNames):
+            object.__setattr__(self, "videos", PackedNames(self.videos))
+
     @classmethod
-    def from_csv(cls, csv_path: str | os.PathLike[str], root: str | os.PathLike[str]) -> VideoCatalog:
+    def from_csv(
+        cls, csv_path: str | os.PathLike[str], root: str | os.PathLike[str], on_missing: OnMissing | None = None
+    ) -> VideoCatalog:
         """Read a split file with the columns ``split,class_name,video``, plain or gzipped.
 
         ``video`` is relative to ``root``; where it names neither a file nor a folder, the known extensions are tried.
@@ -49,28 +60,67 @@ class VideoCatalog:
         reversal, or whose reversal is left empty, is in no pair. Other columns are ignored. Classes are numbered as
         they first appear.
 
+        Args:
+            csv_path: the split file.
+            root: folder that the videos are relative to.
+            on_missing: called with split, class and name of each video that is not there, which is then left out;
+                None refuses such files.
+
         Raises:
-            DmgalError: no file or root, a column missing, a bad row, a class in two splits or without a video, or
-                videos that are not there (all are counted, some named).
+            DmgalError: no file or root, a column missing, a bad row, a class in two splits or without a video, a video
+                listed twice, or videos that are not there (all are counted, some named).
         """
         csv_path, root = Path(csv_path), _existing_folder(root)
-        rows = list(read_rows(csv_path))
-        with_video = [row for row in rows if row[2]]
-        empty = {row[1] for row in rows} - {row[1] for row in with_video}
-        if empty:
-            _refuse_empty(sorted(empty), str(csv_path))
-        finder = VideoFinder(root)
-        found = [finder.find(video) for _, _, video, _ in with_video]
-        missing = [row[2] for row, path in zip(with_video, found, strict=True) if path is None]
-        if missing:
-            _refuse(
-                f"videos of {csv_path} are missing",
-                f"{len(missing)} of {len(with_video)} not found in {root}: {listed(missing)}",
-                f"each as a frame folder or a file, its extension given or one of {' '.join(VIDEO_EXTENSIONS)}",
-                "check the root folder, or take the missing videos out of the split file",
-            )
-        paths = (((split, name), path or "") for (split, name, _, _), path in zip(with_video, found, strict=True))
-        return _build(root, paths, {name: reversal for _, name, _, reversal in rows if reversal}, str(csv_path))
+        reversals: dict[str, str] = {}
+
+        def rows() -> Iterator[tuple[str, str, str]]:
+            for split, name, video, reversal in read_rows(csv_path):
+                if reversal:
+                    reversals[name] = reversal
+                yield split, name, video
+
+        find = VideoFinder(root).find
+        return _gathered(root, _on_disk(rows(), find, root, str(csv_path), on_missing), reversals, str(csv_path))
+
+    @classmethod
+    def from_lists(
+        cls,
+        path: str | os.PathLike[str],
+        root: str | os.PathLike[str],
+        list_format: str | None = None,
+        on_missing: OnMissing | None = None,
+    ) -> VideoCatalog:
+        """Read a list as the field writes them, or a folder with a list for each split (see `list_formats`).
+
+        A split is told by the lines (``train8/78687``), else by the list's name (``trainlist07.txt``); where neither
+        does, the classes have none. Leading folders of a listed path that are not below ``root`` are dropped.
+
+        Args:
+            path: a list, plain or gzipped, or a folder of lists.
+            root: folder that the videos are relative to.
+            list_format: one of ``list_formats.FORMAT_NAMES``; None finds it by itself.
+            on_missing: as of `from_csv`.
+
+        Raises:
+            DmgalError: as `from_csv`; or lines of no known format, or of several that fit equally well.
+        """
+        path, root = Path(path), _existing_folder(root)
+        find = VideoFinder(root).find_below
+        rows = read_lists(path, find, list_format)
+        return _gathered(root, _on_disk(rows, find, root, str(path), on_missing), {}, str(path))
+
+    @classmethod
+    def from_split(
+        cls,
+        path: str | os.PathLike[str],
+        root: str | os.PathLike[str],
+        list_format: str | None = None,
+        on_missing: OnMissing | None = None,
+    ) -> VideoCatalog:
+        """`from_csv` where the first line names its columns (or seems to mean to), else `from_lists`."""
+        if list_format is None and not Path(path).is_dir() and looks_like_split_file(Path(path)):
+            return cls.from_csv(path, root, on_missing)
+        return cls.from_lists(path, root, list_format, on_missing)
 
     @classmethod
     def from_folders(cls, root: str | os.PathLike[str]) -> VideoCatalog:
@@ -80,30 +130,19 @@ class VideoCatalog:
         and videos are in natural order.
 
         Raises:
-            DmgalError: no root, no classes, a class without a video, a class in two splits, or split folders beside
-                other folders.
+            DmgalError: no root, no classes, a class without a video, a class in two splits, a folder that cannot be
+                looked into, or split folders beside other folders.
         """
         root = _existing_folder(root)
-        folders = subfolders(root)
-        named_as_split = [name for name in folders if name in SPLITS]
-        if named_as_split and len(named_as_split) < len(folders):
-            _refuse(
-                f"cannot tell splits from classes in {root}",
-                f"the folders {listed(folders)}",
-                f"either only {', '.join(SPLITS)}, or only classes",
-                "move the other folders away, or write a split file and use it instead",
-            )
-        if named_as_split:
-            classes = [(split, name) for split in SPLITS if split in folders for name in subfolders(root / split)]
-        else:
-            classes = [("", name) for name in folders]
-        paths = (Path(split, name) for split, name in classes)
-        videos = [[(path / video).as_posix() for video in videos_in(root / path)] for path in paths]
-        empty = [name for (_, name), found in zip(classes, videos, strict=True) if not found]
-        if empty:
-            _refuse_empty(empty, str(root))
-        rows = ((key, video) for key, found in zip(classes, videos, strict=True) for video in found)
-        return _build(root, rows, {}, str(root))
+        try:
+            return _gathered(root, _in_folders(root), {}, str(root))
+        except OSError as error:
+            raise DmgalError(
+                f"cannot look into the folders of {root}",
+                received=f"{printable(str(error.filename))}: {error.strerror}",
+                expected="folders that this user may list",
+                remedy="give yourself the right to read it, or move it away",
+            ) from error
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -115,9 +154,33 @@ class VideoCatalog:
             f"classes_by_split={splits}, reversal_pairs={len(self.reversal_pairs)})"
         )
 
+    @property
+    def _packed(self) -> PackedNames:
+        assert isinstance(self.videos, PackedNames)  # since __post_init__
+        return self.videos
+
     def path(self, video: int) -> Path:
         """Where a video lies."""
         return self.root / self.videos[video]
+
+    def without(self, videos: Collection[str]) -> VideoCatalog:
+        """The catalog less these videos, given by their paths; those that it does not hold are ignored.
+
+        Raises:
+            DmgalError: a class is left without a video.
+        """
+        left_out = frozenset(videos)
+        kept = np.fromiter((video not in left_out for video in self.videos), dtype=bool, count=len(self))
+        counts = np.bincount(self.labels[kept], minlength=len(self.class_names))
+        empty = [self.class_names[c] for c in np.flatnonzero(counts == 0)]
+        if empty:
+            _refuse(
+                f"classes of {self.root} are left without a video",
+                f"{len(empty)} after leaving out {np.count_nonzero(~kept)} of {len(self)} videos: {listed(empty)}",
+                "at least one video in each class",
+                "replace the videos that cannot be read, or leave these classes out of the split",
+            )
+        return replace(self, videos=self._packed.take(np.flatnonzero(kept)), labels=self.labels[kept])
 
     def split(self, name: str) -> VideoCatalog:
         """The classes of one split, numbered anew from 0, and their videos; pairs stay where both classes do.
@@ -140,7 +203,7 @@ class VideoCatalog:
         pairs = ((int(renumbered[a]), int(renumbered[b])) for a, b in self.reversal_pairs)
         return VideoCatalog(
             root=self.root,
-            videos=tuple(self.videos[video] for video in np.flatnonzero(labels >= 0)),
+            videos=self._packed.take(np.flatnonzero(labels >= 0)),
             labels=labels[labels >= 0],
             class_names=tuple(self.class_names[c] for c in kept),
             class_splits=(name,) * len(kept),
@@ -201,65 +264,59 @@ class VideoCatalog:
         write_rows(Path(path), ((splits[c], names[c], video, reversal.get(c, "")) for video, c in pairs))
 
 
-def _build(
-    root: Path, rows: Iterable[tuple[tuple[str, str], str]], reversals: dict[str, str], source: str
+def _gathered(
+    root: Path, rows: Iterator[tuple[str, str, str | None]], reversals: Mapping[str, str], source: str
 ) -> VideoCatalog:
-    """Columns from rows of ``((split, class name), video)``."""
-    numbers: dict[tuple[str, str], int] = {}
-    videos: list[str] = []
-    labels: list[int] = []
-    for key, video in rows:
-        labels.append(numbers.setdefault(key, len(numbers)))
-        videos.append(video)
-    names = tuple(name for _, name in numbers)
-    if not names:
+    columns = CatalogColumns(source)
+    videos = columns.packed(rows)
+    pairs = columns.reversal_pairs(reversals)  # known only now: the rows were read one by one
+    return VideoCatalog(root, videos, columns.labels, columns.class_names, columns.class_splits, pairs)
+
+
+def _on_disk(
+    rows: Iterator[tuple[str, str, str]],
+    find: Callable[[str], str | None],
+    root: Path,
+    source: str,
+    on_missing: OnMissing | None,
+) -> Iterator[tuple[str, str, str | None]]:
+    """Rows with the videos as they lie on the disk; those that do not are refused together, at the end."""
+    listed_videos, num_missing = 0, 0
+    missing: list[str] = []
+    for split, name, video in rows:
+        found = find(video) if video else None
+        listed_videos += bool(video)
+        yield split, name, found
+        if video and found is None:
+            if on_missing is not None:
+                on_missing(split, name, video)
+            num_missing += 1
+            missing += [video] if len(missing) < NAMES_SHOWN else []
+    if num_missing and on_missing is None:
         _refuse(
-            f"{source} has no classes",
-            "neither class folders nor rows",
-            "root/class/video, root/{train,val,test}/class/video, or a split file with rows",
-            "check the path",
+            f"videos of {source} are missing",
+            f"{num_missing} of {listed_videos} not found in {root}: {listed(missing, num_missing)}",
+            f"each as a frame folder or a file, its extension given or one of {' '.join(VIDEO_EXTENSIONS)}",
+            "check the root folder, take the missing videos out of the split file, or let 'dmgal prepare' find them",
         )
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
+
+
+def _in_folders(root: Path) -> Iterator[tuple[str, str, str | None]]:
+    folders = subfolders(root)
+    named_as_split = [name for name in folders if name in SPLITS]
+    if named_as_split and len(named_as_split) < len(folders):
         _refuse(
-            f"some classes of {source} are in two splits",
-            listed(twice),
-            "each class in one split: few-shot classes of validation and test must be new",
-            "rename the classes if they differ, or give each to one split",
+            f"cannot tell splits from classes in {root}",
+            f"the folders {listed(folders)}",
+            f"either only {', '.join(SPLITS)}, or only classes",
+            "move the other folders away, or write a split file and use it instead",
         )
-    splits = tuple(split for split, _ in numbers)
-    return VideoCatalog(
-        root=root,
-        videos=tuple(videos),
-        labels=np.asarray(labels, dtype=np.int64),
-        class_names=names,
-        class_splits=splits if all(splits) else None,
-        reversal_pairs=_reversal_pairs(names, reversals, source),
-    )
-
-
-def _reversal_pairs(names: tuple[str, ...], reversals: dict[str, str], source: str) -> tuple[tuple[int, int], ...]:
-    pairs = {frozenset(pair) for pair in reversals.items() if pair[0] != pair[1]}
-    members = [name for pair in pairs for name in pair]
-    numbers = {name: number for number, name in enumerate(names)}
-    wrong = sorted({name for name in members if name not in numbers or members.count(name) > 1})
-    if wrong:
-        _refuse(
-            f"the column 'reversal' of {source} does not pair its classes",
-            listed(wrong),
-            "classes of the file, each the reversal of one other",
-            "correct the column, or leave it empty for classes without a reversal",
-        )
-    return tuple(sorted((min(pair), max(pair)) for pair in ([numbers[name] for name in pair] for pair in pairs)))
-
-
-def _refuse_empty(classes: Sequence[str], source: str) -> NoReturn:
-    _refuse(
-        f"some classes of {source} have no video",
-        f"{len(classes)} without: {listed(classes)}",
-        f"in each class, files with one of {' '.join(VIDEO_EXTENSIONS)}, or folders of jpg or png frames",
-        "add videos to these classes, or remove them",
-    )
+    for split in [split for split in SPLITS if split in folders] or [""]:
+        for name in subfolders(root / split) if split else folders:
+            folder = f"{split}/{name}" if split else name
+            yield split, name, None  # a class without a video is known, too
+            for video in videos_in(root / folder):
+                yield split, name, f"{folder}/{video}"
 
 
 def _existing_folder(root: str | os.PathLike[str]) -> Path:

@@ -23,6 +23,8 @@ class Episode:
         query: videos ``(Q, T, 3, H, W)``, of the support's dtype and device.
         query_labels: ``(Q,)`` int64 in ``0..n_way-1``.
         class_names: name of each label, ``(n_way,)``.
+        classes: ``(n_way,)`` int64, number of each label's class among all classes that episodes are drawn from; in
+            training, among the base classes. None where it is not known.
 
     Raises:
         DmgalError: shapes, dtypes or labels that do not belong together.
@@ -33,6 +35,7 @@ class Episode:
     query: Tensor
     query_labels: Tensor
     class_names: tuple[str, ...]
+    classes: Tensor | None = None
 
     def __post_init__(self) -> None:
         _check_videos(self)
@@ -41,6 +44,8 @@ class Episode:
         without = [name for name, shots in zip(self.class_names, self.shots, strict=True) if not shots]
         if without:
             _refuse(f"no support video of {', '.join(map(repr, without))}", "at least one support video of each class")
+        if self.classes is not None and (self.classes.dtype, self.classes.shape) != (torch.int64, (self.n_way,)):
+            _refuse(f"classes {tuple(self.classes.shape)} {self.classes.dtype}", f"({self.n_way},) {torch.int64}")
 
     @property
     def n_way(self) -> int:
@@ -74,6 +79,13 @@ class Episode:
         """``T``."""
         return self.support.shape[1]
 
+    @property
+    def targets(self) -> TaskTargets:
+        """What a head may learn from in training."""
+        if self.classes is None:
+            return TaskTargets(self.query_labels)
+        return TaskTargets(self.query_labels, self.classes[self.support_labels], self.classes[self.query_labels])
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """The same episode on another device; dtypes stay."""
         return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
@@ -97,12 +109,30 @@ class Episode:
 
 
 @dataclass(frozen=True, eq=False)
+class TaskTargets:
+    """The right answers of a task, which a head is told in training if it has losses of its own.
+
+    Args:
+        query_labels: ``(Q,)`` int64 in ``0..n_way-1``.
+        support_classes: ``(S,)`` int64, class of each support video among the base classes; None where not known.
+        query_classes: ``(Q,)``, likewise of the query videos.
+    """
+
+    query_labels: Tensor
+    support_classes: Tensor | None = None
+    query_classes: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class EpisodeOutput:
     """What a recognizer or a head says about an episode.
 
     Args:
-        logits: ``(Q, n_way)``, float32 (float64 where the features are).
-        losses: scalars by name, already weighted, to be added to the cross-entropy of the logits; empty for most heads.
+        logits: ``(Q, n_way)``, float32 (float64 where the features are); what is predicted.
+        losses: scalars by name, not weighted, given only where a head has losses and was told the targets. They are
+            added to the cross-entropy of the logits, by the weights in the head's ``loss_weights`` (1 where it has
+            none). An entry ``cross_entropy`` takes the place of the logits' own: for heads that are not trained on
+            what they predict.
     """
 
     logits: Tensor

@@ -62,9 +62,10 @@ def encode_videos(
 ) -> VideoState:
     """States of all videos of a data set of clips ``(T, 3, H, W)``, in its order, kept on the CPU."""
     recognizer.eval()
-    loader = DataLoader(videos, batch_size=batch_size, num_workers=num_workers)
+    pinned = torch.device(device).type == "cuda"
+    loader = DataLoader(videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned)
     bar = tqdm(loader, desc="encode", unit="batch", leave=False, disable=not progress)
-    return VideoState.cat([recognizer.encode(batch.to(device)).to("cpu") for batch in bar])
+    return VideoState.cat([recognizer.encode(batch.to(device, non_blocking=pinned)).to("cpu") for batch in bar])
 
 
 @torch.no_grad()

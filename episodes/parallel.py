@@ -6,14 +6,20 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
 from multiprocessing.connection import wait
 from typing import TypeVar
 
 import torch
 
 from ..errors import DmgalError
+
+AHEAD = 4  # pieces given out or answered, for each worker: bounds the memory of results that nobody has taken yet
+THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read once, when numpy is imported
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
@@ -30,15 +36,21 @@ def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers:
     Raises:
         DmgalError: the processes could not start, or were killed.
     """
-    workers = min(workers or _cores(), len(pieces))
+    workers = min(workers or available_cores(), len(pieces))
     if workers <= 1:
         yield from _here(work, pieces)
         return
     # Never a fork: torch's threads do not survive one.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up)
     try:
-        for future in as_completed([pool.submit(work, piece) for piece in pieces]):
-            yield future.result()
+        waiting = iter(pieces)
+        with _one_thread_each():  # the processes start with the first pieces
+            running = {pool.submit(work, piece) for piece in islice(waiting, AHEAD * workers)}
+        while running:
+            done, running = wait_for(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+                running |= {pool.submit(work, piece) for piece in islice(waiting, 1)}
     except BrokenProcessPool as error:
         raise DmgalError(
             f"{workers} worker processes ended before their work",
@@ -59,7 +71,23 @@ def _here(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[
         torch.set_num_threads(threads)
 
 
-def _cores() -> int:
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Processes that start meanwhile have no idle threads for linear algebra, which would be one for every core."""
+    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
+    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from ..errors import DmgalError
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # the usual range of random resized crops
+RED, GREEN, BLUE = 0.299, 0.587, 0.114  # weights of a gray picture (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,23 @@ class TrainTransform:
         brightness, contrast, saturation = (
             _uniform(1 - self.color_jitter, 1 + self.color_jitter, generator) for _ in range(3)
         )
-        frames = clip.float() * brightness
-        mean = frames.mean()
-        frames = mean + (frames - mean) * contrast
-        gray = (frames * frames.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(-3, keepdim=True)  # (T, 1, H, W)
-        frames = gray + (frames - gray) * saturation
+        frames = clip.contiguous().float()
+        # the mean of whole numbers in double precision: exact, so it does not depend on the number of threads
+        mean = brightness * frames.sum(-1).double().sum().item() / frames.numel()
+        # the three changes in a row are linear: scale * pixel + (share of the gray) * gray + (share of the mean)
+        scale = saturation * contrast * brightness
+        share = (1 - saturation) * contrast * brightness
+        gray = frames[:, 0] * (share * RED)  # (T, H, W)
+        gray.add_(frames[:, 1], alpha=share * GREEN).add_(frames[:, 2], alpha=share * BLUE).add_((1 - contrast) * mean)
+        frames.mul_(scale).add_(gray.unsqueeze(1))
         return frames.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def short_side_to(clip: Tensor, pixels: int) -> Tensor:
+    """``(T, 3, H, W)`` uint8 with its short side shrunk to ``pixels``; a smaller clip is left alone."""
+    height, width = clip.shape[-2:]
+    scale = min(1.0, pixels / min(height, width))
+    return _resized(clip, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 def _resized(clip: Tensor, height: int, width: int) -> Tensor:

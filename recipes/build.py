@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,28 +14,43 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import dmgal.episodes.heads as heads
+from dmgal.adapters.model_card import command_line
 from dmgal.backbones import load_backbone, make_encoder
 from dmgal.episodes import FewShotRecognizer, VideoCatalog
+from dmgal.episodes.catalog import OnMissing
 from dmgal.episodes.dataset import VideoDataset
 from dmgal.episodes.recognizer import Head
 from dmgal.episodes.transforms import TestTransform
 from dmgal.errors import DmgalError
+from dmgal.recipes.bad_videos import tell_skipped, without_reported
 from dmgal.recipes.config import DataConfig, Recipe
 from dmgal.recipes.weights import is_added
 
 
 def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
-    """The catalog of all splits; a data set that is generated is made first, a missing split is drawn by class."""
+    """The catalog of all splits, a missing split drawn by class; bad videos follow ``on_bad_video``.
+
+    Raises:
+        DmgalError: videos are missing or bad, and not to be skipped; or a class has no other ones.
+    """
+    missing: list[str] = []
+    on_missing = (lambda split, class_name, video: missing.append(video)) if data.on_bad_video == "skip" else None
+    catalog = without_reported(list_catalog(data, progress, on_missing), data)
+    if missing:
+        tell_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
+    return catalog if catalog.class_splits is not None else catalog.with_seeded_split(data.seed)
+
+
+def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:
+    """The videos that a split file, lists or folders name; a data set that is generated is made first."""
     if data.generate == "moving_shapes":
         from dmgal.episodes.moving_shapes import generate_moving_shapes
 
         split_file = generate_moving_shapes(data.root, seed=data.seed, progress=progress)
-        return VideoCatalog.from_csv(split_file, data.root)
+        return VideoCatalog.from_csv(split_file, data.root, on_missing)
     if data.split_file is not None:
-        catalog = VideoCatalog.from_csv(data.split_file, data.root)
-    else:
-        catalog = VideoCatalog.from_folders(data.root)
-    return catalog if catalog.class_splits is not None else catalog.with_seeded_split(data.seed)
+        return VideoCatalog.from_split(data.split_file, data.root, data.list_format, on_missing)
+    return VideoCatalog.from_folders(data.root)
 
 
 def build_recognizer(
@@ -52,21 +68,24 @@ def build_recognizer(
         backbone = _adapted(backbone, recipe, adapter)
     encoder = make_encoder(backbone, recipe.backbone.pooling)
     if head is None:
-        head = build_head(recipe.head, channels=encoder.width, num_frames=recipe.data.num_frames)
+        head = build_head(recipe.head, channels=encoder.feature_width, num_frames=recipe.data.num_frames)
     return FewShotRecognizer(encoder, cast(Head, head))
+
+
+def with_base_classes(recipe: Recipe, catalog: VideoCatalog) -> Recipe:
+    """The recipe with the number of training classes, if its head classifies them and was not told how many."""
+    num_base_classes = (catalog.class_splits or ()).count("train")
+    wanted = "num_base_classes" in inspect.signature(_head_class(recipe.head.get("name"))).parameters
+    if not wanted or not num_base_classes:
+        return recipe
+    return replace(recipe, head={"num_base_classes": num_base_classes, **recipe.head})
 
 
 def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
     """A head by the name of its class in ``dmgal.episodes.heads`` and its arguments; ``known`` fills in what fits."""
     options = dict(options)
     name = options.pop("name", None)
-    if name not in heads.__all__ or not isinstance(cls := getattr(heads, name), type):
-        raise DmgalError(
-            "This head is not known.",
-            received=repr(name),
-            expected=f"one of {', '.join(heads.__all__)}",
-            remedy="mend head.name",
-        )
+    cls = _head_class(name)
     parameters = inspect.signature(cls).parameters
     unknown = [key for key in options if key not in parameters]
     if unknown:
@@ -80,17 +99,36 @@ def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
     return _made(f"head {name}", cls, {**{k: v for k, v in known.items() if k in parameters}, **arguments})
 
 
-def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> Dataset[Tensor]:
-    """The fixed test clip of every video of a catalog."""
-    videos = VideoDataset(catalog, recipe.data.num_frames, TestTransform(size[0], resize=recipe.data.test_resize))
-    return _Remembered(videos) if recipe.data.keep_in_memory else videos
+def _head_class(name: object) -> type[nn.Module]:
+    if name not in heads.__all__ or not isinstance(cls := getattr(heads, str(name)), type):
+        raise DmgalError(
+            "This head is not known.",
+            received=repr(name),
+            expected=f"one of {', '.join(heads.__all__)}",
+            remedy="mend head.name",
+        )
+    return cls
 
 
-class _Remembered(Dataset[Tensor]):
+def test_transform(recipe: Recipe, size: tuple[int, int]) -> TestTransform:
+    """What makes a test clip of a video, for a backbone that takes images of this size."""
+    return TestTransform(size[0], resize=recipe.data.test_resize)
+
+
+def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> VideoDataset | RememberedClips:
+    """The fixed test clip of every video of a catalog; ``bad_videos`` knows those that could not be read."""
+    transform = test_transform(recipe, size)
+    data = recipe.data
+    videos = VideoDataset(catalog, data.num_frames, transform, data.store, data.decoder, data.on_bad_video)
+    return RememberedClips(videos) if recipe.data.keep_in_memory else videos
+
+
+class RememberedClips(Dataset[Tensor]):
     """Keeps every clip once it was read; validation reads the same ones again and again."""
 
     def __init__(self, videos: VideoDataset) -> None:
         self.videos = videos
+        self.bad_videos = videos.bad_videos
         self._clips: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -145,7 +183,7 @@ def _adapter_config(recipe: Recipe) -> Any:
             "This adapter is not known.",
             received=f"adapter.peft_type: {kind!r}",
             expected=f"one of {', '.join(sorted(map(str, known)))}",
-            remedy="DMGAL is ours, the others are PEFT's",
+            remedy="DMGAL, ST_ADAPTER, AIM, D2ST and BITFIT are ours, the others are PEFT's",
         )
     parameters = inspect.signature(known[kind]).parameters
     unknown = [key for key in options if key not in parameters]
@@ -158,6 +196,8 @@ def _adapter_config(recipe: Recipe) -> Any:
         )
     if "num_frames" in parameters:
         options.setdefault("num_frames", recipe.data.num_frames)
+    if "command" in parameters:
+        options.setdefault("command", command_line())
     return _made(f"adapter {kind}", known[kind], options)
 
 

@@ -20,6 +20,8 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
 
 SHORT_FLAGS = {"--ways": "--episode.n-way", "--shots": "--episode.k-shot", "--queries": "--episode.n-query"}
+OPEN_SECTIONS = ("adapter", "head", "train.loss_weights")
+"""Whose keys are not known beforehand."""
 Precision = Literal["float32", "float64", "bf16", "fp16"]
 
 
@@ -30,7 +32,14 @@ class DataConfig:
     root: Path = Path("data/moving_shapes")
     """Folder of the videos: classes of clips, or what the split file names."""
     split_file: Path | None = None
-    """CSV with the columns split, class_name, video; without one the folders tell."""
+    """CSV with the columns split, class_name, video; a list as the field writes them, or a folder with one for each
+    split; without one the folders tell."""
+    list_format: str | None = None
+    """Format of the lists, where it cannot be found by itself; the message names what fits."""
+    report: Path | None = None
+    """The report.csv of dmgal prepare: videos that it calls bad are known beforehand."""
+    on_bad_video: Literal["error", "skip"] = "error"
+    """A video that is missing or cannot be read: stop, or go on without it and say so."""
     generate: Literal["no", "moving_shapes"] = "no"
     """Make the data set at root if it is not there."""
     seed: int = 0
@@ -38,6 +47,8 @@ class DataConfig:
     num_frames: int = 8
     flip: bool = False
     """Mirror half of the training clips; never where left and right are labels."""
+    may_flip: bool = True
+    """Whether a mirrored clip keeps its label; a data set's layer says so where not, and then flip is refused."""
     crop_scale: tuple[float, float] = (1.0, 1.0)
     """Share of the frame's area in a training crop, smallest and largest; 1 and 1: the center crop."""
     color_jitter: float = 0.0
@@ -45,8 +56,21 @@ class DataConfig:
     """Short side before the center crop, as a multiple of the backbone's input size."""
     keep_in_memory: bool = False
     """Keep decoded videos; for small data sets."""
+    decoder: Literal["pyav", "decord"] = "pyav"
+    """What decodes video files; decord is known to give wrong frames of some, see the README."""
+    store: Path | None = None
+    """Folder of frames that were decoded once, made by dmgal store; None: videos are decoded each time."""
     num_workers: int = 2
     """Processes that load data; 0: none besides the training process."""
+
+    def __post_init__(self) -> None:
+        if self.flip and not self.may_flip:
+            raise DmgalError(
+                "This data set may not be mirrored.",
+                received="data.flip: true",
+                expected="data.flip: false, because left and right are labels here",
+                remedy="leave data.flip out",
+            )
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,8 @@ class TrainConfig:
     """On matrices only."""
     warmup_steps: int = 30
     clip_norm: float = 1.0
+    loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
+    """Of a head's losses by name, e.g. {base_classes: 0.5}; those not named keep the weight of the head's paper."""
     precision: Precision = "float32"
     validate_every: int = 200
     validation_episodes: int = 500
@@ -138,7 +164,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
     words = list(sys.argv[1:] if argv is None else argv)
     first_flag = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
     names, flags = words[:first_flag], words[first_flag:]
-    flags, open_options = split_open_flags([_long(flag) for flag in flags], ("adapter", "head"))
+    flags, open_options = split_open_flags([_long(flag) for flag in flags], OPEN_SECTIONS)
     tree = merged([*(read_layer(name) for name in names), open_options])
     options = tyro.cli(
         wrapper,
@@ -147,7 +173,8 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
         default=wrapper(recipe=from_mapping(Recipe, tree)),
         description=f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
         "Short for episode options: --ways, --shots, --queries. "
-        "An adapter and a head take options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE.",
+        "An adapter and a head take options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE; "
+        "the losses of a head weights: --train.loss-weights.LOSS WEIGHT.",
         config=(tyro.conf.AvoidSubcommands,),
     )
     return options, names

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from torch import nn
 
 from dmgal.backbones import VideoState
 from dmgal.episodes import (
@@ -29,7 +30,9 @@ from dmgal.episodes import (
     encode_videos,
     evaluate,
 )
+from dmgal.episodes.bad_videos import without_bad
 from dmgal.episodes.sampler import TaskSampler
+from dmgal.recipes.bad_videos import tell_skipped
 from dmgal.recipes.build import build_catalog, build_recognizer, dtype_of, test_clips
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.entry import as_description, run_recipe
@@ -64,11 +67,17 @@ class Evaluate:
     """No progress bars."""
 
 
-def load_run(run: Run) -> tuple[Recipe, FewShotRecognizer]:
-    """The recipe of a run and the recognizer with its best weights."""
+def load_run(
+    run: Run, *, backbone: nn.Module | None = None, head: nn.Module | None = None
+) -> tuple[Recipe, FewShotRecognizer]:
+    """The recipe of a run and the recognizer with its best weights.
+
+    A run that was trained on objects of your own (see ``dmgal.recipes.train.run``) needs them again.
+    """
     recipe = run.recipe()
     run.check_complete(recipe)
-    recognizer = build_recognizer(recipe, adapter=run.adapter if run.adapter.exists() else None)
+    adapter = run.adapter if run.adapter.exists() else None
+    recognizer = build_recognizer(recipe, backbone=backbone, head=head, adapter=adapter)
     if run.weights.exists():
         load_trained_state(recognizer, read_tensors(run.weights), run.weights)
     return recipe, recognizer.to(dtype_of(recipe.train.precision)).eval()
@@ -105,7 +114,12 @@ def measure(
     states: VideoState = encode_videos(
         recognizer, clips, num_workers=recipe.data.num_workers, device=device, progress=progress
     )
-    data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, catalog.videos))
+    bad = clips.bad_videos.met
+    if bad:
+        tell_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])
+        catalog, states = without_bad(catalog, states, bad)
+        tasks = samplers(catalog, recipe, protocol)
+    data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
     return {name: evaluate(recognizer, states, sampler, device, progress, data) for name, sampler in tasks.items()}
 
 

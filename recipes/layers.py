@@ -76,15 +76,15 @@ def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list
     words = iter(argv)
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
-        path = key.replace("-", "_").split(".")
-        if not word.startswith("--") or path[0] not in sections:
+        path = key.replace("-", "_")
+        if not word.startswith("--") or not any(f"{path}.".startswith(f"{section}.") for section in sections):
             rest.append(word)
             continue
         value = value if equals else next(words, "--")
-        if len(path) < 2 or value.startswith("--"):
+        if path in sections or value.startswith("--"):
             raise _bad_value(word, "nothing", "an option and its value, e.g. --head.center video")
         node: Any = _scalar(word, value)
-        for part in reversed(path):
+        for part in reversed(path.split(".")):
             node = {part: node}
         tree = _on_top(tree, node)
     return rest, tree
@@ -132,6 +132,8 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     if origin is collections.abc.Mapping:
         if not isinstance(value, Mapping):
             raise _bad_value(where, value, "a mapping of options, e.g. {name: BiMHM}")
+        return {key: _converted(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if kind is Any:
         return value
     if origin is typing.Literal:
         if value not in arguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
+from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.weights import is_added
 
@@ -35,13 +37,35 @@ class Plateau:
         )
 
 
-def task_loss(outputs: list[EpisodeOutput], episodes: list[Episode]) -> tuple[Tensor, Tensor]:
-    """Mean over tasks of cross-entropy plus the head's own losses; and the mean accuracy."""
+def task_loss(
+    outputs: list[EpisodeOutput], episodes: list[Episode], weights: Mapping[str, float]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Means over tasks: of the weighted sum of all losses, of the accuracy, and of each loss by name, not weighted."""
     losses, accuracies = [], []
     for output, episode in zip(outputs, episodes, strict=True):
-        losses.append(F.cross_entropy(output.logits, episode.query_labels) + sum(output.losses.values()))
+        losses.append({"cross_entropy": F.cross_entropy(output.logits, episode.query_labels), **output.losses})
         accuracies.append((output.logits.argmax(1) == episode.query_labels).float().mean())
-    return torch.stack(losses).mean(), torch.stack(accuracies).mean()
+    terms = {name: torch.stack([task[name] for task in losses]).mean() for name in losses[0]}
+    total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+    return total, torch.stack(accuracies).mean(), terms
+
+
+def loss_weights(head: object, chosen: Mapping[str, float]) -> dict[str, float]:
+    """The weight of each loss by name: as the head has it from its paper, or as the recipe chooses.
+
+    Raises:
+        DmgalError: a loss is weighted that the head does not have.
+    """
+    own: dict[str, float] = {"cross_entropy": 1.0, **getattr(head, "loss_weights", {})}
+    unknown = [name for name in chosen if name not in own]
+    if unknown:
+        raise DmgalError(
+            "A loss is weighted that this head does not have.",
+            received=", ".join(f"train.loss_weights.{name}" for name in unknown),
+            expected=f"for {type(head).__name__}: {', '.join(own)}",
+            remedy="take it out",
+        )
+    return {**own, **chosen}
 
 
 def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.optim.Optimizer:

@@ -34,10 +34,12 @@ from dmgal.episodes import (
     encode_videos,
     evaluate,
 )
+from dmgal.episodes.bad_videos import without_bad
 from dmgal.episodes.dataset import EpisodeDataset
 from dmgal.episodes.sampler import hashed_seed
 from dmgal.episodes.transforms import TrainTransform
 from dmgal.errors import DmgalError
+from dmgal.recipes.bad_videos import tell_skipped
 from dmgal.recipes.build import (
     build_catalog,
     build_recognizer,
@@ -45,11 +47,12 @@ from dmgal.recipes.build import (
     dtype_of,
     freeze_batch_norm,
     test_clips,
+    with_base_classes,
 )
 from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.layers import bundled_layers
-from dmgal.recipes.optimization import Plateau, build_optimizer, build_schedule, task_loss
+from dmgal.recipes.optimization import Plateau, build_optimizer, build_schedule, loss_weights, task_loss
 from dmgal.recipes.runs import Run, peak_memory_mb
 from dmgal.recipes.weights import load_checkpoint, save_best, save_checkpoint
 
@@ -96,21 +99,14 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         self.progress = self.main and not quiet
         self.recognizer = recognizer.to(self.accelerator.device, dtype_of(precision))
+        self.loss_weights = loss_weights(recognizer.head, recipe.train.loss_weights)
         self.optimizer = build_optimizer(recognizer, recipe)
         self.schedule = build_schedule(self.optimizer, recipe.train.warmup_steps, recipe.train.steps)
         self.step, self.best, self.seconds = 0, -math.inf, 0.0
         self._plateau = Plateau(recipe.episode.n_way)
-        validation = catalog.split("val")
-        self._clips = test_clips(validation, recipe, recognizer.encoder.image_size)
-        self._validation = EpisodeSampler(
-            validation.labels,
-            recipe.episode.n_way,
-            recipe.episode.k_shot,
-            1,
-            recipe.train.validation_episodes,
-            VALIDATION_SEED,
-            validation.class_names,
-        )
+        self._validation = catalog.split("val")
+        self._clips = test_clips(self._validation, recipe, recognizer.encoder.image_size)
+        self._validation_tasks(self._validation)  # refused now rather than after the first steps
 
     def fit(self) -> None:
         """All remaining steps; the best weights of the validation are in the run folder afterwards."""
@@ -136,14 +132,21 @@ class Trainer:
                 self.checkpoint()
             self.accelerator.wait_for_everyone()
         bar.close()
+        self._tell_skipped()
+
+    def _tell_skipped(self) -> None:
+        """How many training videos this process met that cannot be read."""
+        videos, bad = self._bad_videos.catalog.videos, self._bad_videos.met
+        if bad:
+            tell_skipped(len(bad), len(videos), "which could not be read", [videos[video] for video in bad])
 
     def validate(self) -> None:
         """Accuracy on validation classes; better weights are saved."""
         if self.main:
             states = encode_videos(self.recognizer, self._clips, device=self.accelerator.device, progress=self.progress)
-            result = evaluate(
-                self.recognizer, states, self._validation, self.accelerator.device, self.progress
-            ).accuracy
+            readable, states = without_bad(self._validation, states, self._clips.bad_videos.met)
+            tasks = self._validation_tasks(readable)
+            result = evaluate(self.recognizer, states, tasks, self.accelerator.device, self.progress).accuracy
             self.run.log(step=self.step, validation_accuracy=result.mean, half_width=result.half_width)
             better = result.mean > self.best
             self._say(f"step {self.step}: validation {result} %{' (best so far)' if better else ''}")
@@ -151,6 +154,11 @@ class Trainer:
                 self.best = result.mean
                 save_best(self.recognizer, self.run)
         self.accelerator.wait_for_everyone()
+
+    def _validation_tasks(self, catalog: VideoCatalog) -> EpisodeSampler:
+        episode, episodes = self.recipe.episode, self.recipe.train.validation_episodes
+        tasks = episode.n_way, episode.k_shot, 1, episodes, VALIDATION_SEED
+        return EpisodeSampler(catalog.labels, *tasks, catalog.class_names)
 
     def checkpoint(self) -> None:
         save_checkpoint(
@@ -178,9 +186,7 @@ class Trainer:
                 remedy=f"pass --train.tasks-per-step {math.ceil(tasks / world) * world}",
             )
 
-    def _train_step(
-        self, model: nn.Module, optimizer: AcceleratedOptimizer, episodes: list[Episode]
-    ) -> dict[str, float]:
+    def _train_step(self, model: nn.Module, optimizer: AcceleratedOptimizer, episodes: list[Episode]) -> dict[str, Any]:
         model.train()
         torch.manual_seed(hashed_seed(self.recipe.train.seed, self.step, "step"))  # alike on all processes, and resumed
         if self.recipe.backbone.freeze_batch_norm:
@@ -188,7 +194,7 @@ class Trainer:
         episodes = [episode.to(self.accelerator.device, non_blocking=True) for episode in episodes]
         with self.accelerator.autocast():
             outputs = model(episodes)
-        loss, accuracy = task_loss(outputs, episodes)
+        loss, accuracy, terms = task_loss(outputs, episodes, self.loss_weights)
         if not torch.isfinite(loss):
             raise DmgalError(
                 "The loss is not a finite number.",
@@ -203,16 +209,18 @@ class Trainer:
         optimizer.step()
         self.schedule.step()
         self.step += 1
-        mean = self.accelerator.reduce(torch.stack([loss.detach().double(), accuracy.double()]), "mean")
-        return {"loss": mean[0].item(), "accuracy": mean[1].item(), "gradient_norm": norm.item()}
+        numbers = torch.stack([value.detach().double() for value in (loss, accuracy, *terms.values())])
+        mean: list[float] = self.accelerator.reduce(numbers, "mean").tolist()
+        losses = dict(zip(terms, mean[2:], strict=True))
+        return {"loss": mean[0], "losses": losses, "accuracy": mean[1], "gradient_norm": norm.item()}
 
-    def _report(self, bar: tqdm[Any], entry: dict[str, float]) -> None:
+    def _report(self, bar: tqdm[Any], entry: dict[str, Any]) -> None:
         if not self.main:
             return
         self.run.log(step=self.step, **entry, seconds=round(self.seconds, 3), peak_memory_mb=peak_memory_mb())
         bar.set_postfix(loss=f"{entry['loss']:.3f}", accuracy=f"{100 * entry['accuracy']:.0f} %", refresh=False)
         bar.update(self.recipe.train.tasks_per_step)
-        notice = self._plateau.notice(self.step, entry["loss"])
+        notice = self._plateau.notice(self.step, entry["losses"]["cross_entropy"])
         if notice:
             self._say(notice)
 
@@ -233,11 +241,28 @@ class Trainer:
             self.recognizer.encoder.image_size[0], scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter
         )
         dataset = EpisodeDataset(
-            base, sampler, data.num_frames, transform, training=True, seed=train.seed, frame_cache=data.keep_in_memory
+            base,
+            sampler,
+            data.num_frames,
+            transform,
+            training=True,
+            seed=train.seed,
+            frame_cache=data.keep_in_memory,
+            store=data.store,
+            decoder=data.decoder,
+            on_bad_video=data.on_bad_video,
         )
+        self._bad_videos = dataset.bad_videos
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         mine = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(self.step, train.steps)]
-        return iter(DataLoader(dataset, batch_sampler=mine, collate_fn=_as_list, num_workers=data.num_workers))
+        loader = DataLoader(
+            dataset,
+            batch_sampler=mine,
+            collate_fn=_as_list,
+            num_workers=data.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
 
     def _say(self, message: str) -> None:
         if self.main:
@@ -257,6 +282,8 @@ def run(
     """Trains by a recipe into a run folder. Objects that are given take the place of what the recipe names."""
     set_seed(recipe.train.seed)
     catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
+    if head is None:
+        recipe = with_base_classes(recipe, catalog)
     recognizer = build_recognizer(recipe, backbone=backbone, head=head)
     folder = Run(out)
     trainer = Trainer(recipe, folder, recognizer, catalog, quiet)

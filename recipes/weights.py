@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dmgal.adapters import PREFIXES
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
 from dmgal.recipes.runs import Run, read_tensors, write_tensors, write_text
 
-ADAPTER_MARKS = ("dmgal_", "lora_")
-
 
 def is_added(name: str) -> bool:
     """Whether a parameter of a PEFT model belongs to an adapter and not to the backbone."""
-    return any(mark in name for mark in ADAPTER_MARKS)
+    return any(prefix in name for prefix in PREFIXES)
 
 
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:

@@ -32,12 +32,12 @@ DATA = (
     "episodes/splits/*.csv.gz",
     "recipes/configs/**/*.yaml",
 )
-OTHER_FOLDERS = {"tests", "build", "dist", "__pycache__"}
+OTHER_FOLDERS = {"tests", "examples", "build", "dist", "__pycache__"}
 
 
 def python_files(*, tests: bool) -> list[Path]:
     """Find every Python file of the checkout, but none of virtual environments, builds or hidden folders."""
-    skipped = OTHER_FOLDERS - {"tests"} if tests else OTHER_FOLDERS
+    skipped = OTHER_FOLDERS - {"tests", "examples"} if tests else OTHER_FOLDERS
     found = [Path(name) for name in ROOT.glob("*.py")]
     for folder in ROOT.iterdir():
         if folder.is_dir() and folder.name not in skipped and not folder.name.startswith("."):

@@ -252,3 +252,85 @@ def test_real_frame_folders(test_data):
         assert part.class_names == tuple(f"{name}{c}" for c in range(5))
         assert np.bincount(part.labels).tolist() == [10] * 5
     assert catalog.split("train").videos[0] == "train/train0/197"
+
+
+def test_files_of_spreadsheets_and_of_windows(tmp_path):
+    root = touch(tmp_path / "videos", "a b.mp4", "2.avi", "3.avi")
+    expected = ["a b.mp4", "2.avi", "3.avi"]
+    rows = [
+        ["split", "class_name", "video"],
+        ["train", "ä, b", "a b"],
+        ["", "", ""],
+        ["val", "c", "2"],
+        ["test", "d", "3"],
+    ]
+    for delimiter in ",;\t":
+        for line_end in ("\n", "\r\n"):
+            for mark in (b"", b"\xef\xbb\xbf"):
+                lines = [delimiter.join(f'"{value}"' if "," in value else value for value in row) for row in rows]
+                (tmp_path / "s.csv").write_bytes(mark + (line_end.join(lines) + line_end * 2).encode())
+                catalog = VideoCatalog.from_csv(tmp_path / "s.csv", root)
+                assert catalog.videos == expected and catalog.class_names == ("ä, b", "c", "d")
+
+
+def test_names_that_are_no_utf8_stay_what_they_are(tmp_path):
+    raw = os.fsdecode(b"caf\xe9")
+    try:
+        touch(tmp_path / "videos", f"train/{raw}/{raw}.mp4", "val/b/1.mp4")
+    except OSError:
+        pytest.skip("this file system holds UTF-8 names only")
+    catalog = VideoCatalog.from_folders(tmp_path / "videos")
+    assert catalog.class_names == ("caf\\xe9", "b") and catalog.path(0).exists()
+    catalog.to_csv(tmp_path / "s.csv")
+    again = VideoCatalog.from_csv(tmp_path / "s.csv", tmp_path / "videos")
+    assert again.videos == catalog.videos and again.class_names == catalog.class_names and again.path(0).exists()
+    print(catalog, again.class_names)  # fails where a name cannot be encoded
+
+
+def test_a_video_listed_twice_is_refused(tmp_path):
+    root = numbered(tmp_path)
+    for lines in (["train,a,1", "train,a,2", "train,a,1"], ["train,a,1", "val,b,1", "val,b,1.mp4"]):
+        path = split_file(tmp_path / "s.csv", "split,class_name,video", *lines)
+        with refused(r"more than once(.|\n)*1.mp4\n(.|\n)*support and query"):
+            VideoCatalog.from_csv(path, root)
+
+
+def test_missing_videos_may_be_left_out(tmp_path):
+    path = split_file(tmp_path / "s.csv", "split,class_name,video", "train,a,1", "train,a,8", "val,b,9", "val,b,2")
+    missing = []
+    catalog = VideoCatalog.from_csv(path, numbered(tmp_path), lambda *row: missing.append(row))
+    assert catalog.videos == ["1.mp4", "2.mp4"] and missing == [("train", "a", "8"), ("val", "b", "9")]
+    path = split_file(tmp_path / "s.csv", "split,class_name,video", "train,a,1", "val,b,9")
+    with refused("1 without: b\n"):
+        VideoCatalog.from_csv(path, numbered(tmp_path), lambda *row: None)
+
+
+def test_without(tmp_path):
+    catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), numbered(tmp_path))
+    less = catalog.without({"6.mp4", "not there.mp4"})
+    assert less.videos == [video for video in catalog.videos if video != "6.mp4"]
+    assert less.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    for column in ("root", "class_names", "class_splits", "reversal_pairs"):
+        assert getattr(less, column) == getattr(catalog, column)
+    assert less.split("test").videos == ["4.mp4", "5.mp4", "7.mp4"]
+    with refused(r"left without a video(.|\n)*after leaving out 2 of 7 videos: wave\n"):
+        catalog.without(["6.mp4", "7.mp4"])
+
+
+def test_folders_that_cannot_be_looked_into(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.mp4", "a/b/1.jpg")
+    scandir = os.scandir
+
+    def refuse_b(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse_b)
+    with refused(r"cannot look into the folders(.|\n)*b: Permission denied"):
+        VideoCatalog.from_folders(tmp_path)
+
+
+def test_a_catalog_can_be_made_of_anything_with_names(tmp_path):
+    catalog = VideoCatalog(tmp_path, ("a", "b"), np.array([0, 1]), ("x", "y"), ("train", "val"))
+    assert catalog.videos == ("a", "b") and catalog.path(1) == tmp_path / "b" and len(catalog.split("val")) == 1

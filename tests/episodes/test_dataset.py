@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,6 +63,7 @@ def test_an_episode_shows_the_sampled_videos(catalog, frame_numbers):
         assert episode.support.shape == (2, 4, 3, *AS_DECODED) and episode.query.shape == (4, 4, 3, *AS_DECODED)
         assert episode.support.dtype == torch.uint8
         assert episode.class_names == tuple(f"class{c}" for c in indices.classes)
+        assert episode.classes.tolist() == list(indices.classes)
         assert episode.support_labels.tolist() == [0, 1] and episode.query_labels.tolist() == [0, 0, 1, 1]
         shown = [frame_numbers(clip) for clip in torch.cat([episode.support, episode.query])]
         assert shown == [[20 * v + f for f in middle] for v in indices.support + indices.query]
@@ -95,6 +100,30 @@ def test_workers_change_nothing(catalog, context):
     assert all(same(episode, data[number]) for number, episode in enumerate(loaded))
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_start_no_threads_of_their_own(catalog, workers):
+    program = Path(__file__).with_name("loading_threads.py")
+    command = [sys.executable, str(program), str(catalog.root), str(workers)]
+    free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(command, capture_output=True, text=True, env=free, timeout=300)
+    assert done.returncode == 0, done.stderr
+    counts = json.loads(done.stdout)
+    assert counts["ours"] <= 1
+    assert len(counts["loader"]) == workers and 1 <= len(counts["pool"]) <= workers
+    # beside the one that works: torch's, which hands results on, or ours, which waits for the parent's end
+    assert max(counts["loader"]) <= 2 and max(counts["pool"]) <= 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU, and there is none")
+def test_episodes_can_be_pinned(catalog):
+    data = episodes(catalog, True, TrainTransform(32))
+    loader = DataLoader(data, batch_sampler=[[0, 1]], collate_fn=list, num_workers=1, pin_memory=True)
+    (loaded,) = list(loader)
+    assert all(episode.support.is_pinned() and episode.query.is_pinned() for episode in loaded)
+    assert all(same(episode, data[number]) for number, episode in enumerate(loaded))
+
+
 def test_reversal_tasks_load_too(catalog):
     sampler = ReversalSampler([(0, 2)], catalog.labels, 1, 1, 1, 3, seed=0)
     data = EpisodeDataset(catalog, sampler, 2, transforms.TestTransform(16), False, seed=0)
@@ -119,7 +148,7 @@ def test_the_cache_keeps_its_bound(catalog, monkeypatch):
     asked = []
     read_clip = dataset_module.read_clip
     monkeypatch.setattr(
-        dataset_module, "read_clip", lambda p, c, t: asked.append((p.stem, c is range)) or read_clip(p, c, t)
+        dataset_module, "read_clip", lambda p, c, *rest: asked.append((p.stem, c is range)) or read_clip(p, c, *rest)
     )
     one = LENGTH * 3 * AS_DECODED[0] * AS_DECODED[1]
     reader = ClipReader(catalog, 4, cache_bytes=2 * one + one // 2)

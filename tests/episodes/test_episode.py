@@ -52,6 +52,8 @@ def test_what_it_knows():
         ({"support_labels": torch.tensor([1, 1, 1])}, "no support video of 'push'"),
         ({"class_names": ("push", "pull", "lift")}, "no support video of 'lift'"),
         ({"class_names": ()}, "labels"),
+        ({"classes": torch.tensor([4])}, r"classes \(1,\)"),
+        ({"classes": torch.tensor([4.0, 2.0])}, "float32"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):
@@ -80,6 +82,13 @@ def test_moves_without_another_check(monkeypatch):
     meta = episode.to("meta")
     assert {meta.support.device.type, meta.query_labels.device.type} == {"meta"}
     assert episode.support.device.type == "cpu"
+
+
+def test_targets_name_the_class_of_every_video():
+    assert build().targets.support_classes is None and build().targets.query_classes is None
+    targets = build(classes=torch.tensor([7, 3])).to("cpu").targets
+    assert targets.query_labels.tolist() == [1, 0]
+    assert targets.support_classes.tolist() == [7, 3, 3] and targets.query_classes.tolist() == [3, 7]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

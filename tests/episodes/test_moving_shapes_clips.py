@@ -86,7 +86,7 @@ class TestOneFrameTellsNothing:
         assert low < 1 / 24 < high < 0.07
 
 
-class TestClips:
+class EvaluationClips:
     def test_a_clip_depends_on_seed_class_and_number_alone(self):
         shapes = MovingShapes(seed=100, frames=8, pixels=16)
         clip = shapes.clip(3, 1)

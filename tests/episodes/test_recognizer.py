@@ -87,6 +87,23 @@ def test_dropout_is_the_same_in_one_batch_and_one_by_one():
     assert not torch.equal(model(tasks[:1])[0].logits, one_by_one[0].logits)
 
 
+class Told(BiMHM):
+    """Remembers which targets it was told."""
+
+    def compare(self, support, labels, query, targets=None):
+        self.told = targets
+        return super().compare(support, labels, query)
+
+
+def test_a_head_is_told_the_targets_in_training_only():
+    model = recognizer(SmgaConfig(num_frames=FRAMES), Told())
+    task = episode(0)
+    model.train()(task)
+    assert torch.equal(model.head.told.query_labels, task.query_labels)
+    model.eval()(task)
+    assert model.head.told is None
+
+
 def test_evaluation_counts_right_answers_of_each_episode():
     class Oracle(torch.nn.Module):
         """Knows the classes of even videos, and always says the first for odd ones."""

@@ -116,6 +116,52 @@ def test_color_jitter_moves_brightness_contrast_and_saturation():
         assert torch.stack(spread).std() / torch.stack(spread).mean() > 0.05
 
 
+def jittered_plainly(clip: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
+    """One change after the other, in double precision."""
+    frames = clip.double() * brightness
+    frames = frames.mean() + (frames - frames.mean()) * contrast
+    gray = (frames * frames.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
+    return (gray + (frames - gray) * saturation).clamp(0, 255)
+
+
+def test_color_jitter_is_brightness_then_contrast_then_saturation():
+    clip = noise(20, 30)
+    for seed in range(10):
+        draws = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        wanted = jittered_plainly(clip, *(0.6 + 0.8 * draws).tolist())
+        out = TrainTransform(20, (1, 1), color_jitter=0.4)(clip, torch.Generator().manual_seed(seed))
+        assert (out.double() - wanted[..., 5:25]).abs().max() > 0  # the mean is that of the crop, not of the frame
+        cropped = clip[..., 5:25]
+        assert (out.double() - jittered_plainly(cropped, *(0.6 + 0.8 * draws).tolist())).abs().max() <= 0.501
+
+
+TRANSFORMS = (transforms.TestTransform(48, 1.2), TrainTransform(48, flip=True, color_jitter=0.4))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_threads_and_memory_layout_change_nothing(transform):
+    clip = noise(90, 130, frames=8)
+    before = torch.get_num_threads()
+    outs = []
+    try:
+        for threads, layout in ((1, torch.contiguous_format), (4, torch.contiguous_format), (1, torch.channels_last)):
+            torch.set_num_threads(threads)
+            out = transform(clip.contiguous(memory_format=layout), torch.Generator().manual_seed(3))
+            assert out.is_contiguous()
+            outs.append(out)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(outs[0], outs[1]) and torch.equal(outs[0], outs[2])
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "wanted"), [(100, 200, (50, 100)), (200, 90, (111, 50)), (40, 300, (40, 300))]
+)
+def test_short_sides_are_only_ever_shrunk(height, width, wanted):
+    small = transforms.short_side_to(noise(height, width), 50)
+    assert small.shape == (3, 3, *wanted) and small.dtype == torch.uint8
+
+
 @pytest.mark.parametrize(
     "build",
     [

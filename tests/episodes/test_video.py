@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,9 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from dmgal.episodes import video as video_module
+from dmgal.bench.barcode_clips import KINDS, barcode
+from dmgal.bench.barcode_clips import write_clip as write_barcode_clip
+from dmgal.episodes import packet_stream
 from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.video import StaleFrameCountError, VideoError, open_video, read_clip
+from dmgal.episodes.upright import UprightRGB, shown_size
+from dmgal.episodes.video import StaleFrameCountError, VideoError, open_video, probe_video, read_clip
 from dmgal.errors import DmgalError
 
 NUM_FRAMES = 50
@@ -60,18 +64,6 @@ def test_header_without_a_frame_count(tmp_path, write_video, frame_numbers):
     assert frame_numbers(open_video(path).read([19, 2])) == [19, 2]
 
 
-def test_only_the_wanted_frames_are_converted_and_decoding_stops_at_the_last(tmp_path, write_video, monkeypatch):
-    path = write_video(tmp_path / "clip.mp4", range(NUM_FRAMES), options={"bf": "0", "g": "50"})
-    video = open_video(path)
-    converted, decoded = [], []
-    upright, frames = video_module._upright_rgb, video._decoded
-    monkeypatch.setattr(video_module, "_upright_rgb", lambda f, r: converted.append(f.pts) or upright(f, r))
-    monkeypatch.setattr(video, "_decoded", lambda: (decoded.append(frame) or frame for frame in frames()))
-    video.read([3, 9, 3])
-    assert len(converted) == 2
-    assert len(decoded) == 10
-
-
 @pytest.mark.parametrize(
     ("matrix", "turns"), [((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1), ((1, 0, 0, 1), 0)]
 )
@@ -86,18 +78,36 @@ def test_rotation_is_honored(tmp_path, write_video, matrix, turns):
     assert torch.equal(open_video(path).read([2]), torch.rot90(plain, turns, (2, 3)))
 
 
-def test_frame_folders_are_read_in_natural_order(tmp_path, write_frames, frame_numbers):
-    folder = write_frames(tmp_path / "clip", range(12))
-    (folder / "notes.txt").write_text("not a frame")
-    video = open_video(folder)
-    assert video.num_frames == 12
-    assert frame_numbers(video.read([11, 0, 9, 0])) == [11, 0, 9, 0]
+def test_pixels_that_are_no_squares_are_stretched(tmp_path):
+    clips = {}
+    for aspect, width in ((Fraction(1), 128), (Fraction(3, 2), 192)):
+        path = tmp_path / f"{width}.mkv"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 128, 64, "yuv420p"
+            stream.codec_context.sample_aspect_ratio = aspect
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(barcode(5), format="rgb24")))
+            container.mux(stream.encode())
+        clips[width] = open_video(path).read([0])
+        assert clips[width].shape == (1, 3, 64, width)
+        probe = probe_video(path)
+        assert (probe.width, probe.height) == (width, 64)
+    expected = torch.nn.functional.interpolate(clips[128].float(), (64, 192), mode="bilinear")
+    assert (clips[192].float() - expected).abs().mean() < 8
 
 
-def test_gray_and_palette_frames_become_rgb(tmp_path):
-    for place, mode in enumerate(("L", "P", "RGBA", "1")):
-        Image.fromarray(np.full((8, 6, 3), 255, np.uint8)).convert(mode).save(tmp_path / f"{place}.png")
-    assert torch.equal(open_video(tmp_path).read(range(4)), torch.full((4, 3, 8, 6), 255, dtype=torch.uint8))
+@pytest.mark.parametrize(
+    ("aspect", "size"),
+    [
+        (None, (340, 256)),
+        (Fraction(0), (340, 256)),
+        (Fraction(1024, 765), (455, 256)),
+        (Fraction(1, 2), (340, 512)),
+        (Fraction(100, 1), (340, 256)),  # nonsense
+    ],
+)
+def test_no_pixel_is_lost_where_pixels_become_squares(aspect, size):
+    assert shown_size(340, 256, aspect) == size
 
 
 def test_a_file_that_was_cut_short_is_used_up_to_there(tmp_path, write_video, frame_numbers):
@@ -219,63 +229,144 @@ def test_indices_outside_are_refused(tmp_path, write_video, write_frames):
                 open_video(path).read(wrong)
 
 
+def test_the_number_of_frames_that_decode_is_probed(tmp_path, write_video):
+    path = write_video(tmp_path / "whole.mp4", range(30), options={"bf": "2"})
+    probe = probe_video(path)
+    assert (probe.num_frames, probe.codec, probe.width, probe.height) == (30, "h264", 128, 64)
+    assert probe.rotation == 0 and probe.problem is None
+
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    data[places[20][0] : places[20][0] + places[20][1]] = bytes(places[20][1])
+    path.write_bytes(data)
+    probe = probe_video(path)
+    assert 15 <= probe.num_frames <= 20 and "damaged" in probe.problem
+
+    turned = write_barcode_clip(tmp_path, "turned", KINDS["H.264 rotated"], range(4))
+    probe = probe_video(turned)
+    assert (probe.rotation, probe.width, probe.height) == (270, 64, 128)
+
+
+def test_frames_that_change_size_end_a_video(tmp_path):
+    both = tmp_path / "grows.h264"  # this format is a bare sequence of pictures: two files make one
+    for size in (64, 96):
+        part = tmp_path / f"{size}.h264"
+        with av.open(str(part), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = size, size, "yuv420p"
+            for _ in range(5):
+                container.mux(stream.encode(av.VideoFrame(size, size, "yuv420p")))
+            container.mux(stream.encode())
+        with both.open("ab") as file:
+            file.write(part.read_bytes())
+    assert read_clip(both, lambda n: uniform_frames(n, 3)).shape == (3, 3, 64, 64)
+    probe = probe_video(both)
+    assert probe.num_frames == 5 and "change size from (64, 64) to (96, 96)" in probe.problem
+
+
+def test_more_packets_than_the_limit_are_refused(tmp_path, write_video, monkeypatch):
+    monkeypatch.setattr(packet_stream, "MAX_PACKETS", 20)
+    assert open_video(write_video(tmp_path / "short.mp4", range(19))).num_frames == 19
+    with pytest.raises(VideoError, match="more than 20 packets"):
+        open_video(write_video(tmp_path / "long.mp4", range(21)))
+
+
+def test_a_cover_picture_is_no_video(tmp_path, write_video):
+    both = tmp_path / "song.mp4"
+    with av.open(str(_audio(tmp_path))) as song, av.open(str(both), "w") as writing:
+        copied = writing.add_stream_from_template(song.streams.audio[0])
+        cover = writing.add_stream("mjpeg")
+        cover.width, cover.height, cover.pix_fmt = 16, 16, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        for packet in song.demux(audio=0):
+            packet.stream = copied
+            writing.mux(packet)
+        writing.mux(cover.encode(av.VideoFrame(16, 16, "yuvj420p")))
+        writing.mux(cover.encode())
+    with pytest.raises(VideoError, match="no video stream"):
+        open_video(both)
+
+
+def test_metadata_in_no_known_encoding(tmp_path, write_video, frame_numbers):
+    path = write_video(tmp_path / "a.avi", range(9), "mpeg4")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"Lavf")
+    data[start : start + 4] = b"\xff\xe9\x80\xfe"
+    path.write_bytes(data)
+    assert frame_numbers(open_video(path).read([8, 2])) == [8, 2]
+
+
 def test_odd_names(tmp_path, write_video, frame_numbers):
     for name in ("it's one.mp4", "http:two.mp4", "percent %d.mp4", "drei Füße ☃.mp4"):
         path = write_video(tmp_path / "plain.mp4", range(4)).rename(tmp_path / name)
         assert frame_numbers(open_video(path).read([3])) == [3]
 
 
+def test_what_is_no_file_is_never_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for a writer
+    (tmp_path / "around.mp4").symlink_to(tmp_path / "around.mp4")
+    for name in ("pipe.mp4", "around.mp4", "null\0.mp4"):
+        with pytest.raises(VideoError):
+            open_video(tmp_path / name)
+
+
+def test_a_playlist_in_a_videos_clothes_is_not_followed(tmp_path, write_video):
+    write_video(tmp_path / "secret.ts", range(3), "mpeg1video")
+    for text in ("#EXTM3U\n#EXTINF:1,\nhttp://192.0.2.1/a.ts\n", "ffconcat version 1.0\nfile http://192.0.2.1/a.ts\n"):
+        (tmp_path / "list.mp4").write_text(text)
+        with pytest.raises(VideoError):
+            read_clip(tmp_path / "list.mp4", lambda n: [0])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="permissions do not bind the superuser")
+def test_files_and_folders_without_permission(tmp_path, write_video, write_frames):
+    path, folder = write_video(tmp_path / "a.mp4", range(3)), write_frames(tmp_path / "frames", range(3))
+    for place in (path, folder):
+        place.chmod(0)
+        with pytest.raises(VideoError, match="Permission denied"):
+            read_clip(place, lambda n: [0])
+        place.chmod(0o700)
+
+
+def test_links_are_followed(tmp_path, write_video, frame_numbers):
+    (tmp_path / "link.mp4").symlink_to(write_video(tmp_path / "a.mp4", range(4)))
+    assert frame_numbers(open_video(tmp_path / "link.mp4").read([2])) == [2]
+
+
+@pytest.mark.parametrize(("decoder", "threads"), [("opencv", 1), ("pyav", 0)])
+def test_options_that_do_not_exist_are_named(tmp_path, write_video, decoder, threads):
+    path = write_video(tmp_path / "a.mp4", range(3))
+    with pytest.raises(DmgalError, match=f"decoder='{decoder}', threads={threads}"):
+        open_video(path, decoder, threads)
+
+
 def test_nothing_stays_open_and_no_thread_is_left(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", range(30), options={"bf": "2"})
     open_video(path).read([0])
     handles, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
-    videos = [open_video(path) for _ in range(5)]
+    videos = [open_video(path, threads=2) for _ in range(5)]
     for video in videos:
         video.read([20])
+        video.read([3])
     assert len(os.listdir("/proc/self/fd")) == handles
+    del videos, video
     assert len(os.listdir("/proc/self/task")) == threads
     assert threading.active_count() <= threads
 
 
-CASES = {
-    "animated.gif": (36, 36, (150, 200)),
-    "av1.mkv": (125, 125, (360, 640)),
-    "awkward ' name.mov": (123, 123, (480, 640)),
-    "four_frames_50px.mov": (4, 4, (50, 50)),
-    "fragmented_header_says_0_frames.mp4": (10, 10, (720, 1280)),
-    "h263.3gp": (74, 74, (144, 176)),
-    "hevc_10bit.mp4": (30, 30, (200, 200)),
-    "non_utf8_metadata.avi": (84, 83, (240, 320)),
-    "portrait_rotated.MOV": (62, 62, (568, 320)),
-    "rotated_90.mov": (3, 3, (568, 320)),
-    "truncated_28_of_50_frames.mp4": (50, 28, (720, 1280)),
-    "v_ApplyEyeMakeup_g01_c01.avi": (164, 164, (240, 320)),
-    "variable_frame_rate.mp4": (32, 32, (256, 340)),
-    "very_short.mp4": (36, 36, (240, 320)),
-    "vp8_no_frame_count.webm": (120, 120, (240, 320)),
-}
+@pytest.mark.parametrize("name", ["H.264 closed GOPs", "HEVC closed GOPs", "VP9 hidden frames", "AV1", "MPEG-2"])
+def test_no_more_threads_than_were_allowed(tmp_path, monkeypatch, name):
+    path = write_barcode_clip(tmp_path, "clip", KINDS[name])
+    before, most = len(os.listdir("/proc/self/task")), {1: 0, 3: 0}
+    convert = UprightRGB.__call__
+    for threads in most:
 
+        def counting(self, frame, threads=threads):
+            most[threads] = max(most[threads], len(os.listdir("/proc/self/task")) - before)
+            return convert(self, frame)
 
-@pytest.mark.parametrize("name", [*CASES, "empty.flv", "not_a_video.mp4"])
-def test_videos_of_the_wild(test_data, name):
-    path = test_data / "videos" / "decoder_cases" / name
-    if name not in CASES:
-        with pytest.raises(VideoError, match="Invalid data"):
-            open_video(path)
-        return
-    packets, frames, size = CASES[name]
-    seen: list[int] = []
-
-    def choose(num_frames: int) -> list[int]:
-        seen.append(num_frames)
-        return uniform_frames(num_frames, 8)
-
-    clip = read_clip(path, choose, at_least=8)
-    assert clip.shape == (8, 3, *size)
-    assert seen == ([packets] if packets == frames else [packets, frames])
-
-
-def test_every_decoder_case_is_looked_at(test_data):
-    found = {path.name for path in (test_data / "videos" / "decoder_cases").iterdir()}
-    assert len(found) == 17
-    assert found == {*CASES, "empty.flv", "not_a_video.mp4"}
+        monkeypatch.setattr(UprightRGB, "__call__", counting)
+        read_clip(path, range, threads=threads)
+    assert most[1] == 0, "one thread is the caller's own"
+    assert most[3] <= 4, "three, and one that hands out the work"

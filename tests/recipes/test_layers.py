@@ -59,6 +59,8 @@ def test_flags_of_heads_and_adapters_want_a_value(flags):
         ("trian: {}", "did you mean train"),
         ("train: {steps: many}", r"train\.steps: 'many'\n.*a whole number"),
         ("train: 3", "a mapping"),
+        ("train: {loss_weights: {contrast: much}}", r"train\.loss_weights\.contrast: 'much'"),
+        ("train: {loss_weights: 3}", "a mapping of options"),
         ("train: {precision: fp64}", "'float64'"),
         ("data: {crop_scale: [1]}", "a list of 2"),
         ("data: {flip: 1}", "true or false"),
@@ -71,6 +73,15 @@ def test_mistakes_in_a_layer_are_told(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DmgalError, match=message):
         parsed(str(path))
+
+
+def test_weights_of_losses_are_layered_by_name(tmp_path):
+    layer = tmp_path / "layer.yaml"
+    layer.write_text("train: {loss_weights: {contrast: 1e-2, base_classes: 1}}")
+    recipe = parsed(str(layer), "--train.loss-weights.base-classes", "0.5", "--train.steps", "3")
+    assert recipe.train.loss_weights == {"contrast": 0.01, "base_classes": 0.5} and recipe.train.steps == 3
+    with pytest.raises(DmgalError, match=r"--train\.loss-weights"):
+        parsed("--train.loss-weights", "0.5")
 
 
 def test_a_layer_that_does_not_exist_suggests_one():

@@ -180,6 +180,32 @@ def test_runs_on_other_data_are_not_compared(adapter_run, tmp_path, data_flags, 
     assert "the same episodes" in capsys.readouterr().err
 
 
+def test_losses_of_a_head_are_weighted_by_the_recipe_and_logged_apart(tmp_path, data_flags, capsys):
+    flags = [*data_flags, *STEPS, "--train.loss-weights.base_classes", "0.5"]
+    words = ["train", "method/hyrsm", *flags, "--out", str(tmp_path / "run")]
+    assert main(words) == 0
+    entries = [entry for entry in log(tmp_path / "run") if "loss" in entry]
+    assert len(entries) == 4
+    for entry in entries:
+        losses = entry["losses"]
+        assert set(losses) == {"cross_entropy", "base_classes"}
+        assert entry["loss"] == pytest.approx(losses["cross_entropy"] + 0.5 * losses["base_classes"])
+    # the number of training classes is a part of the resolved recipe, so that evaluation builds the same head
+    assert "num_base_classes: 6" in (tmp_path / "run" / "recipe.yaml").read_text()
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "4", "--quiet"]) == 0
+    words = ["train", "method/smga", *flags[:-2], "--train.loss-weights.contrast", "1", "--out", str(tmp_path / "no")]
+    assert main(words) == 2
+    assert "train.loss_weights.contrast" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("method", ["trx", "strm", "otam", "bi_mhm", "frame_aligned", "prototype"])
+def test_every_method_takes_a_step(tmp_path, data_flags, method):
+    flags = [*data_flags, "--train.steps", "1", "--train.validation-episodes", "2"]
+    assert main(["train", f"method/{method}", *flags, "--out", str(tmp_path / "run")]) == 0
+    assert [entry["step"] for entry in log(tmp_path / "run") if "loss" in entry] == [1]
+
+
 def test_nothing_to_train_is_told(tmp_path, data_flags, capsys):
     assert main(["train", "method/frozen", *data_flags, *STEPS, "--out", str(tmp_path / "run")]) == 2
     assert "nothing to train" in capsys.readouterr().err

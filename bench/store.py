@@ -1,0 +1,145 @@
+"""What reading 8 uniform frames costs: from a store, against decoding them with decord and with PyAV.
+
+    python -m dmgal.bench.store
+
+H.264 clips of 100 frames, 320 x 240, made here; CPU time per clip in one thread, warm page cache. Everything alternates
+in one run, and each case is compared with decord within the same pair; decord has one thread, opens the file, decodes,
+and is given nothing more to do. What the store gives has been resized and cropped besides. Transforms are timed alone.
+Writes ``bench/results/store.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import av
+import decord
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds
+from dmgal.episodes import VideoCatalog
+from dmgal.episodes.frames import uniform_frames
+from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, build_store
+from dmgal.episodes.transforms import TestTransform, TrainTransform
+from dmgal.episodes.video import read_clip
+
+OUT = Path(__file__).parent / "results" / "store.json"
+CLIPS, LENGTH, HEIGHT, WIDTH, FRAMES = 24, 100, 240, 320, 8
+ROUNDS = 15
+TRANSFORM = TestTransform(224, resize=256 / 224)
+CHOOSE = partial(uniform_frames, num_wanted=FRAMES)
+
+
+def write_clips(root: Path) -> None:
+    """A camera that pans over a texture, with a few shapes moving against it, and a little noise."""
+    for number in range(CLIPS):
+        generator = np.random.default_rng(number)
+        path = root / "class" / f"{number}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"crf": "23", "preset": "medium"})
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for image in _pictures(generator):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode())
+
+
+def _pictures(generator: np.random.Generator) -> Iterator[np.ndarray]:
+    coarse = torch.from_numpy(generator.uniform(0, 255, (1, 3, 40, 60)))
+    large = torch.nn.functional.interpolate(coarse, (400, 600), mode="bicubic")[0].permute(1, 2, 0).numpy()
+    speed, shapes = generator.uniform(-1, 1, 2), generator.uniform(0, 1, (4, 4))
+    for place in range(LENGTH):
+        top, left = (80 + 70 * speed[0] * place / LENGTH, 140 + 120 * speed[1] * place / LENGTH)
+        image = large[int(top) : int(top) + HEIGHT, int(left) : int(left) + WIDTH].copy()
+        for x, y, direction, color in shapes:
+            row = int((y * HEIGHT + place * 2 * (direction - 0.5)) % (HEIGHT - 40))
+            column = int((x * WIDTH + place * 3 * direction) % (WIDTH - 40))
+            image[row : row + 40, column : column + 40] = 255 * color
+        yield (image + generator.normal(scale=2, size=image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _decord_clip(path: Path) -> np.ndarray:
+    reader = decord.VideoReader(str(path), num_threads=1)
+    return reader.get_batch(CHOOSE(len(reader))).asnumpy()  # type: ignore[no-any-return]
+
+
+def cases(catalog: VideoCatalog, folder: Path) -> dict[str, Callable[[], object]]:
+    """By name: reading all clips once."""
+    videos, paths = range(len(catalog)), [catalog.path(video) for video in range(len(catalog))]
+    content = EvaluationClips(FRAMES, TRANSFORM)
+    clips, frames = StoredClips(folder, catalog, content), StoredFrames(folder, catalog)
+    fresh = iter([StoredClips(folder, catalog, content) for _ in range(ROUNDS + 1)])
+    return {
+        "store_test_clips": lambda: _each(clips.read, videos),
+        "store_test_clips_first_read_in_a_process": lambda: _each(next(fresh).read, videos),
+        "store_training_jpegs": lambda: _each(lambda video: frames.read(video, CHOOSE), videos),
+        "pyav": lambda: _each(lambda path: read_clip(path, CHOOSE), paths),
+        "pyav_and_transform": lambda: _each(lambda path: TRANSFORM(read_clip(path, CHOOSE)), paths),
+    }
+
+
+def _each(read: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Read one after the other and keep none, as a loader does that copies every clip into its batch."""
+    for item in items:
+        read(item)
+
+
+def transforms(clip: Tensor) -> dict[str, Callable[[], object]]:
+    """By name: a transform of one clip, ten times."""
+    generator = torch.Generator().manual_seed(0)
+    plain, jitter = TrainTransform(224), TrainTransform(224, flip=True, color_jitter=0.2)
+    last = clip.contiguous(memory_format=torch.channels_last)
+    return {
+        "test": lambda: [TRANSFORM(clip) for _ in range(10)],
+        "test_channels_last": lambda: [TRANSFORM(last) for _ in range(10)],
+        "train_crop": lambda: [plain(clip, generator) for _ in range(10)],
+        "train_crop_flip_color": lambda: [jitter(clip, generator) for _ in range(10)],
+        "train_crop_flip_color_channels_last": lambda: [jitter(last, generator) for _ in range(10)],
+    }
+
+
+def measure(root: Path) -> dict[str, Any]:
+    """Write clips and store into a folder, and time them."""
+    write_clips(root)
+    catalog, folder = VideoCatalog.from_folders(root), root / "store"
+    reports = build_store(catalog, folder, EvaluationClips(FRAMES, TRANSFORM), workers=1, progress=False)
+    exact = [TRANSFORM(read_clip(catalog.path(video), CHOOSE)) for video in range(CLIPS)]
+    stored = StoredClips(folder, catalog, EvaluationClips(FRAMES, TRANSFORM))
+    paths = [catalog.path(video) for video in range(CLIPS)]
+    pairs = paired_seconds(lambda: _each(_decord_clip, paths), cases(catalog, folder), ROUNDS)
+    alone = paired_seconds(lambda: None, transforms(read_clip(paths[0], CHOOSE)), ROUNDS)
+    return {
+        "clips": f"{CLIPS} H.264 clips of {LENGTH} frames, {WIDTH} x {HEIGHT}, {FRAMES} uniform frames of each",
+        "bit_equal_test_clips": sum(torch.equal(stored.read(video), clip) for video, clip in enumerate(exact)),
+        "store_bytes_per_clip": {report.name: report.size // CLIPS for report in reports},
+        "video_bytes_per_clip": sum(path.stat().st_size for path in paths) // CLIPS,
+        "decord_ms_per_clip": _milliseconds((base for rows in pairs.values() for _, base in rows), CLIPS),
+        "ms_per_clip": {name: _milliseconds((case for case, _ in rows), CLIPS) for name, rows in pairs.items()},
+        "times_decord": {name: median_with_interval([b / a for a, b in rows]) for name, rows in pairs.items()},
+        "transform_ms_per_clip": {name: _milliseconds((case for case, _ in rows), 10) for name, rows in alone.items()},
+    }
+
+
+def _milliseconds(seconds: Iterable[float], clips: int) -> float:
+    return round(1000 * statistics.median(seconds) / clips, 4)
+
+
+def main() -> None:
+    """Measure and write."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        report = {**hardware(), "decord": decord.__version__, "av": av.__version__, **measure(Path(folder))}
+    OUT.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""One pass over a video file: its header, then its compressed packets, up to the end or the first damage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import count
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+from av.stream import Disposition
+from av.video import VideoStream
+
+from .packet_index import PacketEntry
+from .packet_kinds import PacketKind, kind_reader
+from .video_decoder import MAX_PIXELS, VideoError, check_pixels, shown_reason
+
+MAX_PACKETS = 2**20
+"""A video of more packets (nine hours at 30 frames per second) is refused: damaged tables can claim any number."""
+
+# Demuxers that read the time of showing from the file; the others guess it, and guess wrong where frames are reordered.
+_FORMATS_WITH_TIMES = {"mp4", "matroska", "flv", "gif"}
+
+
+class PacketStream:
+    """The first video stream of a file that is no cover picture. Use it in a ``with`` statement, once.
+
+    Args:
+        path: the file.
+        threads: how many threads the decoder may use.
+
+    Attributes:
+        context: the decoder; it outlives this object.
+        codec: FFmpeg's name of the codec.
+        aspect: width over height of one stored pixel, or None.
+        damage: why the packets ended early, or None.
+
+    Raises:
+        VideoError: not a video, no video in it, or too large.
+    """
+
+    def __init__(self, path: Path, threads: int) -> None:
+        self.path = path
+        self.damage: str | None = None
+        self._kinds: dict[PacketKind | None, PacketKind | None] = {}
+        self._container = self._opened()
+        try:
+            with as_video_error(path):
+                self._stream = self._video_stream()
+                self._read_header(threads)
+        except VideoError:
+            self._container.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._container.close()
+
+    def packets(self) -> Iterator[av.Packet[VideoStream]]:
+        """Packets in decoding order, empty ones left out; ``damage`` is set where they end early."""
+        packets = self._container.demux(self._stream)
+        for place in count():
+            if place > MAX_PACKETS:
+                raise VideoError(self.path, f"more than {MAX_PACKETS:,} packets, the limit")
+            try:
+                packet = next(packets, None)
+            except (av.FFmpegError, ValueError, OverflowError) as error:
+                self.damage = f"its data is damaged: {shown_reason(error)}"
+                return
+            if packet is None:
+                return
+            if packet.is_corrupt:
+                self.damage = "its data is damaged: a packet is cut short"
+                return
+            if packet.size:
+                yield packet
+
+    def entry(self, packet: av.Packet[VideoStream]) -> PacketEntry:
+        """What an index keeps of a packet."""
+        # A new configuration makes sense at a key frame only, and asking for it is slow.
+        changes = packet.is_keyframe and packet.has_sidedata("new_extradata")
+        kind = None if changes else self._read_kind(memoryview(packet))
+        kind = self._kinds.setdefault(kind, kind)  # few differ: one object for all that are equal
+        shown = not packet.is_discard and not (kind is not None and kind.hidden)
+        return PacketEntry(packet.pts if self._times_are_read else None, shown, kind)
+
+    def _opened(self) -> av.container.InputContainer:
+        with as_video_error(self.path):
+            # "file:" keeps FFmpeg from taking a name with a colon for a protocol, the list of protocols from following
+            # a playlist in a video's clothes to another machine.
+            return av.open(
+                f"file:{self.path}",
+                options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
+                metadata_errors="replace",
+            )
+
+    def _video_stream(self) -> VideoStream:
+        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not streams:
+            raise VideoError(self.path, "it has no video stream")
+        if streams[0].codec_context is None:
+            raise VideoError(self.path, "FFmpeg has no decoder for its codec")
+        return streams[0]
+
+    def _read_header(self, threads: int) -> None:
+        context = self._stream.codec_context
+        check_pixels(self.path, context.width, context.height)
+        context.thread_count = threads
+        if threads > 1:
+            context.thread_type = "AUTO"
+        context.options = {"max_pixels": str(MAX_PIXELS)}
+        context.open(strict=False)  # now the decoder knows whether it reorders
+        self.context = context
+        self.codec = context.codec.canonical_name
+        self.aspect: Fraction | None = self._stream.sample_aspect_ratio
+        self._times_are_read = not _FORMATS_WITH_TIMES.isdisjoint(self._container.format.name.split(","))
+        self._read_kind = kind_reader(self.codec, context.extradata or b"")
+
+
+@contextmanager
+def as_video_error(path: Path) -> Iterator[None]:
+    """Turns what PyAV raises about a bad file into a `VideoError`."""
+    try:
+        yield
+    except VideoError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, OverflowError, ZeroDivisionError, MemoryError) as error:
+        raise VideoError(path, shown_reason(error)) from error

@@ -1,0 +1,115 @@
+"""The log of a check goes on after any interruption and forgets nothing; its report reads back."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmgal.episodes import check_log
+from dmgal.episodes.check_log import CheckLog, read_report, write_report
+from dmgal.episodes.checking import CheckedVideo
+from dmgal.errors import DmgalError
+
+VIDEOS = ["a/1.mp4", "a/2 ü.mp4", "b/\udce9.mp4", "b/4.mp4"]
+GOOD, BAD, CUT = CheckedVideo(50, None, "h264", 64, 48, 0), CheckedVideo(0, "no\nframes"), CheckedVideo(9, "cut, short")
+
+
+def write(log: CheckLog, *entries: tuple[int, CheckedVideo]) -> None:
+    with log.writer() as file:
+        for place, checked in entries:
+            log.write(file, place, checked)
+
+
+def test_what_is_done_and_what_is_wrong(tmp_path):
+    log = CheckLog(tmp_path / "new" / "log.jsonl", tmp_path, VIDEOS)
+    assert not log.done().any() and log.problems == {}
+    write(log, (2, BAD), (0, GOOD), (1, CUT))
+    again = CheckLog(log.path, tmp_path, VIDEOS)
+    assert again.done().tolist() == [True, True, True, False]
+    assert again.problems == log.problems == {VIDEOS[2]: BAD, VIDEOS[1]: CUT}
+
+
+def test_a_bad_file_that_has_changed_is_looked_at_again(tmp_path):
+    path = tmp_path / VIDEOS[3]
+    path.parent.mkdir()
+    path.write_bytes(b"half")
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
+    write(log, (3, BAD))
+    assert CheckLog(log.path, tmp_path, VIDEOS).done().tolist() == [False] * 3 + [True]
+    path.write_bytes(b"whole file")
+    again = CheckLog(log.path, tmp_path, VIDEOS)
+    assert not again.done().any()
+    write(again, (3, GOOD))
+    last = CheckLog(log.path, tmp_path, VIDEOS)
+    assert last.done()[3] and last.problems == again.problems == {}
+
+
+def test_the_catalog_may_change(tmp_path):
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
+    write(log, (0, GOOD), (2, BAD), (3, GOOD))
+    other = CheckLog(log.path, tmp_path, ["new.mp4", VIDEOS[3], VIDEOS[2]])
+    assert other.done().tolist() == [False, True, True] and list(other.problems) == [VIDEOS[2]]
+    assert CheckLog(log.path, tmp_path, []).done().tolist() == []
+
+
+@given(st.integers(0, 400), st.sampled_from([b"", b"{}\n", b"null\n", b"\xff\xfe\n", b'{"video": 3, "frames"']))
+def test_a_kill_at_any_byte_costs_one_line_at_most(tmp_path_factory, cut, garbage):
+    folder = tmp_path_factory.mktemp("cut")
+    log = CheckLog(folder / "log.jsonl", folder, VIDEOS)
+    write(log, (0, GOOD), (1, CUT), (3, GOOD))
+    whole = log.path.read_bytes()
+    kept = whole[: min(cut, len(whole))]
+    log.path.write_bytes(kept + garbage)
+    again = CheckLog(log.path, folder, VIDEOS)
+    done = again.done()
+    assert done.sum() >= kept.count(b"\n")
+    write(again, (2, GOOD))
+    assert CheckLog(log.path, folder, VIDEOS).done()[2]
+    lines = log.path.read_bytes().splitlines()
+    assert json.loads(lines[-1])["video"] == VIDEOS[2]
+
+
+def test_long_logs_are_read_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(check_log, "LINES_AT_ONCE", 3)
+    videos = [f"{number}.mp4" for number in range(20)]
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, videos)
+    write(log, *((place, GOOD if place % 5 else BAD) for place in range(0, 20, 2)))
+    again = CheckLog(log.path, tmp_path, videos)
+    assert np.flatnonzero(again.done()).tolist() == list(range(0, 20, 2))
+    assert list(again.problems) == ["0.mp4", "10.mp4"]
+
+
+def test_a_full_disk_is_told(tmp_path):
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
+    told = pytest.raises(DmgalError, match=r"cannot write the log(.|\n)*No space left(.|\n)*goes on where it was")
+    with told, log.writer() as file:
+        log.write(file, 0, GOOD)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert CheckLog(log.path, tmp_path, VIDEOS).done().tolist() == [True, False, False, False]
+    with pytest.raises(DmgalError, match="cannot write the log"):
+        write(CheckLog(log.path / "below_a_file.jsonl", tmp_path, VIDEOS), (0, GOOD))
+
+
+def test_the_report_reads_back(tmp_path):
+    problems = {VIDEOS[2]: BAD, 'quoted ", comma': CUT}
+    write_report(tmp_path / "report.csv", problems)
+    assert read_report(tmp_path / "report.csv") == problems
+    write_report(tmp_path / "none.csv", {})
+    assert read_report(tmp_path / "none.csv") == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "split,class_name,video\n", "video,frames,problem\na,b,c\n", "video,frames,problem\na,1\n"]
+)
+def test_what_is_no_report(tmp_path, text):
+    (tmp_path / "report.csv").write_text(text)
+    with pytest.raises(DmgalError, match=r"cannot read the report(.|\n)*dmgal prepare"):
+        read_report(tmp_path / "report.csv")
+    with pytest.raises(DmgalError, match="cannot read the report"):
+        read_report(tmp_path / "absent.csv")

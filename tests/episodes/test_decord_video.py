@@ -1,0 +1,46 @@
+"""The second decoder behind the same protocol, where it is installed."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+from dmgal.bench.barcode_clips import KINDS, read_barcode, write_clip
+from dmgal.episodes.video import VideoError, open_video, read_clip
+from dmgal.errors import DmgalError
+
+decord = pytest.importorskip("decord", reason="decord has no wheel for this platform")
+
+
+@pytest.mark.parametrize("name", ["H.264 closed GOPs", "H.264 many B-frames", "H.264 rotated", "VP9 hidden frames"])
+def test_it_reads_the_same_frames_where_it_reads_the_right_ones(tmp_path, name):
+    path = write_clip(tmp_path, "clip", KINDS[name])
+    wanted = [50, 3, 3, 22]
+    clip = read_clip(path, lambda n: wanted, decoder="decord")
+    exact = read_clip(path, lambda n: wanted)
+    assert clip.dtype == torch.uint8 and clip.shape == exact.shape and clip.is_contiguous()
+    assert [read_barcode(image) for image in clip.permute(0, 2, 3, 1).numpy()] == wanted
+    assert (clip.float() - exact.float()).abs().mean() < 2
+
+
+def test_frame_folders_do_not_need_it(tmp_path, write_frames, frame_numbers):
+    folder = write_frames(tmp_path / "frames", range(4))
+    assert frame_numbers(read_clip(folder, lambda n: [3, 1], decoder="decord")) == [3, 1]
+
+
+def test_what_it_cannot_read_is_one_error(tmp_path):
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(VideoError, match="Invalid data"):
+        open_video(tmp_path / "text.mp4", "decord")
+    path = write_clip(tmp_path, "clip", KINDS["AV1"])  # a codec it does not know
+    with pytest.raises(VideoError, match="cannot read the video"):
+        read_clip(path, lambda n: [0], decoder="decord")
+
+
+def test_without_the_package_the_message_names_the_way_out(tmp_path, monkeypatch):
+    path = write_clip(tmp_path, "clip", KINDS["H.264 closed GOPs"], range(3))
+    monkeypatch.setitem(sys.modules, "decord", None)
+    with pytest.raises(DmgalError, match="pip install decord, or use the decoder pyav"):
+        open_video(path, "decord")

@@ -1,0 +1,123 @@
+"""Videos that are stored as one image per frame, in a folder or a zip file; and pictures too large for any memory."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dmgal.episodes.frames import uniform_frames
+from dmgal.episodes.video import MAX_PIXELS, VideoError, open_video, probe_video, read_clip
+
+
+def test_frame_folders_are_read_in_natural_order(tmp_path, write_frames, frame_numbers):
+    folder = write_frames(tmp_path / "clip", range(12))
+    (folder / "notes.txt").write_text("not a frame")
+    video = open_video(folder)
+    assert video.num_frames == 12
+    assert frame_numbers(video.read([11, 0, 9, 0])) == [11, 0, 9, 0]
+
+
+def test_gray_frames_of_16_bits_are_not_clipped(tmp_path):
+    Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(tmp_path / "1.png")
+    assert open_video(tmp_path).read([0]).unique().tolist() == [40_000 >> 8]
+
+
+def zipped(path: Path, names: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in names.items():
+            archive.writestr(name, data)
+    return path
+
+
+def image_bytes(size: tuple[int, int], value: int = 0, **options) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(file, **{"format": "PNG", **options})
+    return file.getvalue()
+
+
+def test_zip_files_of_frames_are_read_in_natural_order(tmp_path):
+    names = {f"part{part}/{frame}.png": image_bytes((6, 4), 20 * part + frame) for part in (10, 2) for frame in (10, 9)}
+    path = zipped(tmp_path / "frames.ZIP", {**names, "notes.txt": b"none", "__MACOSX/._1.png": b"none"})
+    video = open_video(path)
+    assert video.num_frames == 4
+    clip = video.read([0, 1, 2, 3, 0])
+    assert clip.shape == (5, 3, 4, 6)
+    assert clip[:, 0, 0, 0].tolist() == [49, 50, 209, 210, 49]
+    probe = probe_video(path)
+    assert (probe.num_frames, probe.codec, probe.width, probe.height, probe.problem) == (4, "png", 6, 4, None)
+
+
+def test_frames_are_turned_as_their_camera_says(tmp_path):
+    turned = Image.Exif()
+    turned[0x0112] = 6  # a quarter turn clockwise
+    Image.new("RGB", (8, 4)).save(tmp_path / "1.jpg", exif=turned)
+    assert open_video(tmp_path).read([0]).shape == (1, 3, 8, 4)
+
+
+def test_a_broken_frame_ends_a_folder_or_zip_file(tmp_path):
+    frames = {f"{number}.png": image_bytes((4, 4), number) for number in range(10)}
+    frames["6.png"] = frames["6.png"][:40]
+    path = zipped(tmp_path / "frames.zip", frames)
+    (tmp_path / "folder").mkdir()
+    for name, data in frames.items():
+        (tmp_path / "folder" / name).write_bytes(data)
+    for place in (path, tmp_path / "folder"):
+        assert read_clip(place, lambda n: uniform_frames(n, 5))[:, 0, 0, 0].tolist() == [1, 3, 5, 7, 9]
+        assert read_clip(place, range)[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+        with pytest.raises(VideoError, match=r"only 6 frames decode of 7 wanted; then frame 6\.png"):
+            read_clip(place, range, at_least=7)
+        probe = probe_video(place)
+        assert probe.num_frames == 6 and "6.png" in probe.problem
+
+
+def test_gray_and_palette_frames_become_rgb(tmp_path):
+    for place, mode in enumerate(("L", "P", "RGBA", "1")):
+        Image.fromarray(np.full((8, 6, 3), 255, np.uint8)).convert(mode).save(tmp_path / f"{place}.png")
+    assert torch.equal(open_video(tmp_path).read(range(4)), torch.full((4, 3, 8, 6), 255, dtype=torch.uint8))
+
+
+def _huge_png(folder: Path) -> Path:
+    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
+    (folder / "frames").mkdir()
+    data = bytearray(image_bytes((8, 8)))
+    data[16:29] = header
+    data[29:33] = zlib.crc32(b"IHDR" + header).to_bytes(4, "big")
+    (folder / "frames" / "1.png").write_bytes(data)
+    return folder / "frames"
+
+
+def _large_png(folder: Path) -> Path:
+    (folder / "frames").mkdir()
+    Image.new("1", (8000, 5000)).save(folder / "frames" / "1.png")
+    return folder / "frames"
+
+
+def _large_gif(folder: Path) -> Path:
+    Image.new("P", (8000, 5000)).save(folder / "large.gif")
+    return folder / "large.gif"
+
+
+@pytest.mark.parametrize("make", [_huge_png, _large_png, _large_gif])
+def test_frames_of_too_many_pixels_are_refused_before_they_take_memory(tmp_path, make):
+    path = make(tmp_path)
+    for read in (probe_video, lambda p: read_clip(p, lambda n: [0])):
+        with pytest.raises(VideoError, match=f"{MAX_PIXELS:,}"):
+            read(path)
+
+
+def test_a_zip_file_that_claims_a_huge_frame_is_refused(tmp_path):
+    path = zipped(tmp_path / "a.zip", {"1.png": image_bytes((4, 4))})
+    data = bytearray(path.read_bytes())
+    directory = data.index(b"PK\x01\x02")
+    data[directory + 24 : directory + 28] = (2**31).to_bytes(4, "little")
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"1\.png: more than"):
+        open_video(path).read([0])

@@ -1,0 +1,136 @@
+"""What a store does with videos that cannot be read, with wrong bytes, and when its building is cut short."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dmgal.episodes import transforms
+from dmgal.episodes.catalog import VideoCatalog
+from dmgal.episodes.dataset import VideoDataset
+from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, build_store
+from dmgal.episodes.store_blocks import RECORD, checksum, latest, video_key
+from dmgal.episodes.video import VideoError, read_clip
+
+CLIPS = EvaluationClips(4, transforms.TestTransform(40, resize=1.2))
+
+
+def rebuild(catalog: VideoCatalog, folder: Path):
+    return build_store(catalog, folder, CLIPS, workers=1, progress=False)
+
+
+class TestBadVideos:
+    """What cannot be read fails from the store as it fails without, and is counted."""
+
+    @pytest.fixture
+    def catalog(self, tmp_path, write_video) -> VideoCatalog:
+        for split in ("train", "test"):
+            folder = tmp_path / "videos" / split / f"class of {split}"
+            whole = write_video(folder / "whole.mp4", range(50), options={"bf": "0", "g": "10"})
+            (folder / "empty.mp4").write_bytes(b"")
+            index_first = {"movflags": "faststart"}
+            cut = write_video(folder / "cut.mp4", range(50), options={"bf": "0", "g": "10"}, muxer_options=index_first)
+            cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+            (folder / "text.mp4").write_text("no video")
+            assert whole.exists()
+        return VideoCatalog.from_folders(tmp_path / "videos")
+
+    def test_reasons_stay(self, catalog, tmp_path):
+        reports = rebuild(catalog, tmp_path / "store")
+        assert [sorted(Path(v).name for v in report.unreadable) for report in reports] == [
+            ["empty.mp4", "text.mp4"]
+        ] * 2
+        assert "2 cannot be read: " in str(reports[0])
+        train, test = catalog.split("train"), catalog.split("test")
+        clips, frames = StoredClips(tmp_path / "store", test, CLIPS), StoredFrames(tmp_path / "store", train)
+        plain = VideoDataset(test, 4, CLIPS.transform)
+        bad = 0
+        for video in range(len(test)):
+            try:
+                wanted = plain[video]
+            except VideoError as error:
+                bad += 1
+                with pytest.raises(VideoError) as again:
+                    clips.read(video)
+                assert str(again.value) == str(error)
+                with pytest.raises(VideoError):
+                    frames.read(video, range)
+            else:
+                assert torch.equal(clips.read(video), wanted)
+        assert bad == 2
+        assert [report.made for report in rebuild(catalog, tmp_path / "store")] == [0, 0]
+
+    def test_a_cut_video_is_used_where_enough_frames_decode(self, catalog, tmp_path):
+        rebuild(catalog, tmp_path / "store")
+        train = catalog.split("train")
+        cut = next(v for v in range(len(train)) if train.videos[v].endswith("cut.mp4"))
+        frames, count = StoredFrames(tmp_path / "store", train), len(read_clip(train.path(cut), range))
+        assert 4 <= count < 50
+        assert len(frames.read(cut, range, at_least=count)) == count
+        with pytest.raises(VideoError) as plain:
+            read_clip(train.path(cut), range, at_least=count + 1)
+        with pytest.raises(VideoError) as stored:
+            frames.read(cut, range, at_least=count + 1)
+        assert str(stored.value) == str(plain.value)
+
+
+@given(st.binary(min_size=1, max_size=100), st.data())
+def test_the_checksum_tells_every_wrong_byte_and_lost_end(content, data):
+    place = data.draw(st.integers(0, len(content) - 1))
+    wrong = bytearray(content)
+    wrong[place] ^= data.draw(st.integers(1, 255))
+    assert checksum(content) != checksum(bytes(wrong))
+    assert checksum(content) != checksum(content[:-1]) and checksum(content) == checksum(bytearray(content))
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.lists(st.integers(0, 7), max_size=8))
+def test_the_last_record_of_a_video_counts(written, asked):
+    records = np.zeros(len(written), RECORD)
+    records["video"] = [video_key(str(video)) for video in written]
+    last = {video: place for place, video in enumerate(written)}
+    assert latest(records, [str(video) for video in asked]).tolist() == [last.get(video, -1) for video in asked]
+
+
+def interrupted(videos: Path, folder: Path, mode: str, number: int) -> tuple[dict[str, object], str]:
+    program = Path(__file__).with_name("interrupted_builds.py")
+    command = [sys.executable, str(program), str(videos), str(folder), mode, str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def few_videos(tmp_path_factory, write_video) -> Path:
+    """Without splits, so that both parts are built of each."""
+    root = tmp_path_factory.mktemp("few")
+    for number in range(5):
+        write_video(root / f"class{number % 2}" / f"{number}.mp4", range(10 * number, 10 * number + 6))
+    return root
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the builds are made in forked processes")
+class TestInterruptions:
+    """Killed at any change of a file, or with no room left: what is there is whole, and the next build goes on."""
+
+    @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+    def test_a_kill_at_any_moment(self, few_videos, tmp_path, every):
+        result, _ = interrupted(few_videos, tmp_path / "store", "kill", every)
+        found = result["found"]
+        assert result["kills"] >= 60 // every and found == sorted(found)
+        assert found[0] == 0 and found[-1] >= 9
+
+    @pytest.mark.parametrize("size", [300, 30_000])
+    def test_no_room_left(self, few_videos, tmp_path, size):
+        result, said = interrupted(few_videos, tmp_path / "store", "limit", size)
+        assert result["ended"] == -2 and "Traceback" not in said
+        assert result["found"] == (0 if size == 300 else 2)
+        assert "cannot write the store" in said and "File too large" in said and "it goes on from what is there" in said

@@ -1,0 +1,274 @@
+"""Preparing data: matching a download to a standard split, checking every video, and what recipes make of it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import yaml
+
+from dmgal.cli import main
+from dmgal.episodes.split_files import read_rows
+from dmgal.episodes.standard_splits import standard_split_file
+from dmgal.errors import DmgalError
+from dmgal.recipes.build import build_catalog
+from dmgal.recipes.config import DataConfig
+
+FRAMES = 30
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> bytes:
+    """An mp4 file with its index in front: cut anywhere, what stands before the cut decodes."""
+    path, noise = tmp_path_factory.mktemp("film") / "a.mp4", np.random.default_rng(0)
+    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "0", "g": "5"})
+        stream.width = stream.height = 64
+        for _ in range(FRAMES):
+            image = noise.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path.read_bytes()
+
+
+@pytest.fixture
+def videos(tmp_path, sound) -> Path:
+    """A class in train and one in val: whole videos, one cut late, one cut early, one that is none."""
+    contents = {"1": sound, "2": sound, "3": sound, "cut late": sound[: len(sound) * 3 // 4], "none": b"no video"}
+    for folder in ("train/dive", "val/run"):
+        (tmp_path / "videos" / folder).mkdir(parents=True)
+        for video, content in contents.items():
+            (tmp_path / "videos" / folder / f"{video}.mp4").write_bytes(content)
+    (tmp_path / "videos/val/run/cut early.mp4").write_bytes(sound[: len(sound) // 4])
+    return tmp_path / "videos"
+
+
+def prepare(*words: str | Path) -> int:
+    return main(["prepare", *map(str, words), "--quiet", "--workers", "1"])
+
+
+def report(out: Path) -> dict[str, tuple[int, str]]:
+    with (out / "report.csv").open(newline="") as file:
+        return {row["video"]: (int(row["frames"]), row["problem"]) for row in csv.DictReader(file)}
+
+
+def summary(out: Path) -> dict:
+    return json.loads((out / "summary.json").read_text())
+
+
+def test_class_folders_are_checked_and_told(tmp_path, videos, capsys):
+    out = tmp_path / "out"
+    assert prepare("--root", videos, "--out", out, "--num-frames", 12) == 0
+    found = report(out)
+    both = {f"{folder}/{name}.mp4" for folder in ("train/dive", "val/run") for name in ("cut late", "none")}
+    assert set(found) == {*both, "val/run/cut early.mp4"}
+    assert 12 <= found["val/run/cut late.mp4"][0] < FRAMES and 1 <= found["val/run/cut early.mp4"][0] < 12
+    assert found["val/run/none.mp4"][0] == 0 and all(problem for _, problem in found.values())
+    counts = {"videos": 11, "missing": 0, "num_frames": 12, "sound": 6, "salvaged": 2, "bad": 3}
+    assert summary(out) == {"dataset": None, **counts}
+    told = capsys.readouterr().out
+    assert "checked 11 videos: 6 sound, 2 damaged but used (at least 12 frames decode), 3 bad" in told
+    assert "bad   val/run/none.mp4: " in told and "--data.on-bad-video skip" in told
+    layer = yaml.safe_load((out / "data.yaml").read_text())["data"]
+    files = {"split_file": str(out / "split.csv"), "report": str(out / "report.csv")}
+    assert layer == {"root": str(videos), "generate": "no", **files}
+
+
+def test_a_stopped_check_goes_on_where_it_was(tmp_path, videos, capsys, sound):
+    out = tmp_path / "out"
+    assert prepare("--root", videos, "--out", out) == 0
+    log = out / "checked.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == 11
+    # what was checked stands as it is, though it be wrong; half a line does not
+    kept = [line.replace('"frames": 30', '"frames": 99') for line in lines[:6]]
+    log.write_text("".join(kept) + lines[6][:20])
+    (videos / "train/dive/none.mp4").write_bytes(sound)  # mended
+    assert prepare("--root", videos, "--out", out) == 0
+    after = log.read_text().splitlines(keepends=True)
+    mended = sum('"train/dive/none.mp4"' in line for line in kept)
+    assert after[:6] == kept and len(after) == 11 + mended
+    assert f"{6 - mended} of 11 videos were checked before" in capsys.readouterr().out
+    assert "train/dive/none.mp4" not in report(out) and summary(out)["sound"] == 7
+    assert prepare("--root", videos, "--out", out, "--recheck") == 0
+    assert len(log.read_text().splitlines()) == 11 and "99" not in log.read_text()
+
+
+def test_recipes_follow_the_report(tmp_path, videos, capsys):
+    out = tmp_path / "out"
+    (videos / "test/third").mkdir(parents=True)
+    shutil.copy(videos / "val/run/1.mp4", videos / "test/third/1.mp4")
+    assert prepare("--root", videos, "--out", out) == 0
+    data = {"root": videos, "report": out / "report.csv"}
+    with pytest.raises(DmgalError, match=r"3 of 12 videos cannot be used(.|\n)*none.mp4 \((.|\n)*on-bad-video skip"):
+        build_catalog(DataConfig(**data, num_frames=12))
+    catalog = build_catalog(DataConfig(**data, num_frames=12, on_bad_video="skip"))
+    assert len(catalog) == 9 and "val/run/cut late.mp4" in catalog.videos
+    assert "val/run/cut early.mp4" not in catalog.videos
+    told = capsys.readouterr().err
+    assert "skipped 3 of 12 videos, bad by " in told and "val/run/cut early.mp4" in told
+    assert len(build_catalog(DataConfig(**data, num_frames=2, on_bad_video="skip"))) == 10
+    (videos / "test/third/1.mp4").write_bytes(b"")
+    assert prepare("--root", videos, "--out", out, "--recheck") == 0
+    with pytest.raises(DmgalError, match=r"left without a video(.|\n)*third"):
+        build_catalog(DataConfig(**data, on_bad_video="skip"))
+    with pytest.raises(DmgalError, match="cannot read the report"):
+        build_catalog(DataConfig(root=videos, report=videos))
+
+
+def test_missing_videos_of_lists(tmp_path, videos, capsys):
+    lists, out = tmp_path / "lists", tmp_path / "out"
+    lists.mkdir()
+    (lists / "train.txt").write_text("train/dive/1\r\ntrain/dive/2\r\ntrain/dive/gone\r\n")
+    (lists / "val.txt").write_text("val/run/1.mp4 30 0\nval/run/none.mp4 30 0\n")
+    assert prepare("--root", videos, "--split-file", lists, "--out", out) == 0
+    assert summary(out)["missing"] == 1 and set(report(out)) == {"val/run/none.mp4"}
+    assert (out / "missing.csv").read_text() == "split,class_name,video\ntrain,dive,train/dive/gone\n"
+    assert "1 listed videos are missing" in capsys.readouterr().out
+    layer = yaml.safe_load((out / "data.yaml").read_text())["data"]
+    files = {name: Path(layer[name]) for name in ("root", "split_file", "report")}
+    prepared = DataConfig(**files, on_bad_video="skip")
+    assert build_catalog(prepared).videos == ["train/dive/1.mp4", "train/dive/2.mp4", "val/run/1.mp4"]
+    direct = DataConfig(root=videos, split_file=lists, on_bad_video="skip")
+    assert build_catalog(direct).class_splits == ("train", "val")
+    assert "skipped 1 of 5 videos, not there: train/dive/gone" in capsys.readouterr().err
+    with pytest.raises(DmgalError, match=r"1 of 5 not found(.|\n)*dmgal prepare"):
+        build_catalog(DataConfig(root=videos, split_file=lists))
+
+
+def test_a_standard_split_is_matched_to_a_download(tmp_path, sound, capsys):
+    rows = [row for row in read_rows(standard_split_file("kinetics100")) if row[1] in ("air drumming", "busking")]
+    train = [video for split, _, video, _ in rows if split == "train"]
+    test = [video for split, _, video, _ in rows if split == "test"]
+    root, out = tmp_path / "download", tmp_path / "out"
+    for video in train[:-2]:
+        (root / "train" / "air_drumming").mkdir(parents=True, exist_ok=True)
+        (root / "train" / "air_drumming" / f"{video[:11]}.MP4").write_bytes(b"")
+    for video in test:
+        (root / "busking").mkdir(exist_ok=True)
+        (root / "busking" / f"{video}.webm").write_bytes(b"")
+    (root / "unlisted.mp4").write_bytes(b"")
+    assert prepare("--dataset", "kinetics100", "--root", root, "--out", out, "--no-check") == 0
+    told = capsys.readouterr().out
+    assert "198 of 10,000 videos found" in told
+    assert "train 98 of 6,400 videos; 0 of 64 classes complete" in told
+    assert "test  100 of 2,400 videos; 1 of 24 classes complete" in told
+    assert "dmgal train method/dmgal_adapter" in told
+    found = summary(out)
+    assert found["found"] == {"train": 98, "val": 0, "test": 100} and found["missing"] == 9802
+    with (out / "found.csv").open(newline="") as file:
+        per_class = {row["class_name"]: (int(row["listed"]), int(row["found"])) for row in csv.DictReader(file)}
+    assert per_class["air drumming"] == (100, 98) and per_class["busking"] == (100, 100)
+    assert sum(there for _, there in per_class.values()) == 198 and len(per_class) == 100
+    with (out / "missing.csv").open(newline="") as file:
+        missing = [row["video"] for row in csv.DictReader(file)]
+    assert len(missing) == 9802 and set(train[-2:]) < set(missing) and not set(train[:-2]) & set(missing)
+    layer = yaml.safe_load((out / "data.yaml").read_text())["data"]
+    assert layer["flip"] is True and "report" not in layer
+    catalog = build_catalog(DataConfig(root=root, split_file=out / "split.csv"))
+    assert len(catalog.split("test")) == 100 and catalog.split("train").class_names == ("air drumming",)
+
+
+def test_matched_videos_are_checked(tmp_path, sound, capsys):
+    rows = list(read_rows(standard_split_file("ssv2_small")))[::1700]
+    root, out = tmp_path / "download", tmp_path / "out"
+    root.mkdir()
+    for number, (_, _, video, _) in enumerate(rows):
+        (root / f"{video}.webm").write_bytes(sound if number else b"not a video")
+    assert prepare("--dataset", "ssv2_small", "--root", root, "--out", out) == 0
+    assert set(report(out)) == {f"{rows[0][2]}.webm"} and summary(out)["sound"] == len(rows) - 1
+    told = capsys.readouterr().out
+    assert f"data/ssv2_small {out / 'data.yaml'} --data.on-bad-video skip" in told
+
+
+def test_a_folder_of_nothing_but_videos(tmp_path, videos, capsys):
+    assert prepare("--root", videos / "val/run", "--out", tmp_path / "out") == 0
+    assert summary(tmp_path / "out")["videos"] == 6 and "dmgal train" not in capsys.readouterr().out
+
+
+def test_training_and_evaluation_go_on_without_bad_videos(tmp_path, frame_folders, data_flags, capfd):
+    root, run = tmp_path / "frames", tmp_path / "run"
+    shutil.copytree(frame_folders, root)
+    bad = [next(iter(sorted((root / split).iterdir()))) / "0" for split in ("val", "test")]
+    for clip in [*(path / "0" for path in (root / "train").iterdir()), *bad]:  # one of each training class
+        for frame in clip.iterdir():
+            frame.write_bytes(b"no picture")
+    flags = [word.replace(str(frame_folders), str(root)) for word in data_flags]
+    train = ["train", "method/smga", *flags, "--train.steps", "3", "--out", str(run)]
+    assert main([*train, "--data.on-bad-video", "skip"]) == 0
+    told = capfd.readouterr().err
+    assert "/val/" in told and "it is left out" in told
+    assert "/train/" in told and "others of its class take its place" in told
+    assert "of 24 videos, which could not be read: train/" in told
+    assert main(["evaluate", str(run), "--episodes", "10", "--quiet"]) == 0
+    assert "skipped 1 of 16 videos, which could not be read: test/" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Nothing says where the videos are"),
+        (["--root", "nowhere"], "folder of the videos is missing"),
+        (["--dataset", "ucf101", "--root", "nowhere"], "folder of the videos is missing"),
+        (["--dataset", "ucf101", "--root", ".", "--split-file", "x.csv"], "one split only"),
+        (["no/such_layer"], "layer was not found"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(*words) == 2
+    told = capsys.readouterr().err
+    assert message in told and "what to do: " in told
+
+
+def test_a_download_of_something_else(tmp_path, capsys):
+    (tmp_path / "holiday.mp4").write_bytes(b"")
+    assert prepare("--dataset", "ucf101", "--root", tmp_path, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "No video of ucf101 was found" in told and "such as holiday.mp4" in told and "v_ApplyEyeMakeup_g01" in told
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path, videos, capsys):
+    (tmp_path / "file").write_text("")
+    assert prepare("--root", videos, "--out", tmp_path / "file" / "out") == 2
+    assert "cannot be prepared" in capsys.readouterr().err
+
+
+def test_help_helps(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", "--help"])
+    assert not ended.value.code
+    told = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
+        "report.csv",
+        "missing.csv",
+        "goes on where it was",
+    ):
+        assert words in told
+
+
+def test_real_videos(tmp_path, test_data, capsys):
+    cases = test_data / "videos" / "decoder_cases"
+    assert prepare("--root", cases, "--out", tmp_path / "cases") == 0
+    found = report(tmp_path / "cases")
+    assert found.pop("truncated_28_of_50_frames.mp4")[0] == 28
+    assert {video: frames for video, (frames, _) in found.items()} == {"empty.flv": 0, "not_a_video.mp4": 0}
+    assert prepare("--root", test_data / "videos" / "ssv2_mini", "--out", tmp_path / "mini") == 0
+    assert summary(tmp_path / "mini") | {"num_frames": 8} == {
+        "dataset": None,
+        "videos": 150,
+        "missing": 0,
+        "num_frames": 8,
+        "sound": 150,
+        "salvaged": 0,
+        "bad": 0,
+    }
+    words = ["--dataset", "ssv2_full", "--root", test_data / "videos", "--out", tmp_path / "full", "--no-check"]
+    assert prepare(*words) == 0
+    assert sum(summary(tmp_path / "full")["found"].values()) == 150

@@ -1,0 +1,80 @@
+"""dmgal store, and runs that read from what it made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dmgal.cli import main
+from dmgal.recipes import build
+from dmgal.recipes.build import build_catalog
+from dmgal.recipes.config import DataConfig, Recipe
+from dmgal.recipes.evaluate import Protocol, load_run, measure
+from dmgal.recipes.runs import Run
+
+SIZE = 48  # of tiny-clip's images
+
+
+@pytest.fixture
+def store(frame_folders: Path, tmp_path: Path) -> Path:
+    data = ["--data.root", str(frame_folders), "--data.split-file", str(frame_folders / "split.csv")]
+    folder = tmp_path / "store"
+    assert main(["store", *data, "--data.store", str(folder), "--workers", "1", "--quiet"]) == 0
+    return folder
+
+
+def recipe(frame_folders: Path, store: Path | None) -> Recipe:
+    split_file = frame_folders / "split.csv"
+    return Recipe(data=DataConfig(root=frame_folders, split_file=split_file, store=store, num_workers=0))
+
+
+@pytest.mark.parametrize("layer", ["data/ssv2_small", "data/moving_shapes"])
+def test_data_whose_labels_know_left_from_right_is_never_mirrored(layer, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "method/smga", layer, "--data.flip"])
+    assert ended.value.code == 2 and "may not be mirrored" in capsys.readouterr().err
+
+
+def test_the_command_needs_a_folder(frame_folders, capsys):
+    assert main(["store", "--data.root", str(frame_folders), "--size", "48"]) == 2
+    assert "pass --data.store FOLDER" in capsys.readouterr().err
+
+
+def test_clips_are_those_of_decoding(frame_folders, store):
+    plain, stored = (recipe(frame_folders, folder) for folder in (None, store))
+    catalog = build_catalog(plain.data).split("test")
+    exact, read = (build.test_clips(catalog, one, (SIZE, SIZE)) for one in (plain, stored))
+    assert len(exact) == len(read) > 0
+    assert all(torch.equal(exact[video], read[video]) for video in range(len(exact)))
+
+
+def test_a_run_trains_and_is_evaluated_from_a_store(frame_folders, store, data_flags, tmp_path):
+    flags = [*data_flags, "--data.store", str(store), "--train.steps", "2", "--out", str(tmp_path / "run")]
+    assert main(["train", "method/smga", *flags]) == 0
+    run_recipe, recognizer = load_run(Run(tmp_path / "run"))
+    assert run_recipe.data.store == store
+    catalog, protocol = build_catalog(run_recipe.data), Protocol(n_way=2, k_shot=1, episodes=10)
+    plain = replace(run_recipe, data=replace(run_recipe.data, store=None))
+    with_store, without = (
+        measure(recognizer, one, catalog, protocol, progress=False)["accuracy"] for one in (run_recipe, plain)
+    )
+    assert torch.equal(with_store.accuracies, without.accuracies) and with_store.episodes == without.episodes
+
+
+def test_a_stale_store_ends_a_run_with_what_differs(frame_folders, store, data_flags, tmp_path, capsys):
+    flags = [*data_flags, "--data.store", str(store), "--out", str(tmp_path / "run")]
+    assert main(["train", "method/smga", *flags, "--data.num-frames", "4"]) == 2
+    assert "num_frames=8" in capsys.readouterr().err
+    frame = next((frame_folders / "val").rglob("0.png"))
+    content = frame.read_bytes()
+    try:
+        Image.new("RGB", (48, 48)).save(frame)
+        assert main(["train", "method/smga", *flags]) == 2
+    finally:
+        frame.write_bytes(content)
+    said = capsys.readouterr().err
+    assert "is stale" in said and "1 of " in said and "dmgal store" in said
