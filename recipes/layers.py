@@ -20,6 +20,8 @@ T = TypeVar("T")
 Tree = dict[str, Any]
 KINDS = {"adapter": "peft_type", "head": "name"}
 """Sections that hold one of several kinds of thing, and the key that says which."""
+PER_DATA = "per_data"
+"""Section of a method's layer with what it sets for a data set, by ``data.name``."""
 
 
 def bundled_layers() -> list[str]:
@@ -54,7 +56,27 @@ def read_layer(name: str) -> Tree:
 
 
 def merged(layers: Iterable[Tree]) -> Tree:
-    """Layers on top of each other. An adapter of another ``peft_type``, or a head of another ``name``, replaces it."""
+    """Layers on top of each other. An adapter of another ``peft_type``, or a head of another ``name``, replaces it.
+
+    What a layer sets for the recipe's data set (``per_data``) lies right on top of it, in whatever order layers come.
+    """
+    layers = list(layers)
+    names = [
+        layer["data"]["name"] for layer in layers if isinstance(layer.get("data"), dict) and "name" in layer["data"]
+    ]
+    return _merged([part for layer in layers for part in _for_data(layer, names[-1] if names else None)])
+
+
+def _for_data(layer: Tree, name: str | None) -> list[Tree]:
+    """A layer, and on top of it what it says for a data set."""
+    plain = {key: value for key, value in layer.items() if key != PER_DATA}
+    special = layer.get(PER_DATA, {})
+    if not isinstance(special, dict) or not all(isinstance(values, dict) for values in special.values()):
+        raise _bad_value(PER_DATA, special, "a mapping of names of data sets to what is set for them")
+    return [plain, special[name]] if name in special else [plain]
+
+
+def _merged(layers: list[Tree]) -> Tree:
     result: Tree = {}
     for layer in layers:
         for section, mark in KINDS.items():

@@ -220,6 +220,7 @@ def _write_layer(options: Prepare, listed: Listed, out: Path) -> None:
     if options.check:
         data["report"] = str((out / "report.csv").resolve())
     if options.dataset is not None:
+        data["name"] = options.dataset
         data["flip"] = data["may_flip"] = FACTS[options.dataset].mirror
     head = "# Written by dmgal prepare: a layer for dmgal train that says where the data is.\n"
     write_text(out / "data.yaml", head + yaml.safe_dump({"data": data}, sort_keys=False))

@@ -116,3 +116,36 @@ def test_a_recipe_survives_being_written():
 def test_unknown_heads_and_options_list_the_known(options, message):
     with pytest.raises(DmgalError, match=message):
         build_head(options)
+
+
+def test_a_methods_values_for_a_data_set_lie_on_the_method_in_any_order(tmp_path):
+    method, data, later = (tmp_path / f"{name}.yaml" for name in ("method", "data", "later"))
+    method.write_text(
+        "train: {seed: 1, steps: 1}\nper_data: {mine: {train: {seed: 2, steps: 2}}, other: {train: {seed: 3}}}"
+    )
+    data.write_text("data: {name: mine}")
+    later.write_text("train: {steps: 5}")
+    for order in itertools.permutations([method, data]):
+        recipe = parsed(*map(str, order), str(later))
+        assert (recipe.train.seed, recipe.train.steps, recipe.data.name) == (2, 5, "mine")
+    assert parsed(str(method)).train.seed == 1
+    method.write_text("per_data: {mine: 3}")
+    with pytest.raises(DmgalError, match="per_data"):
+        parsed(str(method))
+
+
+def test_values_of_the_papers_per_data_set():
+    molo = parsed("method/molo", "data/kinetics100").train
+    assert (molo.learning_rate, molo.loss_weights["base_classes"], molo.loss_weights["long_short"]) == (2e-5, 0.1, 0.05)
+    assert parsed("data/ssv2_full", "method/hyrsm").train.loss_weights == {"base_classes": 0.6}
+
+
+def test_every_sensible_pair_of_method_and_data_set_is_parsed_and_its_parts_exist():
+    methods = [name for name in bundled_layers() if name.startswith("method/")]
+    data = [name for name in bundled_layers() if name.startswith("data/")]
+    assert (len(methods), len(data)) == (20, 6)
+    for method, data_set in itertools.product(methods, data):
+        recipe = parsed(method, data_set)
+        assert recipe.data.name == data_set.removeprefix("data/")
+        build_head({**recipe.head}, channels=32, num_frames=8)
+        assert not (recipe.data.flip and "ssv2" in data_set)
