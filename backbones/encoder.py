@@ -258,8 +258,17 @@ class FrameEncoder(nn.Module):
         return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
 
 
-def make_encoder(backbone: nn.Module, pooling: Pooling | None = None) -> FrameEncoder | MapEncoder:
+def make_encoder(
+    backbone: nn.Module, pooling: Pooling | None = None, checkpoint_blocks: bool = False
+) -> FrameEncoder | MapEncoder:
     """The encoder that fits a backbone: of tokens for a vision transformer, of maps for a convolutional network."""
-    if hasattr(getattr(backbone, "config", None), "hidden_sizes"):
-        return MapEncoder(backbone, "map" if pooling == "map" else None)
-    return FrameEncoder(backbone, pooling)
+    if not hasattr(getattr(backbone, "config", None), "hidden_sizes"):
+        return FrameEncoder(backbone, pooling, checkpoint_blocks=checkpoint_blocks)
+    if checkpoint_blocks:
+        raise DmgalError(
+            "A convolutional backbone has no blocks to compute again.",
+            received="checkpoint_blocks=True",
+            expected="a vision transformer, or checkpoint_blocks=False",
+            remedy="leave it out",
+        )
+    return MapEncoder(backbone, "map" if pooling == "map" else None)

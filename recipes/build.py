@@ -66,7 +66,7 @@ def build_recognizer(
     backbone.requires_grad_(recipe.backbone.trainable)
     if recipe.adapter is not None:
         backbone = _adapted(backbone, recipe, adapter)
-    encoder = make_encoder(backbone, recipe.backbone.pooling)
+    encoder = make_encoder(backbone, recipe.backbone.pooling, recipe.backbone.checkpoint_blocks)
     if head is None:
         head = build_head(recipe.head, channels=encoder.feature_width, num_frames=recipe.data.num_frames)
     return FewShotRecognizer(encoder, cast(Head, head))

@@ -89,6 +89,8 @@ class BackboneConfig:
     """Full fine-tuning; otherwise the backbone is frozen."""
     freeze_batch_norm: bool = True
     """Batch norms of a trained backbone or head keep their statistics."""
+    checkpoint_blocks: bool = False
+    """Keep only what enters each block and compute the rest again in the backward pass: less memory, more time."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Of a frozen backbone's weights while it trains; what is trained stays in float32."""
 
@@ -154,7 +156,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """The newest ones; one before the newest is for where that is damaged."""
     on_bad_loss: Literal["skip", "stop"] = "skip"
-    """A loss or gradient that is not finite, or a loss that explodes: leave that step's update out and count, or stop."""
+    """A loss or gradient that is not finite, or a loss that explodes: leave out that step's update and count, or stop."""
     max_bad_losses: int = 10
     """Stop after so many skipped steps in a row."""
     tracker: Tracker | None = None
@@ -170,10 +172,6 @@ class TrainConfig:
             raise _cannot_train(f"train.ema: {self.ema}", "a decay between 0 and 1, or none")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise _cannot_train(f"train.clip_norm: {self.clip_norm}", "more than 0, or none")
-        if self.tasks_per_pass is not None and self.tasks_per_step % self.tasks_per_pass:
-            raise _cannot_train(
-                f"train.tasks_per_pass: {self.tasks_per_pass}", f"a divisor of the {self.tasks_per_step} tasks per step"
-            )
 
 
 def _cannot_train(received: str, expected: str) -> DmgalError:

@@ -61,9 +61,8 @@ def merged(layers: Iterable[Tree]) -> Tree:
     What a layer sets for the recipe's data set (``per_data``) lies right on top of it, in whatever order layers come.
     """
     layers = list(layers)
-    names = [
-        layer["data"]["name"] for layer in layers if isinstance(layer.get("data"), dict) and "name" in layer["data"]
-    ]
+    data = [layer["data"] for layer in layers if isinstance(layer.get("data"), dict)]
+    names = [section["name"] for section in data if "name" in section]
     return _merged([part for layer in layers for part in _for_data(layer, names[-1] if names else None)])
 
 

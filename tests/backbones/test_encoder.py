@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_backbones import TINY_BACKBONES
 
-from dmgal.backbones import FrameEncoder, find_spec, load_backbone
+from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
 from dmgal.errors import DmgalError
 
 
@@ -89,3 +90,12 @@ def test_the_width_of_features_is_known_before_any_video(pooling):
     video = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8)
     with torch.no_grad():
         assert encoder.feature_width == encoder.encode(video)["features"].shape[2]
+
+
+def test_checkpointed_blocks_want_blocks() -> None:
+    from transformers import ResNetConfig, ResNetModel
+
+    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
+    with pytest.raises(DmgalError, match="no blocks"):
+        make_encoder(network, checkpoint_blocks=True)
+    assert make_encoder(TINY_BACKBONES["ViT"].make(), checkpoint_blocks=True).checkpoint_blocks

@@ -9,7 +9,7 @@ import pytest
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_head
 from dmgal.recipes.config import Recipe, parse
-from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.layers import bundled_layers, from_mapping, merged, to_mapping
 from dmgal.recipes.train import Train
 
 
@@ -87,16 +87,6 @@ def test_weights_of_losses_are_layered_by_name(tmp_path):
 def test_a_layer_that_does_not_exist_suggests_one():
     with pytest.raises(DmgalError, match="did you mean method/dmgal_adapter"):
         parsed("method/dmgal_adaptor")
-
-
-def test_every_bundled_pair_is_a_recipe():
-    layers = bundled_layers()
-    methods = [name for name in layers if name.startswith("method/")]
-    data = [name for name in layers if name.startswith("data/")]
-    assert len(methods) >= 4 and len(data) >= 2
-    for pair in itertools.product(methods, data):
-        recipe = from_mapping(Recipe, merged(read_layer(name) for name in pair))
-        build_head(recipe.head, channels=16, num_frames=recipe.data.num_frames)
 
 
 def test_a_recipe_survives_being_written():
