@@ -133,7 +133,7 @@ def test_values_of_the_papers_per_data_set():
 def test_every_sensible_pair_of_method_and_data_set_is_parsed_and_its_parts_exist():
     methods = [name for name in bundled_layers() if name.startswith("method/")]
     data = [name for name in bundled_layers() if name.startswith("data/")]
-    assert (len(methods), len(data)) == (20, 6)
+    assert (len(methods), len(data)) == (19, 6)
     for method, data_set in itertools.product(methods, data):
         recipe = parsed(method, data_set)
         assert recipe.data.name == data_set.removeprefix("data/")

@@ -1,0 +1,148 @@
+"""Trains many recipes on moving shapes, each in a process of its own, and compares them on the same episodes.
+
+A comparison says which methods, with which options and learning rates; the rate of a method is the best on the
+validation classes of the first data seed, and the novel classes are looked at once, at the end. What is finished is not
+done again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dmgal.episodes.moving_shapes import generate_moving_shapes
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Learning rates: of what is added to the backbone, and of the backbone where it is trained."""
+
+    added: float
+    backbone: float = 1e-4
+
+    def __str__(self) -> str:
+        return f"{self.added:g}_{self.backbone:g}"
+
+
+@dataclass(frozen=True)
+class Training:
+    """One run of ``dmgal train`` on the moving shapes of a seed, which is the training's seed, too."""
+
+    method: str
+    rate: Rate
+    seed: int
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """Where runs are, and how many are trained at a time, each with its share of the cores."""
+
+    folder: Path
+    jobs: int = 1
+
+    def run(self, training: Training) -> Path:
+        """The run folder of a training."""
+        return self.folder / "runs" / f"seed{training.seed}" / f"{training.method}_{training.rate}"
+
+    def data(self, seed: int) -> Path:
+        """The folder of the videos of a seed."""
+        return self.folder / f"moving_shapes_seed{seed}"
+
+    def make_data(self, seeds: Iterable[int]) -> None:
+        """The videos of all seeds, where they are missing."""
+        for seed in seeds:
+            generate_moving_shapes(self.data(seed), seed=seed)
+
+    def train(self, trainings: Iterable[Training]) -> None:
+        """Those that are not finished; what was begun goes on."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(self._train, trainings))
+
+    def validation(self, training: Training) -> float:
+        """The best accuracy on validation classes, in percent."""
+        entries = [json.loads(line) for line in (self.run(training) / "log.jsonl").read_text().splitlines()]
+        return max(entry["validation_accuracy"] for entry in entries if "validation_accuracy" in entry)
+
+    def compare(self, trainings: Sequence[Training], episodes: int, shots: int = 1) -> dict[str, Any]:
+        """What ``dmgal compare`` finds on the novel classes; differences are to the first."""
+        seed = trainings[0].seed
+        out = self.folder / f"seed{seed}_{shots}shot.json"
+        words = ["compare", *(str(self.run(training)) for training in trainings), "--quiet"]
+        words += ["--episodes", str(episodes), "--shots", str(shots), "--out", str(out)]
+        subprocess.run([sys.executable, "-m", "dmgal", *words], check=True)
+        return {"seed": seed, "shots": shots, **json.loads(out.read_text())}
+
+    def _train(self, training: Training) -> None:
+        folder = self.run(training)
+        words = ["demo", f"method/{training.method}", "data/moving_shapes", *training.options]
+        words += ["--data.root", str(self.data(training.seed)), "--data.seed", str(training.seed)]
+        words += ["--train.seed", str(training.seed), "--train.learning-rate", str(training.rate.added)]
+        words += ["--train.backbone-learning-rate", str(training.rate.backbone), "--quiet", "--out", str(folder)]
+        words += ["--resume"] if (folder / "recipe.yaml").exists() else []
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        subprocess.run([sys.executable, "-m", "dmgal.recipes.train", *words], env=environment, check=True)
+        rate = f"rates {training.rate.added:g} and {training.rate.backbone:g}"
+        print(f"{training.method}, {rate}, seed {training.seed}: {self.validation(training):.1f} %", flush=True)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Methods by recipe with their options, and the rates that each may choose from."""
+
+    options: Mapping[str, tuple[str, ...]]
+    rates: Mapping[str, tuple[Rate, ...]]
+
+    def run(
+        self, workshop: Workshop, seeds: Sequence[int], episodes: int, shots: Sequence[int] = (1,)
+    ) -> dict[str, Any]:
+        """Chooses rates, trains, compares; what was found, ready for JSON."""
+        workshop.make_data(seeds)
+        workshop.train(self._training(m, rate, seeds[0]) for m in self.options for rate in self.rates[m])
+        found = {
+            m: {r: workshop.validation(self._training(m, r, seeds[0])) for r in self.rates[m]} for m in self.options
+        }
+        best = {method: max(rates, key=rates.__getitem__) for method, rates in found.items()}
+        workshop.train(self._training(m, best[m], seed) for seed in seeds[1:] for m in self.options)
+        tables = [
+            workshop.compare([self._training(m, best[m], seed) for m in self.options], episodes, k)
+            for k in shots
+            for seed in seeds
+        ]
+        return {
+            "environment": tables[0]["environment"],
+            "validation_by_rate": {m: {str(r): round(v, 2) for r, v in rates.items()} for m, rates in found.items()},
+            "summary": {f"{k}-shot": summary([table for table in tables if table["shots"] == k]) for k in shots},
+            "tables": [{key: table[key] for key in ("seed", "shots", "protocol", "rows")} for table in tables],
+        }
+
+    def _training(self, method: str, rate: Rate, seed: int) -> Training:
+        return Training(method, rate, seed, self.options[method])
+
+
+def summary(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per method: accuracy and the paired difference to the first, mean and range over seeds."""
+    result: dict[str, Any] = {}
+    for place, row in enumerate(tables[0]["rows"]):
+        rows = [table["rows"][place] for table in tables]
+        method = row["run"].rpartition("_")[0].rpartition("_")[0]
+        result[method] = {
+            "trained_parameters": row["trained_parameters"],
+            "accuracy": _spread([row["results"]["accuracy"]["percent"] for row in rows]),
+            "reversal_two_way": _spread([row["results"]["reversal_two_way"]["percent"] for row in rows]),
+            "difference_to_first": _spread([row["difference_to_first"]["points"] for row in rows]),
+            "half_widths": [row["difference_to_first"]["half_width"] for row in rows],
+        }
+    return result
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"mean": round(sum(values) / len(values), 2), "lowest": min(values), "highest": max(values)}
