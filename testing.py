@@ -33,7 +33,7 @@ from .backbones.finding import find_spec
 from .backbones.spec import base_model
 
 TOLERANCE = 1e-5
-"""Of features that are computed in batches of other sizes."""
+"""Of features that are computed in batches of other sizes, relative to the largest."""
 
 
 def image_features(model: nn.Module, images: Tensor, **layout: int) -> Tensor:
@@ -62,6 +62,10 @@ class AdapterCase:
     videos: Tensor
     num_support: int = 3
     features: Callable[..., Tensor] = image_features
+
+    def __post_init__(self) -> None:
+        if not 0 < self.num_support < len(self.videos):
+            raise ValueError(f"num_support={self.num_support} leaves no query among {len(self.videos)} videos")
 
     def backbone(self) -> nn.Module:
         """Frozen and in evaluation mode, as PEFT leaves it: torch picks its attention kernel by that."""
@@ -208,12 +212,16 @@ def check_lora_stands_below_and_above(case: AdapterCase, folder: Path) -> None:
 
 @torch.no_grad()
 def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase, folder: Path) -> None:
-    """``merge_and_unload`` of a LoRA below or above; and the adapter goes while the LoRA stays."""
+    """A LoRA below or above is merged, one below also unloaded; and the adapter goes while the LoRA stays."""
     for order in ("lora first", "adapter first"):
         inner, outer = _stacked(case, order)
         expected = case.answer(outer)
         (inner if order == "lora first" else outer).base_model.merge_adapter()
-        torch.testing.assert_close(case.answer(outer), expected, rtol=0, atol=TOLERANCE)
+        _assert_close(case.answer(outer), expected)
+    inner, outer = _stacked(case, "lora first")
+    expected = case.answer(outer)
+    inner.merge_and_unload()
+    _assert_close(case.answer(outer), expected)
     inner, outer = _stacked(case, "lora first")
     below = outer.unload()
     assert torch.equal(case.plain_answer(below), case.plain_answer(_lora(case, case.backbone())))
@@ -221,7 +229,7 @@ def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase, folder: Path
 
 @torch.no_grad()
 def check_modules_to_save_are_saved(case: AdapterCase, folder: Path) -> None:
-    """PEFT's ``modules_to_save``: a part of the backbone is trained and kept beside the adapter."""
+    """PEFT's ``modules_to_save``: a part of the backbone is trained, kept beside the adapter, and goes with it."""
     config: Any = copy.deepcopy(case.config)
     backbone = case.backbone()
     name = next(n for n, module in reversed(list(backbone.named_modules())) if isinstance(module, nn.LayerNorm))
@@ -234,6 +242,7 @@ def check_modules_to_save_are_saved(case: AdapterCase, folder: Path) -> None:
             parameter.add_(0.1)
     model.save_pretrained(str(folder))
     assert torch.equal(case.answer(case.load(folder)), case.answer(model))
+    assert torch.equal(case.plain_answer(model.unload()), case.plain_answer(case.backbone()))
 
 
 @torch.no_grad()
@@ -244,7 +253,7 @@ def check_straight_through_equals_relate_of_encode(case: AdapterCase, folder: Pa
     states = [encoder.encode(video[None]) for video in case.videos]
     support, query = (type(states[0]).cat(part) for part in (states[: case.num_support], states[case.num_support :]))
     related = torch.cat(encoder.relate(support, query)).flatten(0, 1)  # (V*T, D)
-    torch.testing.assert_close(related, case.answer(model), rtol=0, atol=TOLERANCE)
+    _assert_close(related, case.answer(model))
 
 
 def check_checkpointed_blocks_give_the_same_gradients(case: AdapterCase, folder: Path) -> None:
@@ -253,8 +262,10 @@ def check_checkpointed_blocks_give_the_same_gradients(case: AdapterCase, folder:
     for checkpoint in (False, True):
         model = case.awake()
         encoder = FrameEncoder(model, checkpoint_blocks=checkpoint)
-        features = torch.cat(encoder(case.videos[: case.num_support], case.videos[case.num_support :]))
-        features.square().sum().backward()
+        for _ in range(2):  # what a step leaves behind shows in the next
+            model.zero_grad()
+            features = torch.cat(encoder(case.videos[: case.num_support], case.videos[case.num_support :]))
+            features.square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
@@ -345,8 +356,12 @@ def _num_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
+def _assert_close(features: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(features, expected, rtol=0, atol=TOLERANCE * max(1.0, expected.abs().max().item()))
+
+
 def _assert_near(features: Tensor, expected: Tensor) -> None:
-    """Within what half precision leaves of three digits."""
+    """Within a tenth of the largest feature: half precision, through a few layers of random weights."""
     assert features.isfinite().all()
     difference = (features.float() - expected.float()).abs().max() / expected.abs().max()
     assert difference < 0.1, f"differs by {difference:.3f} of the largest feature"

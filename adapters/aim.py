@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..errors import DmgalError
 from .reference_state import load_reference_state
 
-_PARTS = {"T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "mlp"}
+_PARTS = {"T_Adapter": "temporal", "S_Adapter": "spatial", "MLP_Adapter": "parallel"}
 _LAYERS = {"D_fc1": "down", "D_fc2": "up"}
 _REFERENCE_NAMES = {
     f"{part}.{layer}": f"{our_part}.{our_layer}"
@@ -79,11 +79,11 @@ class Bottleneck(nn.Module):
 
 
 class AIMAdapter(nn.Module):
-    """The three bottlenecks of one block, called as ``temporal``, ``spatial`` and ``mlp``.
+    """The three bottlenecks of one block, called as ``temporal``, ``spatial`` and ``parallel``.
 
     - ``temporal``: of the attention over frames, what is added to the tokens.
     - ``spatial``: of the attention over patches, what is added to the tokens: the attention itself and a correction.
-    - ``mlp``: of the normed tokens, what is added beside the block's own MLP; times ``shape.scale``.
+    - ``parallel``: of the normed tokens, what is added beside the block's own MLP; times ``shape.scale``.
 
     All three take and give ``(..., C)``, in any layout.
     """
@@ -93,7 +93,7 @@ class AIMAdapter(nn.Module):
         self.shape = shape
         self.temporal = Bottleneck(shape.width, shape.bottleneck)
         self.spatial = Bottleneck(shape.width, shape.bottleneck, skip=True)
-        self.mlp = Bottleneck(shape.width, shape.bottleneck, scale=shape.scale)
+        self.parallel = Bottleneck(shape.width, shape.bottleneck, scale=shape.scale)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a block's ``T_Adapter``, ``S_Adapter`` and ``MLP_Adapter`` of the authors' released code."""
@@ -128,7 +128,7 @@ class AIMBlock(nn.Module):
         tokens = tokens + self.adapter.temporal(self._attend_over_frames(self.attention_norm(tokens)))
         tokens = tokens + self.adapter.spatial(self._attend(self.attention_norm(tokens)))
         normed = self.mlp_norm(tokens)
-        return tokens + self._mlp(normed) + self.adapter.mlp(normed)
+        return tokens + self._mlp(normed) + self.adapter.parallel(normed)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load one block's weights under the names of the authors' released code."""

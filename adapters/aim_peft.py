@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +14,7 @@ from ..backbones.layout import Layout
 from ..backbones.spec import BackboneSpec
 from .aim import AIMAdapter, AIMShape
 from .block_config import BlockAdapterConfig
-from .layer import AdapterLayer, cast_for
+from .layer import AdapterLayer, cast_for, own_module, with_tokens
 from .registration import ExternalPeftType
 from .tuner import BlockTuner
 
@@ -38,6 +39,8 @@ class AIMConfig(BlockAdapterConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_whole_number("bottleneck", 1)
+        if not isinstance(self.scale, (int, float)) or not math.isfinite(self.scale):
+            raise self.wrong("scale", "a finite number")
 
     def complete(self, spec: BackboneSpec) -> None:
         if spec.rotary:
@@ -72,10 +75,10 @@ class AIMLayer(AdapterLayer):
         assert self.spec.parts is not None
         yield self.before(block, self._temporal_pass)
         yield self._part("attention").register_forward_hook(self._behind_attention, prepend=True)
-        yield self._part("mlp").register_forward_hook(self._beside_mlp, prepend=True)
+        yield self._part("mlp").register_forward_hook(self._beside_mlp, prepend=True, with_kwargs=True)
 
     def _part(self, name: str) -> nn.Module:
-        return self.block.get_submodule(getattr(self.spec.parts, name))
+        return own_module(self.block.get_submodule(getattr(self.spec.parts, name)))
 
     def _temporal_pass(self, adapter: AIMAdapter, tokens: Tensor) -> Tensor:
         """Each token attends to the tokens in its place in the other frames of its video; ``(V, T, N, C)``."""
@@ -97,14 +100,19 @@ class AIMLayer(AdapterLayer):
     def _behind_attention(self, attention: nn.Module, inputs: Any, output: Any) -> Any:
         if self._over_frames:
             return output
-        tokens = output[0] if isinstance(output, tuple) else output
+        return with_tokens(output, self._spatial)
+
+    def _spatial(self, tokens: Tensor) -> Tensor:
         for _, adapter in self.active():
             tokens = adapter.spatial(cast_for(adapter, tokens)).to(tokens.dtype)
-        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+        return tokens
 
-    def _beside_mlp(self, mlp: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def _beside_mlp(
+        self, mlp: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+    ) -> Tensor:
+        normed = (*args, *kwargs.values())[0]
         for _, adapter in self.active():
-            output = output + adapter.mlp(cast_for(adapter, inputs[0])).to(output.dtype)
+            output = output + adapter.parallel(cast_for(adapter, normed)).to(output.dtype)
         return output
 
 

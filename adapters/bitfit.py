@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..backbones.spec import BackboneSpec
+from ..errors import DmgalError
 from .block_config import BlockAdapterConfig
 from .layer import AdapterLayer
 from .registration import ExternalPeftType
@@ -44,7 +45,11 @@ class BitFitConfig(BlockAdapterConfig):
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
         assert self.blocks is not None
-        return BiasDeltas(module) if block in self.blocks else None
+        if block not in self.blocks:
+            return None
+        if not any(True for _ in _biases(module)):
+            raise self.refuse_backbone(f"block {block} has no bias", "take another adapter")
+        return BiasDeltas(module)
 
 
 class BiasDeltas(nn.Module):
@@ -71,6 +76,13 @@ class BitFitLayer(AdapterLayer):
     def _add(self, owned: Owned, originals: dict[str, Tensor], reader: nn.Module, inputs: Any) -> None:
         for key, (owner, attribute) in owned.items():
             bias: Any = owner._parameters[attribute]
+            if key in originals:
+                raise DmgalError(
+                    "BitFit changes biases while their module runs, so only one call may run it at a time.",
+                    received=f"a second call of the module that reads {key}",
+                    expected="one thread",
+                    remedy="give each thread a copy of the model",
+                )
             originals[key] = bias
             for _, adapter in self.active():
                 bias = bias + adapter.deltas[key].to(bias.dtype)
@@ -93,7 +105,8 @@ def _biases(block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and biases of a block, without those that adapters brought."""
     added = tuple(mapping.PEFT_TYPE_TO_PREFIX_MAPPING.values())
     for name, parameter in block.named_parameters():
-        if name.endswith("bias") and not any(prefix in name for prefix in added):
+        is_copy = "modules_to_save" in name.split(".")
+        if name.endswith("bias") and not is_copy and not any(prefix in name for prefix in added):
             yield name, parameter
 
 
@@ -103,7 +116,7 @@ def _by_reader(block: nn.Module) -> dict[nn.Module, Owned]:
     for name, _ in _biases(block):
         path, _, attribute = name.rpartition(".")
         owner = block.get_submodule(path)
-        above = block.get_submodule(path.rpartition(".")[0])
+        above = block.get_submodule(path.removesuffix(".base_layer").rpartition(".")[0])
         # torch's attention reads the bias of its output layer without calling that layer
         reader = above if isinstance(above, nn.MultiheadAttention) else owner
         readers.setdefault(reader, {})[_key(name)] = (owner, attribute)
@@ -111,5 +124,5 @@ def _by_reader(block: nn.Module) -> dict[nn.Module, Owned]:
 
 
 def _key(name: str) -> str:
-    """A bias's name for a ``ParameterDict``, the same whether or not LoRA has wrapped its module."""
-    return name.replace(".base_layer", "").replace(".", "/")
+    """A bias's name for a ``ParameterDict``, the same whether or not PEFT has wrapped its module."""
+    return name.replace(".base_layer", "").replace(".original_module", "").replace(".", "/")

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .model_card import write_model_card
+from .model_card import command_line, write_model_card
 from .registration import ExternalPeftType
 
 
@@ -70,13 +70,14 @@ class BlockAdapterConfig(PeftConfig):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """As PEFT's, and the model card beside it."""
+        self.command = self.command or command_line()
         super().save_pretrained(save_directory, **kwargs)
         write_model_card(save_directory, self)
 
     def check_whole_number(self, name: str, least: int, most: int | None = None) -> None:
         """Of an option that is None or in a range."""
         value = getattr(self, name)
-        if value is None:
+        if value is None and name != "num_frames":
             return
         if (
             not isinstance(value, int)
@@ -111,6 +112,8 @@ class BlockAdapterConfig(PeftConfig):
             return list(range(depth))
         if not isinstance(blocks, (list, tuple)) or not all(type(index) is int for index in blocks):
             raise self.wrong(name, f"a list of whole numbers from {-depth} to {depth - 1}, or None")
+        if not blocks and self.chosen_by == "blocks":
+            raise self.wrong(name, "at least one block, or None for all")
         if outside := [index for index in blocks if not -depth <= index < depth]:
             raise DmgalError(
                 "An adapter was asked for at a block that does not exist.",

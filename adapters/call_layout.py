@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..backbones.layout import Layout
 from ..backbones.spec import BackboneSpec
+from ..errors import DmgalError
 
 
 def layout_of(model: Any, spec: BackboneSpec) -> Layout:
@@ -25,7 +26,7 @@ def remove_layout(model: Any) -> None:
     for module in model.modules():
         for handle in module.__dict__.pop("_dmgal_handles", ()):
             handle.remove()
-    del model.dmgal_layout
+    vars(model).pop("dmgal_layout", None)
 
 
 class _CallHooks:
@@ -39,16 +40,36 @@ class _CallHooks:
         )
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        num_frames, num_support = kwargs.pop("num_frames", None), kwargs.pop("num_support", None)
+        self.layout.enter()  # at once, because ``after`` is called where this fails, too
+        num_frames, num_support = _count(kwargs, "num_frames"), _count(kwargs, "num_support")
+        told = num_frames
         if args and _is_video(args[0]):
             num_frames, args = args[0].shape[1], (args[0].flatten(0, 1), *args[1:])
         for name in [name for name, value in kwargs.items() if _is_video(value)]:
             num_frames, kwargs[name] = kwargs[name].shape[1], kwargs[name].flatten(0, 1)
-        self.layout.enter(num_frames, num_support)
+        if told not in (None, num_frames):
+            raise _wrong_count("num_frames", f"{told}, with videos of {num_frames} frames", "the videos' own number")
+        self.layout.tell(num_frames, num_support)
         return args, kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         self.layout.leave()
+
+
+def _count(kwargs: dict[str, Any], name: str) -> int | None:
+    value = kwargs.pop(name, None)
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise _wrong_count(name, repr(value), "a whole number, at least 1")
+    return value
+
+
+def _wrong_count(name: str, received: str, expected: str) -> DmgalError:
+    return DmgalError(
+        "A call tells its frames and support videos by whole numbers.",
+        received=f"{name}={received}",
+        expected=expected,
+        remedy=f"mend {name}, or leave it out",
+    )
 
 
 def _is_video(value: Any) -> bool:

@@ -96,6 +96,6 @@ class CmgaAdapter(MotionBottleneck):
 
 
 def _by_task(tokens: Tensor, num_tasks: int) -> Tensor:
-    """Tokens ``(E*V, N, c)`` of one frame side by side for each task, ``(E, V*N, c)``; of a single task ``(V*N, c)``."""
+    """Tokens ``(E*V, N, c)`` of one frame, each task's together: ``(E, V*N, c)``; of a single task ``(V*N, c)``."""
     together = tokens.flatten(0, 1)  # (E*V*N, c)
     return together if num_tasks == 1 else together.unflatten(0, (num_tasks, -1))

@@ -123,7 +123,7 @@ class D2STAdapter(nn.Module):
             "proj_q": "queries",
             "proj_k": "keys",
             "proj_v": "values",
-            "proj_out": "out",
+            "proj_out": "mixed",
             "conv_offset.0": "offset_convolution",
             "conv_offset.1.norm": "offset_normalization",
             "conv_offset.3": "offset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,19 +45,23 @@ class D2STConfig(BlockAdapterConfig):
 
     def complete(self, spec: BackboneSpec) -> None:
         self.blocks = self.block_indices("blocks", spec.num_blocks)
-        unit = self.num_heads * self.num_groups
+        unit = math.lcm(self.num_heads, self.num_groups)
         self.bottleneck = self.bottleneck or max(unit, spec.width // 4 // unit * unit)
+        self._shape()
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
         assert self.blocks is not None
+        return D2STAdapter(self._shape()) if block in self.blocks else None
+
+    def _shape(self) -> D2STShape:
         options = ("width", "bottleneck", "num_frames", "num_prefix_tokens", "grid", "num_heads", "num_groups")
-        shape = D2STShape(**options_of(self, options))
-        return D2STAdapter(shape) if block in self.blocks else None
+        return D2STShape(**options_of(self, options))
 
 
 class D2STLayer(AdapterLayer):
     """Acts on what the block returns."""
 
+    rank = 1
     child = "d2st"
     prefix = "d2st_"
 

@@ -84,7 +84,7 @@ class DeformableAttention(nn.Module):
         self.queries = nn.Linear(channels, channels)
         self.keys = nn.Linear(channels, channels)
         self.values = nn.Linear(channels, channels)
-        self.out = nn.Linear(channels, channels)
+        self.mixed = nn.Linear(channels, channels)
         self.offset_convolution = nn.Conv3d(group, group, window.kernel, window.stride, groups=group)
         self.offset_normalization = nn.LayerNorm(group)
         self.offset = nn.Linear(group, 3, bias=False)
@@ -97,7 +97,7 @@ class DeformableAttention(nn.Module):
         attended = F.scaled_dot_product_attention(
             self._heads(queries.flatten(1, 2)), self._heads(self.keys(sampled)), self._heads(self.values(sampled))
         )  # (V, heads, T*N, a / heads)
-        return self.out(attended.transpose(1, 2).reshape(tokens.shape))
+        return self.mixed(attended.transpose(1, 2).reshape(tokens.shape))
 
     def points(self, queries: Tensor) -> Tensor:
         """Where each group of channels is sampled.

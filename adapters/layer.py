@@ -33,6 +33,8 @@ def always(adapter: nn.Module) -> bool:
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """Holds the adapters of one block by name, and lets the active ones act on what passes through the block."""
 
+    rank: ClassVar[int] = 0
+    """Where several layers act at one place of a block, lower ranks come first, in whatever order they were added."""
     child: ClassVar[str]
     """Name in the block. PEFT's ``delete_adapter`` passes over names that contain the prefix, so it must not."""
     prefix: ClassVar[str]
@@ -52,6 +54,15 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._active_adapter: str | list[str] = []
         self.merged_adapters: list[str] = []
         self._handles = list(self.attach(block))
+        for layer in sorted([*_layers(block), self], key=lambda layer: layer.rank, reverse=True):
+            layer._act_before_the_rest()
+
+    def _act_before_the_rest(self) -> None:
+        hooks: Any
+        for hooks in (self.block._forward_pre_hooks, self.block._forward_hooks):
+            for handle in reversed(self._handles):
+                if handle.id in hooks:
+                    hooks.move_to_end(handle.id, last=False)
 
     def attach(self, block: nn.Module) -> Iterable[RemovableHandle]:
         """Sets the hooks on the block or its parts."""
@@ -136,13 +147,27 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     ) -> tuple[Any, Any]:
         if args:
             return (self.through(args[0], act, acts), *args[1:]), kwargs
-        name = next(iter(kwargs))  # transformers may name its hidden states
+        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim == 3)
         return args, {**kwargs, name: self.through(kwargs[name], act, acts)}
 
     def _leave(self, act: Act, acts: Acts, module: nn.Module, inputs: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (self.through(output[0], act, acts), *output[1:])
-        return self.through(output, act, acts)
+        return with_tokens(output, lambda tokens: self.through(tokens, act, acts))
+
+
+def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """What a module returned, with its tokens changed; of a tuple they are the first element."""
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+
+def own_module(module: nn.Module) -> nn.Module:
+    """The backbone's own module, where a LoRA has wrapped it."""
+    while isinstance(module, BaseTunerLayer) and not isinstance(module, AdapterLayer):
+        module = module.get_base_layer()
+    return module
+
+
+def _layers(block: nn.Module) -> list[AdapterLayer]:
+    return [child for child in block.children() if isinstance(child, AdapterLayer)]
 
 
 def cast_for(adapter: nn.Module, tokens: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .block_config import BlockAdapterConfig
 
+_SECRET = re.compile(r"token|secret|password|api.?key", re.IGNORECASE)
 _BEGIN, _END = "<!-- dmgal: written anew at every save -->", "<!-- dmgal: end -->"
-_UNFILLED = "[More Information Needed]"
+_UNFILLED, _UNFILLED_PLACES = "[More Information Needed]", 10
 _BACKBONE = ("backbone", "width", "num_blocks", "num_prefix_tokens", "grid", "num_frames")
 _NOT_OPTIONS = (*_BACKBONE, "fingerprint", "command", "inference_mode", "peft_version", "auto_mapping")
 
@@ -25,8 +27,8 @@ def write_model_card(folder: str | Path, config: BlockAdapterConfig) -> None:
     card = ModelCard(path.read_text(encoding="utf-8")) if path.is_file() else ModelCard("---\n---\n")
     card.data = card.data or ModelCardData()
     card.data["library_name"] = "peft"
-    if config.backbone:
-        card.data["base_model"] = config.backbone.removeprefix("hf:")
+    if base_model := _on_the_hub(config.backbone or ""):
+        card.data["base_model"] = base_model
     section = f"{_BEGIN}\n{_section(config)}\n{_END}"
     card.text = (
         f"\n# {config.title.split(' (')[0]}\n\n{section}\n" if _is_unfilled(card.text) else _with(card.text, section)
@@ -35,7 +37,14 @@ def write_model_card(folder: str | Path, config: BlockAdapterConfig) -> None:
 
 
 def _is_unfilled(text: str) -> bool:
-    return not text.strip() or _UNFILLED in text
+    """Whether nobody has written anything yet: PEFT's template asks for more at dozens of places."""
+    return not text.strip() or (_BEGIN not in text and text.count(_UNFILLED) > _UNFILLED_PLACES)
+
+
+def _on_the_hub(backbone: str) -> str | None:
+    """The repository that a hub can link, of ``hf:OWNER/NAME`` and ``timm:MODEL.TAG``."""
+    source, _, name = backbone.partition(":")
+    return {"hf": name, "timm": f"timm/{name}"}.get(source)
 
 
 def _with(text: str, section: str) -> str:
@@ -64,7 +73,7 @@ def _section(config: BlockAdapterConfig) -> str:
             "",
             "Made by:",
             "",
-            f"    {config.command or command_line()}",
+            f"    {config.command or 'unknown'}",
             "",
             "Load it into the same backbone:",
             "",
@@ -78,9 +87,22 @@ def _section(config: BlockAdapterConfig) -> str:
 
 
 def command_line() -> str:
-    """The command of this process, without the folder of its script."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    return shlex.join(words) if words[0] else "an interactive session"
+    """The command of this process as it may be read by others: no folders of this machine, and no secrets."""
+    program = Path(sys.argv[0]).name
+    if program in ("", "-c", "ipykernel_launcher.py"):
+        return "an interactive session"
+    words, hide = [program], False
+    for word in sys.argv[1:]:
+        flag, equals, value = word.partition("=")
+        secret = bool(_SECRET.search(flag))
+        shown = "***" if hide or (secret and equals) else _without_folders(value if equals else word)
+        words.append(f"{flag}={shown}" if equals else shown)
+        hide = secret and not equals
+    return shlex.join(words)
+
+
+def _without_folders(word: str) -> str:
+    return Path(word).name if Path(word).is_absolute() or word.startswith("~") else word
 
 
 def _text(value: object) -> str:

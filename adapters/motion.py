@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from .video_tokens import check_video_tokens
 
 Scales = Literal["single", "multi"]
 Directions = Literal["shared", "separate"]
@@ -81,6 +82,8 @@ class MotionBottleneck(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` in the bottleneck, ``(V, T, N, a)``, prefix tokens included."""
+        rows, columns = self.shape.grid
+        check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
         self._check_frames(tokens.shape[1])
         hidden = self.down(tokens)
         if self.shape.temporal:

@@ -17,12 +17,13 @@ from .cmga import CmgaAdapter
 from .layer import AdapterLayer, cast_for
 from .smga import SmgaAdapter
 
-Motion = SmgaAdapter | CmgaAdapter
+MotionAdapter = SmgaAdapter | CmgaAdapter
 
 
 class MotionLayer(AdapterLayer):
     """Implements the backbones' ``DividedTaskLayer`` protocol while a Cmga is active."""
 
+    rank = 2  # behind all others, as a task layer stands in FrameEncoder
     child = "motion"
     prefix = "dmgal_"
 
@@ -67,12 +68,12 @@ class MotionLayer(AdapterLayer):
         """In the type of the block, which an adapter need not have."""
         return tokens.to(next(p.dtype for p in self.block.parameters() if p.is_floating_point()))
 
-    def _act(self, adapter: Motion, tokens: Tensor) -> Tensor:
+    def _act(self, adapter: MotionAdapter, tokens: Tensor) -> Tensor:
         if isinstance(adapter, CmgaAdapter):
             return adapter(tokens, self._num_support(len(tokens)))
         return adapter(tokens)
 
-    def _stands_behind(self, adapter: Motion) -> bool:
+    def _stands_behind(self, adapter: MotionAdapter) -> bool:
         if isinstance(adapter, CmgaAdapter):
             return not self._set_aside
         return adapter.placement == "after"
@@ -112,5 +113,5 @@ def _alone(adapter: SmgaAdapter, tokens: Tensor) -> Tensor:
     return adapter(tokens)
 
 
-def _stands_before(adapter: Motion) -> bool:
+def _stands_before(adapter: MotionAdapter) -> bool:
     return isinstance(adapter, SmgaAdapter) and adapter.placement == "before"

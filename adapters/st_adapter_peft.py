@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..backbones.layout import Layout
 from ..backbones.spec import BackboneSpec
 from .block_config import BlockAdapterConfig
-from .layer import AdapterLayer
+from .layer import AdapterLayer, own_module, with_tokens
 from .registration import ExternalPeftType
 from .st_adapter import STAdapter, STAdapterShape
 from .tuner import BlockTuner
@@ -43,6 +43,8 @@ class STAdapterConfig(BlockAdapterConfig):
         super().__post_init__()
         self.check_whole_number("bottleneck", 1)
         self.check_choice("places", ("attention", "attention+mlp"))
+        if not isinstance(self.kernel, (list, tuple)) or [type(size) for size in self.kernel] != [int, int, int]:
+            raise self.wrong("kernel", "three odd numbers: frames, rows and columns")
 
     def complete(self, spec: BackboneSpec) -> None:
         if self.places == "attention+mlp" and (spec.parts is None or spec.parts.mlp_norm is None):
@@ -64,12 +66,12 @@ class STAdapterConfig(BlockAdapterConfig):
 
 
 class _STAdapters(nn.Module):
-    """Those of one block."""
+    """Those of one block: in front of its attention, and of its MLP."""
 
     def __init__(self, shape: STAdapterShape, places: Places) -> None:
         super().__init__()
-        self.attention = STAdapter(shape)
-        self.mlp = STAdapter(shape) if places == "attention+mlp" else None
+        self.first = STAdapter(shape)
+        self.second = STAdapter(shape) if places == "attention+mlp" else None
 
 
 class STAdapterLayer(AdapterLayer):
@@ -83,23 +85,31 @@ class STAdapterLayer(AdapterLayer):
         super().__init__(block, layout, spec)
 
     def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
+        yield block.register_forward_pre_hook(self._begin)
         yield self.before(block, _in_front_of_attention)
         if self.spec.parts is not None and self.spec.parts.mlp_norm is not None:
-            yield self.before(block.get_submodule(self.spec.parts.mlp_norm), self._in_front_of_mlp, _has_second)
+            mlp_norm = own_module(block.get_submodule(self.spec.parts.mlp_norm))
+            yield self.before(mlp_norm, self._in_front_of_mlp, _has_second)
             yield block.register_forward_hook(self._correct, prepend=True)
 
+    def _begin(self, block: nn.Module, inputs: Any) -> None:
+        """A call that failed, or was computed again in part, may have left something."""
+        self._added.clear()
+
     def _in_front_of_mlp(self, adapters: _STAdapters, tokens: Tensor) -> Tensor:
-        assert adapters.mlp is not None
-        added = adapters.mlp.delta(tokens)  # (V, T, N, C)
+        assert adapters.second is not None
+        added = adapters.second.delta(tokens)  # (V, T, N, C)
         self._added.append(added.flatten(0, 1))
         return tokens + added
 
     def _correct(self, block: nn.Module, inputs: Any, output: Any) -> Any:
-        tokens = output[0] if isinstance(output, tuple) else output
+        return with_tokens(output, self._with_added)
+
+    def _with_added(self, tokens: Tensor) -> Tensor:
         while self._added:
             added = self._added.pop()
             tokens = tokens + (added if self.spec.batch_first else added.transpose(0, 1)).to(tokens.dtype)
-        return (tokens, *output[1:]) if isinstance(output, tuple) else tokens
+        return tokens
 
 
 class STAdapterModel(BlockTuner):
@@ -110,8 +120,8 @@ class STAdapterModel(BlockTuner):
 
 
 def _in_front_of_attention(adapters: _STAdapters, tokens: Tensor) -> Tensor:
-    return adapters.attention(tokens)
+    return adapters.first(tokens)
 
 
 def _has_second(adapters: _STAdapters) -> bool:
-    return adapters.mlp is not None
+    return adapters.second is not None

@@ -11,6 +11,7 @@ from typing import Any
 
 from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..backbones.finding import find_spec
@@ -29,6 +30,17 @@ class BlockTuner(BaseTuner):
     prefix: str
     tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
+
+    def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # before PEFT notes the new config under the name of the old one
+        if adapter_name in getattr(model, "peft_config", {}):
+            raise DmgalError(
+                "This model already has an adapter of this name.",
+                received=f"adapter_name={adapter_name!r}",
+                expected="a name that is not taken",
+                remedy="pass another adapter_name, or delete_adapter first",
+            )
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Finds the backbone's parts, completes the config from them, and lets calls tell frames and support.
@@ -89,6 +101,7 @@ class BlockTuner(BaseTuner):
         names: set[str] = self.__dict__.get("_own_names", set())
         for layer in [module for module in self.model.modules() if isinstance(module, self.tuner_layer_cls)]:
             layer.remove(names)
+        self._put_back_saved_modules(names)
         for name in names:
             self.peft_config.pop(name, None)  # shared with a PEFT model below, which goes on without it
         if not self.peft_config:
@@ -96,6 +109,13 @@ class BlockTuner(BaseTuner):
         if not any(isinstance(module, AdapterLayer) for module in self.model.modules()):
             remove_layout(base_model(self.model))
         return self.model
+
+    def _put_back_saved_modules(self, names: set[str]) -> None:
+        """Of ``modules_to_save``: the backbone's own modules, where no other adapter has a copy."""
+        for path, module in list(self.model.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper) and set(module.modules_to_save) <= names:
+                parent, _, name = path.rpartition(".")
+                setattr(self.model.get_submodule(parent), name, module.original_module)
 
     @classmethod
     def _get_adapter_state_dict(

@@ -113,10 +113,11 @@ class FrameEncoder(nn.Module):
         index = self.first_task_block
         if index is None:
             return support["features"], query["features"]
-        layer = task_layer_after(self._blocks()[index])
+        layer: TaskLayer | None = task_layer_after(self._blocks()[index])
         while layer is not None:
             tokens = layer.relate(support, query, self._rows_after(index))
-            index, layer, tokens = self._to_next_task_layer(index, *tokens)
+            index, layer, (one, other) = self._to_next_task_layer(index, *tokens)
+            tokens = one, other
             if layer is not None:
                 support, query = (layer.prepare(part, self._rows_after(index)) for part in tokens)
         return self._pool(tokens[0]), self._pool(tokens[1])
@@ -133,6 +134,7 @@ class FrameEncoder(nn.Module):
         Returns:
             ``features (S, T, D)``, and of task layer ``i`` what queries attend to, under ``i.NAME``.
         """
+        layer: DividedTaskLayer | None
         index, layer = self._first_divided()
         side, number = VideoState(), 0
         while layer is not None:
@@ -149,10 +151,11 @@ class FrameEncoder(nn.Module):
         return layer.query_side(state, self._rows_after(index))
 
     def relate_query(self, support: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
-        """Frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes, from both sides, task after task.
+        """Frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes; both sides come task after task.
 
         With `support_side`'s ``features`` this is what `relate` gives, up to rounding, at the queries' cost alone.
         """
+        layer: DividedTaskLayer | None
         index, layer = self._first_divided()
         number = 0
         while layer is not None:

@@ -27,12 +27,24 @@ def find_spec(model: nn.Module) -> BackboneSpec:
     inner: Any = base_model(model)
     spec = getattr(inner, "dmgal_spec", None)
     if spec is not None:
+        _check_depth(inner, spec)
         return spec
     for describe in FAMILIES:
         spec = describe(inner)
         if spec is not None:
             return spec
     return describe_backbone(inner)
+
+
+def _check_depth(model: nn.Module, spec: BackboneSpec) -> None:
+    blocks = len(list(model.get_submodule(spec.blocks).children()))
+    if blocks != spec.num_blocks:
+        raise DmgalError(
+            "The blocks of this backbone are no longer those of its spec.",
+            received=f"{blocks} blocks in {spec.blocks}",
+            expected=f"{spec.num_blocks}, as its dmgal_spec says",
+            remedy="delete model.dmgal_spec to have it found anew, or give it anew",
+        )
 
 
 def describe_backbone(

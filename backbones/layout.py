@@ -37,6 +37,14 @@ class Layout:
             (outer_frames if num_frames is None else num_frames, outer_support if num_support is None else num_support)
         )
 
+    def tell(self, num_frames: int | None, num_support: int | None) -> None:
+        """Of the call that runs: what was not known when it began."""
+        frames, support = self._calls[-1]
+        self._calls[-1] = (
+            frames if num_frames is None else num_frames,
+            support if num_support is None else num_support,
+        )
+
     def leave(self) -> None:
         self._calls.pop()
 

@@ -34,7 +34,7 @@ class Stack:
 
 
 def stacks(model: nn.Module) -> list[Stack]:
-    """All stacks of at least two blocks, outermost first; what is inside a block is left out."""
+    """All stacks of equal blocks, outermost first; what is inside a block is left out."""
     found: list[Stack] = []
     for path, module in model.named_modules():
         if not path or not _is_stack(module) or any(path.startswith(f"{stack.path}.") for stack in found):
@@ -49,7 +49,9 @@ def _is_stack(module: nn.Module) -> bool:
     if not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return False
     blocks = list(module.children())
-    return len(blocks) > 1 and len({type(block) for block in blocks}) == 1 and any(True for _ in blocks[0].children())
+    if isinstance(module, nn.Sequential) and len(blocks) == 1:  # any two layers in a row would do
+        return False
+    return len({type(block) for block in blocks}) == 1 and any(True for _ in blocks[0].children())
 
 
 def image_size(model: nn.Module) -> tuple[int, int] | None:

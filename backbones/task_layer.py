@@ -30,6 +30,26 @@ class TaskLayer(Protocol):
         """Tokens of the support ``(S, T, R, C)`` and the query ``(Q, T, R, C)`` of one task, ``R`` rows of them."""
 
 
+class DividedTaskLayer(TaskLayer, Protocol):
+    """A task layer that changes a support video without looking at the rest of its task.
+
+    Then all that a support video is to any query is computed once, and a task costs what its queries cost. A task layer
+    that cannot promise this leaves these three methods out.
+    """
+
+    def support_side(self, state: VideoState, rows: slice) -> tuple[Tensor, VideoState]:
+        """Of support videos, from what ``prepare`` gave: tokens ``(S, T, R, C)``, and what queries will look at."""
+
+    def query_side(self, state: VideoState, rows: slice) -> VideoState:
+        """The part of what ``prepare`` gave that a query video needs of its own."""
+
+    def relate_query(self, attended: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
+        """Tokens ``(E*Q, T, R, C)`` of the query videos of ``E = num_tasks`` tasks of equal sizes.
+
+        ``attended`` (of ``E*S`` videos) and ``query`` (of ``E*Q``) come from the two sides, task after task.
+        """
+
+
 def task_layer_after(block: nn.Module) -> TaskLayer | None:
     """The active task layer that hangs on a block, if any."""
     child: Any

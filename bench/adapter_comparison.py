@@ -2,7 +2,7 @@
 
     python -m dmgal.bench.adapter_comparison --jobs 2
 
-Learning rates are chosen on the validation classes of data seed 0. Writes ``bench/results/adapter_comparison.json``.
+Learning rates are chosen on validation classes (see ``trainings``). Writes ``bench/results/adapter_comparison.json``.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def around(block: Any, adapter: AIMAdapter, tokens: Tensor) -> Tensor:
     frames = (tokens + added).flatten(0, 1)  # (V*T, N, C)
     frames = frames + adapter.spatial(block.attention(block.ln_1(frames)))
     normed = block.ln_2(frames)
-    return (frames + block.mlp(normed) + adapter.mlp(normed)).view(tokens.shape)  # type: ignore[no-any-return]
+    return (frames + block.mlp(normed) + adapter.parallel(normed)).view(tokens.shape)  # type: ignore[no-any-return]
 
 
 def towers(blocks: nn.ModuleList) -> dict[str, Tower]:

@@ -2,8 +2,8 @@
 
     python -m dmgal.bench.method_comparison --jobs 2
 
-Methods that train the backbone do so from tiny-clip. Each method's pair of learning rates is chosen on the validation
-classes of data seed 0. Writes ``bench/results/method_comparison.json``.
+Methods that train the backbone do so from tiny-clip. Each method's pair of learning rates is chosen on validation
+classes (see ``trainings``). Writes ``bench/results/method_comparison.json``.
 """
 
 from __future__ import annotations

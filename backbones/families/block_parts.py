@@ -39,7 +39,7 @@ def find_parts(inside: list[Call], block: Call, batch_first: bool) -> tuple[Bloc
     mlp = _fed_by(mlp_norm, behind)
     parts = BlockParts(attention_norm.path, attention.path, _path(mlp_norm), _path(mlp))
     others, named = attention.other_arguments
-    if isinstance(attention.module, nn.MultiheadAttention):
+    if isinstance(_own(attention.module), nn.MultiheadAttention):
         others, named = (), {}  # keys and values, which are the queries again; this is tried below
     attend = partial(_attend, attention.path, others, named)
     if not _close(_tried(attend, block.module, attention.input), attention.result):
@@ -65,10 +65,15 @@ def _path(call: Call | None) -> str | None:
 
 def _attend(name: str, others: tuple[Any, ...], named: dict[str, Any], block: nn.Module, tokens: Tensor) -> Tensor:
     attention: Any = getattr(block, name)
-    if isinstance(attention, nn.MultiheadAttention):
+    if isinstance(_own(attention), nn.MultiheadAttention):
         return attention(tokens, tokens, tokens, need_weights=False)[0]
     output = attention(tokens, *others, **named)
     return output[0] if isinstance(output, tuple) else output
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The backbone's own module, where a LoRA has wrapped it."""
+    return getattr(module, "base_layer", module)
 
 
 @torch.no_grad()

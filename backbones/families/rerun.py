@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ class Rerun:
         weight: path of the weight whose type they have.
         block: how blocks were called.
         norm: path of the norm behind the blocks, if there is one.
+        stem_paths: of the modules that are called before the blocks.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Rerun:
         weight: str,
         block: Call,
         norm: str | None,
+        stem_paths: Sequence[str] = (),
     ) -> None:
         self.run, self.stack, self.batch_first, self.norm_path = run, stack, batch_first, norm
-        self.image_size, self.weight = image_size, weight
+        self.image_size, self.weight, self.stem_paths = image_size, weight, tuple(stem_paths)
         self.others, self.named = block.other_arguments if block.is_plain else ((), {})
         self.num_outputs = len(block.output) if isinstance(block.output, tuple) else None
 
@@ -87,11 +90,16 @@ class Rerun:
         blocks = list(stack)
         tokens = tokens if self.batch_first else tokens.transpose(0, 1)
         output = tokens if self.num_outputs is None else (tokens, *[None] * (self.num_outputs - 1))
+        stem = [module for path in self.stem_paths if (module := model.get_submodule(path)).training]
         try:
+            for module in stem:  # blank images are not to move its statistics, nor to draw random numbers
+                module.training = False
             for index, block in enumerate(blocks):
                 stack[index] = _Given(output, block)
             feature = feature_of(self.run(model, blank))
         finally:
+            for module in stem:
+                module.training = True
             for index, block in enumerate(blocks):
                 stack[index] = block
         if feature is None:

@@ -46,7 +46,7 @@ def test_golden_through_the_parts() -> None:
     normed = module.mlp_norm(x)
     hidden = module.mlp_expand(normed)
     mlp = module.mlp_contract(hidden * torch.sigmoid(1.702 * hidden))
-    assert_relatively_close(x + mlp + adapter.mlp(normed), inputs["y"])
+    assert_relatively_close(x + mlp + adapter.parallel(normed), inputs["y"])
 
 
 def test_reference_weights_must_fit() -> None:
@@ -64,7 +64,7 @@ def test_parameters_on_a_vit_b_16() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nothing_is_added_at_the_start(dtype: torch.dtype) -> None:
     adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)).to(dtype), tokens().to(dtype)
-    assert adapter.temporal(inputs).eq(0).all() and adapter.mlp(inputs).eq(0).all()
+    assert adapter.temporal(inputs).eq(0).all() and adapter.parallel(inputs).eq(0).all()
     assert torch.equal(adapter.spatial(inputs), inputs)
     assert adapter.spatial(inputs).dtype == dtype
 
@@ -72,7 +72,7 @@ def test_nothing_is_added_at_the_start(dtype: torch.dtype) -> None:
 def test_under_autocast_nothing_is_added_at_the_start() -> None:
     adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)), tokens()
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(inputs + adapter.temporal(inputs) + adapter.mlp(inputs), inputs)
+        assert torch.equal(inputs + adapter.temporal(inputs) + adapter.parallel(inputs), inputs)
         assert torch.equal(adapter.spatial(inputs), inputs)
 
 
@@ -90,7 +90,7 @@ def test_the_equations_of_the_parts() -> None:
     through = {name: part.up(torch.nn.functional.gelu(part.down(inputs))) for name, part in adapter.named_children()}
     assert torch.equal(adapter.temporal(inputs), through["temporal"])
     assert torch.equal(adapter.spatial(inputs), inputs + through["spatial"])
-    assert torch.equal(adapter.mlp(inputs), 0.25 * through["mlp"])
+    assert torch.equal(adapter.parallel(inputs), 0.25 * through["parallel"])
 
 
 def test_every_parameter_is_read() -> None:
@@ -127,7 +127,7 @@ def test_frames_that_are_no_whole_videos() -> None:
         block()(tokens()[:, :7])
 
 
-@pytest.mark.parametrize("part", ["temporal", "spatial", "mlp"])
+@pytest.mark.parametrize("part", ["temporal", "spatial", "parallel"])
 def test_wrong_width(part: str) -> None:
     adapter = AIMAdapter(AIMShape(WIDTH, 4))
     with pytest.raises(DmgalError, match="16 channels"):

@@ -7,6 +7,7 @@ import pytest
 from tiny_backbones import TINY_BACKBONES
 
 from dmgal.adapters import AIMConfig, BitFitConfig, D2STConfig, DmgalConfig, STAdapterConfig
+from dmgal.adapters.model_card import command_line
 
 
 def saved_card(config, folder):
@@ -20,6 +21,7 @@ def test_card_tells_method_backbone_shapes_reconstruction_and_command(tmp_path, 
     config = DmgalConfig(num_frames=4)
     config.backbone = "hf:somebody/some-vit"
     card = saved_card(config, tmp_path)
+    assert config.command is None, "the user's own config is left alone"
     assert "DMGAL-Adapter" in card and "arXiv 2411.11335" in card and "our reconstruction" in card
     for row in ("| width | 32 |", "| grid | [4, 4] |", "| smga_blocks | [0, 1] |", "| bottleneck | 8 |"):
         assert row in card, row
@@ -46,3 +48,41 @@ def test_what_a_person_wrote_is_kept(tmp_path):
     card = saved_card(DmgalConfig(bottleneck=4), tmp_path)
     assert "Trained on my cats." in card and "| bottleneck | 4 |" in card and "| bottleneck | 8 |" not in card
     assert card.count("Method:") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (
+            ["/home/me/train.py", "--out", "/home/me/runs/x", "--hub-token", "hf_1"],
+            "train.py --out x --hub-token '***'",
+        ),
+        (["train.py", "--api-key=1", "--lr=1e-3"], "train.py '--api-key=***' --lr=1e-3"),
+        (["/usr/lib/ipykernel_launcher.py", "-f", "/home/me/kernel.json"], "an interactive session"),
+        ([""], "an interactive session"),
+    ],
+)
+def test_the_command_tells_no_secrets_and_no_folders(words, shown, monkeypatch):
+    monkeypatch.setattr("sys.argv", words)
+    assert command_line() == shown
+
+
+def test_a_loaded_adapter_keeps_the_command_that_made_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    saved_card(DmgalConfig(), tmp_path / "made")
+    monkeypatch.setattr("sys.argv", ["convert.py"])
+    loaded = peft.PeftModel.from_pretrained(TINY_BACKBONES["open_clip visual"].make(), tmp_path / "made")
+    loaded.save_pretrained(tmp_path / "converted")
+    assert "    train.py\n" in (tmp_path / "converted" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "linked"), [("open_clip:ViT-B-16", None), ("timm:vit_x.tag", "timm/vit_x.tag")])
+def test_only_what_a_hub_has_is_linked(name, linked, tmp_path):
+    card = saved_card(DmgalConfig(backbone=name), tmp_path)
+    assert (f"base_model: {linked}" in card) if linked else ("base_model" not in card)
+
+
+def test_a_persons_open_question_does_not_cost_the_text(tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n\nAccuracy: [More Information Needed]\n")
+    card = saved_card(DmgalConfig(), tmp_path)
+    assert "# Mine" in card and "Accuracy:" in card and "Method:" in card

@@ -46,6 +46,11 @@ def completed(config: peft.PeftConfig) -> peft.PeftConfig:
         (lambda: D2STConfig(bottleneck=6), "divides by both"),
         (lambda: D2STConfig(num_heads=0), "at least 1"),
         (lambda: BitFitConfig(blocks="all"), "a list of whole numbers"),
+        (lambda: AIMConfig(blocks=[]), "at least one block"),
+        (lambda: AIMConfig(scale=float("nan")), "a finite number"),
+        (lambda: STAdapterConfig(kernel=3), "three odd numbers"),
+        (lambda: STAdapterConfig(kernel=(3, 1)), "three odd numbers"),
+        (lambda: DmgalConfig(num_frames=None), "at least 2"),
         (lambda: BitFitConfig(target_modules=["c_fc"]), "chosen by blocks"),
     ],
 )
@@ -60,7 +65,7 @@ def test_defaults_follow_width_and_depth():
     assert (config.bottleneck, config.motion_width, config.grid) == (8, 8, [4, 4])
     assert completed(STAdapterConfig()).bottleneck == 16
     assert completed(AIMConfig()).bottleneck == 8
-    assert completed(D2STConfig()).bottleneck == 16  # the least that four heads and four groups allow in full
+    assert completed(D2STConfig()).bottleneck == 8
 
 
 @pytest.mark.parametrize("kind", [STAdapterConfig, AIMConfig, D2STConfig, BitFitConfig])
@@ -138,3 +143,19 @@ def test_separate_directions_have_weights_of_their_own():
 
     added = names("separate") - names("shared")
     assert {name.split("default.")[1].split(".")[0] for name in added} == {"reduce_backward", "align_backward"}
+
+
+def test_a_refused_adapter_leaves_the_backbone_alone():
+    model = make()
+    with pytest.raises(DmgalError, match="divides by both"):
+        peft.get_peft_model(model, D2STConfig(bottleneck=6))
+    assert not hasattr(model, "dmgal_layout") and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_backbone_without_biases_has_nothing_for_bitfit():
+    model = make("hand-written")
+    for module in model.blocks.modules():
+        if getattr(module, "bias", None) is not None:
+            module.bias = None
+    with pytest.raises(DmgalError, match="has no bias"):
+        peft.get_peft_model(model, BitFitConfig())
