@@ -85,7 +85,7 @@ class CmgaAdapter(MotionBottleneck):
 
         One frame index at a time: the maps of all frames at once would need ``T`` times the memory.
         """
-        rows = query["hidden"].shape[2]
+        rows = query["forward"].shape[2]
         frames = []
         for t in range(attended["values"].shape[1]):
             keys = Motion(*(_by_task(attended[name][:, t], num_tasks) for name in Motion._fields))  # (E, S*N, d)

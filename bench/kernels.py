@@ -122,7 +122,7 @@ def c_mga(dtype: torch.dtype) -> Forms:
     query, support = tokens(QUERIES, ADAPTER, dtype), tokens(SUPPORTS, ADAPTER, dtype)
     return Forms(
         partial(authors_cross, query, support),
-        partial(CmgaAdapter._cross, support, query, slice(None)),
+        partial(CmgaAdapter._cross, support, query, 1),
         partial(cross_products, query, support),
     )
 

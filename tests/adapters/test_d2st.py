@@ -207,7 +207,7 @@ def test_attention_is_that_of_the_equation() -> None:
         )
         attended = weights @ path.values(sampled)[..., head]
         gathered = []
-        handle = path.out.register_forward_pre_hook(lambda module, args, into=gathered: into.append(args[0]))
+        handle = path.mixed.register_forward_pre_hook(lambda module, args, into=gathered: into.append(args[0]))
         path(inputs)
         handle.remove()
         torch.testing.assert_close(gathered[0].flatten(1, 2)[..., head], attended)
