@@ -1,8 +1,8 @@
 """Trains many recipes on moving shapes, each in a process of its own, and compares them on the same episodes.
 
 A comparison says which methods, with which options and learning rates. All rates are tried on the first data seed, the
-two best of these on the others, and each seed takes the one that is best on its validation classes. The novel classes
-are looked at once, at the end. What is finished is not done again.
+best of these (``tried_again`` of them) on the others, and each seed takes the one that is best on its validation
+classes. The novel classes are looked at once, at the end. What is finished is not done again.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class Comparison:
 
     options: Mapping[str, tuple[str, ...]]
     rates: Mapping[str, tuple[Rate, ...]]
+    tried_again: int = 2
+    """How many of the first seed's best rates the other seeds try."""
 
     def run(
         self, workshop: Workshop, seeds: Sequence[int], episodes: int, shots: Sequence[int] = (1,)
@@ -107,8 +109,8 @@ class Comparison:
         """Chooses rates, trains, compares; what was found, ready for JSON."""
         workshop.make_data(seeds)
         found = self._validate(workshop, seeds[0], self.rates)
-        two_best = {m: tuple(sorted(rates, key=rates.__getitem__)[-2:]) for m, rates in found.items()}
-        validation = {seeds[0]: found} | {seed: self._validate(workshop, seed, two_best) for seed in seeds[1:]}
+        best = {m: tuple(sorted(rates, key=rates.__getitem__)[-self.tried_again :]) for m, rates in found.items()}
+        validation = {seeds[0]: found} | {seed: self._validate(workshop, seed, best) for seed in seeds[1:]}
         chosen = {
             seed: [self._training(m, max(rates, key=rates.__getitem__), seed) for m, rates in found.items()]
             for seed, found in validation.items()
