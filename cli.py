@@ -17,6 +17,8 @@ SUBCOMMANDS = {
     "train": "train an adapter, a head or a whole model on episodes of the base classes",
     "evaluate": "measure a trained run, or a frozen backbone, on episodes of classes it has never seen",
     "compare": "put several runs side by side on the same episodes, with their paired differences",
+    "enroll": "keep new actions, each known by a few clips, in a gallery file",
+    "recognize": "tell which of a gallery's actions clips show, or when long videos show them",
     "store": "decode a data set's videos once, so that training and evaluation need not",
     "prepare": "find a data set's videos in your download, check all of them, write what recipes take",
     "demo": "make videos, train and compare four methods, and write one table and one web page",
@@ -28,6 +30,8 @@ EXAMPLES = (
     "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
     "dmgal train --list",
     "dmgal train method/dmgal_adapter data/ssv2_small --shots 1",
+    "dmgal enroll runs/mine FOLDER --out gallery.safetensors",
+    "dmgal recognize runs/mine gallery.safetensors CLIP",
     "dmgal train --help",
 )
 

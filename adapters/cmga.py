@@ -60,11 +60,16 @@ class CmgaAdapter(MotionBottleneck):
             side |= {name: state[name][:, :, rows] for name in Motion._fields}
         return side
 
-    def relate_query(self, attended: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
-        """Tokens ``(E*Q, T, R, C)`` of the queries of ``E`` tasks of equal sizes, from both sides, task after task."""
+    def relate_query(
+        self, attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
+    ) -> Tensor:
+        """Tokens ``(E*Q, T, R, C)`` of the queries of ``E`` tasks of equal sizes, from both sides, task after task.
+
+        Given ``places (E, S)``, ``attended`` holds any videos, and the places say which are a task's support.
+        """
         hidden = query["hidden"]
         if self.shape.attention:
-            hidden = hidden + self._cross(attended, query, num_tasks)
+            hidden = hidden + self._cross(attended, query, num_tasks, places)
         return self.back(hidden, query["tokens"])
 
     def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
@@ -80,7 +85,7 @@ class CmgaAdapter(MotionBottleneck):
         return torch.cat(self.relate(support, query, everything))
 
     @staticmethod
-    def _cross(attended: VideoState, query: VideoState, num_tasks: int) -> Tensor:
+    def _cross(attended: VideoState, query: VideoState, num_tasks: int, places: Tensor | None) -> Tensor:
         """Attention of all query videos to all support videos of their task, ``(E*Q, T, R, a)``.
 
         One frame index at a time: the maps of all frames at once would need ``T`` times the memory.
@@ -88,9 +93,12 @@ class CmgaAdapter(MotionBottleneck):
         rows = query["forward"].shape[2]
         frames = []
         for t in range(attended["values"].shape[1]):
-            keys = Motion(*(_by_task(attended[name][:, t], num_tasks) for name in Motion._fields))  # (E, S*N, d)
+            frame = {name: tensor[:, t] for name, tensor in attended.items()}
+            if places is not None:  # one frame at a time here, too: nothing is copied twice
+                frame = {name: tensor[places].flatten(0, 1).to(query["hidden"]) for name, tensor in frame.items()}
+            keys = Motion(*(_by_task(frame[name], num_tasks) for name in Motion._fields))  # (E, S*N, d)
             queries = Motion(*(_by_task(query[name][:, t], num_tasks) for name in Motion._fields))  # (E, Q*R, d)
-            cross = motion_attention(queries, keys, _by_task(attended["values"][:, t], num_tasks))  # (E, Q*R, a)
+            cross = motion_attention(queries, keys, _by_task(frame["values"], num_tasks))  # (E, Q*R, a)
             frames.append(cross.flatten(0, -2).unflatten(0, (-1, rows)))  # (E*Q, R, a)
         return torch.stack(frames, dim=1)
 

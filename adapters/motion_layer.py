@@ -61,8 +61,10 @@ class MotionLayer(AdapterLayer):
     def query_side(self, state: VideoState, rows: slice) -> VideoState:
         return self._cmga().query_side(state, rows)
 
-    def relate_query(self, attended: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
-        return self._as_block(self._cmga().relate_query(attended, query, num_tasks))
+    def relate_query(
+        self, attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
+    ) -> Tensor:
+        return self._as_block(self._cmga().relate_query(attended, query, num_tasks, places))
 
     def _as_block(self, tokens: Tensor) -> Tensor:
         """In the type of the block, which an adapter need not have."""

@@ -150,10 +150,13 @@ class FrameEncoder(nn.Module):
         index, layer = self._first_divided()
         return layer.query_side(state, self._rows_after(index))
 
-    def relate_query(self, support: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
+    def relate_query(
+        self, support: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
+    ) -> Tensor:
         """Frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes; both sides come task after task.
 
         With `support_side`'s ``features`` this is what `relate` gives, up to rounding, at the queries' cost alone.
+        Given ``places (E, S)``, ``support`` holds any videos, and the places say which of them are a task's support.
         """
         layer: DividedTaskLayer | None
         index, layer = self._first_divided()
@@ -161,7 +164,7 @@ class FrameEncoder(nn.Module):
         while layer is not None:
             prefix = f"{number}."
             attended = {name.removeprefix(prefix): t for name, t in support.items() if name.startswith(prefix)}
-            tokens = layer.relate_query(VideoState(attended), query, num_tasks)
+            tokens = layer.relate_query(VideoState(attended), query, num_tasks, places)
             index, layer, (tokens,) = self._to_next_task_layer(index, tokens)
             if layer is not None:
                 rows, number = self._rows_after(index), number + 1

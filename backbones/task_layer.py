@@ -43,10 +43,13 @@ class DividedTaskLayer(TaskLayer, Protocol):
     def query_side(self, state: VideoState, rows: slice) -> VideoState:
         """The part of what ``prepare`` gave that a query video needs of its own."""
 
-    def relate_query(self, attended: VideoState, query: VideoState, num_tasks: int = 1) -> Tensor:
+    def relate_query(
+        self, attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
+    ) -> Tensor:
         """Tokens ``(E*Q, T, R, C)`` of the query videos of ``E = num_tasks`` tasks of equal sizes.
 
-        ``attended`` (of ``E*S`` videos) and ``query`` (of ``E*Q``) come from the two sides, task after task.
+        ``attended`` (of ``E*S`` videos) and ``query`` (of ``E*Q``) come from the two sides, task after task. Given
+        ``places (E, S)``, ``attended`` holds any videos, and the places say which of them are a task's support.
         """
 
 

@@ -303,6 +303,14 @@ def _on_disk(
 
 def _in_folders(root: Path) -> Iterator[tuple[str, str, str | None]]:
     folders = subfolders(root)
+    classes_in = _below_lone_folders(root, folders)
+    if classes_in is not None:
+        _refuse(
+            f"{root} holds no classes of videos",
+            f"one folder, {printable(folders[0])}, and no video right in it",
+            "root/class/video or root/{train,val,test}/class/video",
+            f"did you mean the root {printable(str(classes_in))}?",
+        )
     named_as_split = [name for name in folders if name in SPLITS]
     if named_as_split and len(named_as_split) < len(folders):
         _refuse(
@@ -317,6 +325,16 @@ def _in_folders(root: Path) -> Iterator[tuple[str, str, str | None]]:
             yield split, name, None  # a class without a video is known, too
             for video in videos_in(root / folder):
                 yield split, name, f"{folder}/{video}"
+
+
+def _below_lone_folders(root: Path, folders: list[str]) -> Path | None:
+    """The folder of the classes, where they lie below folders that hold nothing but one folder each."""
+    folder = root
+    while len(folders) == 1 and folders[0] not in SPLITS and not videos_in(folder / folders[0]):
+        folder, folders = folder / folders[0], subfolders(folder / folders[0])
+    if folder == root or not folders:
+        return None
+    return folder if folders[0] in SPLITS or any(videos_in(folder / name) for name in folders) else None
 
 
 def _existing_folder(root: str | os.PathLike[str]) -> Path:

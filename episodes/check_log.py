@@ -1,7 +1,8 @@
 """The log of a check, one line of JSON per video, written as results come; a check that was stopped goes on after it.
 
-A video's last line counts. Videos are known by path, so the log stays good when the catalog grows, and finding out what
-is left takes nine bytes per video of the catalog, however long the log.
+The first line names the root folder, without links: a log of another one counts for nothing. A video's last line
+counts, and only while its file has the size and time that stand there. Videos are known by path, so the log stays good
+when the catalog grows, and finding out what is left takes nine bytes per video of the catalog, however long the log.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class CheckLog:
     """The log of a root folder's videos.
 
     Args:
-        path: the log; made where absent.
+        path: the log; made where absent, begun anew where it is of another root.
         root: folder of the videos.
         videos: their paths relative to it, the ones that matter now.
 
@@ -48,20 +49,19 @@ class CheckLog:
         self._hashes = hashes[self._order]
         self.problems: dict[str, CheckedVideo] = {}
 
+    @property
+    def is_of_root(self) -> bool:
+        """Whether there is a log, and of videos below this root."""
+        return _logged_root(self.path) == str(self._root.resolve())
+
     def done(self) -> np.ndarray:
-        """Which videos need no check, ``(V,)`` bool: what stands in the log, but for bad files that have changed."""
+        """Which videos need no check, ``(V,)`` bool: what stands in the log and has not changed since."""
         done = np.zeros(len(self._videos), dtype=bool)
-        stamps: dict[int, list[int] | None] = {}
         for places, entries in self._entries():
-            done[places] = True
             for place, entry in zip(places.tolist(), entries, strict=True):
-                self._note(entry["video"], CheckedVideo(entry["frames"], entry["problem"]))
-                if entry["problem"] is not None:
-                    stamps[place] = entry.get("stamp")
-                elif stamps:
-                    stamps.pop(place, None)
-        for place, before in stamps.items():
-            done[place] = before == list(stamp(self._root / self._videos[place]))
+                video = entry["video"]
+                self._note(video, CheckedVideo(entry["frames"], entry["problem"]))
+                done[place] = entry["stamp"] == list(stamp(os.path.join(self._root, video)))
         return done
 
     @contextmanager
@@ -69,9 +69,15 @@ class CheckLog:
         """The log, open at the end of its last whole line; for `write`."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_half_line(self.path)
-            with self.path.open("a", encoding="utf-8") as file:
+            goes_on = self.is_of_root
+            if goes_on:
+                _cut_half_line(self.path)
+            with self.path.open("a" if goes_on else "w", encoding="utf-8") as file:
+                if not goes_on:
+                    file.write(json.dumps({"root": str(self._root.resolve())}) + "\n")
                 yield file
+        except BrokenPipeError:  # of what was printed meanwhile
+            raise
         except OSError as error:
             raise DmgalError(
                 f"cannot write the log of the check, {self.path}",
@@ -84,9 +90,7 @@ class CheckLog:
         """Adds what a video turned out to be."""
         video = self._videos[place]
         self._note(video, checked)
-        entry = {"video": video, **asdict(checked)}
-        if checked.problem is not None:
-            entry["stamp"] = list(stamp(self._root / video))
+        entry = {"video": video, **asdict(checked), "stamp": checked.stamp or stamp(self._root / video)}
         file.write(json.dumps(entry) + "\n")
 
     def _note(self, video: str, checked: CheckedVideo) -> None:
@@ -97,7 +101,7 @@ class CheckLog:
 
     def _entries(self) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
         """The log's lines of videos that matter, some at a time, with the places of these videos."""
-        if not self.path.exists() or not len(self._videos):
+        if not self.is_of_root or not len(self._videos):
             return
         with self.path.open(encoding="utf-8", errors="replace") as file:
             while lines := list(islice(file, LINES_AT_ONCE)):
@@ -146,7 +150,18 @@ def _parsed(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and {"video", "frames", "problem"} <= entry.keys() else None
+    return entry if isinstance(entry, dict) and {"video", "frames", "problem", "stamp"} <= entry.keys() else None
+
+
+def _logged_root(path: Path) -> str | None:
+    """What the first line names; None where there is no log, or its first line names nothing."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            entry = json.loads(file.readline())
+    except (FileNotFoundError, ValueError):
+        return None
+    root = entry.get("root") if isinstance(entry, dict) else None
+    return root if isinstance(root, str) else None
 
 
 def _cut_half_line(path: Path) -> None:

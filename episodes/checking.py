@@ -13,14 +13,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from ..errors import DmgalError
+from .parallel import deaf_to_interrupts
 from .video import VideoProbe, probe_video
+from .video_identity import Stamp, stamp
 
 BATCH = 8  # videos that a process is handed at a time
 STARTING_SECONDS = 300.0  # for a process to import what it needs, on a slow disk
@@ -34,6 +36,8 @@ class CheckedVideo:
         frames: frames that decode, from the first on; 0 where the video cannot be used at all.
         problem: why there are not more; None for a sound video.
         codec, width, height, rotation: as the decoder tells them; None where it could not.
+        stamp: of the file before it was decoded: what changes meanwhile is not taken for checked. None where the
+            decoder came to no end.
     """
 
     frames: int
@@ -42,6 +46,7 @@ class CheckedVideo:
     width: int | None = None
     height: int | None = None
     rotation: int | None = None
+    stamp: Stamp | None = field(default=None, compare=False)
 
     def is_bad(self, num_frames: int) -> bool:
         """Whether the video is damaged and fewer than ``num_frames`` of its frames decode."""
@@ -100,7 +105,8 @@ class _Process:
         self.pending: deque[tuple[int, Path]] = deque()
         self.connection, theirs = multiprocessing.Pipe()
         self._process = _context().Process(target=_serve, args=(theirs, probe), daemon=True)
-        self._process.start()
+        with deaf_to_interrupts():
+            self._process.start()
         theirs.close()
         self._ready = False
         self._since = time.monotonic()
@@ -174,10 +180,10 @@ def _context() -> ForkServerContext | SpawnContext:
 
 def _serve(connection: Connection, probe: Callable[[Path], VideoProbe]) -> None:
     """The work of a process; it ends when the other side of the connection does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where it cannot be blocked from the start
     import torch
 
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first ends the others
     try:
         connection.send(None)  # started
         while True:
@@ -188,6 +194,11 @@ def _serve(connection: Connection, probe: Callable[[Path], VideoProbe]) -> None:
 
 
 def _checked(path: Path, probe: Callable[[Path], VideoProbe]) -> CheckedVideo:
+    before = stamp(path)
+    return replace(_probed(path, probe), stamp=before)
+
+
+def _probed(path: Path, probe: Callable[[Path], VideoProbe]) -> CheckedVideo:
     try:
         found = probe(path)
     except DmgalError as error:

@@ -7,6 +7,8 @@ word where groups are open (``bench/decode.py``). It has wheels for x86-64 only 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from ..errors import DmgalError
 from .packet_stream import PacketStream
-from .upright import UprightRGB
+from .upright import UprightRGB, quarter_turns
 from .video_decoder import VideoError, check_indices, shown_reason, stack
 
 
@@ -34,10 +36,18 @@ class DecordVideo:
 
     damage: str | None = None
 
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """See `VideoDecoder`."""
+        _decord()
+        return {"decord": version("decord")}
+
     def __init__(self, path: Path, threads: int = 1) -> None:
         self.path = path
         with PacketStream(path, threads) as stream:  # what decord does not tell, and refusals it does not know
             self._aspect = stream.aspect
+            if self._aspect and self._aspect != 1 and _turned_aside(stream):
+                self._aspect = 1 / self._aspect  # of frames that decord has turned already
         decord = _decord()
         try:
             self._reader: Any = decord.VideoReader(str(path), num_threads=threads)
@@ -58,6 +68,20 @@ class DecordVideo:
             raise VideoError(self.path, _first_line(error)) from error
         frames = (av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24") for image in clip)
         return stack(self.path, indices, {place: convert(frame) for place, frame in zip(places, frames, strict=True)})
+
+
+Decoder = DecordVideo
+
+
+def _turned_aside(stream: PacketStream) -> bool:
+    """Whether the first frame lies on its side in the file."""
+    with suppress(av.FFmpegError):
+        for packet in stream.packets():
+            for frame in stream.context.decode(packet):
+                return quarter_turns(frame) % 2 == 1
+        for frame in stream.context.decode(None):
+            return quarter_turns(frame) % 2 == 1
+    return False
 
 
 def _decord() -> Any:

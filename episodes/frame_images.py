@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
+import struct
+import warnings
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from PIL import ImageOps
+from PIL import ExifTags
 from torch import Tensor
 
 from .video_decoder import (
+    HEAD_BYTES,
     MAX_PIXELS,
     Image,
     StaleFrameCountError,
@@ -24,6 +29,7 @@ from .video_decoder import (
     VideoProbe,
     check_indices,
     check_pixels,
+    content_reason,
     shown_reason,
     stack,
 )
@@ -34,15 +40,30 @@ _UNREADABLE = (
     OSError,
     SyntaxError,
     ValueError,
+    TypeError,
     EOFError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
     RuntimeError,
     PIL.Image.DecompressionBombError,
-    PIL.Image.DecompressionBombWarning,
+    struct.error,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
 )
 # No image of MAX_PIXELS takes more than this, however badly it compresses.
 _MAX_IMAGE_BYTES = 8 * MAX_PIXELS
+# What turns a stored image upright, by the orientation that its EXIF header tells.
+_UPRIGHT = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class FrameImages(ABC):
@@ -66,6 +87,11 @@ class FrameImages(ABC):
 
     kind: str
 
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """See `VideoDecoder`."""
+        return {"pillow": version("pillow")}
+
     @abstractmethod
     def opened(self) -> AbstractContextManager[Callable[[str], bytes]]:
         """The function from a frame's name to its bytes, while the context lasts."""
@@ -73,13 +99,13 @@ class FrameImages(ABC):
     def read(self, indices: Sequence[int]) -> Tensor:
         """See `VideoDecoder`."""
         check_indices(indices, self.num_frames)
-        with self.opened() as load:
+        with self.opened() as load, _without_warnings():
             images = {index: self._image(load, index) for index in sorted(set(indices))}
         return stack(self.path, indices, images)
 
     def probe(self) -> VideoProbe:
         """What decoding every frame shows."""
-        with self.opened() as load:
+        with self.opened() as load, _without_warnings():
             first = self._image(load, 0)
             for index in range(1, self.num_frames):
                 try:
@@ -91,15 +117,19 @@ class FrameImages(ABC):
         return VideoProbe(self.num_frames, codec, width, height, 0, self.damage)
 
     def _image(self, load: Callable[[str], bytes], index: int) -> Image:
-        name = self._names[index]
+        name, data = self._names[index], b""
         try:
-            with PIL.Image.open(io.BytesIO(load(name)), formats=("JPEG", "PNG")) as image:
+            data = load(name)
+            with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
                 check_pixels(self.path, *image.size)
-                return _rgb(ImageOps.exif_transpose(image))
+                return _rgb(_upright(image))
         except VideoError:
             raise
         except _UNREADABLE as error:
-            self.damage = f"frame {name}: {shown_reason(error)}"
+            reason = shown_reason(error)
+            if isinstance(error, PIL.UnidentifiedImageError):
+                reason = content_reason(data[:HEAD_BYTES], "no jpg or png image")
+            self.damage = f"frame {name}: {reason}"
             if index == 0:
                 raise VideoError(self.path, self.damage) from error
             self.num_frames = index
@@ -159,6 +189,24 @@ class FrameZip(FrameImages):
                 return archive.read(name)
 
             yield load
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow warns of each header that is damaged, thousands in a data set; what matters of one is the orientation."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """As its EXIF header says; as it is stored where that is damaged, as viewers do."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _UNREADABLE:
+        return image
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: PIL.Image.Image) -> Image:

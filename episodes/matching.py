@@ -2,9 +2,11 @@
 
 A file or a folder of frames is a listed video, in this order, where its name without extensions
 1. is the listed one;
-2. is so but for case, the form of accents, spaces or underscores or hyphens, or zeros in a Kinetics time suffix;
+2. is so but for case, the form of accents, spaces or underscores or hyphens, or zeros in front of a number that is
+   the whole name, or in a Kinetics time suffix;
 3. has lost a Kinetics time suffix such as ``_000010_000020``, or has one where the list has none;
-4. has the same letters and digits in the same order.
+4. has the same letters and numbers in the same order. Two numbers stay two, so ``11035_1`` is not ``110351``; nor is
+   ``a (1)``, a second copy of ``a``, the video ``a1``.
 A spelling counts only where it belongs to one listed video, and a file is one video at most. Where several files are
 the same video, the better spelling wins, then a folder named as the class, then a file before frames, then the order of
 paths. One walk over the disk, in memory that grows with the list and the number of folders, not with that of files.
@@ -23,6 +25,8 @@ from .video_files import FRAME_EXTENSIONS, VIDEO_EXTENSIONS, stem_of
 
 _TIMED = re.compile(r"(.{11})_(\d{1,6})_(\d{1,6})", re.DOTALL)  # YouTube's 11 characters, then seconds from and to
 _SPACES = re.compile(r"[\s_-]+")
+_NEW_NUMBER = re.compile(r"(?<=\d)[\W_]+(?=\d)|[\W_]*\((?=\d+\)$)")
+_MARK = "\0"  # in front of a number that is not to be read on to what stands before it; in no name on a disk
 NUM_SPELLINGS = 4
 
 Spelling = tuple[str, ...]
@@ -149,7 +153,7 @@ def _spellings(stem: str, wanted: bool) -> Iterator[Spelling]:
     yield (stem,)
     timed = _TIMED.fullmatch(stem)
     start, end = (int(timed[2]), int(timed[3])) if timed else (0, 0)
-    yield (_plain(f"{timed[1]}_{start:06}_{end:06}" if timed else stem),)
+    yield _number(stem) or (_plain(f"{timed[1]}_{start:06}_{end:06}" if timed else stem),)
     # a suffix on both sides is another part of the same film: never the third spelling
     if timed:
         yield ("timed", "listed" if wanted else "file", timed[1])
@@ -163,5 +167,11 @@ def _plain(name: str) -> str:
     return _SPACES.sub("_", unicodedata.normalize("NFC", name).casefold()).strip("_")
 
 
+def _number(stem: str) -> Spelling:
+    """A name that is a number and nothing else, whatever zeros stand in front."""
+    return ("number", stem.lstrip("0")) if stem.isascii() and stem.isdecimal() else ()
+
+
 def _letters(name: str) -> str:
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFC", name).casefold()))
+    marked = _NEW_NUMBER.sub(_MARK, unicodedata.normalize("NFC", name).casefold())
+    return "".join(letter for letter in marked if letter.isalnum() or letter == _MARK)

@@ -16,7 +16,7 @@ from av.video import VideoStream
 
 from .packet_index import PacketEntry
 from .packet_kinds import PacketKind, kind_reader
-from .video_decoder import MAX_PIXELS, VideoError, check_pixels, shown_reason
+from .video_decoder import HEAD_BYTES, MAX_PIXELS, VideoError, check_pixels, content_reason, shown_reason
 
 MAX_PACKETS = 2**20
 """A video of more packets (nine hours at 30 frames per second) is refused: damaged tables can claim any number."""
@@ -92,7 +92,7 @@ class PacketStream:
         return PacketEntry(packet.pts if self._times_are_read else None, shown, kind)
 
     def _opened(self) -> av.container.InputContainer:
-        with as_video_error(self.path):
+        with as_video_error(self.path), _naming_what_it_is(self.path):
             # "file:" keeps FFmpeg from taking a name with a colon for a protocol, the list of protocols from following
             # a playlist in a video's clothes to another machine.
             return av.open(
@@ -122,6 +122,18 @@ class PacketStream:
         self.aspect: Fraction | None = self._stream.sample_aspect_ratio
         self._times_are_read = not _FORMATS_WITH_TIMES.isdisjoint(self._container.format.name.split(","))
         self._read_kind = kind_reader(self.codec, context.extradata or b"")
+
+
+@contextmanager
+def _naming_what_it_is(path: Path) -> Iterator[None]:
+    """FFmpeg says no more than that it knows no such data, or that the file is at its end."""
+    try:
+        yield
+    except (av.InvalidDataError, av.EOFError) as error:
+        with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
+        otherwise = "no video that FFmpeg knows, or its header or index is damaged or missing"
+        raise VideoError(path, content_reason(head, otherwise)) from error
 
 
 @contextmanager

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TypeVar
 
@@ -44,13 +46,12 @@ def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers:
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up)
     try:
         waiting = iter(pieces)
-        with _one_thread_each():  # the processes start with the first pieces
-            running = {pool.submit(work, piece) for piece in islice(waiting, AHEAD * workers)}
+        running = _submitted(pool, work, islice(waiting, AHEAD * workers))
         while running:
             done, running = wait_for(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-                running |= {pool.submit(work, piece) for piece in islice(waiting, 1)}
+                running |= _submitted(pool, work, islice(waiting, 1))
     except BrokenProcessPool as error:
         raise DmgalError(
             f"{workers} worker processes ended before their work",
@@ -60,6 +61,30 @@ def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers:
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _submitted(
+    pool: ProcessPoolExecutor, work: Callable[[Piece], Result], pieces: Iterable[Piece]
+) -> set[Future[Result]]:
+    with _one_thread_each(), deaf_to_interrupts():  # a pool starts its processes as pieces come
+        return {pool.submit(work, piece) for piece in pieces}
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes that start meanwhile never see Ctrl-C, which a terminal sends to all: the first one ends the others.
+
+    It is blocked rather than ignored, so that one that comes meanwhile reaches this process afterwards.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing's helper, whose start would take the block away
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _here(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
@@ -92,6 +117,7 @@ def available_cores() -> int:
 
 
 def _set_up() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where it cannot be blocked from the start
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

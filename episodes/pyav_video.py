@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from fractions import Fraction
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,6 +41,12 @@ class PyAVVideo:
     Raises:
         VideoError: not a video, no frame in it, or too large.
     """
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """See `VideoDecoder`."""
+        libraries = {name: av.library_versions[name] for name in ("libavcodec", "libswscale")}
+        return {"av": version("av"), **{name: ".".join(map(str, number)) for name, number in libraries.items()}}
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self.path = path
@@ -170,6 +177,9 @@ class PyAVVideo:
             return
         with PacketStream(self.path, self._threads) as stream:
             yield from _decode(stream.context, _at(stream.packets(), needed))
+
+
+Decoder = PyAVVideo
 
 
 def _frame_damage(frame: av.VideoFrame, size: tuple[int, int]) -> str | None:

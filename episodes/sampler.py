@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 
 import numpy as np
 import torch
@@ -76,8 +77,16 @@ class TaskSampler(ABC):
         self._class_names = class_names
         self._videos_of = _videos_by_class(labels)
 
+    n_way: int
+    """Classes of an episode."""
+
+    @property
     @abstractmethod
-    def _choose_classes(self, generator: torch.Generator) -> list[int]:
+    def _num_class_draws(self) -> int:
+        """How many draws `_choose_classes` takes."""
+
+    @abstractmethod
+    def _choose_classes(self, draws: Iterator[float]) -> list[int]:
         """The classes of an episode, in the order of its labels."""
 
     def __len__(self) -> int:
@@ -91,8 +100,10 @@ class TaskSampler(ABC):
         if not 0 <= episode < len(self):
             raise IndexError(f"episode {episode} of {len(self)}")
         generator = torch.Generator().manual_seed(hashed_seed(self.seed, episode, "episode"))
-        classes = self._choose_classes(generator)
-        drawn = [self._choose_videos(self._videos_of[c], generator) for c in classes]
+        count = self._num_class_draws + self.n_way * (self.k_shot + self.n_query)
+        draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())  # one call: they cost most
+        classes = self._choose_classes(draws)
+        drawn = [self._choose_videos(self._videos_of[c], draws) for c in classes]
         return EpisodeIndices(
             classes=tuple(classes),
             support=tuple(video for videos in drawn for video in videos[: self.k_shot]),
@@ -101,9 +112,8 @@ class TaskSampler(ABC):
             query_labels=tuple(label for label in range(len(classes)) for _ in range(self.n_query)),
         )
 
-    def _choose_videos(self, videos: np.ndarray, generator: torch.Generator) -> list[int]:
-        chosen: list[int] = videos[_choose(len(videos), self.k_shot + self.n_query, generator)].tolist()
-        return chosen
+    def _choose_videos(self, videos: np.ndarray, draws: Iterator[float]) -> list[int]:
+        return [int(videos[place]) for place in _choose(len(videos), self.k_shot + self.n_query, draws)]
 
     def _check_videos(self, classes: Sequence[int]) -> None:
         needed = self.k_shot + self.n_query
@@ -159,8 +169,12 @@ class EpisodeSampler(TaskSampler):
             )
         self._check_videos(self._classes)
 
-    def _choose_classes(self, generator: torch.Generator) -> list[int]:
-        return [self._classes[place] for place in _choose(len(self._classes), self.n_way, generator)]
+    @property
+    def _num_class_draws(self) -> int:
+        return self.n_way
+
+    def _choose_classes(self, draws: Iterator[float]) -> list[int]:
+        return [self._classes[place] for place in _choose(len(self._classes), self.n_way, draws)]
 
 
 class ReversalSampler(TaskSampler):
@@ -207,21 +221,24 @@ class ReversalSampler(TaskSampler):
             )
         self._check_videos(classes)
 
-    def _choose_classes(self, generator: torch.Generator) -> list[int]:
+    @property
+    def _num_class_draws(self) -> int:
+        return self.num_pairs + self.n_way
+
+    def _choose_classes(self, draws: Iterator[float]) -> list[int]:
         # the order is drawn too, so that no label stands for the forward motion
-        classes = [c for place in _choose(len(self._pairs), self.num_pairs, generator) for c in self._pairs[place]]
-        return [classes[place] for place in _choose(len(classes), len(classes), generator)]
+        classes = [c for place in _choose(len(self._pairs), self.num_pairs, draws) for c in self._pairs[place]]
+        return [classes[place] for place in _choose(len(classes), len(classes), draws)]
 
 
-def _choose(population: int, count: int, generator: torch.Generator) -> list[int]:
+def _choose(population: int, count: int, draws: Iterator[float]) -> list[int]:
     """``count`` different numbers below ``population`` in random order, at a cost that grows with ``count`` only.
 
     A Fisher-Yates shuffle stopped after ``count`` steps, which remembers only the places that were swapped.
     """
     moved: dict[int, int] = {}
     chosen = []
-    draws = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
-    for step, draw in enumerate(draws):
+    for step, draw in enumerate(islice(draws, count)):
         place = step + int(draw * (population - step))
         chosen.append(moved.get(place, place))
         moved[place] = moved.get(step, step)

@@ -129,6 +129,8 @@ def _build_part(
                         made += _write(writer, results)
                         bar.update(len(results))
             return _report(part, content.name, videos, made)
+    except BrokenPipeError:  # of what was printed meanwhile
+        raise
     except OSError as error:
         refuse(
             f"cannot write the store {part}",

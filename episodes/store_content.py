@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,9 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DmgalError
+from .frame_images import FrameImages
 from .frames import uniform_frames
+from .pyav_video import PyAVVideo
 from .transforms import TestTransform, short_side_to
-from .video import DecoderName, StaleFrameCountError, VideoDecoder, VideoError, open_video, read_clip
+from .video import DecoderName, StaleFrameCountError, VideoDecoder, VideoError, decoder_class, open_video, read_clip
 
 VERSION = 1
 """Goes up with every change of what is stored, of the test transform, or of the choice of frames."""
@@ -204,13 +205,11 @@ def _reason(error: VideoError) -> bytes:
 
 def _surroundings(decoder: DecoderName) -> dict[str, Any]:
     """The decoder, and versions of all that turns a file into frames; torch's are alike for every kind of device."""
-    ffmpeg = {f"version of {name}": ".".join(map(str, number)) for name, number in sorted(av.library_versions.items())}
+    # PyAV turns what other decoders give upright, and frames in folders are Pillow's whatever the decoder
+    versions = {**FrameImages.versions(), **PyAVVideo.versions(), **decoder_class(decoder).versions()}
     return {
         "decoder": decoder,
         "store version": VERSION,
         "version of torch": version("torch").partition("+")[0],
-        "version of pillow": version("pillow"),
-        "version of av": version("av"),
-        **{name: value for name, value in ffmpeg.items() if name.split()[-1] in ("libavcodec", "libswscale")},
-        **({"version of decord": version("decord")} if decoder == "decord" else {}),
+        **{f"version of {name}": number for name, number in versions.items()},
     }

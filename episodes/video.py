@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
@@ -34,6 +35,7 @@ __all__ = [
     "VideoDecoder",
     "VideoError",
     "VideoProbe",
+    "decoder_class",
     "open_video",
     "probe_video",
     "read_clip",
@@ -41,6 +43,7 @@ __all__ = [
 
 ChooseFrames = Callable[[int], Sequence[int]]
 DecoderName = Literal["pyav", "decord"]
+"""Each is the file ``NAME_video.py`` of this folder, which says what its ``Decoder`` is."""
 
 
 def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", threads: int = 1) -> VideoDecoder:
@@ -60,11 +63,13 @@ def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", thre
     images = _frame_images(path)
     if images is not None:
         return images
-    if decoder == "decord":
-        from .decord_video import DecordVideo
+    opened: VideoDecoder = decoder_class(decoder)(path, threads)
+    return opened
 
-        return DecordVideo(path, threads)
-    return PyAVVideo(path, threads)
+
+def decoder_class(decoder: DecoderName) -> Any:
+    """The class of `VideoDecoder`'s form that a decoder's file names."""
+    return import_module(f".{decoder}_video", __package__).Decoder
 
 
 def read_clip(

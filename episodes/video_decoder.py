@@ -18,6 +18,11 @@ from ..errors import DmgalError
 MAX_PIXELS = 7680 * 4320
 """A frame of more pixels (8K UHD) is refused: a few bytes can ask for any amount of memory."""
 
+HEAD_BYTES = 256
+"""Of a file that cannot be read, enough to tell text from a video."""
+TORN_BYTES = 6  # a byte order mark in front, and a letter that the end of the head tears
+SHOWN_TEXT = 60
+
 Image = NDArray[np.uint8]
 """One frame, RGB ``(H, W, 3)``."""
 
@@ -50,11 +55,17 @@ class StaleFrameCountError(VideoError):
 class VideoDecoder(Protocol):
     """An open video. ``damage`` is the reason why only its beginning can be used, or None.
 
-    A further decoder is one file with a class of this form, and one line in ``open_video``.
+    A further decoder is one file, ``NAME_video.py``, whose ``Decoder`` is a class of this form that is made from a path
+    and a number of threads, and its name in ``video.DecoderName``.
     """
 
     num_frames: int
     damage: str | None
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Of the packages and libraries that shape its frames, by their names."""
+        ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Frames by index, in any order and with repeats, as uint8 RGB ``(T, 3, H, W)``, upright, pixels square.
@@ -91,6 +102,22 @@ class VideoProbe:
 def shown_reason(error: Exception) -> str:
     """What an error says, without the number and the path that system errors put around it."""
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def content_reason(head: bytes, otherwise: str) -> str:
+    """Why nothing can make anything of a file that begins with ``head``: a download gone wrong, often.
+
+    Args:
+        head: some hundred bytes, or all there are.
+        otherwise: what to say where the bytes do not tell.
+    """
+    if not head:
+        return "it is empty"
+    text = head.decode("utf-8-sig", "ignore")
+    if len(text.encode()) < len(head) - TORN_BYTES or not all(c.isprintable() or c.isspace() for c in text):
+        return otherwise
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return f"it is text, which begins with {line[:SHOWN_TEXT]!r}"
 
 
 def check_indices(indices: Sequence[int], num_frames: int) -> None:

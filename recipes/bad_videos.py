@@ -9,7 +9,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from dmgal.episodes import VideoCatalog
+from dmgal.episodes.bad_videos import BadVideos
 from dmgal.episodes.check_log import read_report
 from dmgal.episodes.listing import listed
 from dmgal.errors import DmgalError
@@ -41,7 +44,19 @@ def without_reported(catalog: VideoCatalog, data: DataConfig) -> VideoCatalog:
     return catalog.without(bad)
 
 
-def tell_skipped(count: int, of: int, why: str, videos: Sequence[str]) -> None:
+def tell_met(bad_videos: BadVideos, split: str) -> None:
+    """One line for a split: how many of its videos could not be read, by any process; all processes must ask for it."""
+    from dmgal.recipes.sharding import any_process  # with accelerate, which other commands need not wait for
+
+    catalog = bad_videos.catalog
+    met = torch.zeros(len(catalog), dtype=torch.bool)
+    met[bad_videos.met] = True
+    videos = [catalog.videos[video] for video in any_process(met).nonzero().flatten().tolist()]
+    if videos:
+        tell_skipped(len(videos), len(catalog), "which could not be read", videos, f"{split} ")
+
+
+def tell_skipped(count: int, of: int, why: str, videos: Sequence[str], split: str = "") -> None:
     """One line on the terminal, from one process of a launcher's."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"skipped {count:,} of {of:,} videos, {why}: {listed(videos)}", file=sys.stderr, flush=True)
+        print(f"skipped {count:,} of {of:,} {split}videos, {why}: {listed(videos)}", file=sys.stderr, flush=True)

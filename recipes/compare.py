@@ -1,28 +1,35 @@
 """Puts runs side by side on the same episodes, with their paired differences.
 
     dmgal compare runs/frozen runs/smga runs/dmgal_adapter --shots 1
+    dmgal compare runs/one_seed0 runs/one_seed1 runs/one_seed2 runs/other_seed0 runs/other_seed1 runs/other_seed2
 
 The difference to the first run is paired: episode by episode, on the same videos, so it is far sharper than the
-intervals of the two accuracies. It speaks of these trained models and these classes; to compare methods, train each
-with several seeds.
+intervals of the two accuracies. It speaks of these trained models and these classes. Runs whose recipes differ in
+train.seed alone are one method: below the table, each method is set against the first, with the spread over seeds, a
+bootstrap over classes, the classes that gained and lost most, and the episodes where the two disagree most. All tables
+whole are in the JSON of --out.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from dmgal.episodes import Evaluation, paired_difference
+from dmgal.episodes import Evaluation, FewShotRecognizer, VideoCatalog, paired_difference
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, count_parameters, visual_tower_parameters
+from dmgal.recipes.config import Recipe
+from dmgal.recipes.data_overrides import DataOverrides
+from dmgal.recipes.encoded import Keep, Kept, launched_processes
 from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.evaluate import Protocol, as_json, load_run, measure
+from dmgal.recipes.evaluate import Protocol, as_json, encode, evaluate_tasks, load_run, samplers
+from dmgal.recipes.methods import Method, Pairing, grouped, methods_as_json, methods_as_text, paired
 from dmgal.recipes.runs import Run, environment, write_text
 from dmgal.recipes.table import Row, as_text
 
@@ -36,39 +43,96 @@ class Compare:
     protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
     out: Path | None = None
     """Write the numbers here as JSON, too."""
+    states: Kept = "disk"
+    """Where the videos' states are kept, see dmgal evaluate; float16 is INEXACT."""
+    disagreements: int = 5
+    """How many episodes to name in which two methods disagree most."""
+    data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
     """No progress bars."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Runs on the same episodes: a row for each, methods of one or several runs, and each method against the first."""
+
+    rows: list[Row]
+    methods: list[Method]
+    pairings: list[Pairing]
+    catalog: VideoCatalog
+    recipe: Recipe
+    """Of the first run."""
+
+
 def compare(folders: Sequence[Path], protocol: Protocol, progress: bool = True) -> list[Row]:
     """One row per run, all on the same episodes of the same data."""
+    comparison = compare_in_depth(folders, protocol, progress)
+    return comparison.rows if comparison else []
+
+
+def compare_in_depth(
+    folders: Sequence[Path],
+    protocol: Protocol,
+    progress: bool = True,
+    states: Kept = "disk",
+    disagreements: int = 5,
+    data: DataOverrides | None = None,
+) -> Comparison | None:
+    """All that the command tells; None in a process that only helped to encode."""
+    data = data or DataOverrides()
+    processes = launched_processes()
     rows: list[Row] = []
-    first: dict[str, Evaluation] | None = None
+    recipes: list[Recipe] = []
+    catalogs: list[VideoCatalog] = []
     for folder in folders:
-        run = Run(folder)
-        recipe, recognizer = load_run(run)
-        catalog = build_catalog(recipe.data, progress=progress)
-        evaluations = measure(recognizer, recipe, catalog, protocol, progress)
-        first = first or evaluations
-        if {name: e.episodes for name, e in first.items()} != {name: e.episodes for name, e in evaluations.items()}:
-            raise DmgalError(
-                "Runs can only be compared on the same episodes.",
-                received=f"{folder}: other classes or videos than {folders[0]}",
-                expected="runs on the same data set, ways and shots",
-                remedy="compare runs with the same data.root, and pass --ways and --shots where they differ",
-            )
-        rows.append(
-            Row(
-                name=folder.name,
-                evaluations=evaluations,
-                difference=paired_difference(evaluations["accuracy"], first["accuracy"]),
-                trained_parameters=count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
-                tower_parameters=visual_tower_parameters(recognizer),
-                saved_bytes=run.trained_bytes() if recipe.train.steps else 0,
-                cost=run.training_cost(),
-            )
+        recipe, recognizer = load_run(Run(folder))
+        recipe = data.over(recipe)
+        catalog = build_catalog(recipe.data, progress=progress and not processes.rank)
+        keep = Keep(states, folder / "states", processes)
+        encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
+        if processes.rank:
+            continue
+        first = rows[0].evaluations if rows else None
+        evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress, like=first)
+        _check_same_episodes(first or evaluations, evaluations, folder, folders[0])
+        rows.append(_row(Run(folder), recipe, recognizer, evaluations, first or evaluations))
+        recipes.append(recipe)
+        catalogs.append(encoded.catalog)
+    if not rows:
+        return None
+    methods = grouped([row.name for row in rows], recipes, [row.evaluations["accuracy"] for row in rows])
+    pairings = [paired(method, methods[0], disagreements) for method in methods[1:]]
+    return Comparison(rows, methods, pairings, catalogs[0], recipes[0])
+
+
+def _row(
+    run: Run,
+    recipe: Recipe,
+    recognizer: FewShotRecognizer,
+    evaluations: Mapping[str, Evaluation],
+    first: Mapping[str, Evaluation],
+) -> Row:
+    return Row(
+        name=run.folder.name,
+        evaluations=evaluations,
+        difference=paired_difference(evaluations["accuracy"], first["accuracy"]),
+        trained_parameters=count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
+        tower_parameters=visual_tower_parameters(recognizer),
+        saved_bytes=run.trained_bytes() if recipe.train.steps else 0,
+        cost=run.training_cost(),
+    )
+
+
+def _check_same_episodes(
+    first: Mapping[str, Evaluation], evaluations: Mapping[str, Evaluation], folder: Path, first_folder: Path
+) -> None:
+    if {name: e.episodes for name, e in first.items()} != {name: e.episodes for name, e in evaluations.items()}:
+        raise DmgalError(
+            "Runs can only be compared on the same episodes.",
+            received=f"{folder}: other classes or videos than {first_folder}",
+            expected="runs on the same data set, ways and shots",
+            remedy="compare runs with the same data.root, and pass --ways and --shots where they differ",
         )
-    return rows
 
 
 def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -99,12 +163,21 @@ def main(argv: list[str] | None = None) -> int | None:
         raise DmgalError(
             "Nothing to compare.", received="no run", expected="folders of runs", remedy="dmgal compare RUN RUN ..."
         )
-    rows = compare(options.runs, options.protocol, progress=not options.quiet)
-    print(as_text(rows))
+    protocol, progress = options.protocol, not options.quiet
+    found = compare_in_depth(options.runs, protocol, progress, options.states, options.disagreements, options.data)
+    if found is None:
+        return 0
+    sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
+    print(as_text(found.rows))
+    print(methods_as_text(found.methods, found.pairings, found.catalog))
+    numbers: dict[str, Any] = {"protocol": vars(protocol), "rows": rows_as_json(found.rows)}
+    numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
+    if options.states == "float16":
+        print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
+        numbers["inexact"] = "states were kept as float16"
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        numbers = {"protocol": vars(options.protocol), "rows": rows_as_json(rows), "environment": environment()}
-        write_text(options.out, json.dumps(numbers, indent=2) + "\n")
+        write_text(options.out, json.dumps({**numbers, "environment": environment()}, indent=2) + "\n")
     return 0
 
 

@@ -16,13 +16,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from dmgal.episodes.bad_videos import OnBadVideo
+from dmgal.episodes.video import DecoderName
 from dmgal.errors import DmgalError
 from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
 
 SHORT_FLAGS = {"--ways": "--episode.n-way", "--shots": "--episode.k-shot", "--queries": "--episode.n-query"}
 OPEN_SECTIONS = ("adapter", "head", "train.loss_weights")
 """Whose keys are not known beforehand."""
-Precision = Literal["float32", "float64", "bf16", "fp16"]
+Precision = Literal["float32", "tf32", "float64", "bf16", "fp16"]
+Schedule = Literal["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class DataConfig:
     """Format of the lists, where it cannot be found by itself; the message names what fits."""
     report: Path | None = None
     """The report.csv of dmgal prepare: videos that it calls bad are known beforehand."""
-    on_bad_video: Literal["error", "skip"] = "error"
+    on_bad_video: OnBadVideo = "error"
     """A video that is missing or cannot be read: stop, or go on without it and say so."""
     generate: Literal["no", "moving_shapes"] = "no"
     """Make the data set at root if it is not there."""
@@ -58,7 +62,7 @@ class DataConfig:
     """Short side before the center crop, as a multiple of the backbone's input size."""
     keep_in_memory: bool = False
     """Keep decoded videos; for small data sets."""
-    decoder: Literal["pyav", "decord"] = "pyav"
+    decoder: DecoderName = "pyav"
     """What decodes video files; decord is known to give wrong frames of some, see the README."""
     store: Path | None = None
     """Folder of frames that were decoded once, made by dmgal store; None: videos are decoded each time."""
@@ -89,6 +93,8 @@ class BackboneConfig:
     """Batch norms of a trained backbone or head keep their statistics."""
     checkpoint_blocks: bool = False
     """Keep only what enters each block and compute the rest again in the backward pass: less memory, more time."""
+    dtype: Literal["float32", "bf16"] = "float32"
+    """Of a frozen backbone's weights while it trains; what is trained stays in float32."""
 
 
 @dataclass(frozen=True)
@@ -101,39 +107,89 @@ class EpisodeConfig:
     """Query videos per class."""
 
 
+LEAST = {
+    "steps": 0,
+    "warmup_steps": 0,
+    "tasks_per_step": 1,
+    "tasks_per_pass": 1,
+    "validate_every": 1,
+    "validation_episodes": 1,
+    "patience": 1,
+    "checkpoint_every": 1,
+    "keep_checkpoints": 1,
+    "max_bad_losses": 1,
+}
+"""Smallest values of training options."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimization: AdamW, linear warm-up, cosine to zero."""
+    """Optimization: AdamW, linear warm-up, a schedule; and how a run goes on, is saved and is watched."""
 
     steps: int = 600
     """0 trains nothing: a frozen backbone is evaluated as it is."""
     tasks_per_step: int = 1
-    """Tasks of one optimizer step over all processes; encoded in one batch on each."""
+    """Tasks of one optimizer step over all processes; what a step computes does not depend on their number."""
+    tasks_per_pass: int | None = None
+    """Tasks of one forward and backward pass on each process, for less memory; None: all that it has of a step."""
+    two_pass: Literal["no", "auto"] | int = "no"
+    """The same gradients in less memory, for more time: a task's videos are encoded in chunks, and again on the way
+    back. auto: chunks that the free memory allows; a number: of videos in a chunk."""
+    memory_budget: float | None = None
+    """GB for encoding a task's videos where two_pass is auto; None: most of what is free."""
     learning_rate: float = 4e-3
     backbone_learning_rate: float = 1e-4
     """Of the backbone's own parameters, where they are trained."""
     weight_decay: float = 0.01
-    """On matrices only."""
+    """On matrices only: not on biases, norms, gains and scales."""
     warmup_steps: int = 30
-    clip_norm: float = 1.0
+    schedule: Schedule = "cosine"
+    """Of the learning rates behind the linear warm-up; all but cosine (to zero, ours) are those of transformers."""
+    clip_norm: float | None = 1.0
+    """Longest gradient; None: not clipped."""
+    ema: float | None = None
+    """Decay of an exponential moving average of what is trained, such as 0.999; it is then validated and saved."""
     loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     """Of a head's losses by name, e.g. {base_classes: 0.5}; those not named keep the weight of the head's paper."""
     precision: Precision = "float32"
+    """bf16 and fp16: autocast, weights in float32; tf32: float32 with faster, less exact products on NVIDIA GPUs."""
+    compile: bool = False
+    """Compile the backbone's blocks with torch.compile; worth it only where measured."""
     validate_every: int = 200
     validation_episodes: int = 500
+    patience: int | None = None
+    """Stop after so many validations without a better one; None: never early."""
     checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    """The newest ones; one before the newest is for where that is damaged."""
+    on_bad_loss: Literal["skip", "stop"] = "skip"
+    """A loss or gradient that is not finite, or a loss that explodes: leave that step out and count it, or stop."""
+    max_bad_losses: int = 10
+    """Stop after so many skipped steps in a row."""
+    tracker: Tracker | None = None
+    """Send the log there, too, through Accelerate; the package must be installed."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"steps": 0, "warmup_steps": 0}
-        for name in ("tasks_per_step", "validate_every", "validation_episodes", "checkpoint_every", *least):
-            if getattr(self, name) < least.get(name, 1):
-                raise DmgalError(
-                    "A recipe cannot train like this.",
-                    received=f"train.{name}: {getattr(self, name)}",
-                    expected=f"at least {least.get(name, 1)}",
-                    remedy=f"give another train.{name}",
-                )
+        for name, least in LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise _cannot_train(f"train.{name}: {value}", f"at least {least}")
+        if isinstance(self.two_pass, int) and self.two_pass < 1:
+            raise _cannot_train(f"train.two_pass: {self.two_pass}", "no, auto, or a number of videos")
+        if self.memory_budget is not None and not self.memory_budget > 0:
+            raise _cannot_train(f"train.memory_budget: {self.memory_budget}", "GB, more than 0, or none")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise _cannot_train(f"train.ema: {self.ema}", "a decay between 0 and 1, or none")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise _cannot_train(f"train.clip_norm: {self.clip_norm}", "more than 0, or none")
+
+
+def _cannot_train(received: str, expected: str) -> DmgalError:
+    key = received.partition(":")[0]
+    return DmgalError(
+        "A recipe cannot train like this.", received=received, expected=expected, remedy=f"give another {key}"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,42 +2,41 @@
 
     dmgal evaluate runs/mine                          novel classes, the run's own ways and shots
     dmgal evaluate runs/mine --shots 5 --split val
+    dmgal evaluate runs/mine --until 0.2              as many episodes as it takes for ± 0.2 points
+    dmgal evaluate runs/mine --exact                  over all episodes there are, without drawing one
+    torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     encode in two processes
 
-Every video is encoded once. Where a split holds motions together with their time reversals, tasks of only these are
-added: two-way tasks of one pair (chance 50 %) and four-way tasks of two, where a model that is blind to the order of
-frames cannot pass 50 %.
+Every video is encoded once, and its state kept in the run's folder for the next time. Where a split holds motions
+together with their time reversals, tasks of only these are added: two-way tasks of one pair (chance 50 %) and four-way
+tasks of two, where a model that is blind to the order of frames cannot pass 50 %.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 from torch import nn
 
-from dmgal.backbones import VideoState
-from dmgal.episodes import (
-    EpisodeSampler,
-    Evaluation,
-    FewShotRecognizer,
-    ReversalSampler,
-    VideoCatalog,
-    encode_videos,
-    evaluate,
-)
-from dmgal.episodes.bad_videos import without_bad
+from dmgal.episodes import EpisodeSampler, Evaluation, FewShotRecognizer, ReversalSampler, VideoCatalog, evaluate
+from dmgal.episodes.exact_accuracy import ExactAccuracy, exact_accuracy
+from dmgal.episodes.pair_scores import pair_table, why_no_pair_scores
 from dmgal.episodes.sampler import TaskSampler
-from dmgal.recipes.bad_videos import tell_skipped
-from dmgal.recipes.build import build_catalog, build_recognizer, dtype_of, test_clips
+from dmgal.errors import DmgalError
+from dmgal.recipes.build import build_catalog, build_recognizer, dtype_of
 from dmgal.recipes.config import Recipe
+from dmgal.recipes.data_overrides import DataOverrides
+from dmgal.recipes.encoded import EncodedSplit, Keep, Kept, encode_split, launched_device, launched_processes
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.runs import Run, environment, read_tensors
 from dmgal.recipes.weights import load_trained_state
+
+MOST_EPISODES = 1_000_000
+"""Where --until gives up."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,10 @@ class Protocol:
     n_query: Annotated[int, tyro.conf.arg(aliases=["--queries"])] = 1
     """Query videos per class."""
     episodes: int = 10_000
+    """With --until: how many before the first look at the interval."""
+    until: float | None = None
+    """Go on, at most to a million episodes, until the half-width of the 95 % interval is this many points. Who looks
+    again and again and stops when it pleases gets an interval that covers the truth a little less often than 95 %."""
     seed: int = 0
 
 
@@ -63,6 +66,15 @@ class Evaluate:
     run: tyro.conf.Positional[Path]
     """Folder of a run, as dmgal train writes it."""
     protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
+    exact: bool = False
+    """The expected accuracy over all one-shot episodes in closed form, without sampling error; for heads that score
+    videos in pairs, without a task layer."""
+    states: Kept = "disk"
+    """Where the videos' states are kept. disk: as computed, in the run's folder; float16: there in half the room, but
+    INEXACT, predictions may differ, and the results say so; memory: nowhere."""
+    cache: Path | None = None
+    """Another folder for the states than RUN/states."""
+    data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
     """No progress bars."""
 
@@ -86,14 +98,15 @@ def load_run(
 def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:
     """The tasks of a protocol by name: random classes, and where there are reversal pairs, only these."""
     k_shot, n_query = protocol.k_shot or recipe.episode.k_shot, protocol.n_query
-    tasks = k_shot, n_query, protocol.episodes, protocol.seed, catalog.class_names
+    num_episodes = protocol.episodes if protocol.until is None else max(protocol.episodes, MOST_EPISODES)
+    tasks = k_shot, n_query, num_episodes, protocol.seed, catalog.class_names
     found: dict[str, TaskSampler] = {
         "accuracy": EpisodeSampler(catalog.labels, protocol.n_way or recipe.episode.n_way, *tasks)
     }
     pairs = catalog.reversal_pairs
     for num_pairs, name in ((1, "reversal_two_way"), (2, "reversal_four_way")):
         if len(pairs) >= num_pairs:
-            num_tasks = k_shot, n_query, num_pairs, protocol.episodes, protocol.seed, catalog.class_names
+            num_tasks = k_shot, n_query, num_pairs, num_episodes, protocol.seed, catalog.class_names
             found[name] = ReversalSampler(pairs, catalog.labels, *num_tasks)
     return found
 
@@ -104,23 +117,100 @@ def measure(
     catalog: VideoCatalog,
     protocol: Protocol,
     progress: bool = True,
+    *,
+    keep: Keep | None = None,
+    like: Mapping[str, Evaluation] | None = None,
 ) -> dict[str, Evaluation]:
-    """All tasks of a protocol on one split of a catalog, from videos that are encoded once."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """All tasks of a protocol on one split of a catalog, from videos that are encoded once.
+
+    Args:
+        keep: where to keep the states; None: in memory.
+        like: take as many episodes of each kind as these evaluations, whatever the protocol says.
+
+    Returns:
+        Evaluations by the names of `samplers`; nothing in a process that only helped to encode.
+    """
+    keep = keep or Keep()
+    encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
+    if keep.processes.rank:
+        return {}
+    return evaluate_tasks(recognizer, recipe, encoded, protocol, progress, like)
+
+
+def encode(
+    recognizer: FewShotRecognizer,
+    recipe: Recipe,
+    catalog: VideoCatalog,
+    protocol: Protocol,
+    progress: bool = True,
+    keep: Keep | None = None,
+) -> EncodedSplit:
+    """The split of a protocol, encoded; first of all its tasks are known to be possible."""
     catalog = catalog.split(protocol.split)
-    tasks = samplers(catalog, recipe, protocol)
-    clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
-    recognizer.to(device)
-    states: VideoState = encode_videos(
-        recognizer, clips, num_workers=recipe.data.num_workers, device=device, progress=progress
-    )
-    bad = clips.bad_videos.met
-    if bad:
-        tell_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])
-        catalog, states = without_bad(catalog, states, bad)
-        tasks = samplers(catalog, recipe, protocol)
+    samplers(catalog, recipe, protocol)
+    device = launched_device()
+    return encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
+
+
+def evaluate_tasks(
+    recognizer: FewShotRecognizer,
+    recipe: Recipe,
+    encoded: EncodedSplit,
+    protocol: Protocol,
+    progress: bool = True,
+    like: Mapping[str, Evaluation] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluations of an encoded split, by the names of `samplers`."""
+    catalog, found = encoded.catalog, {}
     data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
-    return {name: evaluate(recognizer, states, sampler, device, progress, data) for name, sampler in tasks.items()}
+    for name, sampler in samplers(catalog, recipe, protocol).items():
+        if like is not None and name in like:
+            sampler.num_episodes = len(like[name].accuracies)
+        found[name] = evaluate(
+            recognizer,
+            encoded.states,
+            sampler,
+            launched_device(),
+            progress,
+            data,
+            until=None if like is not None else protocol.until,
+            at_least=protocol.episodes,
+            dtype=encoded.dtype,
+        )
+    return found
+
+
+def exact_tasks(
+    recognizer: FewShotRecognizer, recipe: Recipe, encoded: EncodedSplit, protocol: Protocol, progress: bool = True
+) -> dict[str, ExactAccuracy]:
+    """The expected accuracies over all episodes, by the names of `samplers`.
+
+    Raises:
+        DmgalError: scores depend on more than a pair of videos, or there are several shots.
+    """
+    catalog, states = encoded.catalog, encoded.states
+    check_exact(recognizer, recipe, protocol)
+    states = states if encoded.dtype is None else states.to(encoded.dtype)
+    table = pair_table(recognizer, states, launched_device(), progress)
+    groups: dict[str, tuple[Sequence[Sequence[int]], int]] = {
+        "accuracy": ([[c] for c in sorted(set(catalog.labels.tolist()))], protocol.n_way or recipe.episode.n_way),
+        "reversal_two_way": (catalog.reversal_pairs, 1),
+        "reversal_four_way": (catalog.reversal_pairs, 2),
+    }
+    return {name: exact_accuracy(table, catalog.labels, *groups[name]) for name in samplers(catalog, recipe, protocol)}
+
+
+def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protocol) -> None:
+    """Refuse what has no closed form, with the reason."""
+    k_shot = protocol.k_shot or recipe.episode.k_shot
+    reason = f"{k_shot} shots" if k_shot > 1 else why_no_pair_scores(recognizer, k_shot)
+    if reason:
+        raise DmgalError(
+            "The accuracy over all episodes has no closed form here.",
+            received=reason,
+            expected="one shot, no task layer, and a head that scores videos in pairs",
+            remedy="use --until 0.2 for an interval as narrow as you wish, or --shots 1",
+        )
 
 
 def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
@@ -136,6 +226,20 @@ def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     }
 
 
+def exact_as_json(accuracies: Mapping[str, ExactAccuracy], catalog: VideoCatalog) -> dict[str, Any]:
+    """In percent, also by class."""
+    return {
+        name: {
+            "percent": round(exact.mean, 6),
+            "episodes": "all",
+            "percent_by_class": {
+                catalog.class_names[c]: round(value, 4) for c, value in zip(exact.classes, exact.by_class, strict=True)
+            },
+        }
+        for name, exact in accuracies.items()
+    }
+
+
 def main(argv: list[str] | None = None) -> int | None:
     """Evaluate the run of a command line."""
     options = tyro.cli(
@@ -144,25 +248,51 @@ def main(argv: list[str] | None = None) -> int | None:
         args=sys.argv[1:] if argv is None else argv,
         description=as_description(__doc__),
     )
-    run = Run(options.run)
+    run, protocol, progress = Run(options.run), options.protocol, not options.quiet
     recipe, recognizer = load_run(run)
-    catalog = build_catalog(recipe.data, progress=not options.quiet)
+    recipe = options.data.over(recipe)
+    if options.exact:
+        check_exact(recognizer, recipe, protocol)
+    keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
+    catalog = build_catalog(recipe.data, progress=progress and not keep.processes.rank)
+    encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
+    if keep.processes.rank:
+        return 0
+    if options.exact:
+        exact = exact_tasks(recognizer, recipe, encoded, protocol, progress)
+        results, lines = exact_as_json(exact, encoded.catalog), {name: f"{a.mean:.3f}" for name, a in exact.items()}
+    else:
+        evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress)
+        results, lines = as_json(evaluations), {name: str(e.accuracy) for name, e in evaluations.items()}
+    _report(options, recipe, results, lines, run)
+    return 0
+
+
+def _report(options: Evaluate, recipe: Recipe, results: Mapping[str, Any], lines: Mapping[str, str], run: Run) -> None:
+    """Print the results, and write them."""
     protocol = options.protocol
-    evaluations = measure(recognizer, recipe, catalog, protocol, progress=not options.quiet)
     ways, shots = protocol.n_way or recipe.episode.n_way, protocol.k_shot or recipe.episode.k_shot
-    print(
-        f"{options.run}: {protocol.split} classes, {shots}-shot, {protocol.episodes} episodes, 95 % intervals over them"
-    )
-    for name, evaluation in evaluations.items():
+    how = "all episodes, exact" if options.exact else f"{protocol.episodes} episodes, 95 % intervals over them"
+    if protocol.until is not None and not options.exact:
+        how = f"until ± {protocol.until:g}, 95 % intervals over the episodes"
+    print(f"{options.run}: {protocol.split} classes, {shots}-shot, {how}")
+    for name, text in lines.items():
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
-        print(f"  {label:<20} {evaluation.accuracy} %")
-    result = {"protocol": vars(protocol), "results": as_json(evaluations), "environment": environment()}
+        number = results[name]["episodes"]
+        print(f"  {label:<20} {text} %{f'  ({number} episodes)' if protocol.until and not options.exact else ''}")
+    result: dict[str, Any] = {"protocol": vars(protocol), "results": results, "environment": environment()}
+    if options.states == "float16":
+        print("  INEXACT: states were kept as float16; predictions may differ from those of exact states")
+        result["inexact"] = "states were kept as float16"
+    amount = "all" if options.exact else f"{protocol.episodes}"
+    if protocol.until is not None and not options.exact:
+        amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
+    suffix = "_float16" if options.states == "float16" else ""
     path = run.write_result(
-        f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{protocol.episodes}episodes_seed{protocol.seed}",
+        f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{amount}episodes_seed{protocol.seed}{suffix}",
         result,
     )
     print(f"written: {path}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import types
 import typing
@@ -27,7 +28,8 @@ PER_DATA = "per_data"
 def bundled_layers() -> list[str]:
     """Names of the YAML files that come with dmgal, e.g. ``method/dmgal_adapter``."""
     root = Path(str(files("dmgal.recipes").joinpath("configs")))
-    return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
+    return sorted(name for name in names if not name.startswith("launch/"))  # those are Accelerate's
 
 
 def read_layer(name: str) -> Tree:
@@ -145,7 +147,11 @@ def _converted(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        return _converted(next(a for a in arguments if a is not type(None)), value, where)
+        *others, last = (a for a in arguments if a is not type(None))
+        for other in others:
+            with contextlib.suppress(DmgalError):
+                return _converted(other, value, where)
+        return _converted(last, value, where)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         if not isinstance(value, Mapping):
             raise _bad_value(where, value, "a mapping")

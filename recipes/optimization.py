@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import Recipe
+from dmgal.recipes.config import Recipe, TrainConfig
 from dmgal.recipes.weights import is_added
 
 PLATEAU_STEPS = 200
@@ -83,12 +85,28 @@ def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.opti
     )
 
 
-def build_schedule(optimizer: torch.optim.Optimizer, warmup_steps: int, steps: int, done: int = 0) -> LambdaLR:
-    """Linear warm-up, then cosine to zero: a function of the step alone, so resuming needs only the step."""
+def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, done: int = 0) -> LambdaLR:
+    """Linear warm-up, then the recipe's schedule: a function of the step alone, so resuming needs only the step."""
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    return LambdaLR(optimizer, _factor(train), last_epoch=done - 1)
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
-    return LambdaLR(optimizer, factor, last_epoch=done - 1)
+def _factor(train: TrainConfig) -> Callable[[int], float]:
+    """From a step to the share of the learning rate; ours for cosine, else that of transformers."""
+    if train.schedule == "cosine":
+        return partial(_cosine, train.warmup_steps, train.steps)
+    from transformers import get_scheduler
+
+    name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
+    nobody = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1e-3)
+    lengths = {"num_warmup_steps": train.warmup_steps, "num_training_steps": max(train.steps, train.warmup_steps + 1)}
+    schedule: Any = get_scheduler(name, nobody, **lengths)
+    return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
+
+
+def _cosine(warmup_steps: int, steps: int, step: int) -> float:
+    """The first step is not lost to a rate of zero, as it is where warm-up starts there."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))

@@ -5,16 +5,18 @@
     dmgal prepare --root FOLDER --split-file LISTS        a CSV file, a list, or a folder of train, val and test lists
     dmgal prepare data/moving_shapes                      the data of a recipe's layers
 
-Into the folder --out go split.csv, missing.csv (listed videos that are not there), report.csv (videos that do not
-decode to their end, with the reason and how many frames do), summary.json, and data.yaml: a layer for recipes that
-names them. A video that is damaged behind its first --num-frames frames is used; one with fewer is bad, and training
-follows --data.on-bad-video error or skip. A check that was stopped goes on where it was; files found bad are looked at
-again once they have changed.
+Into the folder --out go missing.csv (listed videos that are not there), report.csv (videos that do not decode to their
+end, with the reason and how many frames do), summary.json, and data.yaml: a layer for recipes that names them and says
+how training clips are cropped. Where classes have splits there is split.csv, with --dataset found.csv, too (videos
+listed and found, by class). A video that is damaged behind its first --num-frames frames is used; one with fewer is
+bad, and training follows --data.on-bad-video error or skip. A check that was stopped goes on where it was, by
+checked.jsonl, what each video turned out to be; files that have changed since are looked at again.
 """
 
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -35,18 +37,24 @@ from dmgal.episodes.listing import printable
 from dmgal.episodes.packed_names import PackedNames
 from dmgal.episodes.parallel import available_cores
 from dmgal.episodes.split_files import write_rows
-from dmgal.episodes.standard_splits import FACTS, StandardSplit
+from dmgal.episodes.standard_splits import StandardSplit
 from dmgal.episodes.video_files import subfolders, videos_in
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import list_catalog
 from dmgal.recipes.config import DataConfig, Recipe
-from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer
+from dmgal.recipes.entry import as_description, resumable, run_recipe
+from dmgal.recipes.layers import from_mapping, merged, read_layer, to_mapping
 from dmgal.recipes.runs import write_text
-from dmgal.recipes.standard_data import match_dataset
+from dmgal.recipes.standard_data import FoundData, find_dataset
 
+LOG, REPORT = "checked.jsonl", "report.csv"
 SHOWN = 10  # lines of a list on the terminal; the files hold all
 SECONDS_BETWEEN_FLUSHES = 1.0
+OWN_DATA = {"data": {"flip": False, "crop_scale": [0.5, 1.0], "color_jitter": 0.2, "test_resize": 1.142857}}
+"""Layer below videos of which no layer tells anything: as the bundled ones, but never mirrored, for want of knowing."""
+TRANSFORMS = ("flip", "may_flip", "crop_scale", "color_jitter", "test_resize")
+Missing = list[tuple[str, str, str]]
+"""Split, class and name of listed videos that are not there."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,11 @@ class Listed:
     videos: Sequence[str]
     catalog: VideoCatalog | None
 
+    @property
+    def split(self) -> VideoCatalog | None:
+        """The catalog, where its classes belong to train, val or test."""
+        return self.catalog if self.catalog is not None and self.catalog.class_splits is not None else None
+
 
 def run(options: Prepare) -> dict[str, Any]:
     """Match, list, check and write; returns what is in summary.json.
@@ -94,12 +107,23 @@ def run(options: Prepare) -> dict[str, Any]:
     Raises:
         DmgalError: no videos there, or files that cannot be read or written.
     """
+    _check_options(options)
     data = _data(options)
     out = options.out or Path("prepared") / (options.dataset or data.root.resolve().name)
     try:
+        # nothing is made before something was found
+        missing: Missing = []
+        found: FoundData | Listed
+        if options.dataset is None:
+            found = _listed(data, missing, progress=not options.quiet)
+        else:
+            found = find_dataset(options.dataset, data.root)
+            missing += found.missing
         out.mkdir(parents=True, exist_ok=True)
         with exclusively(out / ".lock", lambda: print(f"another dmgal prepare works in {out}; waiting", flush=True)):
-            return _prepared(options, data, out)
+            return _prepared(options, data, out, found, missing)
+    except BrokenPipeError:  # of what is printed
+        raise
     except OSError as error:
         raise DmgalError(
             "The data cannot be prepared.",
@@ -109,16 +133,19 @@ def run(options: Prepare) -> dict[str, Any]:
         ) from error
 
 
-def _prepared(options: Prepare, data: DataConfig, out: Path) -> dict[str, Any]:
+def _prepared(
+    options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed, missing: Missing
+) -> dict[str, Any]:
     summary: dict[str, Any] = {"dataset": options.dataset, "videos": 0, "missing": 0}
-    missing: list[tuple[str, str, str]] = []
-    if options.dataset is not None:
-        matched, summary["found"] = match_dataset(options.dataset, data.root, out, missing)
-        listed = Listed(data.root, matched.videos, matched)
+    if isinstance(found, FoundData):
+        found.tell()
+        summary["found"] = found.per_split
+        catalog = found.write(out)
+        listed = Listed(data.root, catalog.videos, catalog)
     else:
-        listed = _listed(data, missing, progress=not options.quiet)
-    if listed.catalog is not None and listed.catalog.class_splits is not None:
-        listed.catalog.to_csv(out / "split.csv")
+        listed = found
+        if listed.split is not None:
+            listed.split.to_csv(out / "split.csv")
     write_rows(out / "missing.csv", missing, ("split", "class_name", "video"))
     summary |= {"videos": len(listed.videos), "missing": len(missing)}
     if missing:
@@ -127,26 +154,32 @@ def _prepared(options: Prepare, data: DataConfig, out: Path) -> dict[str, Any]:
         problems = check(listed, out, options)
         num_frames = options.num_frames or data.num_frames
         summary |= _verdict(problems, len(listed.videos), num_frames, out)
-    _write_layer(options, listed, out)
+    _write_layer(data, listed, out, with_report=options.check or _checked_before(listed, out))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     if listed.catalog is not None:
-        known = [name for name in bundled_layers() if name == f"data/{options.dataset}"]
-        layers = [*options.layers, *known, str(out / "data.yaml")]
-        skip = " --data.on-bad-video skip" if summary.get("bad") else ""
-        print(f"next: dmgal train method/dmgal_adapter {' '.join(layers)}{skip}")
+        words = ["method/dmgal_adapter", *options.layers, str(out / "data.yaml")]
+        skip = ["--data.on-bad-video", "skip"] if summary.get("bad") else []
+        print(f"next: {shlex.join(['dmgal', 'train', *words, *skip])}")
     return summary
+
+
+def _checked_before(listed: Listed, out: Path) -> bool:
+    """Whether an earlier check of these videos' folder has left its report."""
+    return (out / REPORT).exists() and CheckLog(out / LOG, listed.root, ()).is_of_root
 
 
 def check(listed: Listed, out: Path, options: Prepare) -> dict[str, CheckedVideo]:
     """Decodes what was not checked before and writes report.csv; returns the videos with a problem."""
-    log = CheckLog(out / "checked.jsonl", listed.root, listed.videos)
+    log = CheckLog(out / LOG, listed.root, listed.videos)
     if options.recheck:
         log.path.unlink(missing_ok=True)
+    elif log.path.exists() and not log.is_of_root:
+        print("what was checked before was in another folder: every video is checked")
     done = log.done()
     left = np.flatnonzero(~done)
     if done.any():
         print(f"{int(done.sum()):,} of {len(done):,} videos were checked before")
-    workers = max(1, min(options.workers or available_cores(), len(left)))
+    workers = min(options.workers or available_cores(), len(left))
     paths = ((place, listed.root / listed.videos[place]) for place in map(int, left))
     bar = tqdm(total=len(done), initial=int(done.sum()), desc="check", unit="video", disable=options.quiet)
     flushed = time.monotonic()
@@ -157,7 +190,7 @@ def check(listed: Listed, out: Path, options: Prepare) -> dict[str, CheckedVideo
                 file.flush()
                 flushed = time.monotonic()
             bar.update()
-    write_report(out / "report.csv", log.problems)
+    write_report(out / REPORT, log.problems)
     return log.problems
 
 
@@ -167,7 +200,7 @@ def _verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int
     salvaged = len(problems) - len(bad)
     print(
         f"checked {num_videos:,} videos: {num_videos - len(problems):,} sound, {salvaged:,} damaged but used (at least "
-        f"{num_frames} frames decode), {len(bad):,} bad; report: {out / 'report.csv'}"
+        f"{num_frames} frames decode), {len(bad):,} bad; report: {out / REPORT}"
     )
     for video, checked in sorted(problems.items(), key=lambda entry: (entry[0] not in bad, entry[0]))[:SHOWN]:
         used = "bad " if video in bad else f"used, {checked.frames} frames"
@@ -177,7 +210,7 @@ def _verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int
     return {"num_frames": num_frames, "sound": num_videos - len(problems), "salvaged": salvaged, "bad": len(bad)}
 
 
-def _listed(data: DataConfig, missing: list[tuple[str, str, str]], progress: bool) -> Listed:
+def _listed(data: DataConfig, missing: Missing, progress: bool) -> Listed:
     """What the data's split file or folders list; a folder of nothing but videos is taken as it is."""
     if data.split_file is None and data.generate == "no" and data.root.is_dir() and not subfolders(data.root):
         videos = PackedNames(videos_in(data.root))
@@ -188,8 +221,25 @@ def _listed(data: DataConfig, missing: list[tuple[str, str, str]], progress: boo
     return Listed(data.root, catalog.videos, catalog)
 
 
+def _check_options(options: Prepare) -> None:
+    least = {"--workers": (options.workers, 1), "--num-frames": (options.num_frames, 1)}
+    wrong = [f"{flag} {value}" for flag, (value, smallest) in least.items() if value is not None and value < smallest]
+    if not options.seconds_per_video > 0:
+        wrong.append(f"--seconds-per-video {options.seconds_per_video:g}")
+    if wrong:
+        raise DmgalError(
+            "Data cannot be prepared like this.",
+            received=", ".join(wrong),
+            expected="at least 1 worker and 1 frame, and more than 0 seconds for a video",
+            remedy="give another number, or leave it out",
+        )
+
+
 def _data(options: Prepare) -> DataConfig:
-    data = from_mapping(Recipe, merged(map(read_layer, options.layers))).data
+    """Where the videos are and how clips are taken of them: layers, and what the command line says of the places.
+
+    Below the layers lies what is known of the data set.
+    """
     if options.root is None and not options.layers:
         raise DmgalError(
             "Nothing says where the videos are.",
@@ -204,6 +254,8 @@ def _data(options: Prepare) -> DataConfig:
             expected="one of the two",
             remedy="leave one out",
         )
+    below = [read_layer(f"data/{options.dataset}")] if options.dataset else [] if options.layers else [OWN_DATA]
+    data = from_mapping(Recipe, merged([*below, *map(read_layer, options.layers)])).data
     return replace(
         data,
         root=options.root or data.root,
@@ -212,30 +264,29 @@ def _data(options: Prepare) -> DataConfig:
     )
 
 
-def _write_layer(options: Prepare, listed: Listed, out: Path) -> None:
-    """A layer that names the data; paths are whole, so that it works from any folder."""
-    data: dict[str, Any] = {"root": str(listed.root.resolve()), "generate": "no"}
-    if listed.catalog is not None and listed.catalog.class_splits is not None:
-        data["split_file"] = str((out / "split.csv").resolve())
-    if options.check:
-        data["report"] = str((out / "report.csv").resolve())
-    if options.dataset is not None:
-        data["name"] = options.dataset
-        data["flip"] = data["may_flip"] = FACTS[options.dataset].mirror
-    head = "# Written by dmgal prepare: a layer for dmgal train that says where the data is.\n"
-    write_text(out / "data.yaml", head + yaml.safe_dump({"data": data}, sort_keys=False))
+def _write_layer(data: DataConfig, listed: Listed, out: Path, with_report: bool) -> None:
+    """A layer that says all that there is to say of the data; paths are whole, so that it works from any folder."""
+    layer: dict[str, Any] = {"name": data.name} if data.name else {}
+    layer |= {"root": str(listed.root.resolve()), "generate": "no"}
+    if listed.split is not None:
+        layer["split_file"] = str((out / "split.csv").resolve())
+    if with_report:
+        layer["report"] = str((out / REPORT).resolve())
+    layer |= {key: to_mapping(getattr(data, key)) for key in TRANSFORMS}
+    head = "# Written by dmgal prepare: a layer for dmgal train that says where the data is and how clips are taken.\n"
+    write_text(out / "data.yaml", head + yaml.safe_dump({"data": layer}, sort_keys=False))
 
 
 def main(argv: list[str] | None = None) -> int | None:
     """Prepare the data of a command line."""
-    run(
-        tyro.cli(
-            Prepare,
-            prog="dmgal prepare",
-            args=sys.argv[1:] if argv is None else argv,
-            description=as_description(__doc__),
-        )
+    options = tyro.cli(
+        Prepare,
+        prog="dmgal prepare",
+        args=sys.argv[1:] if argv is None else argv,
+        description=as_description(__doc__),
     )
+    with resumable():
+        run(options)
     return 0
 
 

@@ -1,11 +1,12 @@
 """A run folder: the resolved recipe, where and with what it ran, its log, its weights and results.
 
     recipe.yaml          everything that shapes the run, complete
+    paths.yaml           the recipe's absolute paths, of this machine only
     environment.json     command, versions, git revision, hardware
     log.jsonl            one line per step and per validation
-    checkpoint/          to resume from; replaced whole
-    adapter/             the best adapter, as PEFT saves it
-    weights.safetensors  the best of everything else that was trained (head, backbone)
+    checkpoints/         to resume from, the newest ones
+    adapter/             the best adapter, as PEFT saves it; in it weights.safetensors: all else that was trained
+    weights.safetensors  the best weights of a run without an adapter
     results/             evaluations
 
 It is written before the first step. Files are written under another name and renamed, so a killed run leaves none half.
@@ -22,7 +23,8 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -38,6 +40,7 @@ from dmgal import __version__
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import from_mapping, to_mapping
+from dmgal.recipes.places import put_back, set_apart
 
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
 
@@ -48,16 +51,30 @@ class Run:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.adapter = folder / "adapter"
-        self.weights = folder / "weights.safetensors"
-        self.checkpoint = folder / "checkpoint"
+        self.checkpoints = folder / "checkpoints"
 
-    def start(self, recipe: Recipe, resume: bool) -> None:
+    @property
+    def weights(self) -> Path:
+        """The best of everything trained that is not the adapter's, whether it exists or not."""
+        alone, beside = self.folder / "weights.safetensors", self.adapter / "weights.safetensors"
+        return beside if beside.exists() or (self.adapter.exists() and not alone.exists()) else alone
+
+    def start(self, recipe: Recipe, resume: bool, accept_changes: bool = False) -> dict[str, tuple[Any, Any]]:
         """Makes the folder and writes what is known beforehand.
 
+        Args:
+            recipe: of the run, complete.
+            resume: go on with the run in the folder, if there is one.
+            accept_changes: go on though the folder's recipe is another, and write down the new one.
+
+        Returns:
+            What was accepted: values before and now, by the recipe's key.
+
         Raises:
-            DmgalError: the folder holds a run that was not asked to be resumed, or one of another recipe.
+            DmgalError: the folder holds a run that was not asked to be resumed, or one of another recipe; or it cannot
+                be written.
         """
-        written = to_mapping(recipe)
+        changes: dict[str, tuple[Any, Any]] = {}
         if (self.folder / "recipe.yaml").exists():
             if not resume:
                 raise DmgalError(
@@ -66,14 +83,25 @@ class Run:
                     expected="a folder that does not exist yet",
                     remedy="pass --resume to continue the run, or another --out",
                 )
-            self._refuse_other(written)
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        write_text(self.folder / "recipe.yaml", yaml.safe_dump(written, sort_keys=False))
+            changes = _differences(to_mapping(self.recipe()), to_mapping(recipe))
+            if not changes:
+                return changes
+            if not accept_changes:
+                raise _other_recipe(changes)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shared, paths = set_apart(to_mapping(recipe))
+            if not changes:
+                write_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+            if paths:
+                write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
+            else:
+                (self.folder / "paths.yaml").unlink(missing_ok=True)
+            write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
+        return changes
 
     def recipe(self) -> Recipe:
-        path = self.folder / "recipe.yaml"
+        path, paths = self.folder / "recipe.yaml", self.folder / "paths.yaml"
         if not path.is_file():
             raise DmgalError(
                 "This folder holds no run.",
@@ -81,7 +109,9 @@ class Run:
                 expected="a folder with a recipe.yaml, as dmgal train writes it",
                 remedy="give a run's folder",
             )
-        return from_mapping(Recipe, yaml.safe_load(path.read_text(encoding="utf-8")))
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        apart = (yaml.safe_load(paths.read_text(encoding="utf-8")) if paths.is_file() else None) or {}
+        return from_mapping(Recipe, put_back(tree, apart))
 
     def check_complete(self, recipe: Recipe) -> None:
         """Refuses a run that has not yet saved what its recipe trains."""
@@ -95,14 +125,16 @@ class Run:
                 remedy="let it go on with dmgal train ... --resume",
             )
 
-    def rewind_log(self, step: int) -> None:
-        """Forgets what was logged after a checkpoint, and a line that a kill left half."""
+    def rewind_log(self, step: int) -> list[dict[str, Any]]:
+        """Forgets what was logged after a checkpoint, and a line that a kill left half; returns what is left."""
         path = self.folder / "log.jsonl"
         kept = [entry for entry in _whole_lines(path) if entry.get("step", 0) <= step]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
+        return kept
 
     def log(self, **entry: Any) -> None:
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        """One line more, with what is given."""
+        with writing(self.folder), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
@@ -128,17 +160,35 @@ class Run:
             "peak_memory_mb": max(peaks) if peaks else None,
         }
 
-    def _refuse_other(self, recipe: Mapping[str, Any]) -> None:
-        before = dict(_flat(yaml.safe_load((self.folder / "recipe.yaml").read_text(encoding="utf-8"))))
-        now = dict(_flat(recipe))
-        differing = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-        if differing:
-            raise DmgalError(
-                "This run was made by another recipe and cannot be resumed by this one.",
-                received=", ".join(f"{key}={now.get(key)!r}" for key in differing),
-                expected=", ".join(f"{key}={before.get(key)!r}" for key in differing),
-                remedy="resume with the run's own recipe, or pass another --out",
-            )
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Values of two recipes where they differ, by dotted key."""
+    one, other = dict(flat(before)), dict(flat(now))
+    keys = sorted({*one, *other})
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
+    return DmgalError(
+        "This run was made by another recipe.",
+        received=", ".join(f"{key}={now!r}" for key, (_, now) in changes.items()),
+        expected=", ".join(f"{key}={before!r}" for key, (before, _) in changes.items()),
+        remedy="resume with the run's own recipe, pass --accept-changes to go on with this one, or give another --out",
+    )
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a file system says against writing into a DmgalError."""
+    try:
+        yield
+    except OSError as error:
+        raise DmgalError(
+            "This run folder cannot be written.",
+            received=f"{folder}: {error.strerror or error}",
+            expected="a folder on a disk that has room and may be written",
+            remedy="make room or give another --out; --resume goes on from the last checkpoint",
+        ) from error
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
@@ -185,7 +235,10 @@ def write_text(path: Path, text: str) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes safetensors whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    except SafetensorError as error:  # what the system said is in its text
+        raise OSError(str(error)) from error
     partial.replace(path)
 
 
@@ -202,10 +255,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The values of nested mappings by dotted key."""
     pairs: list[tuple[str, Any]] = []
     for key, value in tree.items():
-        pairs += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return pairs
 
 

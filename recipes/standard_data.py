@@ -4,31 +4,90 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from dmgal.episodes import VideoCatalog
-from dmgal.episodes.listing import printable
+from dmgal.episodes.listing import listed, printable
 from dmgal.episodes.matching import Matches, match_videos
 from dmgal.episodes.split_files import SPLITS, read_rows, write_rows
 from dmgal.episodes.standard_splits import FACTS, standard_split_file
 from dmgal.errors import DmgalError
 
-SHOWN = 10  # lines of a list on the terminal; the files hold all
+SHOWN = 5  # lines of a list on the terminal; the files hold all
+FEW = 0.9  # a class of which a smaller share was found is worth a line
 Row = tuple[str, str, str]
 """Split, class name, video."""
 
 
-def match_dataset(name: str, root: Path, out: Path, missing: list[Row]) -> tuple[VideoCatalog, dict[str, Any]]:
-    """The catalog of a standard split's videos as they lie below a folder, and how many were found per split.
+@dataclass(frozen=True)
+class FoundData:
+    """A standard split, and where its videos lie below a folder.
 
-    The counts are printed split by split, with the classes that lack most; ``out`` gets split.csv and found.csv, and
-    ``missing`` the videos that were not found.
+    Attributes:
+        name: of the split.
+        root: the folder.
+        rows: all that the split lists.
+        matches: what was found of them.
+    """
+
+    name: str
+    root: Path
+    rows: Sequence[Row]
+    matches: Matches
+
+    @cached_property
+    def found(self) -> list[Row]:
+        """The rows whose videos are there."""
+        return [row for row, path in zip(self.rows, self.matches.paths, strict=True) if path is not None]
+
+    @cached_property
+    def missing(self) -> list[Row]:
+        """The rows whose videos are not."""
+        return [row for row, path in zip(self.rows, self.matches.paths, strict=True) if path is None]
+
+    @property
+    def per_split(self) -> dict[str, int]:
+        """How many videos of each split were found."""
+        return {split: sum(row[0] == split for row in self.found) for split in SPLITS}
+
+    def per_class(self) -> list[tuple[str, str, int, int]]:
+        """Split, class, and how many of its videos are listed and found."""
+        wanted, there = (Counter((split, name) for split, name, _ in some) for some in (self.rows, self.found))
+        return [(split, name, count, there[split, name]) for (split, name), count in wanted.items()]
+
+    def write(self, out: Path) -> VideoCatalog:
+        """Writes split.csv, of what was found, and found.csv, the counts; the catalog of the former."""
+        counts = ((split, name, str(wanted), str(there)) for split, name, wanted, there in self.per_class())
+        write_rows(out / "found.csv", counts, ("split", "class_name", "listed", "found"))
+        placed = zip(self.rows, self.matches.paths, strict=True)
+        write_rows(out / "split.csv", ((split, name, path, "") for (split, name, _), path in placed if path))
+        return VideoCatalog.from_csv(out / "split.csv", self.root)
+
+    def tell(self) -> None:
+        """Prints the counts split by split, the classes that lack most, and what could not be used."""
+        head = f"{self.name} ({FACTS[self.name].source}) in {self.root}"
+        print(f"{head}: {len(self.found):,} of {len(self.rows):,} videos found")
+        counts = self.per_class()
+        for split in SPLITS:
+            _tell_split(split, [(name, wanted, there) for s, name, wanted, there in counts if s == split])
+        if self.matches.num_several:
+            print(f"  {self.matches.num_several:,} videos are there more than once; the best match of each was taken")
+        if self.matches.num_other:
+            print(f"  {_others(self.matches)} not listed")
+        for folder in self.matches.closed_folders[:SHOWN]:
+            print(f"  not looked into, for want of the right to: {printable(folder)}")
+        if len(self.matches.closed_folders) > SHOWN:
+            print(f"  and {len(self.matches.closed_folders) - SHOWN:,} more folders")
+
+
+def find_dataset(name: str, root: Path) -> FoundData:
+    """A standard split's videos as they lie below a folder.
 
     Raises:
         DmgalError: no folder, or none of the videos in it.
     """
-    rows = [(split, class_name, video) for split, class_name, video, _ in read_rows(standard_split_file(name))]
     if not root.is_dir():
         raise DmgalError(
             "The folder of the videos is missing.",
@@ -36,45 +95,37 @@ def match_dataset(name: str, root: Path, out: Path, missing: list[Row]) -> tuple
             expected="an existing folder",
             remedy="check --root",
         )
-    matches = match_videos([(class_name, video) for _, class_name, video in rows], root)
-    found = [row for row, path in zip(rows, matches.paths, strict=True) if path is not None]
-    if not found:
+    rows = [(split, class_name, video) for split, class_name, video, _ in read_rows(standard_split_file(name))]
+    data = FoundData(name, root, rows, match_videos([(class_name, video) for _, class_name, video in rows], root))
+    if not data.found:
         raise DmgalError(
             f"No video of {name} was found.",
-            received=f"{matches.num_other:,} other videos in {root}, such as "
-            f"{', '.join(map(printable, matches.examples)) or 'none'}",
+            received=f"{_others(data.matches)} in {root}",
             expected=f"files or folders of frames named such as {', '.join(video for *_, video in rows[:3])}",
             remedy="check --root and --dataset",
         )
-    missing += [row for row, path in zip(rows, matches.paths, strict=True) if path is None]
-    _print_found(name, root, rows, found, matches)
-    write_rows(out / "found.csv", _per_class(rows, found), ("split", "class_name", "listed", "found"))
-    placed = zip(rows, matches.paths, strict=True)
-    write_rows(out / "split.csv", ((split, class_name, path, "") for (split, class_name, _), path in placed if path))
-    per_split = {split: sum(row[0] == split for row in found) for split in SPLITS}
-    return VideoCatalog.from_csv(out / "split.csv", root), per_split
+    return data
 
 
-def _per_class(rows: Sequence[Row], found: Sequence[Row]) -> list[tuple[str, str, str, str]]:
-    listed, there = (Counter((split, name) for split, name, _ in some) for some in (rows, found))
-    return [(split, name, str(count), str(there[split, name])) for (split, name), count in listed.items()]
+def _others(matches: Matches) -> str:
+    number, examples = matches.num_other, ", ".join(map(printable, matches.examples))
+    verb = "is" if number == 1 else "are"
+    return f"{number:,} other video{'' if number == 1 else 's'}{f', such as {examples},' if examples else ''} {verb}"
 
 
-def _print_found(name: str, root: Path, rows: Sequence[Row], found: Sequence[Row], matches: Matches) -> None:
-    print(f"{name} ({FACTS[name].source}) in {root}: {len(found):,} of {len(rows):,} videos found")
-    per_class = _per_class(rows, found)
-    for split in SPLITS:
-        counts = [(class_name, int(listed), int(there)) for s, class_name, listed, there in per_class if s == split]
-        lacking = [entry for entry in counts if entry[2] < entry[1]]
-        print(
-            f"  {split:<5} {sum(c for *_, c in counts):,} of {sum(c for _, c, _ in counts):,} videos; "
-            f"{len(counts) - len(lacking)} of {len(counts)} classes complete"
-        )
-        for class_name, listed, there in sorted(lacking, key=lambda entry: entry[2] / entry[1])[:SHOWN]:
-            print(f"        {there:,} of {listed:,}  {class_name}")
-        if len(lacking) > SHOWN:
-            print(f"        and {len(lacking) - SHOWN} more classes: found.csv")
-    if matches.num_several:
-        print(f"  {matches.num_several:,} videos are there more than once; the best match of each was taken")
-    for folder in matches.closed_folders[:SHOWN]:
-        print(f"  not looked into, for want of the right to: {printable(folder)}")
+def _tell_split(split: str, counts: Sequence[tuple[str, int, int]]) -> None:
+    """``counts``: class, videos listed, videos found."""
+    lacking = [entry for entry in counts if entry[2] < entry[1]]
+    print(
+        f"  {split:<5} {sum(there for *_, there in counts):,} of {sum(wanted for _, wanted, _ in counts):,} videos; "
+        f"{len(counts) - len(lacking)} of {len(counts)} classes complete"
+    )
+    absent = [name for name, _, there in lacking if not there]
+    if absent:
+        print(f"        without a video and so left out, {len(absent)} of {len(counts)} classes: {listed(absent)}")
+    few = sorted((entry for entry in lacking if 0 < entry[2] < FEW * entry[1]), key=lambda entry: entry[2] / entry[1])
+    for class_name, wanted, there in few[:SHOWN]:
+        print(f"        {there:,} of {wanted:,}  {class_name}")
+    more = len(lacking) - len(absent) - len(few[:SHOWN])
+    if more:
+        print(f"        {more} more {'class lacks' if more == 1 else 'classes lack'} videos: found.csv")

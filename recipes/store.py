@@ -1,8 +1,8 @@
 """Decodes the videos of a data set once, so that training and evaluation need not: a store of frames.
 
-    dmgal store data/ssv2_small --data.root /path/to/ssv2_small --data.store STORE
-    dmgal store data/ssv2_small --data.root /path/to/ssv2_small --data.store STORE --size 224
-    dmgal train method/dmgal_adapter data/ssv2_small --data.root /path/to/ssv2_small --data.store STORE
+    dmgal store method/dmgal_adapter prepared/data.yaml --out STORE
+    dmgal store data/ssv2_small --data.root /path/to/ssv2_small --out STORE --size 224
+    dmgal train method/dmgal_adapter prepared/data.yaml --data.store STORE
 
 Validation and test videos are kept as their fixed clips, uint8, byte for byte what decoding gives. Training videos are
 kept as JPEGs, all frames, the short side at most 256 pixels: close to the video's own, not equal, so a run that trains
@@ -13,6 +13,7 @@ differs is named.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from dmgal.episodes.store import EvaluationClips, PartReport, TrainingFrames, bu
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, test_transform
 from dmgal.recipes.config import Recipe, parse
-from dmgal.recipes.entry import as_description, run_recipe
+from dmgal.recipes.entry import as_description, resumable, run_recipe
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Store:
     """Options of the command, beside the recipe."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+    out: Path | None = None
+    """Folder of the store, made where absent; None: the recipe's data.store."""
     size: int | None = None
     """Height and width of the backbone's images; None: ask the recipe's backbone, which is loaded for it."""
     short_side: int = 256
@@ -70,26 +73,29 @@ def main(argv: list[str] | None = None) -> int | None:
     """Build the store of a command line."""
     options, _ = parse(argv, prog="dmgal store", description=as_description(__doc__), wrapper=Store)
     recipe: Recipe = options.recipe
-    if recipe.data.store is None:
+    folder = options.out or recipe.data.store
+    if folder is None:
         raise DmgalError(
             "A store needs a folder.",
-            received="no --data.store",
+            received="neither --out nor data.store",
             expected="a folder that does not exist yet, or that holds the store",
-            remedy="pass --data.store FOLDER, here and to dmgal train and dmgal evaluate",
+            remedy="pass --out FOLDER, then --data.store FOLDER to dmgal train and dmgal evaluate",
         )
-    catalog = build_catalog(recipe.data, progress=not options.quiet)
-    reports = build_from_recipe(
-        recipe,
-        catalog,
-        recipe.data.store,
-        options.size,
-        TrainingFrames(options.short_side, options.quality, recipe.data.decoder),
-        options.workers,
-        options.check,
-        progress=not options.quiet,
-    )
+    with resumable():
+        catalog = build_catalog(recipe.data, progress=not options.quiet)
+        reports = build_from_recipe(
+            recipe,
+            catalog,
+            folder,
+            options.size,
+            TrainingFrames(options.short_side, options.quality, recipe.data.decoder),
+            options.workers,
+            options.check,
+            progress=not options.quiet,
+        )
     for report in reports:
         print(report)
+    print(f"read it with: {shlex.join(['--data.store', str(folder)])}")
     return 0
 
 

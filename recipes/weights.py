@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 from dmgal.adapters import PREFIXES
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
-from dmgal.recipes.runs import Run, read_tensors, write_tensors, write_text
+from dmgal.recipes.fsdp import placed, placed_like, whole
+from dmgal.recipes.runs import Run, write_tensors
+from dmgal.recipes.swapping import mend, put_in_place
+
+BACKBONE = "encoder.backbone."
 
 
 def is_added(name: str) -> bool:
@@ -22,16 +27,17 @@ def is_added(name: str) -> bool:
 
 
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and the statistics of batch norms, by name."""
+    """Trained parameters and the statistics of batch norms, by name; every process must ask for it."""
     every = dict(recognizer.named_parameters())
-    parameters = {name: p.detach() for name, p in every.items() if p.requires_grad}
+    parameters = {name: whole(p.detach()) for name, p in every.items() if p.requires_grad}
     buffers = {name: value for name, value in recognizer.state_dict().items() if name not in every}
     return {**parameters, **buffers}
 
 
-def load_trained_state(recognizer: nn.Module, state: dict[str, Tensor], source: Path) -> None:
+def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Puts a trained state back; DmgalError where it names what the model does not have."""
-    unknown = sorted(set(state) - set(recognizer.state_dict()))
+    current = recognizer.state_dict()
+    unknown = sorted(set(state) - set(current))
     if unknown:
         raise DmgalError(
             "Saved weights do not fit the model that the recipe describes.",
@@ -39,69 +45,93 @@ def load_trained_state(recognizer: nn.Module, state: dict[str, Tensor], source: 
             expected="names of the model's parameters",
             remedy="use the recipe.yaml that was saved beside the weights",
         )
-    recognizer.load_state_dict(state, strict=False)
+    other = [name for name, value in state.items() if value.shape != current[name].shape]
+    if other:
+        raise DmgalError(
+            "Saved weights have other shapes than the model that the recipe describes.",
+            received=f"{source}: {other[0]} {tuple(state[other[0]].shape)} ({len(other)} such names)",
+            expected=f"{tuple(current[other[0]].shape)}",
+            remedy="use the recipe.yaml that was saved beside the weights",
+        )
+    recognizer.load_state_dict(placed_like(state, current), strict=False)
 
 
-def save_best(recognizer: FewShotRecognizer, run: Run) -> None:
-    """The adapter into ``adapter/``, all else that was trained into ``weights.safetensors``."""
+def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
+    """What ``save_best`` writes: the trained state, and all of the adapter; every process must ask for it."""
+    added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
+    return {**trained_state(recognizer), **added}
+
+
+def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
+    """A best state into ``adapter/``, all that is not the adapter's into ``weights.safetensors`` in it.
+
+    The folder takes the place of the one before at once, so adapter and weights are always of the same step. A run
+    without an adapter has only the file, beside ``recipe.yaml``.
+    """
     backbone: Any = recognizer.encoder.backbone
-    if hasattr(backbone, "peft_config"):
-        partial = run.folder / ".adapter.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        backbone.save_pretrained(str(partial), save_embedding_layers=False)  # "auto" would ask the hub
-        shutil.rmtree(run.adapter, ignore_errors=True)
-        partial.rename(run.adapter)
-    rest = {n: t for n, t in trained_state(recognizer).items() if not is_added(n)}
-    if rest:
-        write_tensors(run.weights, rest)
-
-
-def save_checkpoint(
-    recognizer: nn.Module, optimizer: torch.optim.Optimizer, run: Run, progress: dict[str, object]
-) -> None:
-    """Everything that resuming needs; the folder appears whole or not at all."""
-    partial = run.folder / ".checkpoint.partial"
+    rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
+    if not hasattr(backbone, "peft_config"):
+        if rest:
+            write_tensors(run.folder / "weights.safetensors", rest)
+        return
+    partial = run.folder / ".adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    write_tensors(partial / "model.safetensors", trained_state(recognizer))
-    moments = {
-        f"{group}.{place}.{name}": value
-        for group, place, state in _optimizer_states(optimizer)
-        for name, value in state.items()
+    for config in backbone.peft_config.values():
+        _without_folders(config)
+    adapter = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+    # "auto" for the embeddings would ask the hub
+    backbone.save_pretrained(str(partial), state_dict=adapter, save_embedding_layers=False)
+    if rest:
+        write_tensors(partial / "weights.safetensors", rest)
+    put_in_place(partial, run.adapter)
+
+
+def clean_up_best(run: Run) -> None:
+    """After a kill: brings the best adapter back to its place, and deletes what was left half."""
+    mend(run.adapter)
+    shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Moments and step counts, by group, place and name; every process must ask for it."""
+    return {
+        f"{group}.{place}.{name}": whole(value)
+        for group, place, parameter in _optimized(optimizer)
+        for name, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
-    write_tensors(partial / "optimizer.safetensors", moments)
-    write_text(partial / "progress.json", json.dumps(progress) + "\n")
-    old = run.folder / ".checkpoint.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if run.checkpoint.exists():
-        run.checkpoint.rename(old)
-    partial.rename(run.checkpoint)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def load_checkpoint(recognizer: nn.Module, optimizer: torch.optim.Optimizer, run: Run) -> dict[str, object] | None:
-    """Puts model and optimizer back; None where the run has no checkpoint yet."""
-    folder = run.checkpoint if run.checkpoint.exists() else run.folder / ".checkpoint.old"
-    if not folder.exists():
-        return None
-    load_trained_state(recognizer, read_tensors(folder / "model.safetensors"), folder)
-    moments = read_tensors(folder / "optimizer.safetensors")
-    for number, group in enumerate(optimizer.param_groups):
-        for place, parameter in enumerate(group["params"]):
-            prefix = f"{number}.{place}."
-            state = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-            if state:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter) for key, value in state.items()
-                }
-    return json.loads((folder / "progress.json").read_text())
+def load_optimizer_state(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Puts back what ``optimizer_state`` gave."""
+    for group, place, parameter in _optimized(optimizer):
+        prefix = f"{group}.{place}."
+        state = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
+        if state:
+            optimizer.state[parameter] = {
+                name: value if name == "step" else placed(value, parameter) for name, value in state.items()
+            }
 
 
-def _optimizer_states(optimizer: torch.optim.Optimizer) -> list[tuple[int, int, dict[str, object]]]:
+def _optimized(optimizer: torch.optim.Optimizer) -> list[tuple[int, int, Tensor]]:
     return [
-        (number, place, optimizer.state[parameter])
+        (number, place, parameter)
         for number, group in enumerate(optimizer.param_groups)
         for place, parameter in enumerate(group["params"])
-        if parameter in optimizer.state
     ]
+
+
+def _without_folders(config: Any) -> None:
+    """Takes the folders of this machine out of what an adapter is saved with; its backbone is known by its weights."""
+    for name in ("base_model_name_or_path", "backbone", "command"):
+        text = getattr(config, name, None)
+        if isinstance(text, str):
+            setattr(config, name, " ".join(without_folder(word) for word in text.split(" ")))
+
+
+def without_folder(word: str) -> str:
+    """A word of a command line without the folder of an absolute path."""
+    before, equals, path = word.rpartition("=")
+    quote = path[:1] if path[:1] in ("'", '"') else ""
+    path = path.removeprefix(quote)
+    return f"{before}{equals}{quote}{Path(path).name if os.path.isabs(path) else path}"

@@ -1,13 +1,21 @@
-"""What the README shows is run."""
+"""What the README shows is run; commands, which may take hours or a download, are at least understood by the parser."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+import tyro
+
+from dmgal import cli
+
+ROOT = Path(__file__).resolve().parents[1]
 README = Path(__file__).resolve().parents[1] / "README.md"
 VIDEOS = """
 import torch
@@ -34,3 +42,40 @@ def test_adapt_your_own_backbone(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr[-2000:]
     assert "trainable params: 23,408" in result.stdout
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """Every line that starts the command, by the file that shows it."""
+    layers = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
+    for path in [README, *sorted((ROOT / "docs").rglob("*.md")), *layers]:
+        for line in path.read_text().splitlines():
+            words = shlex.split(line.removeprefix("#"), comments=True) if "dmgal " in line and "`" not in line else []
+            if words[:1] == ["dmgal"] and "..." not in words:
+                yield path.name, words[1:]
+
+
+class UnderstoodError(Exception):
+    """The parser has taken a command line."""
+
+
+@pytest.mark.parametrize(("file", "words"), [pytest.param(*c, id=f"{c[0]}: {' '.join(c[1])}") for c in commands()])
+def test_every_command_that_is_shown_is_understood(file, words, tmp_path, monkeypatch, capsys):
+    parse = tyro.cli
+
+    def parse_and_stop(*args, **options):
+        parse(*args, **options)
+        raise UnderstoodError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tyro, "cli", parse_and_stop)
+    for layer in (word for word in words if word.endswith("data.yaml")):  # as prepare writes them
+        (tmp_path / layer).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / layer).write_text("data: {name: ssv2_small, root: videos}")
+    with pytest.raises(UnderstoodError):
+        pytest.fail(f"exit code {cli.main(words)}: {capsys.readouterr().err}")
+
+
+def test_there_are_commands_to_understand():
+    found = list(commands())
+    assert {words[0] for file, words in found if file == "README.md"} >= {"train", "prepare", "store", "evaluate"}
+    assert len(found) > 20

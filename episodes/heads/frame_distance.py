@@ -66,6 +66,11 @@ class FrameDistanceHead(nn.Module):
             self.log_scale = nn.Parameter(torch.tensor([math.log(logit_scale)]), requires_grad=learn_scale)
         self.log_weights = nn.Parameter(torch.full((2,), math.log(0.5))) if center == "both" else None
 
+    @property
+    def pair_scores(self) -> Literal["mean", "one_shot"]:
+        """How logits come from scores of pairs of videos, see ``episodes/pair_scores.py``."""
+        return "mean" if self.shots == "distances" else "one_shot"
+
     def video_distance(self, frame_distances: Tensor) -> Tensor:
         """The distance of two videos, a sum over frames; ``(...,T,T')`` to ``(...)``, frames of the query first."""
         raise NotImplementedError

@@ -69,6 +69,7 @@ class M2ACL(nn.Module):
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"contrast": 0.05}
+    pair_scores = "one_shot"
 
     def __init__(
         self,

@@ -159,6 +159,7 @@ class MoLo(nn.Module):
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"base_classes": 0.15, "long_short": 0.05, "reconstruction": 0.05}
+    pair_scores = "one_shot"
 
     def __init__(
         self,

@@ -31,6 +31,8 @@ class Prototype(nn.Module):
         learn_scale: whether a given ``logit_scale`` is trained, as ``exp(s)``.
     """
 
+    pair_scores = "one_shot"
+
     def __init__(self, metric: Metric = "cosine", logit_scale: float | None = None, learn_scale: bool = True) -> None:
         super().__init__()
         check_option("metric", metric, ("cosine", "euclidean"))

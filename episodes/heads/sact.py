@@ -118,6 +118,8 @@ class SACT(nn.Module):
         form: ``"paper"`` or ``"released"``, see `SpatialCrossAttention`.
     """
 
+    pair_scores = "one_shot"
+
     def __init__(self, channels: int, num_frames: int = 8, width: int = 1152, form: Form = "paper") -> None:
         super().__init__()
         self.attention = SpatialCrossAttention(channels, width, form)

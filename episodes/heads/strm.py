@@ -101,6 +101,7 @@ class STRM(nn.Module):
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"nearest_tuples": 0.1}
+    pair_scores = "one_shot"
 
     def __init__(
         self,

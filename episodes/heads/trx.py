@@ -56,6 +56,8 @@ class TRX(nn.Module):
         dropout: of the position-coded frames.
     """
 
+    pair_scores = "one_shot"
+
     def __init__(
         self, channels: int, cardinalities: Sequence[int] = (2, 3), width: int = 1152, dropout: float = 0.1
     ) -> None:

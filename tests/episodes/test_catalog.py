@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -334,3 +335,18 @@ def test_folders_that_cannot_be_looked_into(tmp_path, monkeypatch):
 def test_a_catalog_can_be_made_of_anything_with_names(tmp_path):
     catalog = VideoCatalog(tmp_path, ("a", "b"), np.array([0, 1]), ("x", "y"), ("train", "val"))
     assert catalog.videos == ("a", "b") and catalog.path(1) == tmp_path / "b" and len(catalog.split("val")) == 1
+
+
+@pytest.mark.parametrize("below", ["UCF-101", "UCF-101/UCF-101"])
+def test_a_root_that_is_one_level_too_high_is_told(tmp_path, below):
+    for split in ("", "train/"):
+        video = tmp_path / f"{len(split)}" / below / split / "dive" / "1.mp4"
+        video.parent.mkdir(parents=True)
+        video.touch()
+        root = tmp_path / f"{len(split)}"
+        with pytest.raises(DmgalError, match=rf"did you mean the root {re.escape(str(root / below))}\?"):
+            VideoCatalog.from_folders(root)
+        assert VideoCatalog.from_folders(root / below).videos == [f"{split}dive/1.mp4"]
+    (tmp_path / "empty" / "class").mkdir(parents=True)
+    with pytest.raises(DmgalError, match="have no video"):
+        VideoCatalog.from_folders(tmp_path / "empty")

@@ -50,6 +50,46 @@ def test_a_bad_file_that_has_changed_is_looked_at_again(tmp_path):
     assert last.done()[3] and last.problems == again.problems == {}
 
 
+def test_every_file_that_has_changed_is_looked_at_again(tmp_path):
+    for name in ("grown", "touched", "same"):
+        (tmp_path / name).write_bytes(b"sound")
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, ["grown", "touched", "same"])
+    write(log, (0, GOOD), (1, GOOD), (2, GOOD))
+    assert CheckLog(log.path, tmp_path, ["grown", "touched", "same"]).done().all()
+    (tmp_path / "grown").write_bytes(b"something else")
+    os.utime(tmp_path / "touched", (1, 1))
+    assert CheckLog(log.path, tmp_path, ["grown", "touched", "same"]).done().tolist() == [False, False, True]
+    write(log, (0, GOOD))  # a video's last line counts
+    assert CheckLog(log.path, tmp_path, ["grown", "touched", "same"]).done().tolist() == [True, False, True]
+
+
+def test_a_log_of_another_folder_counts_for_nothing(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    one.mkdir()
+    other.mkdir()
+    log = CheckLog(tmp_path / "log.jsonl", one, VIDEOS)
+    write(log, (0, GOOD), (2, BAD))
+    assert log.is_of_root and json.loads(log.path.read_text().splitlines()[0]) == {"root": str(one)}
+    moved = CheckLog(log.path, other, VIDEOS)
+    assert not moved.is_of_root and not moved.done().any() and moved.problems == {}
+    write(moved, (1, CUT))
+    assert CheckLog(log.path, other, VIDEOS).done().tolist() == [False, True, False, False]
+    assert not CheckLog(log.path, one, VIDEOS).done().any(), "it was begun anew"
+    (tmp_path / "link").symlink_to(other)
+    assert CheckLog(log.path, tmp_path / "link", VIDEOS).done()[1], "the same folder by another name"
+
+
+@pytest.mark.parametrize(
+    "first", ["", "null\n", '{"video": "a/1.mp4", "frames": 9, "problem": null}\n', '{"root": 1}\n']
+)
+def test_a_log_that_does_not_tell_its_folder_counts_for_nothing(tmp_path, first):
+    (tmp_path / "log.jsonl").write_text(first)
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
+    assert not log.done().any()
+    write(log, (3, GOOD))
+    assert CheckLog(log.path, tmp_path, VIDEOS).done().tolist() == [False, False, False, True]
+
+
 def test_the_catalog_may_change(tmp_path):
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
     write(log, (0, GOOD), (2, BAD), (3, GOOD))
@@ -68,7 +108,7 @@ def test_a_kill_at_any_byte_costs_one_line_at_most(tmp_path_factory, cut, garbag
     log.path.write_bytes(kept + garbage)
     again = CheckLog(log.path, folder, VIDEOS)
     done = again.done()
-    assert done.sum() >= kept.count(b"\n")
+    assert done.sum() >= kept.count(b"\n") - 1  # the first tells the folder
     write(again, (2, GOOD))
     assert CheckLog(log.path, folder, VIDEOS).done()[2]
     lines = log.path.read_bytes().splitlines()
@@ -83,6 +123,12 @@ def test_long_logs_are_read_in_parts(tmp_path, monkeypatch):
     again = CheckLog(log.path, tmp_path, videos)
     assert np.flatnonzero(again.done()).tolist() == list(range(0, 20, 2))
     assert list(again.problems) == ["0.mp4", "10.mp4"]
+
+
+def test_a_closed_pipe_is_no_trouble_with_the_disk(tmp_path):
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
+    with pytest.raises(BrokenPipeError), log.writer():
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # of what is printed meanwhile
 
 
 def test_a_full_disk_is_told(tmp_path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dmgal.episodes.checking import CheckedVideo, check_videos
+from dmgal.episodes.video_identity import stamp
 from dmgal.errors import DmgalError
 
 PROBE = """
@@ -23,8 +24,14 @@ PROBE = """
             os.abort()
         if kind == "exit":
             os._exit(3)
+        if kind == "growing":
+            path.write_bytes(path.read_bytes() + b"more")
         if kind == "hang":
             time.sleep(1000)
+        if kind == "blocked":
+            import signal
+            if signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ()):
+                raise VideoError(path, "SIGINT is blocked")
         if kind == "bug":
             raise ZeroDivisionError("by zero")
         if kind == "unreadable":
@@ -56,6 +63,20 @@ def test_every_video_gets_an_answer(probe):
     assert reasons["bug"] == "ZeroDivisionError: by zero" and reasons["cut"] == "cut short" and reasons["ok"] is None
     assert results[0] == CheckedVideo(50, None, "h264", 64, 48, 90)
     assert [results[number].frames for number in range(10)] == [50, 0, 50, 9, 0, 0, 0, 50, 0, 50]
+
+
+def test_a_file_that_changes_while_it_is_checked_is_known_as_it_was_before(tmp_path, probe):
+    path = tmp_path / "growing"
+    path.write_bytes(b"half")
+    before = stamp(path)
+    ((_, checked),) = check_videos([(0, path)], 1, 60.0, probe)
+    assert checked.stamp == before != stamp(path)
+
+
+def test_an_interruption_is_for_the_first_process_alone(probe):
+    """Ctrl-C goes to the whole group of processes; those that check must not see it, even while they start."""
+    blocked = dict(check_videos([(0, Path("blocked"))], 1, 60.0, probe))[0]
+    assert blocked.problem == "SIGINT is blocked"
 
 
 def test_real_videos_and_what_is_taken_at_a_time(tmp_path, write_video):

@@ -2,73 +2,93 @@
 
 from __future__ import annotations
 
-import io
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import damaged_videos
 import pytest
-from PIL import Image
 
-from dmgal.bench.barcode_clips import KINDS, barcode, write_clip
+from dmgal.bench import fuzz
+from dmgal.bench.fuzz import CLEAN, FAILURES, check, search, write_sources
 
-PROGRAM = Path(damaged_videos.__file__)
 CORPUS = sorted((Path(__file__).parents[1] / "data" / "damaged_videos").iterdir())
 QUICK_KINDS = ["H.264 closed GOPs", "H.264 open GOPs, mkv", "HEVC closed GOPs", "MPEG-4 B-frames, avi", "MPEG-1", "GIF"]
 
 
-def write_whole(folder: Path, kinds: list[str]) -> Path:
-    folder.mkdir()
-    for place, name in enumerate(kinds):
-        write_clip(folder, f"{place:02}", KINDS[name], range(12))
-    with zipfile.ZipFile(folder / "frames.zip", "w") as archive:
-        for number in range(5):
-            file = io.BytesIO()
-            Image.fromarray(barcode(number)).save(file, "JPEG")
-            archive.writestr(f"{number}.jpg", file.getvalue())
-    return folder
-
-
-def run_seeds(folder: Path, count: int, timeout: float) -> dict[str, int]:
-    """In a process of its own, so that a crash or a hang is this test's failure and names the file."""
-    command = [sys.executable, str(PROGRAM), str(folder), "0", str(count)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-    except subprocess.TimeoutExpired as expired:
-        pytest.fail(f"hangs at {(expired.stdout or b'')[-30:]!r}")
-    assert done.returncode == 0, f"at {done.stdout[-30:]!r}: {done.stderr[-2000:]}"
-    return json.loads(done.stdout.splitlines()[-1])
+def assert_clean(findings: fuzz.Findings, files: int) -> None:
+    assert not findings.failures
+    assert findings.most_mib < 2048
+    totals = findings.totals()
+    assert sum(totals[name] for name in CLEAN) == files and not any(totals[name] for name in FAILURES)
 
 
 def test_damaged_files_give_frames_or_one_error(tmp_path):
-    outcomes = run_seeds(write_whole(tmp_path / "whole", QUICK_KINDS), 150, timeout=300)
-    assert outcomes.pop("MiB") < 2048
-    assert set(outcomes) == {"read", "begins", "refused"} and sum(outcomes.values()) == 150
+    findings = search(write_sources(tmp_path / "whole", QUICK_KINDS), 0, 150)
+    assert_clean(findings, 150)
+    assert all(findings.totals()[name] for name in CLEAN)
+    assert {"frames lzma.zip", "frames bzip2.zip", "frames JPEG", "frames PNG"} < set(findings.outcomes)
 
 
 @pytest.mark.slow
 def test_very_many_damaged_files_give_frames_or_one_error(tmp_path):
-    outcomes = run_seeds(write_whole(tmp_path / "whole", list(KINDS)), 4000, timeout=1800)
-    assert outcomes.pop("MiB") < 2048
-    assert sum(outcomes.values()) == 4000
+    command = [sys.executable, "-m", "dmgal.bench.fuzz", "--files", "4000", "--out", str(tmp_path / "fuzz.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    outcomes = json.loads((tmp_path / "fuzz.json").read_text())["outcomes"]
+    assert sum(outcomes[name] for name in CLEAN) == 4000
 
 
 @pytest.mark.slow
 def test_damaged_files_of_the_wild_give_frames_or_one_error(test_data):
-    outcomes = run_seeds(test_data / "videos" / "decoder_cases", 500, timeout=1800)
-    assert outcomes.pop("MiB") < 2048
-    assert sum(outcomes.values()) == 500
+    assert_clean(search(test_data / "videos" / "decoder_cases", 0, 500), 500)
+
+
+MISBEHAVING = """
+import os, sys, time
+from pathlib import Path
+from dmgal.bench import fuzz
+
+def check(path):
+    seed = int(path.stem)
+    if seed == 1:
+        os.abort()
+    if seed == 2:
+        time.sleep(1000)
+    if seed == 3:
+        raise KeyError("escaped")
+    if seed == 4:
+        os.open(path, os.O_RDONLY)
+        raise AssertionError("a handle leaked")
+    return "read"
+
+fuzz.check = check
+fuzz.main()
+"""
+
+
+def test_what_is_not_clean_is_found_and_named(tmp_path, monkeypatch):
+    (tmp_path / "misbehaving.py").write_text(MISBEHAVING)
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "a.mp4").write_bytes(bytes(100))
+    popen = subprocess.Popen
+
+    def start(command, **options):
+        return popen([command[0], str(tmp_path / "misbehaving.py"), *command[3:]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    findings = search(tmp_path / "sources", 0, 6, seconds_per_file=1.0)
+    assert findings.totals() == {"read": 2, "begins": 0, "refused": 0, **dict.fromkeys(FAILURES, 1)}
+    assert [failure["seed"] for failure in findings.failures] == [1, 2, 3, 4]
+    assert "KeyError" in str(findings.failures[2]["what"])
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
 def test_what_damage_once_came_to_stays_so(path):
     """Files that the search above found, each named after what reading it must come to."""
-    assert damaged_videos.check(path) == path.stem.partition("_")[0]
+    assert check(path) == path.stem.partition("_")[0]
 
 
 def test_the_corpus_is_there():
-    assert {path.stem.partition("_")[0] for path in CORPUS} == {"read", "begins", "refused"}
-    assert len(CORPUS) >= 16
+    assert {path.stem.partition("_")[0] for path in CORPUS} == set(CLEAN)
+    assert len(CORPUS) >= 19

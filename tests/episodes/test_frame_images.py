@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from dmgal.episodes.frames import uniform_frames
 from dmgal.episodes.video import MAX_PIXELS, VideoError, open_video, probe_video, read_clip
@@ -60,6 +60,74 @@ def test_frames_are_turned_as_their_camera_says(tmp_path):
     turned[0x0112] = 6  # a quarter turn clockwise
     Image.new("RGB", (8, 4)).save(tmp_path / "1.jpg", exif=turned)
     assert open_video(tmp_path).read([0]).shape == (1, 3, 8, 4)
+
+
+def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """TIFF with one directory: tag, type, count and the four bytes of a value or of its place."""
+    rows = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4)
+
+
+ORIENTATION = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+
+
+@pytest.mark.parametrize(
+    ("data", "turned"),
+    [
+        (exif(ORIENTATION), True),
+        (exif((0x010E, 2, 5000, struct.pack("<I", 9999)), ORIENTATION), True),  # a text outside of the file
+        (exif(ORIENTATION, (0x0110, 5, 1, struct.pack("<I", 9999))), True),
+        (exif(ORIENTATION, (0x9000, 13, 70000, struct.pack("<I", 2**32 - 1))), True),
+        (exif((0x0112, 2, 4, b"six\0")), False),
+        (exif((0x0112, 3, 1, struct.pack("<HH", 77, 0))), False),
+        (exif((0x0112, 3, 3, struct.pack("<I", 9999))), False),
+        (exif(ORIENTATION)[:12], False),
+        (b"Exif\0\0II*\0" + b"\xff" * 40, False),
+        (b"Exif\0\0", False),
+    ],
+)
+def test_of_a_damaged_header_only_the_orientation_matters(tmp_path, data, turned, recwarn):
+    Image.new("RGB", (8, 4)).save(tmp_path / "1.jpg", exif=data)
+    assert open_video(tmp_path).read([0]).shape == (1, 3, *((8, 4) if turned else (4, 8)))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_that_of_pillow(tmp_path, orientation):
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "1.png", exif=turned)
+    with Image.open(tmp_path / "1.png") as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(open_video(tmp_path).read([0])[0].permute(1, 2, 0).numpy(), wanted)
+
+
+COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_zip_files_of_every_compression_whole_and_damaged(tmp_path, compression):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", image_bytes((8, 8), number))
+        start = archive.infolist()[1].header_offset + 30 + len("1.png")
+    assert read_clip(path, range)[:, 0, 0, 0].tolist() == [0, 1, 2]
+    whole = path.read_bytes()
+    for place in range(start, start + 30):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x5A]) + whole[place + 1 :])
+        assert read_clip(path, range)[:, 0, 0, 0].tolist() in ([0], [0, 1, 2])
+    with pytest.raises(VideoError, match=r"then frame 1\.png"):
+        path.write_bytes(whole[:start] + bytes(20) + whole[start + 20 :])
+        read_clip(path, range, at_least=2)
+
+
+def test_a_zip_file_that_changes_between_two_reads(tmp_path):
+    video = open_video(zipped(tmp_path / "a.zip", {"1.png": image_bytes((4, 4))}))
+    zipped(tmp_path / "a.zip", {"2.png": image_bytes((4, 4))})
+    with pytest.raises(VideoError, match=r"frame 1\.png: "):
+        video.read([0])
 
 
 def test_a_broken_frame_ends_a_folder_or_zip_file(tmp_path):

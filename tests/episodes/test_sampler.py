@@ -97,7 +97,7 @@ def test_cost_does_not_grow_with_the_videos(monkeypatch):
     for videos in (200, 1_000_000):
         drawn.clear()
         EpisodeSampler(np.arange(videos) % 10, 5, 5, 15, 1, seed=0)[0]
-        assert drawn == [(5,)] + [(20,)] * 5
+        assert drawn == [(5 + 5 * 20,)]
 
 
 def test_iteration_and_bounds():

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dmgal.episodes import store_content, transforms
+from dmgal.episodes import frame_images, pyav_video, store_content, transforms
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.dataset import EpisodeDataset, VideoDataset
 from dmgal.episodes.frames import random_frames
@@ -264,8 +264,8 @@ class TestOtherContent:
 
     @pytest.mark.parametrize("library", ["torch", "pillow", "av"])
     def test_versions(self, catalog, built, monkeypatch, library):
-        version = store_content.version
-        monkeypatch.setattr(store_content, "version", lambda name: "0.1" if name == library else version(name))
+        version, asks = store_content.version, {"torch": store_content, "pillow": frame_images, "av": pyav_video}
+        monkeypatch.setattr(asks[library], "version", lambda name: "0.1" if name == library else version(name))
         for open_it in (
             lambda: StoredClips(built, catalog.split("val"), CLIPS),
             lambda: StoredFrames(built, catalog.split("train")),

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dmgal.recipes.entry import CLOSED_PIPE
+
 RECIPE = '''
 """A recipe that is given what it cannot use."""
 import sys
@@ -53,3 +55,44 @@ def test_one_of_several_processes_names_itself(recipe: Path) -> None:
     result = launch(recipe, "wrong", WORLD_SIZE="2", RANK="1")
     assert result.returncode == 2
     assert result.stderr.startswith("process 1: error: cannot")
+
+
+TALKATIVE = """
+import sys
+from dmgal.recipes.entry import resumable, run_recipe
+
+def main(argv):
+    if "interrupted" in sys.argv:
+        with resumable():
+            raise KeyboardInterrupt
+    if "elsewhere" in sys.argv:
+        raise BrokenPipeError(32, "Broken pipe")  # of another pipe: a bug, or a peer that died
+    for number in range(int(sys.argv[1])):
+        print(number)
+
+if __name__ == "__main__":
+    run_recipe(main)
+"""
+
+
+@pytest.mark.parametrize("lines", [3, 200_000])
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, lines: int, flags: list[str]) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *flags, str(tmp_path / "talkative.py"), str(lines)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+
+
+def test_a_pipe_to_another_process_is_one(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    assert "BrokenPipeError" in launch(tmp_path / "talkative.py", "elsewhere").stderr
+
+
+def test_an_interruption_tells_that_nothing_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    done = launch(tmp_path / "talkative.py", "interrupted")
+    assert (done.returncode, done.stderr) == (130, "interrupted: the same command goes on from there\n")

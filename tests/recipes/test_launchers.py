@@ -38,9 +38,9 @@ def torchrun(processes: int) -> list[str]:
 
 
 def launched(launcher: list[str], words: list[str], out: Path) -> tuple[list[dict], str]:
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*launcher, *words, "--out", str(out)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()], result.stdout
 
@@ -53,10 +53,18 @@ def test_every_launcher_runs_the_recipe(name, tmp_path, data_flags):
     assert "1 process(es) on cpu, float32, 1 task(s) a step" in printed
 
 
-@pytest.mark.parametrize("method", ["method/dmgal_adapter", "method/dmgal_ft"])
-def test_two_processes_give_the_losses_of_one(method, tmp_path, data_flags):
-    """Ten steps in float64, batch norms frozen, the same two tasks a step."""
-    words = [method, *data_flags, "--train.precision", "float64", "--train.steps", "10", "--train.tasks-per-step", "2"]
+def test_two_processes_give_the_losses_of_one(tmp_path, data_flags):
+    """Full fine-tuning by torchrun, which nobody has told of CPUs: ten steps in float64, batch norms frozen."""
+    words = [
+        "method/dmgal_ft",
+        *data_flags,
+        "--train.precision",
+        "float64",
+        "--train.steps",
+        "10",
+        "--train.tasks-per-step",
+        "2",
+    ]
     one, _ = launched(LAUNCHERS["module"], words, tmp_path / "one")
     two, printed = launched(torchrun(2), words, tmp_path / "two")
     assert "2 process(es) on cpu" in printed
@@ -68,14 +76,14 @@ def test_two_processes_give_the_losses_of_one(method, tmp_path, data_flags):
 
 def test_tasks_that_do_not_divide_are_refused(tmp_path, data_flags):
     words = ["method/smga", *data_flags, "--train.steps", "1", "--train.tasks-per-step", "1"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [*torchrun(2), *words, "--out", str(tmp_path / "run")],
         cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,
     )
     assert result.returncode != 0
     assert "a multiple of the number of processes" in result.stderr

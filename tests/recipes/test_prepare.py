@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
+import shlex
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -14,10 +21,11 @@ import yaml
 
 from dmgal.cli import main
 from dmgal.episodes.split_files import read_rows
-from dmgal.episodes.standard_splits import standard_split_file
+from dmgal.episodes.standard_splits import FACTS, STANDARD_SPLITS, standard_split_file
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog
-from dmgal.recipes.config import DataConfig
+from dmgal.recipes.config import DataConfig, Recipe
+from dmgal.recipes.layers import from_mapping, read_layer
 
 FRAMES = 30
 
@@ -76,7 +84,8 @@ def test_class_folders_are_checked_and_told(tmp_path, videos, capsys):
     assert "bad   val/run/none.mp4: " in told and "--data.on-bad-video skip" in told
     layer = yaml.safe_load((out / "data.yaml").read_text())["data"]
     files = {"split_file": str(out / "split.csv"), "report": str(out / "report.csv")}
-    assert layer == {"root": str(videos), "generate": "no", **files}
+    never_mirrored = {"flip": False, "may_flip": True, "crop_scale": [0.5, 1.0], "color_jitter": 0.2}
+    assert layer == {"root": str(videos), "generate": "no", **files, **never_mirrored, "test_resize": 1.142857}
 
 
 def test_a_stopped_check_goes_on_where_it_was(tmp_path, videos, capsys, sound):
@@ -84,19 +93,75 @@ def test_a_stopped_check_goes_on_where_it_was(tmp_path, videos, capsys, sound):
     assert prepare("--root", videos, "--out", out) == 0
     log = out / "checked.jsonl"
     lines = log.read_text().splitlines(keepends=True)
-    assert len(lines) == 11
+    assert len(lines) == 12 and json.loads(lines.pop(0)) == {"root": str(videos)}
     # what was checked stands as it is, though it be wrong; half a line does not
     kept = [line.replace('"frames": 30', '"frames": 99') for line in lines[:6]]
-    log.write_text("".join(kept) + lines[6][:20])
+    head = json.dumps({"root": str(videos)}) + "\n"
+    log.write_text(head + "".join(kept) + lines[6][:20])
     (videos / "train/dive/none.mp4").write_bytes(sound)  # mended
     assert prepare("--root", videos, "--out", out) == 0
     after = log.read_text().splitlines(keepends=True)
     mended = sum('"train/dive/none.mp4"' in line for line in kept)
-    assert after[:6] == kept and len(after) == 11 + mended
+    assert after[:7] == [head, *kept] and len(after) == 12 + mended
     assert f"{6 - mended} of 11 videos were checked before" in capsys.readouterr().out
     assert "train/dive/none.mp4" not in report(out) and summary(out)["sound"] == 7
     assert prepare("--root", videos, "--out", out, "--recheck") == 0
-    assert len(log.read_text().splitlines()) == 11 and "99" not in log.read_text()
+    assert len(log.read_text().splitlines()) == 12 and '"frames": 99' not in log.read_text()
+
+
+def test_no_file_is_called_sound_unseen(tmp_path, videos, capsys, sound):
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert prepare("--root", videos, "--out", out) == 0 and summary(out)["sound"] == 6
+    (videos / "train/dive/1.mp4").write_bytes(b"no video any more")
+    assert prepare("--root", videos, "--out", out) == 0
+    assert summary(out)["sound"] == 5 and report(out)["train/dive/1.mp4"][0] == 0
+    assert "10 of 11 videos were checked before" in capsys.readouterr().out
+    shutil.copytree(videos, other, copy_function=shutil.copy2)  # the same names, sizes and times
+    for video in (other / "val/run").iterdir():
+        times = video.stat().st_atime_ns, video.stat().st_mtime_ns
+        video.write_bytes(bytes(video.stat().st_size))
+        os.utime(video, ns=times)
+    assert prepare("--root", other, "--out", out) == 0
+    told = capsys.readouterr().out
+    assert "checked before was in another folder" in told and "videos were checked before" not in told
+    assert summary(out)["sound"] == 2
+
+
+def test_a_report_of_these_videos_stays_in_use_without_another_check(tmp_path, videos):
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert prepare("--root", videos, "--out", out) == 0
+    assert prepare("--root", videos, "--out", out, "--no-check") == 0
+    assert yaml.safe_load((out / "data.yaml").read_text())["data"]["report"] == str(out / "report.csv")
+    shutil.copytree(videos, other)
+    assert prepare("--root", other, "--out", out, "--no-check") == 0
+    assert "report" not in yaml.safe_load((out / "data.yaml").read_text())["data"]
+
+
+@pytest.mark.parametrize("name", STANDARD_SPLITS)
+def test_the_layer_of_a_standard_split_is_that_of_the_bundled_one(tmp_path, name):
+    *_, video, _ = next(read_rows(standard_split_file(name)))
+    root, out = tmp_path / "download", tmp_path / "out"
+    root.mkdir()
+    (root / f"{video}.mp4").write_bytes(b"")
+    assert prepare("--dataset", name, "--root", root, "--out", out, "--no-check") == 0
+    written = from_mapping(Recipe, read_layer(str(out / "data.yaml"))).data
+    bundled = from_mapping(Recipe, read_layer(f"data/{name}")).data
+    assert written == replace(bundled, root=root, split_file=out / "split.csv")
+    assert written.name == name and written.flip == written.may_flip == FACTS[name].mirror
+    assert written.crop_scale == (0.5, 1.0) and written.test_resize > 1
+
+
+def test_what_a_users_layer_says_stays_said(tmp_path, videos):
+    (tmp_path / "mine.yaml").write_text("data: {may_flip: false, color_jitter: 0.7, crop_scale: [0.9, 1]}")
+    words = [tmp_path / "mine.yaml", "--root", videos, "--out", tmp_path / "out", "--no-check"]
+    assert prepare(*words) == 0
+    layer = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text())["data"]
+    said = {"flip": False, "may_flip": False, "color_jitter": 0.7, "crop_scale": [0.9, 1.0], "test_resize": 1.0}
+    assert {key: layer[key] for key in said} == said
+    (tmp_path / "1.mp4").write_bytes(b"")
+    rows = list(read_rows(standard_split_file("ucf101")))
+    (videos / f"{rows[0][2]}.mp4").write_bytes(b"")
+    assert prepare(*words, "--dataset", "ucf101") == 2, "mirrored, says the data set; never, says the user"
 
 
 def test_recipes_follow_the_report(tmp_path, videos, capsys):
@@ -152,13 +217,18 @@ def test_a_standard_split_is_matched_to_a_download(tmp_path, sound, capsys):
     for video in test:
         (root / "busking").mkdir(exist_ok=True)
         (root / "busking" / f"{video}.webm").write_bytes(b"")
-    (root / "unlisted.mp4").write_bytes(b"")
+    for number in range(4):
+        (root / f"unlisted{number}.mp4").write_bytes(b"")
     assert prepare("--dataset", "kinetics100", "--root", root, "--out", out, "--no-check") == 0
     told = capsys.readouterr().out
     assert "198 of 10,000 videos found" in told
     assert "train 98 of 6,400 videos; 0 of 64 classes complete" in told
     assert "test  100 of 2,400 videos; 1 of 24 classes complete" in told
     assert "dmgal train method/dmgal_adapter" in told
+    assert "4 other videos, such as unlisted" in told and "are not listed" in told
+    assert "without a video and so left out, 63 of 64 classes: " in told and " and 58 more" in told
+    assert "98 of 100" not in told and "1 more class lacks videos: found.csv" in told
+    assert len(told.splitlines()) < 15
     found = summary(out)
     assert found["found"] == {"train": 98, "val": 0, "test": 100} and found["missing"] == 9802
     with (out / "found.csv").open(newline="") as file:
@@ -183,7 +253,14 @@ def test_matched_videos_are_checked(tmp_path, sound, capsys):
     assert prepare("--dataset", "ssv2_small", "--root", root, "--out", out) == 0
     assert set(report(out)) == {f"{rows[0][2]}.webm"} and summary(out)["sound"] == len(rows) - 1
     told = capsys.readouterr().out
-    assert f"data/ssv2_small {out / 'data.yaml'} --data.on-bad-video skip" in told
+    assert f"dmgal train method/dmgal_adapter {out / 'data.yaml'} --data.on-bad-video skip" in told
+
+
+def test_the_next_command_can_be_pasted(tmp_path, videos, capsys):
+    out = tmp_path / "my prepared 'data'"
+    assert prepare("--root", videos, "--out", out, "--no-check") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next: "))
+    assert shlex.split(line)[1:] == ["dmgal", "train", "method/dmgal_adapter", str(out / "data.yaml")]
 
 
 def test_a_folder_of_nothing_but_videos(tmp_path, videos, capsys):
@@ -204,9 +281,28 @@ def test_training_and_evaluation_go_on_without_bad_videos(tmp_path, frame_folder
     told = capfd.readouterr().err
     assert "/val/" in told and "it is left out" in told
     assert "/train/" in told and "others of its class take its place" in told
-    assert "of 24 videos, which could not be read: train/" in told
+    assert "of 24 train videos, which could not be read: train/" in told
+    assert "skipped 1 of 12 val videos, which could not be read: val/" in told
     assert main(["evaluate", str(run), "--episodes", "10", "--quiet"]) == 0
     assert "skipped 1 of 16 videos, which could not be read: test/" in capfd.readouterr().err
+
+
+def test_evaluation_leaves_no_dead_end(tmp_path, frame_folders, data_flags, capfd):
+    root, moved, run = tmp_path / "frames", tmp_path / "moved", tmp_path / "run"
+    shutil.copytree(frame_folders, root)
+    flags = [word.replace(str(frame_folders), str(root)) for word in data_flags]
+    assert main(["train", "method/frozen", *flags, "--out", str(run)]) == 0
+    root.rename(moved)
+    for frame in next(iter(sorted((moved / "test").iterdir()))).joinpath("0").iterdir():
+        frame.write_bytes(b"no picture")
+    here = ["--data.root", str(moved), "--data.split-file", str(moved / "split.csv"), "--episodes", "10", "--quiet"]
+    for command in (["evaluate", str(run)], ["compare", str(run), str(run)]):
+        assert main([*command, "--episodes", "10", "--quiet"]) == 2
+        assert main([*command, *here]) == 2
+        told = capfd.readouterr().err
+        assert "--data.on-bad-video skip" in told
+        assert main([*command, *here, "--data.on-bad-video", "skip"]) == 0
+        assert "skipped 1 of 16 videos" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -217,6 +313,8 @@ def test_training_and_evaluation_go_on_without_bad_videos(tmp_path, frame_folder
         (["--dataset", "ucf101", "--root", "nowhere"], "folder of the videos is missing"),
         (["--dataset", "ucf101", "--root", ".", "--split-file", "x.csv"], "one split only"),
         (["no/such_layer"], "layer was not found"),
+        (["--root", ".", "--num-frames", "0"], "received: --num-frames 0\n"),
+        (["--root", ".", "--seconds-per-video", "0"], "received: --seconds-per-video 0\n"),
     ],
 )
 def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
@@ -224,19 +322,63 @@ def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
     assert prepare(*words) == 2
     told = capsys.readouterr().err
     assert message in told and "what to do: " in told
+    assert not list(tmp_path.iterdir()), "nothing is made before something was found"
+
+
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_workers_that_make_no_sense(tmp_path, videos, capsys, workers):
+    assert main(["prepare", "--root", str(videos), "--out", str(tmp_path / "out"), "--workers", workers]) == 2
+    assert f"received: --workers {workers}\n" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_has_read_enough_is_no_trouble_with_the_disk(tmp_path, videos):
+    words = ["prepare", "--root", str(videos), "--out", str(tmp_path / "out"), "--no-check"]
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-u", "-m", "dmgal", *words]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_a_download_of_something_else(tmp_path, capsys):
     (tmp_path / "holiday.mp4").write_bytes(b"")
     assert prepare("--dataset", "ucf101", "--root", tmp_path, "--out", tmp_path / "out") == 2
     told = capsys.readouterr().err
-    assert "No video of ucf101 was found" in told and "such as holiday.mp4" in told and "v_ApplyEyeMakeup_g01" in told
+    assert "No video of ucf101 was found" in told and "v_ApplyEyeMakeup_g01" in told
+    assert "1 other video, such as holiday.mp4, is in " in told and not (tmp_path / "out").exists()
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path, videos, capsys):
     (tmp_path / "file").write_text("")
     assert prepare("--root", videos, "--out", tmp_path / "file" / "out") == 2
     assert "cannot be prepared" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["prepare", "store"])
+def test_an_interruption_while_processes_start_is_one_line(tmp_path, videos, command):
+    """Ctrl-C reaches the whole group of processes."""
+    data = {"prepare": ["--root"], "store": ["--size", "32", "--data.seed", "1", "--data.root"]}[command]
+    (videos / "test/third").mkdir(parents=True)
+    for number in range(20):
+        shutil.copy(videos / "val/run/1.mp4", videos / f"test/third/{number}.mp4")
+    words = [command, *data, str(videos), "--out", str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dmgal", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in a shell's background ignores it
+    )
+    assert process.stderr is not None
+    told = b""
+    while not re.search(rb"(check|store test): .*video/s\]", told):  # the bar stands; now the processes start
+        told += process.stderr.read(1) or pytest.fail(told.decode())
+    os.killpg(process.pid, signal.SIGINT)
+    told += process.communicate(timeout=300)[1]
+    last = told.decode().replace("\r", "\n").strip().splitlines()[-1]
+    assert process.returncode == 130 and last == "interrupted: the same command goes on from there"
+    assert b"Traceback" not in told and b"KeyboardInterrupt" not in told
 
 
 def test_help_helps(capsys):
@@ -248,6 +390,8 @@ def test_help_helps(capsys):
         "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
         "report.csv",
         "missing.csv",
+        "found.csv",
+        "checked.jsonl",
         "goes on where it was",
     ):
         assert words in told

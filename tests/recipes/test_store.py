@@ -41,7 +41,15 @@ def test_data_whose_labels_know_left_from_right_is_never_mirrored(layer, capsys)
 
 def test_the_command_needs_a_folder(frame_folders, capsys):
     assert main(["store", "--data.root", str(frame_folders), "--size", "48"]) == 2
-    assert "pass --data.store FOLDER" in capsys.readouterr().err
+    assert "pass --out FOLDER" in capsys.readouterr().err
+
+
+def test_the_folder_is_given_like_that_of_any_command(frame_folders, tmp_path, capsys):
+    data = ["--data.root", str(frame_folders), "--data.split-file", str(frame_folders / "split.csv")]
+    flags = [*data, "--size", "48", "--workers", "1", "--quiet"]
+    assert main(["store", *flags, "--out", str(tmp_path / "a b"), "--data.store", str(tmp_path / "other")]) == 0
+    assert (tmp_path / "a b" / "test").is_dir() and not (tmp_path / "other").exists()
+    assert f"read it with: --data.store '{tmp_path / 'a b'}'" in capsys.readouterr().out
 
 
 def test_clips_are_those_of_decoding(frame_folders, store):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import dmgal.recipes.train as train
 from dmgal.backbones import load_backbone
 from dmgal.cli import main
+from dmgal.recipes.loop import Trainer
 
 STEPS = ["--train.steps", "4", "--train.checkpoint-every", "2", "--train.validate-every", "2"]
 
@@ -35,7 +36,8 @@ def adapter_run(tmp_path_factory, data_flags):
 def test_a_run_folder_is_complete_and_without_pickle(adapter_run):
     names = {path.relative_to(adapter_run).as_posix() for path in adapter_run.rglob("*") if path.is_file()}
     assert {"recipe.yaml", "environment.json", "log.jsonl", "adapter/adapter_model.safetensors"} <= names
-    assert {"weights.safetensors", "checkpoint/model.safetensors", "checkpoint/optimizer.safetensors"} <= names
+    saved = {"checkpoint.json", "model.safetensors", "optimizer.safetensors"}
+    assert {"adapter/weights.safetensors", *(f"checkpoints/step_00000004/{name}" for name in saved)} <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".partial"))]
     losses = [entry["loss"] for entry in log(adapter_run) if "loss" in entry]
     assert len(losses) == 4 and all(loss > 0 for loss in losses)
@@ -50,20 +52,20 @@ def test_the_adapter_of_a_run_is_one_that_peft_loads(adapter_run):
 @pytest.mark.parametrize("method", ["method/dmgal_adapter", "method/dmgal_ft"])
 def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, data_flags, monkeypatch, method):
     whole = finished(tmp_path / "whole", data_flags, method=method)
-    step = train.Trainer._train_step
+    step = Trainer._train_step
 
     def stop_after_three(self, *arguments):
-        if self.step == 3:
+        if self.progress.step == 3:
             raise KeyboardInterrupt
         return step(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "_train_step", stop_after_three)
+        patch.setattr(Trainer, "_train_step", stop_after_three)
         assert main(["train", method, *data_flags, *STEPS, "--out", str(tmp_path / "parts")]) == 130
     parts = finished(tmp_path / "parts", data_flags, "--resume", method=method)
-    one, other = (load_file(run / "checkpoint" / "model.safetensors") for run in (whole, parts))
+    one, other = (load_file(run / "checkpoints" / "step_00000004" / "model.safetensors") for run in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    one, other = (load_file(run / "checkpoint" / "optimizer.safetensors") for run in (whole, parts))
+    one, other = (load_file(run / "checkpoints" / "step_00000004" / "optimizer.safetensors") for run in (whole, parts))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     assert [e["loss"] for e in log(whole) if "loss" in e][3] == [e["loss"] for e in log(parts) if "loss" in e][-1]
 
@@ -146,13 +148,13 @@ def test_a_loss_that_explodes_stops_the_run_and_spoils_nothing(tmp_path, data_fl
     flags = [*data_flags, *STEPS, "--train.learning-rate", "1e30", "--train.warmup-steps", "0"]
     assert main(["train", "method/smga", *flags, "--out", str(out)]) == 2
     assert "not a finite number" in capsys.readouterr().err
-    assert "NaN" not in (out / "log.jsonl").read_text() and not out.joinpath("checkpoint").exists()
+    assert "NaN" not in (out / "log.jsonl").read_text() and not out.joinpath("checkpoints").exists()
     assert main(["evaluate", str(out), "--quiet"]) == 2
     assert "no trained weights yet" in capsys.readouterr().err
 
 
 def test_damaged_weights_are_told(adapter_run, tmp_path, capsys):
-    for name in ("weights.safetensors", "adapter/adapter_model.safetensors"):
+    for name in ("adapter/weights.safetensors", "adapter/adapter_model.safetensors"):
         damaged = tmp_path / Path(name).stem
         shutil.copytree(adapter_run, damaged)
         (damaged / name).write_bytes(b"not tensors")
@@ -215,7 +217,7 @@ def test_nothing_to_train_is_told(tmp_path, data_flags, capsys):
 def test_a_missing_video_an_empty_class_and_an_unreadable_video(tmp_path, frame_folders, capsys):
     root, out = tmp_path / "root", tmp_path / "run"
     shutil.copytree(frame_folders, root)
-    flags = ["--data.root", str(root), "--ways", "2", "--queries", "1", "--data.num-workers", "1", "--quiet"]
+    flags = ["--data.root", str(root), "--ways", "2", "--queries", "1", "--data.num-workers", "1", "--quiet", *STEPS]
     video = next(path for path in sorted((root / "val").glob("*/0")))
     for frame in video.glob("*.png"):
         frame.write_bytes(b"not a picture")

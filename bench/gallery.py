@@ -1,0 +1,257 @@
+"""How well and how fast a gallery recognizes: accuracy against its size, unknown actions, time on ViT-B/16 shapes.
+
+    python -m dmgal.bench.gallery                 trains the demo's DMGAL-Adapter first, if --run is not there
+    python -m dmgal.bench.gallery --time
+
+Galleries of 5 to 24 of the novel classes of moving shapes, one query per class, the same episodes as an evaluation
+draws; the whole gallery and a shortlist. What could be chosen (shortlist, score and rule of the threshold) was chosen
+on the validation classes, whose numbers are given, too; the novel ones were looked at once. Writes
+``bench/results/gallery.json`` and, of ``--time``, ``gallery_time.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmgal.backbones import FrameEncoder, VideoState, load_backbone
+from dmgal.bench.measuring import hardware, median_with_interval
+from dmgal.episodes import EpisodeSampler, Estimate, FewShotRecognizer, VideoCatalog, encode_videos
+from dmgal.episodes.augmented_views import AugmentedViews
+from dmgal.episodes.gallery_task import GalleryTask
+from dmgal.episodes.heads import BiMHM
+from dmgal.episodes.rejection import best_logits, find_rejection
+from dmgal.episodes.sides import encode_sides
+from dmgal.recipes.build import build_catalog, test_clips
+from dmgal.recipes.evaluate import load_run
+from dmgal.recipes.runs import Run
+
+RESULTS = Path(__file__).parent / "results"
+SIZES = {"val": (5, 8, 12), "test": (5, 8, 12, 16, 20, 24)}
+SHORTLISTS = (3, 5)
+CHOSEN_SHORTLIST = 5
+EPISODES, REJECTION_GALLERIES, PLAIN_EPISODES, VIEWS = 200, 40, 20, 2
+SECONDS_CLASSES, ROUNDS = 100, 5
+
+
+class Split:
+    """The classes of one split, every clip encoded once, and two views of each."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        recipe, self.recognizer = load_run(Run(folder))
+        self.catalog: VideoCatalog = build_catalog(recipe.data).split(name)
+        self.clips = test_clips(self.catalog, recipe, self.recognizer.encoder.image_size)
+        self.states = encode_videos(self.recognizer, self.clips)
+        seeds, size = range(len(self.catalog)), self.recognizer.encoder.image_size[0]
+        views = AugmentedViews(self.catalog, recipe.data.num_frames, size, VIEWS, seeds, recipe.data.decoder)
+        self.views = encode_videos(self.recognizer, views)
+        self.labels = torch.from_numpy(self.catalog.labels.copy())
+
+    def task(self, support: Tensor, labels: Tensor, shortlist: int | None = None) -> GalleryTask:
+        """The task of a gallery of these videos."""
+        return GalleryTask(self.recognizer, self.states.select(support), labels, shortlist)
+
+    def sampler(self, n_way: int, k_shot: int, episodes: int) -> EpisodeSampler:
+        """Episodes with one query per class."""
+        return EpisodeSampler(self.catalog.labels, n_way, k_shot, 1, episodes, 0, self.catalog.class_names)
+
+
+def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...]) -> dict[str, Any]:
+    """Of galleries of ``n_way`` classes, in percent, and how often the right class was on the shortlist."""
+    right: dict[int | None, list[float]] = {size: [] for size in (None, *shortlists)}
+    listed: dict[int, list[float]] = {size: [] for size in shortlists}
+    for episode in split.sampler(n_way, k_shot, EPISODES):
+        support, labels = torch.tensor(episode.support), torch.tensor(episode.support_labels)
+        query, truth = split.states.select(torch.tensor(episode.query)), torch.tensor(episode.query_labels)
+        for size in right:
+            logits = split.task(support, labels, size).logits(query)
+            right[size].append((logits.argmax(1) == truth).double().mean().item())
+            if size is not None:
+                listed[size].append(logits.gather(1, truth[:, None]).isfinite().double().mean().item())
+    whole = torch.tensor(right[None])
+    row: dict[str, Any] = {"classes": n_way, "shots": k_shot, "whole_gallery": _estimate(whole)}
+    for size in shortlists:
+        values = torch.tensor(right[size])
+        row[f"shortlist_{size}"] = {
+            **_estimate(values),
+            "difference_to_whole": _estimate(values - whole),
+            "right_class_listed_percent": round(100 * sum(listed[size]) / EPISODES, 2),
+        }
+    return row
+
+
+def against_episodes(split: Split, n_way: int, k_shot: int) -> dict[str, Any]:
+    """Logits of a gallery against those of plain episodes from the pixels of the same clips."""
+    largest, changed, queries = 0.0, 0, 0
+    for episode in split.sampler(n_way, k_shot, PLAIN_EPISODES):
+        labels = torch.tensor(episode.support_labels)
+        clips = [torch.stack([split.clips[video] for video in part]) for part in (episode.support, episode.query)]
+        with torch.no_grad():
+            support, query = (split.recognizer.encode(part) for part in clips)
+            plain = split.recognizer.compare(support, labels, query).logits
+        task = split.task(torch.tensor(episode.support), labels)
+        logits = task.logits(split.states.select(torch.tensor(episode.query)))
+        largest = max(largest, ((logits - plain).abs().max() / plain.abs().max()).item())
+        changed += int((logits.argmax(1) != plain.argmax(1)).sum())
+        queries += len(plain)
+    return {"classes": n_way, "queries": queries, "largest_relative_difference": largest, "changed": changed}
+
+
+def rejection(split: Split, k_shot: int) -> dict[str, Any]:
+    """Galleries of half of the classes, five queries of every class: how known and unknown clips are told apart."""
+    generator, count = torch.Generator().manual_seed(0), len(split.catalog.class_names)
+    known, unknown, right = [], [], []
+    kinds: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
+    for _ in range(REJECTION_GALLERIES):
+        classes = torch.randperm(count, generator=generator)
+        videos = torch.stack([_shuffled((split.labels == c).nonzero().flatten(), generator) for c in classes])
+        inside, outside = videos[: count // 2], videos[count // 2 :]
+        support = inside[:, :k_shot].flatten()
+        task = split.task(support, torch.arange(len(inside)).repeat_interleave(k_shot))
+        of_single = (support[:, None] * VIEWS + torch.arange(VIEWS)).flatten() if k_shot == 1 else support[:0]
+        places = torch.arange(len(support)).repeat_interleave(VIEWS) if k_shot == 1 else support[:0]
+        found = find_rejection(task, split.views.select(of_single), places, progress=False)
+        of_known = task.logits(split.states.select(inside[:, k_shot : k_shot + 5].flatten()))
+        of_unknown = task.logits(split.states.select(outside[:, :5].flatten()))
+        passes = best_logits(of_known) >= found.threshold
+        truth = torch.arange(len(inside)).repeat_interleave(5)
+        known.append(passes.double().mean())
+        unknown.append((best_logits(of_unknown) >= found.threshold).double().mean())
+        right.append((of_known.argmax(1) == truth)[passes].double().mean())
+        for kind, score in SCORES.items():
+            pair = kinds.setdefault(kind, ([], []))
+            pair[0].append(score(of_known))
+            pair[1].append(score(of_unknown))
+    return {
+        "classes": count // 2,
+        "shots": k_shot,
+        "threshold_from": found.source,
+        "known_kept": _estimate(torch.stack(known)),
+        "unknown_accepted": _estimate(torch.stack(unknown)),
+        "accuracy_of_known_kept": _estimate(torch.stack(right)),
+        "area_under_roc": {
+            kind: round(_area(torch.cat(one), torch.cat(other)), 3) for kind, (one, other) in kinds.items()
+        },
+    }
+
+
+def _margin(logits: Tensor) -> Tensor:
+    best = logits.topk(2).values
+    return best[:, 0] - best[:, 1]
+
+
+SCORES = {"best logit": best_logits, "margin": _margin, "probability": lambda logits: logits.softmax(1).max(1).values}
+
+
+def seconds() -> dict[str, Any]:
+    """Of one 8-frame clip on ViT-B/16 shapes: comparison with 100 classes over encoding, in percent, CPU time."""
+    import peft
+
+    from dmgal.adapters import DmgalConfig
+
+    model = peft.get_peft_model(load_backbone("open_clip:ViT-B-16"), DmgalConfig())
+    recognizer = FewShotRecognizer(FrameEncoder(model), BiMHM(center="video", logit_scale=10.0, eps=0.0)).eval()
+    clip = torch.randint(0, 256, (1, 8, 3, 224, 224), dtype=torch.uint8)
+    query = _encode(recognizer, clip)
+    tasks = {}
+    for shots in (1, 5):
+        states = VideoState({name: _noisy(state, SECONDS_CLASSES * shots) for name, state in query.items()})
+        labels = torch.arange(SECONDS_CLASSES).repeat_interleave(shots)
+        for shortlist in (None, 10):
+            name = f"{shots}-shot, {'whole gallery' if shortlist is None else f'shortlist of {shortlist}'}"
+            tasks[name] = GalleryTask(recognizer, states, labels, shortlist)
+
+    work: dict[str, Callable[[], object]] = {name: partial(task.logits, query) for name, task in tasks.items()}
+    rounds = [_round(partial(_encode, recognizer, clip), work) for _ in range(ROUNDS + 1)][1:]
+    sizes = {name: sum(state.nbytes for state in task.states.values()) for name, task in tasks.items()}
+    return {
+        "model": "ViT-B/16, 224 pixels, 8 frames, DMGAL-Adapter with a Cmga behind the last block; random weights",
+        "classes": SECONDS_CLASSES,
+        "encoding_seconds": median_with_interval([encoding for encoding, _ in rounds]),
+        "comparison_in_percent_of_encoding": {
+            name: median_with_interval([100 * times[name] / encoding for encoding, times in rounds]) for name in work
+        },
+        "gallery_mb": {name: round(size / 2**20, 1) for name, size in sizes.items() if "whole" in name},
+        "hardware": hardware(),
+    }
+
+
+def _round(encode: Callable[[], object], work: Mapping[str, Callable[[], object]]) -> tuple[float, dict[str, float]]:
+    """CPU seconds of one encoding and of each comparison beside it."""
+    return _cpu_seconds(encode), {name: _cpu_seconds(compare) for name, compare in work.items()}
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+@torch.no_grad()
+def _encode(recognizer: FewShotRecognizer, clip: Tensor) -> VideoState:
+    return encode_sides(recognizer, clip)
+
+
+def _noisy(state: Tensor, count: int) -> Tensor:
+    return state + 0.1 * state.std() * torch.randn(count, *state.shape[1:])
+
+
+def _estimate(values: Tensor) -> dict[str, float]:
+    estimate = Estimate.of(values)
+    return {"percent": round(estimate.mean, 2), "half_width": round(estimate.half_width, 2)}
+
+
+def _area(known: Tensor, unknown: Tensor) -> float:
+    pairs = known[:, None] - unknown
+    return ((pairs > 0).double() + 0.5 * (pairs == 0)).mean().item()
+
+
+def _shuffled(videos: Tensor, generator: torch.Generator) -> Tensor:
+    return videos[torch.randperm(len(videos), generator=generator)]
+
+
+def trained(folder: Path, data: Path) -> Path:
+    """The run, trained in a process of its own if it is not there."""
+    if not (folder / "recipe.yaml").exists():
+        words = ["demo", "method/dmgal_adapter", "data/moving_shapes", "--data.root", str(data), "--out", str(folder)]
+        subprocess.run([sys.executable, "-m", "dmgal.recipes.train", *words], check=True)
+    return folder
+
+
+def report(run: Path) -> dict[str, Any]:
+    """Everything but the times."""
+    result: dict[str, Any] = {"episodes": EPISODES, "chosen_on_val": {"shortlist": CHOSEN_SHORTLIST}}
+    for name, sizes in SIZES.items():
+        split, shortlists = Split(run, name), SHORTLISTS if name == "val" else (CHOSEN_SHORTLIST,)
+        rows = [accuracy(split, n_way, k_shot, shortlists) for k_shot in (1, 5) for n_way in sizes]
+        result[name] = {"accuracy": rows, "unknown": [rejection(split, k_shot) for k_shot in (1, 2, 5)]}
+        if name == "test":
+            result[name]["against_plain_episodes"] = [against_episodes(split, n_way, 1) for n_way in (5, 24)]
+    return {**result, "hardware": hardware()}
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, default=Path("runs/gallery"))
+    parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"))
+    parser.add_argument("--time", action="store_true", help="measure the times instead")
+    options = parser.parse_args()
+    result = seconds() if options.time else report(trained(options.run, options.data))
+    path = RESULTS / ("gallery_time.json" if options.time else "gallery.json")
+    path.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

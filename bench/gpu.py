@@ -1,0 +1,160 @@
+"""One GPU in one command: training steps and a 10,000-episode evaluation on ViT-B/16 shapes, in bf16.
+
+    python -m dmgal.bench.gpu
+    python -m dmgal.bench.gpu --device cpu --image-size 32 --frames 2 --videos 20 --episodes 100 --rounds 1   # dry run
+
+Counts the operations of a step, forward and backward with DMGAL-Adapters on a frozen backbone, and says how many a
+second were done, against what the card does at its best (``--peak-tflops``). No data is read: the step's tasks of noise
+lie on the device; the evaluation's clips lie in the CPU's memory, and copying them is timed apart. Writes
+``bench/results/gpu.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from dmgal.bench.measuring import hardware, median_with_interval
+from dmgal.bench.memory import WAYS, loss, recognizer, task
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer, encode_videos, evaluate
+
+WANTED = {"share_of_peak_at_least": 0.45, "evaluation_seconds_at_most": 10.0}
+WARM_UP, DIFFERENT_CLIPS, BATCH = 3, 32, 32
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured."""
+
+    device: str = "cuda"
+    shots: tuple[int, ...] = (1, 5)
+    tasks: int = 1
+    """Of a step, encoded in one batch."""
+    image_size: int = 224
+    """A multiple of 16."""
+    frames: int = 8
+    rounds: int = 30
+    videos: int = 2400
+    """Of the evaluation."""
+    episodes: int = 10_000
+    peak_tflops: float = 790.0
+    """What the card reaches on large bf16 products; the default is an H200's."""
+    compile: bool = False
+    """Compile the blocks with torch.compile."""
+    out: Path = Path(__file__).parent / "results" / "gpu.json"
+
+
+class NoiseClips(Dataset[Tensor]):
+    """Any number of clips, of which a few differ: encoding takes the same time, and memory is spared."""
+
+    def __init__(self, options: Options) -> None:
+        shape = DIFFERENT_CLIPS, options.frames, 3, options.image_size, options.image_size
+        self._clips, self._number = torch.randint(0, 256, shape, dtype=torch.uint8), options.videos
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, video: int) -> Tensor:
+        return self._clips[video % DIFFERENT_CLIPS]
+
+
+def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dict[str, Any]:
+    """Time, rate and memory of forward and backward on tasks that lie on the device."""
+    device = torch.device(options.device)
+    episodes = [task(shots, 1, options.image_size, options.frames).to(device) for _ in range(options.tasks)]
+    model.train()
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            outputs = model(episodes)
+        torch.stack([loss(*pair) for pair in zip(outputs, episodes, strict=True)]).mean().backward()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    teraflops = counter.get_total_flops() / 1e12
+    if options.compile:
+        for block in model.encoder._blocks():  # type: ignore[attr-defined]
+            block.compile()
+    for _ in range(WARM_UP):
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = [_seconds(step, device) for _ in range(options.rounds)]
+    rate = teraflops / statistics.median(seconds)
+    return {
+        "milliseconds": median_with_interval([1000 * value for value in seconds]),
+        "floor_milliseconds": round(1000 * teraflops / options.peak_tflops, 2),
+        "teraflop_per_step": round(teraflops, 3),
+        "teraflop_per_second": round(rate, 1),
+        "share_of_peak": round(rate / options.peak_tflops, 3),
+        "peak_memory_mb": round(torch.cuda.max_memory_allocated(device) / 1e6, 1) if device.type == "cuda" else None,
+    }
+
+
+def evaluation(options: Options, model: FewShotRecognizer, shots: int) -> dict[str, float]:
+    """Seconds for encoding all videos once and for all episodes, and for only copying the clips to the device."""
+    device, clips = torch.device(options.device), NoiseClips(options)
+    labels = [video % (WAYS if options.videos < 100 * WAYS else 24) for video in range(options.videos)]
+    sampler = EpisodeSampler(labels, WAYS, shots, 1, options.episodes, 0)
+
+    def copy() -> None:
+        for first in range(0, len(clips), BATCH):
+            torch.stack([clips[video] for video in range(first, min(first + BATCH, len(clips)))]).to(device)
+
+    model.eval()
+    with torch.autocast(device.type, torch.bfloat16):
+        start = time.perf_counter()
+        states = encode_videos(model, clips, BATCH, device=device, progress=False)
+        encoded = time.perf_counter()
+        evaluate(model, states, sampler, device, progress=False)
+        done = time.perf_counter()
+    return {
+        "encoding_seconds": round(encoded - start, 2),
+        "copying_alone_seconds": round(_seconds(copy, device), 2),
+        "episodes_seconds": round(done - encoded, 2),
+        "seconds": round(done - start, 2),
+    }
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and write."""
+    options = tyro.cli(Options, args=argv, description=__doc__)
+    torch.manual_seed(0)
+    model = recognizer("adapters", options.image_size, options.frames).to(options.device)
+    report: dict[str, Any] = {
+        "what": "DMGAL-Adapters on a frozen ViT-B/16 in bf16, data excluded",
+        "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu: a dry run",
+        "hardware": hardware(),
+        "options": {name: value for name, value in asdict(options).items() if name != "out"},
+        "training_step": {f"{shots}_shot": training_step(options, model, shots) for shots in options.shots},
+        "evaluation": {f"{shots}_shot": evaluation(options, model, shots) for shots in options.shots},
+        "wanted": WANTED,
+    }
+    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Gradients averaged over processes in one place, for training steps that DDP does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+BUCKET = 2**24
+"""Numbers that are sent at once."""
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces each ``grad`` by its mean over all processes; alone, or without processes, it does nothing.
+
+    A parameter without a gradient on some processes counts as zero there; without one everywhere it keeps none. Call
+    it once per optimizer step, on every process, when all gradients are summed and none is clipped.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if not trained:
+        return
+    used = torch.tensor([parameter.grad is not None for parameter in trained], device=trained[0].device).int()
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, somewhere in zip(trained, used.tolist(), strict=True):
+        if somewhere and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for gradient, mean in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbors of one dtype, so many that sending them pays."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if bucket and (bucket[0].dtype != gradient.dtype or sum(map(Tensor.numel, bucket)) >= BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket

@@ -1,0 +1,34 @@
+"""The state of torch's random generators: restored, a part of a model runs again with the same dropout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Of the CPU, where our own dropout draws, and of the device, where that of others does."""
+
+    device: torch.device
+    on_cpu: Tensor
+    on_device: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """As it is at this moment."""
+        if device.type == "cpu":
+            return cls(device, torch.get_rng_state(), None)
+        return cls(device, torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_index(device)))
+
+    def restore(self) -> None:
+        """What is drawn next is what was drawn after `now`."""
+        torch.set_rng_state(self.on_cpu)
+        if self.on_device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.on_device, *_index(self.device))
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is only one of these

@@ -1,0 +1,290 @@
+"""Training in the memory of a few videos: encode all, differentiate the task, then encode again to go further back.
+
+Before the task boundary a video knows nothing of its task, so the gradient of its state is all that it needs of it:
+
+1. encode the videos in chunks and forget how, but for one chunk;
+2. compare them and differentiate the task, back to the videos' states;
+3. chunk by chunk, encode again and go on backwards from the states.
+
+The gradients are those of training on all videos at once, but for the order of sums. (L. Gao et al., "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983, do so with the two sides of a retriever.)
+What encodes again is torch's checkpoint of a whole chunk; it also restores random states and autocast.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ..backbones.video_state import VideoState
+from ..errors import DmgalError
+from .device_memory import free_bytes, is_out_of_memory, memory_of
+from .episode import Episode, EpisodeOutput
+from .random_state import RandomState
+from .recognizer import FewShotRecognizer
+
+SHARE = 0.7
+"""Of the free memory, where no budget is given."""
+_PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+_MUTATED = "has been mutated"
+
+TaskLoss = Callable[[EpisodeOutput, Episode], Tensor]
+
+
+def keeping_products() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For torch's checkpoint: all is computed again but matrix products with fewer columns than terms in their sums."""
+
+    def policy(context: object, operator: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        if operator in _PRODUCTS:
+            terms, columns = arguments[-1].shape
+            if terms > columns:
+                return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
+
+
+class TwoPass:
+    """Adds the gradients of tasks to a recognizer's parameters, with the activations of one chunk of videos in memory.
+
+    Tasks are differentiated one after the other: more of them need no more memory. What is random (dropout) is drawn
+    alike for every chunk and task, as `FewShotRecognizer` does for every task.
+
+    Args:
+        recognizer: itself, not what DDP makes of it: see `backward`.
+        chunk: videos that are encoded at once; None: as many as the budget allows, measured with one video.
+        memory_budget: bytes for encoding the videos of a task; None: `SHARE` of what is free. Only where ``chunk`` is
+            None.
+        keep_products: keep what is dear to compute and small, the results of matrix products that are narrower than
+            what goes in (in a ViT, those of the MLP's second layer): a quarter of the second encoding is saved for
+            about a tenth of the memory of training on all videos at once.
+        autocast: makes the mixed-precision region in which videos are encoded and compared.
+        notify: is told the measured chunk, and when a chunk was too large.
+
+    Raises:
+        DmgalError: a chunk or budget below what is possible.
+    """
+
+    def __init__(
+        self,
+        recognizer: FewShotRecognizer,
+        chunk: int | None = None,
+        *,
+        memory_budget: float | None = None,
+        keep_products: bool = True,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        notify: Callable[[str], object] = warnings.warn,
+    ) -> None:
+        for name, value, least in (("chunk", chunk, 1), ("memory budget", memory_budget, 0)):
+            if value is not None and not value >= least:
+                raise DmgalError(
+                    "Two-pass training cannot go like this.",
+                    received=f"a {name} of {value}",
+                    expected="at least one video in a chunk, and memory to spend",
+                    remedy=f"give another {name}, or none: then it is measured",
+                )
+        self.recognizer = recognizer
+        self.chunk = chunk
+        self.memory_budget = memory_budget
+        self.keep_products = keep_products
+        self._autocast, self._notify = autocast, notify
+
+    def backward(
+        self, episodes: Sequence[Episode], loss: TaskLoss, scale: Callable[[Tensor], Tensor] | None = None
+    ) -> list[EpisodeOutput]:
+        """Adds the gradients of the mean loss of some tasks to each parameter's ``grad``.
+
+        DDP takes no notice, because its ``forward`` is not called: on several processes call `average_gradients` before
+        the optimizer's step, once, however often this was called before (gradient accumulation).
+
+        Args:
+            episodes: on the recognizer's device.
+            loss: of one task, a scalar.
+            scale: changes the scalar that is differentiated, e.g. ``GradScaler.scale``.
+
+        Returns:
+            What the recognizer says about each task, as ``recognizer(episodes)`` does, without a graph.
+
+        Raises:
+            DmgalError: a batch norm is in training mode, nothing is trained, or one video is too much for the memory.
+        """
+        self._check()
+        start = RandomState.now(episodes[0].support.device)
+        if self.chunk is None:
+            self.chunk = self._measured_chunk(episodes[0], start)
+
+        def scaled_loss(output: EpisodeOutput, episode: Episode) -> Tensor:
+            value = loss(output, episode) / len(episodes)
+            return value if scale is None else scale(value)
+
+        outputs = []
+        for episode in episodes:
+            output, gradients = self._answered(episode, scaled_loss, start)
+            gradients.add_to_parameters()
+            outputs.append(EpisodeOutput(output.logits.detach(), {k: v.detach() for k, v in output.losses.items()}))
+        return outputs
+
+    def _answered(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
+        """A whole task or nothing of it, so that one that failed can be done again in another way."""
+        while True:
+            try:
+                return self._differentiated(episode, loss, start)
+            except (RuntimeError, MemoryError) as error:
+                self._give_way(error, episode)
+            gc.collect()  # here, because until the clause above ends the error holds what the attempt allocated
+            if start.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _differentiated(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
+        assert self.chunk is not None
+        gradients = _Gradients(self._trained())
+        first, *others = torch.cat([episode.support, episode.query]).tensor_split(
+            -(-_num_videos(episode) // self.chunk)
+        )
+        states = [self._encode(chunk, start, again=True) for chunk in others]
+        states.insert(0, self._encode(first, start, again=False))  # last, when nothing else needs memory
+        boundary = _leaves(states)
+        with self._autocast():
+            support, query = boundary.split([episode.num_support, episode.num_query])
+            targets = episode.targets if self.recognizer.training else None
+            output = self.recognizer.compare(support, episode.support_labels, query, targets)
+        after = RandomState.now(start.device)
+        wanted = {name: leaf for name, leaf in boundary.items() if leaf.requires_grad}
+        found = zip(wanted, gradients.add([loss(output, episode)], None, list(wanted.values())), strict=True)
+        upstream = VideoState({name: gradient for name, gradient in found if gradient is not None})
+        for part in upstream.split([state.num_videos for state in states]):
+            state = states.pop(0)  # its graph goes with it
+            if part:
+                gradients.add([state[name] for name in part], list(part.values()))
+        after.restore()
+        return output, gradients
+
+    def _encode(self, videos: Tensor, start: RandomState, again: bool) -> VideoState:
+        """With the random state that all chunks begin with; ``again``: it is computed anew when gradients come."""
+        start.restore()
+        with self._autocast():
+            if not again:
+                return self.recognizer.encode(videos)
+            options: dict[str, Any] = {"context_fn": keeping_products} if self.keep_products else {}
+            return checkpoint(self.recognizer.encode, videos, use_reentrant=False, **options)  # type: ignore[no-any-return]
+
+    def _measured_chunk(self, episode: Episode, start: RandomState) -> int:
+        """As many videos as the budget allows, by what encoding one of them takes."""
+        video, device = episode.support[:1], start.device
+        kept = memory_of(lambda: self._encode(video, start, again=True), device).held  # also fills libraries' caches
+        peak = memory_of(lambda: self._there_and_back(video, start), device).peak
+        start.restore()
+        budget = self.memory_budget
+        if budget is None:
+            trained = sum(parameter.numel() * parameter.element_size() for parameter in self._trained())
+            budget = SHARE * (free_bytes(device) - 3 * trained)  # their gradients and AdamW's two moments are to come
+        videos = _num_videos(episode)
+        chunk = max(1, int((budget - videos * kept) // max(peak, 1)))
+        least = "" if videos * kept + peak <= budget else ", although one needs more"
+        self._notify(
+            f"two-pass training: encoding takes {peak / 1e6:,.0f} MB a video, {kept / 1e6:,.0f} MB of it are kept; "
+            f"of {videos} videos a task, {min(chunk, videos)} at once in {budget / 1e9:,.2f} GB{least}"
+        )
+        return chunk
+
+    def _there_and_back(self, video: Tensor, start: RandomState) -> None:
+        state = [tensor for tensor in self._encode(video, start, again=False).values() if tensor.requires_grad]
+        if state:
+            _Gradients(self._trained()).add(state, [torch.ones_like(tensor) for tensor in state])
+
+    def _give_way(self, error: Exception, episode: Episode) -> None:
+        """Changes what made a task fail, or raises."""
+        if self.keep_products and _MUTATED in str(error):
+            self.keep_products = False
+            self._notify("two-pass training: this model changes results in place; everything is computed again")
+            return
+        if not is_out_of_memory(error):
+            raise error
+        chunk = min(self.chunk or 1, _num_videos(episode))
+        if chunk == 1:
+            raise DmgalError(
+                "The memory does not suffice for a task, even with one video encoded at a time.",
+                received=f"{_num_videos(episode)} videos of {tuple(episode.support.shape[1:])}; {_first_line(error)}",
+                expected="memory for encoding one video and for comparing those of one task",
+                remedy="use fewer frames, smaller images, fewer queries, or mixed precision",
+            ) from error
+        self.chunk = chunk // 2
+        self._notify(
+            f"two-pass training: out of memory with {chunk} videos at once, going on with {self.chunk} "
+            f"({_first_line(error)})"
+        )
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.recognizer.parameters() if parameter.requires_grad]
+
+    def _check(self) -> None:
+        if not self._trained():
+            raise DmgalError(
+                "There is nothing to train.",
+                received="no parameter that requires a gradient",
+                expected="an adapter, a trainable backbone or a head that learns",
+                remedy="call requires_grad_(True) on what is to be trained",
+            )
+        # behind a task layer the head sees a task's videos together, as in training on all videos at once
+        per_video: list[Any] = [self.recognizer.encoder]
+        per_video += [] if self.recognizer.encoder.has_task_layer else [self.recognizer.head]
+        modules = {name: module for part in per_video for name, module in part.named_modules()}
+        norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm) and _mixes_videos(module)]
+        if norms:
+            raise DmgalError(
+                "Two-pass training is impossible while a batch norm normalizes by the videos of its batch.",
+                received=f"{len(norms)} batch norms in training mode, the first is {norms[0]}",
+                expected="batch norms with frozen statistics: those of a chunk are not those of the batch",
+                remedy="pass --backbone.freeze-batch-norm, call eval() on them, or train without two passes",
+            )
+
+
+class _Gradients:
+    """Sums of gradients beside the parameters' own, until it is sure that a task succeeds."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = parameters
+        self.sums: dict[int, Tensor] = {}
+
+    def add(
+        self, outputs: Sequence[Tensor], upstream: Sequence[Tensor] | None, leaves: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """Goes back from outputs with their gradients (None: ones) to the parameters; returns those of ``leaves``."""
+        found = torch.autograd.grad(outputs, [*leaves, *self.parameters], upstream, allow_unused=True)
+        for place, gradient in enumerate(found[len(leaves) :]):
+            if gradient is not None:
+                if place not in self.sums:  # memory of its own: what autograd gives may be that of another gradient
+                    self.sums[place] = torch.zeros_like(self.parameters[place])
+                self.sums[place].add_(gradient)
+        return list(found[: len(leaves)])
+
+    def add_to_parameters(self) -> None:
+        for place, total in self.sums.items():
+            parameter = self.parameters[place]
+            parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
+
+
+def _leaves(states: Sequence[VideoState]) -> VideoState:
+    """All videos' states cut off from how they were computed; those that depend on what is trained want gradients."""
+    state = VideoState.cat([VideoState({name: t.detach() for name, t in part.items()}) for part in states])
+    return VideoState({name: tensor.requires_grad_(states[0][name].requires_grad) for name, tensor in state.items()})
+
+
+def _mixes_videos(norm: _BatchNorm) -> bool:
+    return norm.training or norm.running_mean is None
+
+
+def _num_videos(episode: Episode) -> int:
+    return episode.num_support + episode.num_query
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

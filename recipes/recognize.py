@@ -1,0 +1,237 @@
+"""Recognizes clips, folders of clips or long videos by a gallery that 'dmgal enroll' has made with the same run.
+
+    dmgal recognize runs/mine gallery.safetensors clip.mp4
+    dmgal recognize runs/mine gallery.safetensors FOLDER --json
+    dmgal recognize runs/mine gallery.safetensors long.mp4 --window 4 --stride 2
+
+A clip is compared with every class of the gallery: its scores are the softmax of the logits, and the margin is the best
+logit less the second best. A clip whose best logit lies below the gallery's threshold is called unknown; what the
+threshold rests on is said. With --window a video is cut into overlapping windows, each recognized as a clip; the
+segments tell what the best fitting window over each moment shows; frames are decoded once and only a few windows are
+held, however long the video is.
+Of clips in folders that are named as classes of the gallery the share of right answers is told, too; clips that are
+enrolled themselves do not count.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from dmgal.episodes.bad_videos import OnBadVideo
+from dmgal.episodes.gallery import Gallery
+from dmgal.episodes.gallery_file import load_gallery
+from dmgal.episodes.listing import printable
+from dmgal.episodes.sliding_windows import WindowPlan
+from dmgal.episodes.video import VideoError
+from dmgal.episodes.video_files import VIDEO_EXTENSIONS, frame_files, subfolders, videos_in
+from dmgal.episodes.video_identity import content_hash
+from dmgal.errors import DmgalError
+from dmgal.recipes.clip_recognizer import ClipRecognizer, Recognized
+from dmgal.recipes.enroll import rejection_text
+from dmgal.recipes.entry import as_description, run_recipe
+from dmgal.recipes.evaluate import load_run
+from dmgal.recipes.recognition_report import clip_as_json, print_clips, print_timeline, timeline_as_json
+from dmgal.recipes.runs import Run
+
+
+@dataclass(frozen=True)
+class Recognize:
+    """Options of the command."""
+
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """Folder of the run that the gallery was made with."""
+    gallery: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GALLERY")]]
+    """A file that dmgal enroll wrote."""
+    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CLIP")]]
+    """Clips, or folders with clips in them or below them."""
+    window: float | None = None
+    """Look for actions in long videos, in windows of this many seconds; None: each video is one clip."""
+    stride: float | None = None
+    """Seconds from one window to the next; None: half a window."""
+    fps: float | None = None
+    """Frames per second of a folder or zip file of frames; used with --window."""
+    shortlist: int | None = None
+    """As of dmgal enroll; None: as the gallery was made with. 0: the whole gallery."""
+    unknown: bool = True
+    """Call clips below the threshold unknown; --no-unknown always names a class."""
+    top: int = 5
+    """Classes shown of a single clip."""
+    json: bool = False
+    """Print JSON: all classes and scores."""
+    on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--data.on-bad-video"])] = "error"
+    """A clip that cannot be read: stop, or go on without it and say so."""
+    quiet: bool = False
+    """No progress bars."""
+
+
+def find_videos(paths: tuple[Path, ...]) -> list[Path]:
+    """The clips given, and those in and below the folders given, in natural order.
+
+    Raises:
+        DmgalError: nothing there, or a folder without a clip.
+    """
+    found: list[Path] = []
+    for path in paths:
+        is_clip = not path.is_dir() or (frame_files(path) and not videos_in(path))
+        clips = [path] if is_clip else list(_below(path))
+        if not clips:
+            raise DmgalError(
+                "There is no clip to recognize.",
+                received=f"{printable(str(path))}, a folder without one",
+                expected=f"files ({' '.join(VIDEO_EXTENSIONS)}) or folders of jpg or png frames",
+                remedy="mend the path",
+            )
+        found += clips
+    if not found:
+        raise DmgalError(
+            "There is no clip to recognize.",
+            received="no path",
+            expected="clips or folders of clips",
+            remedy="dmgal recognize RUN GALLERY CLIP ...",
+        )
+    return found
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    videos = videos_in(folder)
+    yield from (folder / name for name in videos)
+    for name in subfolders(folder):
+        if name not in videos:
+            yield from _below(folder / name)
+
+
+def run(options: Recognize) -> dict[str, Any]:
+    """Recognizes and prints; returns what ``--json`` prints.
+
+    Raises:
+        DmgalError: a run, gallery or video that cannot be used.
+    """
+    plan = None
+    if options.window is not None:
+        plan = WindowPlan(options.window, options.window / 2 if options.stride is None else options.stride)
+    elif options.stride is not None or options.fps is not None:
+        raise DmgalError(
+            "These options belong to windows of a long video.",
+            received="--stride or --fps without --window",
+            expected="--window SECONDS beside them",
+            remedy="pass --window, or leave them out",
+        )
+    paths = find_videos(options.videos)
+    gallery = load_gallery(options.gallery)
+    recipe, recognizer = load_run(Run(options.run))
+    progress = not options.quiet
+    ready = ClipRecognizer(recipe, recognizer, gallery, options.shortlist, options.unknown, progress)
+    results, bad = _recognized(ready, paths, plan, options)
+    report = {**_gallery_as_json(ready), "videos": [_as_json(ready.gallery, one) for one in results], "bad": bad}
+    if plan is not None:
+        report["window"], report["stride"] = plan.seconds, plan.stride
+    else:
+        report["accuracy"] = _accuracy(ready.gallery, results)
+    if options.json:
+        print(json.dumps(report, indent=2, allow_nan=False))
+    else:
+        _print(ready, results, report, options)
+    return report
+
+
+def _recognized(
+    ready: ClipRecognizer, paths: list[Path], plan: WindowPlan | None, options: Recognize
+) -> tuple[list[Recognized], list[dict[str, str]]]:
+    results: list[Recognized] = []
+    bad: list[dict[str, str]] = []
+    hide_bar = options.quiet or len(paths) == 1
+    for path in tqdm(paths, desc="recognize", unit="video", leave=False, disable=hide_bar):
+        try:
+            if plan is None:
+                results.append(Recognized(path, ready.clip(path)))
+            else:
+                results.append(ready.long_video(path, plan, options.fps, progress=not options.quiet))
+        except VideoError as error:
+            if options.on_bad_video == "error":
+                raise
+            reason = str(error).partition("received: ")[2].partition("\n")[0]
+            bad.append({"video": printable(str(path)), "reason": printable(reason)})
+            tqdm.write(f"bad video: {printable(str(path))}: {printable(reason)}; it is left out", file=sys.stderr)
+    return results, bad
+
+
+def _gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
+    gallery, rejection = ready.gallery, ready.gallery.rejection
+    assert rejection is not None
+    names = [printable(name) for name in gallery.class_names]
+    told = {name: value for name, value in vars(rejection).items() if name != "shortlist"} | {"score": "best logit"}
+    return {
+        "classes": names,
+        "clips_per_class": list(gallery.shots),
+        "shortlist": ready.task.shortlist,
+        "rejection": told if ready.threshold is not None else None,
+    }
+
+
+def _as_json(gallery: Gallery, one: Recognized) -> dict[str, Any]:
+    names = [printable(name) for name in gallery.class_names]
+    if one.clip is not None:
+        return {"video": printable(str(one.path)), **clip_as_json(one.clip, names)}
+    timeline = timeline_as_json(one.segments, one.windows, names)
+    return {"video": printable(str(one.path)), **timeline, "damage": one.damage and printable(one.damage)}
+
+
+def _accuracy(gallery: Gallery, results: list[Recognized]) -> dict[str, Any] | None:
+    """Of clips in folders that have the name of a class and that are not enrolled; None where there are none."""
+    named = [one for one in results if one.clip is not None and one.folder in gallery.class_names]
+    told = [one for one in named if content_hash(one.path) not in gallery.contents]
+    if not told:
+        return None
+    right = sum(one.clip is not None and gallery.class_names[one.clip.label] == one.folder for one in told)
+    unknown = sum(one.clip is not None and not one.clip.known for one in told)
+    counts = {"clips": len(told), "right": right, "called_unknown": unknown, "enrolled": len(named) - len(told)}
+    return {"percent": 100 * right / len(told), **counts}
+
+
+def _print(ready: ClipRecognizer, results: list[Recognized], report: dict[str, Any], options: Recognize) -> None:
+    names = [printable(name) for name in ready.gallery.class_names]
+    clips = [(printable(str(one.path)), one.clip) for one in results if one.clip is not None]
+    if clips:
+        print_clips(clips, names, options.top)
+    for one in results:
+        if one.clip is None:
+            print_timeline(printable(str(one.path)), one.segments, names)
+            if one.damage:
+                print(f"  only this much of it could be used: {printable(one.damage)}")
+    accuracy = report.get("accuracy")
+    if accuracy and len(results) > 1:
+        enrolled = f"; {accuracy['enrolled']} enrolled clips not counted" if accuracy["enrolled"] else ""
+        print(
+            f"right: {accuracy['right']} of {accuracy['clips']} clips in folders named as classes "
+            f"({accuracy['percent']:.1f} %), the {accuracy['called_unknown']} called unknown included{enrolled}"
+        )
+    if report["shortlist"] is not None:
+        print(f"shortlist: compared with {min(report['shortlist'], len(names))} of {len(names)} classes")
+    rejection = ready.gallery.rejection
+    assert rejection is not None
+    print(f"unknown: {rejection_text(rejection)}" if ready.threshold is not None else "unknown: never, as asked")
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Recognize the videos of a command line."""
+    run(
+        tyro.cli(
+            Recognize,
+            prog="dmgal recognize",
+            args=sys.argv[1:] if argv is None else argv,
+            description=as_description(__doc__),
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    run_recipe(main)

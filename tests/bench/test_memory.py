@@ -1,0 +1,63 @@
+"""bench/memory.py: every way to take a step runs, and what is reasoned adds up."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dmgal.bench import memory, memory_table
+
+
+class Small:
+    """Where ViT-B/16 would be too much."""
+
+    def __call__(self, trained, image_size, frames, checkpointed=False):
+        import peft
+
+        from dmgal.adapters import DmgalConfig
+        from dmgal.backbones import FrameEncoder, load_backbone
+        from dmgal.episodes import FewShotRecognizer
+        from dmgal.episodes.heads import BiMHM
+
+        model: nn.Module = load_backbone("tiny-clip").requires_grad_(trained == "everything")
+        if trained == "adapters":
+            model = peft.get_peft_model(model, DmgalConfig(num_frames=frames))
+        encoder = FrameEncoder(model, checkpoint_blocks=checkpointed)
+        return FewShotRecognizer(encoder, BiMHM(center="video", logit_scale=10.0)).train()
+
+
+def test_every_case_is_measured_and_has_the_plain_gradients(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "recognizer", Small())
+    options = memory.Options(shots=(2,), chunks=(3, 15), trained=("adapters",), image_size=48, frames=4, steps=1)
+    cases = list(memory.cases(options))
+    assert [(case.way, case.chunk) for case in cases] == [
+        ("plain", None),
+        ("checkpointed", None),
+        ("two passes", 3),
+        ("two passes, nothing kept", 3),
+    ]
+    results = [memory.run_case(case, options, tmp_path) for case in cases]
+    plain, *others = (result["peak_extra_tensor_mb"] for result in results)
+    assert all(0 < peak < 0.7 * plain for peak in others)
+    for case in cases[1:]:
+        difference = memory.gradient_difference(memory._file(tmp_path, case), memory._file(tmp_path, cases[0]))
+        assert difference <= 1e-5
+
+
+def test_the_reasoned_table(monkeypatch):
+    monkeypatch.setattr(memory_table, "IMAGE_SIZE", 48)
+    rows = memory_table.reasoned_table(Small(), memory.task, memory.loss)
+    assert len(rows) == 2 * 2 * 4
+    for row in rows:
+        gb, sizes = row["gb"], row["mb"]["of_a_video"]
+        assert 0 < sizes["kept"] < sizes["checkpointed"] < sizes["graph"]
+        assert gb["two_passes_chunk_1"] <= gb["checkpointed"] <= gb["plain"]
+        assert row["fits_in_24_gb"] == {"plain": True, "checkpointed": True}  # a tiny model
+        assert row["largest_chunk_in_24_gb"] == row["videos"]
+
+
+def test_a_task_that_does_not_fit_is_said_to(monkeypatch):
+    sizes = {"graph": 1_000_000_000, "checkpointed": 100_000_000, "kept": 50_000_000}
+    row = memory_table._row(sizes, comparison=0, fixed=0, videos=50)
+    assert row["gb"] == {"plain": 50.8, "checkpointed": 5.8, "two_passes_chunk_1": 4.3, "two_passes_chunk_5": 8.3}
+    assert row["fits_in_24_gb"] == {"plain": False, "checkpointed": True}
+    assert row["largest_chunk_in_24_gb"] == 20  # (24 - 0.8 - 50 * 0.05) / 1, rounded down

@@ -1,0 +1,190 @@
+"""States on disk: the same bytes however they came there, and never those of another model or video, or damaged."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dmgal.episodes import EpisodeSampler, encode_videos, evaluate
+from dmgal.episodes.cache import KEY, StateCache
+from dmgal.episodes.cache_key import describe
+from dmgal.errors import DmgalError
+
+SCRIPT = Path(__file__).with_name("killed_cache.py")
+_spec = importlib.util.spec_from_file_location("killed_cache", SCRIPT)
+killed_cache = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(killed_cache)
+VIDEOS, BLOCK, Clips, cache, recognizer = (
+    getattr(killed_cache, name) for name in ("VIDEOS", "BLOCK", "Clips", "cache", "recognizer")
+)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file but the lock."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def started(folder: Path, rank: int = 0, count: int = 1, kill_at: int = -1) -> subprocess.Popen:
+    words = [sys.executable, str(SCRIPT), str(folder), str(rank), str(count), str(kill_at)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def encoded(process: subprocess.Popen) -> int:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    return int(output)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """Filled by one process that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole") / "cache"
+    threads, model = torch.get_num_threads(), recognizer()
+    torch.set_num_threads(1)  # as in a process of its own
+    assert cache(folder, model).fill(model, Clips(-1), progress=False).encoded == VIDEOS
+    torch.set_num_threads(threads)
+    return folder
+
+
+@pytest.fixture
+def filled(whole, tmp_path) -> Path:
+    """A copy that a test may spoil."""
+    import shutil
+
+    shutil.copytree(whole, tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def test_killed_in_mid_encoding_it_resumes_to_the_same_bytes(whole, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    killed = started(folder, kill_at=9)
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in (folder / "blocks").iterdir()) == ["00000.json", "00001.json"]
+    assert encoded(started(folder)) == VIDEOS - 2 * BLOCK
+    assert content(folder) == content(whole)
+
+
+def test_two_processes_write_what_one_writes(whole, tmp_path) -> None:
+    folder = tmp_path / "cache"
+    processes = [started(folder, rank, count=2) for rank in range(2)]
+    shares = [encoded(process) for process in processes]
+    assert sum(shares) == VIDEOS and min(shares) > 0
+    assert content(folder) == content(whole)
+
+
+def test_states_are_those_of_memory_and_are_mapped(whole) -> None:
+    model = recognizer()
+    found = cache(whole, model).open()
+    in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
+    assert found.states.keys() == in_memory.keys() and found.encoded == 0 and found.bad == ()
+    for name, tensor in in_memory.items():
+        torch.testing.assert_close(found.states[name], tensor, rtol=0, atol=1e-5)
+    assert found.size == sum(tensor.nbytes for tensor in in_memory.values())
+
+
+def test_a_full_cache_is_read_and_not_encoded_again(filled) -> None:
+    before = content(filled)
+    model = recognizer()
+    assert cache(filled, model).fill(model, Clips(0), progress=False).encoded == 0
+    assert content(filled) == before
+
+
+def test_a_damaged_a_truncated_and_a_changed_block_are_named_and_encoded_anew(filled, whole, capsys) -> None:
+    model = recognizer()
+    data = filled / "frames.raw"
+    spoiled = bytearray(data.read_bytes())
+    spoiled[0] ^= 1  # of block 0
+    data.write_bytes(spoiled[:-5])  # of the last block
+    record = filled / "blocks" / "00002.json"
+    record.write_text(record.read_text().replace("video 9", "another 9"))
+    with pytest.raises(DmgalError, match="3 of 6 blocks differ") as error:
+        cache(filled, model).open()
+    for words in ("block 0: frames.raw differs from its checksum", "changed: video 9", "block 5: frames.raw is trunc"):
+        assert words in str(error.value)
+    assert cache(filled, model).fill(model, Clips(-1)).encoded == BLOCK + BLOCK + VIDEOS % BLOCK
+    assert "3 blocks are encoded anew" in capsys.readouterr().err
+    assert content(filled).keys() == content(whole).keys() and cache(filled, model).open()
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("head_weights", lambda model: setattr(model, "head", killed_cache.BiMHM("both"))),
+        ("settings", lambda model: setattr(model.head, "center", "none")),
+        ("pooling", lambda model: setattr(model.encoder, "pooling", "patch_mean")),
+        ("backbone_weights", lambda model: next(model.parameters()).data.add_(1.0)),
+    ],
+)
+def test_states_of_another_model_are_never_taken(filled, what, change, capsys) -> None:
+    model = recognizer()
+    change(model)
+    with pytest.raises(DmgalError, match=what):
+        cache(filled, model).open()
+    (filled / "not_ours.raw").write_text("kept")
+    assert cache(filled, model).fill(model, Clips(-1)).encoded == VIDEOS
+    assert what in capsys.readouterr().err and (filled / "not_ours.raw").exists()
+    in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
+    torch.testing.assert_close(dict(cache(filled, model).open().states), dict(in_memory))
+
+
+def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path, monkeypatch) -> None:
+    model, pwrite, calls = recognizer(), os.pwrite, []
+
+    def full(*arguments) -> int:
+        calls.append(arguments)
+        if len(calls) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return pwrite(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(DmgalError, match="The disk is full") as error:
+            cache(tmp_path / "cache", model).fill(model, Clips(-1), progress=False)
+    assert "4 of 6 blocks" in str(error.value)
+    assert cache(tmp_path / "cache", model).fill(model, Clips(0), progress=False).encoded == VIDEOS - 2 * BLOCK
+
+
+def test_half_precision_is_another_cache_and_says_inexact(whole, tmp_path) -> None:
+    model = recognizer()
+    half = cache(tmp_path / "half", model, half=True)
+    found = half.fill(model, Clips(-1), progress=False)
+    exact = cache(whole, model).open()
+    assert found.states["frames"].dtype == torch.float16 and 2 * found.size == exact.size
+    assert "inexact" in json.loads((tmp_path / "half" / KEY).read_text())["kept_as"]
+    with pytest.raises(DmgalError, match="kept_as"):
+        cache(tmp_path / "half", model).open()
+    labels = [number % 4 for number in range(VIDEOS)]
+    sampler = EpisodeSampler(labels, 3, 1, 1, 50, 0)
+    both = [evaluate(model, states.states, sampler, progress=False, dtype=torch.float32) for states in (found, exact)]
+    assert (both[0].accuracies != both[1].accuracies).double().mean() < 0.1
+
+
+def test_states_too_large_for_half_precision_are_refused(tmp_path) -> None:
+    model = recognizer()
+    model.encoder.backbone.proj.data.mul_(1e9)
+    with pytest.raises(DmgalError, match="beyond 65504 in frames"):
+        cache(tmp_path / "half", model, half=True).fill(model, Clips(-1), progress=False)
+
+
+def test_bad_videos_are_remembered(tmp_path) -> None:
+    model = recognizer()
+    first = cache(tmp_path, model).fill(model, Clips(-1), progress=False, bad=lambda: [3, 20])
+    assert first.bad == (3, 20) and cache(tmp_path, model).open().bad == (3, 20)
+
+
+def test_a_key_is_of_everything_that_shapes_states() -> None:
+    key = describe(recognizer(), clips={"num_frames": 4})
+    assert key == describe(recognizer(), clips={"num_frames": 4})
+    assert {"backbone_weights", "head_weights", "settings", "pooling", "torch", "clips"} <= key.keys()
+    assert key["backbone"] == "tiny-clip" and isinstance(StateCache(Path(), key, []).key, dict)

@@ -1,0 +1,98 @@
+"""The accuracy over all episodes, against counting them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dmgal.episodes import EpisodeSampler, ReversalSampler
+from dmgal.episodes.exact_accuracy import exact_accuracy
+from dmgal.errors import DmgalError
+
+
+def counted(table: Tensor, labels: list[int], groups: list[list[int]], num_groups: int) -> dict[int, float]:
+    """Every task's classes, in every order, every support and every query; ``argmax`` says who wins."""
+    members = {c: [v for v, label in enumerate(labels) if label == c] for group in groups for c in group}
+    right: dict[int, list[float]] = {c: [] for c in members}
+    for chosen in itertools.combinations(groups, num_groups):
+        for classes in itertools.permutations([c for group in chosen for c in group]):
+            supports = torch.tensor(list(itertools.product(*(members[c] for c in classes))))  # (n, n_way)
+            for place, own in enumerate(classes):
+                wins = [
+                    (table[query, support].argmax() == place).item()
+                    for query in members[own]
+                    for support in supports[supports[:, place] != query]
+                ]
+                right[own].append(sum(wins) / len(wins))
+    return {c: 100 * math.fsum(values) / len(values) for c, values in right.items()}
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Tensor, list[int], list[list[int]], int]:
+    """Scores of few values, so that many are tied; classes of two or three videos, in any order."""
+    size, num_groups = draw(st.sampled_from([(1, 2), (1, 3), (2, 1), (2, 2)]))
+    count = draw(st.integers(num_groups, 3 if size == 1 else 2))
+    groups = [list(range(size * g, size * (g + 1))) for g in range(count)]
+    labels = [c for group in groups for c in group for _ in range(draw(st.integers(2, 2 + (size == 1))))]
+    labels = draw(st.permutations(labels))
+    levels = draw(st.sampled_from([1, 2, 3, 1000]))
+    numbers = st.integers(0, levels - 1)
+    scores = draw(st.lists(numbers, min_size=len(labels) ** 2, max_size=len(labels) ** 2))
+    return torch.tensor(scores).float().view(len(labels), -1), labels, groups, num_groups
+
+
+@settings(max_examples=25, deadline=None)
+@given(problems())
+def test_it_is_what_counting_gives(problem: tuple[Tensor, list[int], list[list[int]], int]) -> None:
+    table, labels, groups, num_groups = problem
+    exact, expected = exact_accuracy(table, labels, groups, num_groups), counted(table, labels, groups, num_groups)
+    assert dict(zip(exact.classes, exact.by_class, strict=True)) == pytest.approx(expected, abs=1e-9)
+    assert exact.mean == pytest.approx(np.mean(list(expected.values())), abs=1e-9)
+
+
+def test_all_tied_is_chance() -> None:
+    exact = exact_accuracy(torch.zeros(12, 12), [0, 0, 1, 1, 2, 2] * 2, [[0], [1], [2]], 3)
+    assert exact.mean == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("pairs", [None, [(0, 1), (2, 3), (4, 5)]])
+def test_the_samplers_episodes_come_near_it(pairs: list[tuple[int, int]] | None) -> None:
+    """Classes of unequal sizes; however many queries."""
+    labels = [c for c in range(6) for _ in range(4 + 3 * c)]
+    generator = torch.Generator().manual_seed(0)
+    own = torch.tensor(labels)[:, None] == torch.tensor(labels)
+    table = torch.randn(len(labels), len(labels), generator=generator).round(decimals=1) + own
+    if pairs is None:
+        exact = exact_accuracy(table, labels, [[c] for c in range(6)], 4)
+        sampler = EpisodeSampler(labels, 4, 1, 2, 4000, 0)
+    else:
+        exact, sampler = exact_accuracy(table, labels, pairs, 2), ReversalSampler(pairs, labels, 1, 2, 2, 4000, 0)
+    right = []
+    for task in sampler:
+        logits = table[list(task.query)][:, list(task.support)]
+        right.append((logits.argmax(1) == torch.tensor(task.query_labels)).float().mean())
+    values = 100 * torch.stack(right)
+    assert values.mean().item() == pytest.approx(exact.mean, abs=3 * values.std().item() / 4000**0.5)
+    assert 30 < exact.mean < 90
+
+
+@pytest.mark.parametrize(
+    ("labels", "groups", "num_groups", "bad", "message"),
+    [
+        ([0, 0, 1, 1], [[0], [1]], 3, 0.0, "num_groups=3"),
+        ([0, 0, 1], [[0], [1]], 2, 0.0, "fewer than 2 videos: 1"),
+        ([0, 0, 1, 1], [[0, 1], [1, 0]], 1, 0.0, "2 different classes"),
+        ([0, 0, 1, 1], [[0], [1]], 2, math.nan, "not finite"),
+    ],
+)
+def test_what_cannot_be_counted_is_refused(labels, groups, num_groups, bad, message) -> None:
+    table = torch.full((len(labels), len(labels)), bad)
+    with pytest.raises(DmgalError, match=message):
+        exact_accuracy(table, labels, groups, num_groups)

@@ -1,0 +1,306 @@
+"""A gallery is an episode's support that is kept: the same logits, and nothing of a clip changes when others do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from dmgal.adapters import DmgalConfig, SmgaConfig
+from dmgal.backbones import FrameEncoder, VideoState, load_backbone
+from dmgal.episodes import Episode, FewShotRecognizer
+from dmgal.episodes.gallery import Gallery, refuse_other_model
+from dmgal.episodes.gallery_file import load_gallery, save_gallery
+from dmgal.episodes.gallery_task import GalleryTask
+from dmgal.episodes.heads import BiMHM, DmgalFT
+from dmgal.episodes.rejection import find_rejection
+from dmgal.episodes.sides import encode_sides
+from dmgal.errors import DmgalError
+
+FRAMES = 4
+
+
+def recognizer(config, head, pooling=None):
+    torch.manual_seed(0)
+    model = peft.get_peft_model(load_backbone("tiny-clip"), config)
+    for name, parameter in model.named_parameters():
+        if "dmgal_" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return FewShotRecognizer(FrameEncoder(model, pooling), head).eval()
+
+
+RECOGNIZERS = {
+    "no task layer": lambda: recognizer(SmgaConfig(num_frames=FRAMES), BiMHM(center="video")),
+    "cmga": lambda: recognizer(DmgalConfig(num_frames=FRAMES), BiMHM(center="video")),
+    "cmga, all patches": lambda: recognizer(DmgalConfig(num_frames=FRAMES), BiMHM(center="video"), "patch_mean"),
+    "cmga under a head that prepares": lambda: recognizer(DmgalConfig(num_frames=FRAMES), DmgalFT(96, FRAMES), "map"),
+}
+
+
+def gallery(counts, seed=0, **changes):
+    """Synthetic states: ``counts`` clips of each class by name, one view of each clip that is alone."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([label for label, count in enumerate(counts.values()) for _ in range(count)])
+    clips = [f"{name}/{place}" for name, count in counts.items() for place in range(count)]
+    states = VideoState(
+        frames=torch.randn(len(clips), FRAMES, 6, generator=generator),
+        other=torch.randn(len(clips), 2, generator=generator),
+    )
+    alone = torch.tensor(
+        [place for place, label in enumerate(labels) if (labels == label).sum() == 1], dtype=torch.long
+    )
+    made = Gallery(
+        class_names=tuple(counts),
+        labels=labels,
+        clips=tuple(clips),
+        contents=tuple(hash((seed, clip)) % 2**64 for clip in clips),
+        states=states,
+        views=VideoState({name: state + 0.01 for name, state in states.select(alone).items()}),
+        view_clips=alone,
+        made_with={"backbone": "tiny", "frames": str(FRAMES)},
+    )
+    return replace(made, **changes)
+
+
+def episode():
+    generator = torch.Generator().manual_seed(1)
+    videos = torch.randint(0, 256, (9, FRAMES, 3, 48, 48), dtype=torch.uint8, generator=generator)
+    return Episode(videos[:5], torch.tensor([0, 1, 2, 0, 3]), videos[5:], torch.tensor([2, 1, 0, 3]), tuple("abcd"))
+
+
+@pytest.mark.parametrize("name", RECOGNIZERS)
+@torch.no_grad()
+def test_a_gallery_answers_as_an_episode_of_its_clips_does(name):
+    model, task = RECOGNIZERS[name](), episode()
+    expected = model(task).logits
+    one_by_one = VideoState.cat([encode_sides(model, video.unsqueeze(0)) for video in task.support])
+    logits = GalleryTask(model, one_by_one, task.support_labels).logits(encode_sides(model, task.query))
+    assert torch.equal(logits.argmax(1), expected.argmax(1))
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in RECOGNIZERS if name.startswith("cmga")])
+@torch.no_grad()
+def test_a_shortlist_is_the_task_of_the_classes_that_look_best_without_attention(name):
+    model, task = RECOGNIZERS[name](), episode()
+    support, query = (encode_sides(model, videos) for videos in (task.support, task.query))
+    logits = GalleryTask(model, support, task.support_labels, shortlist=2).logits(query)
+    assert (logits.isfinite().sum(1) == 2).all()
+    alone = []  # a support video attends to nothing, so features as support are features without attention
+    for videos in (task.support, task.query):
+        state = model.encoder.encode(videos)
+        alone.append(model.head.prepare(model.encoder.relate(state, state)[0]))
+    best = model.head.compare(alone[0], task.support_labels, alone[1]).logits.topk(2).indices
+    for place, classes in enumerate(best.sort().values):
+        kept = torch.isin(task.support_labels, classes)
+        labels = torch.searchsorted(classes, task.support_labels[kept])
+        small = Episode(task.support[kept], labels, task.query[place : place + 1], labels[:1], ("one", "other"))
+        torch.testing.assert_close(logits[place, classes], model(small).logits[0], rtol=1e-5, atol=1e-5)
+    whole = GalleryTask(model, support, task.support_labels).logits(query)
+    assert torch.equal(GalleryTask(model, support, task.support_labels, shortlist=4).logits(query), whole)
+
+
+def test_a_shortlist_is_refused_where_it_would_change_nothing():
+    model = RECOGNIZERS["no task layer"]()
+    with pytest.raises(DmgalError, match="without a Cmga"):
+        GalleryTask(model, VideoState(), torch.tensor([0, 1]), shortlist=2)
+    with pytest.raises(DmgalError, match="at least 1"):
+        GalleryTask(RECOGNIZERS["cmga"](), VideoState(), torch.tensor([0, 1]), shortlist=0)
+
+
+def kept_states(made):
+    """Each clip's class and states, and its views', by name: what must not change."""
+    clips = [(made.class_names[label], clip) for label, clip in zip(made.labels, made.clips, strict=True)]
+    of_clips = {key: made.states.select(slice(place, place + 1)) for place, key in enumerate(clips)}
+    of_views = {clips[clip]: made.views.select(slice(row, row + 1)) for row, clip in enumerate(made.view_clips)}
+    return of_clips, of_views
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key][name], other[key][name]) for key in one for name in one[key])
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_adding_and_removing_leave_the_rest_as_it_was(data):
+    names = data.draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
+    made = gallery({name: data.draw(st.integers(1, 3)) for name in names})
+    for step in range(1, 4):
+        before, views_before = kept_states(made)
+        if data.draw(st.booleans()) and made.n_way > 1:
+            gone = data.draw(st.sampled_from(made.class_names))
+            made = made.removed([gone])
+            stay = {key: state for key, state in before.items() if key[0] != gone}
+            assert_same(kept_states(made)[0], stay)
+            assert_same(kept_states(made)[1], {key: v for key, v in views_before.items() if key[0] != gone})
+            continue
+        more = data.draw(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=3, unique=True))
+        new = gallery({name: data.draw(st.integers(1, 2)) for name in more}, seed=step)
+        new = replace(new, clips=tuple(f"{step}/{clip}" for clip in new.clips))
+        added, (of_new, views_of_new) = made.added(new), kept_states(new)
+        now, views_now = kept_states(added)
+        assert_same(now, {**before, **of_new})
+        alone = {name for name, shots in zip(added.class_names, added.shots, strict=True) if shots == 1}
+        assert_same(views_now, {k: v for k, v in {**views_before, **views_of_new}.items() if k[0] in alone})
+        made = added
+
+
+def test_what_makes_no_gallery_is_refused():
+    with pytest.raises(DmgalError, match="no class"):
+        gallery({})
+    with pytest.raises(DmgalError, match="same name"):
+        gallery({"a": 1, "b": 1}, class_names=("a", "a"))
+    with pytest.raises(DmgalError, match="no clip") as caught:
+        gallery({"a": 1, "b": 1}, class_names=("a", "b", "lonely"))
+    assert "lonely" in str(caught.value)
+    with pytest.raises(DmgalError, match="enrolled twice") as caught:
+        gallery({"a": 1, "b": 1}, contents=(7, 7))
+    assert "a/0 of a and b/0 of b" in str(caught.value)
+    with pytest.raises(DmgalError, match="enrolled twice"):
+        gallery({"a": 2}).added(gallery({"a": 2}))
+    with pytest.raises(DmgalError, match="no such class"):
+        gallery({"a": 2}).removed(["b"])
+    with pytest.raises(DmgalError, match="Nothing would be left"):
+        gallery({"a": 2}).removed(["a"])
+
+
+def test_another_model_is_refused_by_what_differs():
+    made = gallery({"a": 1})
+    with pytest.raises(DmgalError) as caught:
+        refuse_other_model(made.made_with, {"backbone": "large", "frames": str(FRAMES)}, "The run")
+    assert "backbone large" in str(caught.value) and "backbone tiny" in str(caught.value)
+    assert "frames" not in str(caught.value)
+    with pytest.raises(DmgalError, match="frames 16"):
+        made.added(gallery({"b": 1}, seed=1, made_with={"backbone": "tiny", "frames": "16"}))
+
+
+def test_a_file_gives_back_what_was_written(tmp_path):
+    made = gallery({"a": 2, "b": 1, "caf\udce9 läuft": 1})
+    made = replace(made, rejection=find_rejection(task(made), made.views, made.view_clips, progress=False))
+    save_gallery(made, tmp_path / "new" / "g.safetensors")
+    read = load_gallery(tmp_path / "new" / "g.safetensors")
+    for name in ("class_names", "clips", "contents", "made_with", "rejection"):
+        assert getattr(read, name) == getattr(made, name)
+    for one, other in zip(kept_states(read), kept_states(made), strict=True):
+        assert_same(one, other)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["g.safetensors"]
+
+
+@pytest.mark.parametrize("place", [-5, 600, 300])
+def test_a_changed_byte_is_found(tmp_path, place):
+    path = tmp_path / "g.safetensors"
+    save_gallery(gallery({"a": 3, "b": 3}), path)
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DmgalError, match=r"damaged|cannot be read"):
+        load_gallery(path)
+
+
+def test_files_that_are_no_gallery_are_refused(tmp_path):
+    path = tmp_path / "g.safetensors"
+    with pytest.raises(DmgalError, match="no such gallery"):
+        load_gallery(path)
+    save_gallery(gallery({"a": 3}), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DmgalError, match="cannot be read"):
+        load_gallery(path)
+    save_file({"x": torch.zeros(1)}, path)
+    with pytest.raises(DmgalError, match="not a gallery"):
+        load_gallery(path)
+
+
+FULL_DISK = """
+import resource, signal, sys, torch
+from pathlib import Path
+from dmgal.episodes.gallery_file import load_gallery, save_gallery
+from dmgal.errors import DmgalError
+path = Path(sys.argv[1])
+gallery = load_gallery(path).removed(["a"])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    save_gallery(gallery, path)
+except DmgalError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_write_that_fails_in_the_middle_leaves_the_old_gallery(tmp_path: Path):
+    path = tmp_path / "g.safetensors"
+    save_gallery(gallery({"a": 3, "b": 3}), path)
+    before = path.read_bytes()
+    result = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    assert "The gallery cannot be written." in result.stdout and "what to do" in result.stdout
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["g.safetensors"]
+
+
+def task(made, shortlist=None):
+    """Frames are what Bi-MHM compares, so the states are given to it as they are."""
+    states = VideoState(frames=made.states["frames"])
+    return GalleryTask(FewShotRecognizer(NoEncoder(), BiMHM(center="none", eps=0.0)), states, made.labels, shortlist)
+
+
+class NoEncoder(torch.nn.Module):
+    """States are given."""
+
+    has_task_layer = False
+
+
+def clustered(counts, spread=0.05):
+    """States near one point for each class, the points far from each other."""
+    made = gallery(counts)
+    generator = torch.Generator().manual_seed(5)
+    centers = 10 * torch.eye(6)[: made.n_way, None]  # (n_way, 1, 6)
+    noise = spread * torch.randn(made.states["frames"].shape, generator=generator)
+    states = VideoState(frames=centers[made.labels] + noise)
+    views = states.select(made.view_clips)
+    return replace(made, states=states, views=VideoState(frames=views["frames"] + 0.01))
+
+
+@pytest.mark.parametrize(
+    ("counts", "source", "known"),
+    [
+        ({"a": 3, "b": 2, "c": 2}, "held-out clips", 7),
+        ({"a": 1, "b": 1, "c": 1}, "augmented views", 3),
+        ({"a": 2, "b": 1, "c": 1}, "held-out clips and augmented views", 4),
+    ],
+)
+def test_a_threshold_parts_known_from_unknown_and_says_from_what(counts, source, known):
+    made = clustered(counts)
+    found = find_rejection(task(made), made.views, made.view_clips, progress=False)
+    assert (found.source, found.known, found.unknown) == (source, known, len(made))
+    assert found.known_kept == 1 and found.unknown_accepted == 0
+    inside = task(made).logits(made.states)
+    outside = task(made).logits(VideoState(frames=10 * torch.eye(6)[5].expand(1, FRAMES, 6)))
+    assert (inside.max(1).values >= found.threshold).all() and outside.max() < found.threshold
+
+
+def test_a_clip_is_never_compared_with_itself():
+    made = clustered({"a": 2, "b": 2, "c": 2}, spread=0.5)
+    found = find_rejection(task(made), made.views, made.view_clips, progress=False)
+    logits = task(made).logits(made.states)  # here each clip meets itself
+    assert found.threshold < logits.max(1).values.min()
+
+
+def test_a_gallery_of_one_class_has_a_threshold_too():
+    made = clustered({"a": 4})
+    found = find_rejection(task(made), made.views, made.view_clips, progress=False)
+    assert (found.unknown, found.unknown_accepted) == (0, None)
+    assert 0.5 < found.known_kept <= 1 and task(made).logits(made.states).shape == (4, 1)
+
+
+def test_no_more_clips_are_held_out_than_asked_for():
+    made = clustered({"a": 5, "b": 5, "c": 5})
+    found = find_rejection(task(made), made.views, made.view_clips, most=6, progress=False)
+    assert (found.known, found.unknown) == (6, 6)

@@ -1,0 +1,44 @@
+"""Bytes of tensors alive at once are counted exactly, in both directions."""
+
+from __future__ import annotations
+
+import torch
+
+from dmgal.episodes.device_memory import free_bytes, is_out_of_memory, memory_of
+
+CPU = torch.device("cpu")
+MEGABYTE = torch.empty(250_000)  # float32
+
+
+def test_the_peak_counts_what_is_alive_together():
+    def work():
+        one = MEGABYTE + 1
+        two = one * 2
+        del one
+        return two.view(500, 500).t() + 1  # a view is no memory
+
+    assert memory_of(work, CPU) == (2_000_000, 1_000_000)
+
+
+def test_what_existed_before_does_not_count():
+    assert memory_of(lambda: (MEGABYTE.view(-1), MEGABYTE[5:], MEGABYTE.detach()), CPU) == (0, 0)
+
+
+def test_a_graph_holds_what_it_saves_and_backward_frees_it():
+    leaf = torch.ones(250_000, requires_grad=True)
+    held = memory_of(lambda: leaf.exp().exp().sum(), CPU)  # both results are saved
+    assert 2_000_000 <= held.held <= 2_000_100
+    both = memory_of(lambda: torch.autograd.grad(leaf.exp().exp().sum(), leaf), CPU)
+    assert 1_000_000 <= both.held <= 1_000_100 and 3_000_000 <= both.peak <= 4_000_100
+
+
+def test_free_memory_is_told():
+    assert 10**7 < free_bytes(CPU) < 10**14
+
+
+def test_only_a_lack_of_memory_is_one():
+    refused = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+    for error in (torch.OutOfMemoryError("CUDA out of memory."), MemoryError(), refused):
+        assert is_out_of_memory(error)
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))

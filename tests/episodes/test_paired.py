@@ -1,0 +1,104 @@
+"""Two methods on the same episodes, on answers that are known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dmgal.episodes import EpisodeSampler, Estimate, Evaluation
+from dmgal.episodes.evaluation import Answers
+from dmgal.episodes.paired import (
+    accuracy_by_class,
+    bootstrap_over_classes,
+    confusion,
+    difference,
+    spread_over_runs,
+    strongest_disagreements,
+)
+
+CLASSES, WAYS = 8, 4
+LABELS = [c for c in range(CLASSES) for _ in range(6)]
+SAMPLER = EpisodeSampler(LABELS, WAYS, 1, 2, 400, seed=0)
+
+
+def method(rates: list[float], seed: int) -> Evaluation:
+    """Right with the rate of the query's class; else another class of the episode."""
+    generator = torch.Generator().manual_seed(seed)
+    rows, accuracies, offered = [], [], []
+    for number, task in enumerate(SAMPLER):
+        offered.append(task.classes)
+        right = []
+        for video, label in zip(task.query, task.query_labels, strict=True):
+            truth = task.classes[label]
+            is_right = torch.rand((), generator=generator) < rates[truth]
+            predicted = truth if is_right else task.classes[(label + 1) % WAYS]
+            rows.append((number, video, truth, predicted))
+            right.append(float(is_right))
+        accuracies.append(sum(right) / len(right))
+    columns = torch.tensor(rows, dtype=torch.int32).T
+    return Evaluation(
+        torch.tensor(accuracies, dtype=torch.float64), "these", Answers(*columns, offered=torch.tensor(offered))
+    )
+
+
+LOW, HIGH = [0.4] * CLASSES, [0.5 + 0.05 * c for c in range(CLASSES)]
+
+
+def test_several_runs_are_averaged_before_they_are_paired() -> None:
+    ones, others = [method(HIGH, seed) for seed in (1, 2, 3)], [method(LOW, seed) for seed in (4, 5)]
+    found = difference(ones, others)
+    means = [torch.stack([run.accuracies for run in runs]).mean(0) for runs in (ones, others)]
+    assert found == Estimate.of(means[0] - means[1])
+    assert found.mean == pytest.approx(27.5, abs=3) and difference(ones, ones) == Estimate(0.0, 0.0)
+    spread = spread_over_runs(ones)
+    assert spread.mean == pytest.approx(sum(spread.values) / 3) and 0 < spread.deviation < 5
+    assert spread_over_runs(ones[:1]).deviation is None
+
+
+def test_accuracy_by_class_is_each_classes_rate() -> None:
+    found = accuracy_by_class([method(HIGH, seed) for seed in (1, 2, 3)])
+    assert sorted(found) == list(range(CLASSES))
+    assert [found[c] for c in range(CLASSES)] == pytest.approx([100 * rate for rate in HIGH], abs=5)
+
+
+def test_the_bootstrap_is_over_classes_and_as_wide_as_they_differ() -> None:
+    ones, others = [method(HIGH, 1)], [method(LOW, 4)]
+    found = bootstrap_over_classes(ones, others)
+    assert found.low < found.mean < found.high
+    by_class = [
+        a - b for a, b in zip(accuracy_by_class(ones).values(), accuracy_by_class(others).values(), strict=True)
+    ]
+    assert found.mean == pytest.approx(sum(by_class) / CLASSES)
+    error = torch.tensor(by_class).std(unbiased=False).item() / CLASSES**0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    same = bootstrap_over_classes([method([0.5] * CLASSES, 1)], [method([0.5] * CLASSES, 1)])
+    assert (same.low, same.mean, same.high) == (0, 0, 0)
+    assert found == bootstrap_over_classes(ones, others)
+
+
+def test_confusion_counts_what_was_chosen_of_what_was_offered() -> None:
+    run = method(LOW, 1)
+    chosen, offered = confusion([run, run], CLASSES)
+    assert chosen.sum() == 2 * len(run.answers.video) and offered.sum() == WAYS * chosen.sum()
+    assert (chosen <= offered).all() and (offered.diagonal() == chosen.sum(1)).all()
+    first = next(iter(SAMPLER))
+    assert all(offered[a, b] > 0 for a in first.classes for b in first.classes)
+
+
+def test_the_strongest_disagreements_come_first() -> None:
+    one, other = method(HIGH, 1), method(LOW, 4)
+    found = strongest_disagreements([one], [other], 12)
+    gaps = (one.accuracies - other.accuracies).abs()
+    assert [abs(f.difference) for f in found] == pytest.approx((100 * gaps.sort(descending=True).values[:12]).tolist())
+    for disagreement in found:
+        rows = (one.answers.episode == disagreement.episode) & (one.answers.predicted != other.answers.predicted)
+        assert list(disagreement.places) == rows.nonzero().flatten().tolist() != []
+    assert strongest_disagreements([one], [one]) == []
+
+
+def test_other_episodes_are_refused() -> None:
+    one = method(LOW, 1)
+    with pytest.raises(ValueError, match="different episodes"):
+        difference([one], [Evaluation(one.accuracies, "others", one.answers)])
+    with pytest.raises(ValueError, match="without answers"):
+        accuracy_by_class([Evaluation(one.accuracies, "these")])

@@ -1,0 +1,346 @@
+"""Two-pass training gives the gradients of training on all videos at once, in less memory, whatever is trained."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import torch.nn.functional as F
+from adapter_cases import ADAPTERS
+from torch import nn
+from two_pass_cases import (
+    FEATURE_HEADS,
+    MAP_HEADS,
+    backbone,
+    mixing_head,
+    of_adapter,
+    of_feature_head,
+    of_map_head,
+    of_resnet,
+    recognizer,
+    task,
+)
+
+from dmgal.adapters import DmgalConfig
+from dmgal.backbones import FrameEncoder, load_backbone
+from dmgal.episodes import Episode, FewShotRecognizer
+from dmgal.episodes.heads import BiMHM, DmgalFT
+from dmgal.episodes.live_bytes import LiveBytes
+from dmgal.episodes.two_pass import TwoPass
+from dmgal.errors import DmgalError
+
+CASES = {
+    **{f"adapter {name}": lambda name=name: of_adapter(name) for name in ADAPTERS},
+    **{f"{name}, all trained": lambda name=name: of_map_head(name, None) for name in MAP_HEADS},
+    **{f"{name} behind a Cmga": lambda name=name: of_map_head(name, "DMGAL") for name in MAP_HEADS},
+    **{f"{name} behind Smga": lambda name=name: of_feature_head(name) for name in FEATURE_HEADS},
+    "prepares with weights": lambda: mixing_head("Smga"),
+    "prepares with weights behind a Cmga": lambda: mixing_head("Cmga two before the end"),
+    "DmgalFT on a ResNet": of_resnet,
+    "blocks checkpointed": lambda: recognizer(
+        FrameEncoder(backbone("DMGAL"), checkpoint_blocks=True), FEATURE_HEADS["BiMHM"]()
+    ),
+    "only the head is trained": lambda: recognizer(FrameEncoder(backbone()), FEATURE_HEADS["BiMHM"]()),
+}
+
+
+def loss_of(output, episode):
+    """All losses, so that none can be forgotten."""
+    return F.cross_entropy(output.logits, episode.query_labels) + sum(output.losses.values())
+
+
+def gradients(model):
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def plainly(model, episodes, seed=5):
+    """Gradients and logits of training on all videos at once, and the random state afterwards."""
+    model.zero_grad()
+    torch.manual_seed(seed)
+    outputs = model(episodes)
+    torch.stack([loss_of(output, episode) for output, episode in zip(outputs, episodes, strict=True)]).mean().backward()
+    return gradients(model), outputs, torch.get_rng_state()
+
+
+def in_two_passes(model, episodes, chunk=3, seed=5, **options):
+    model.zero_grad()
+    torch.manual_seed(seed)
+    outputs = TwoPass(model, chunk, **options).backward(episodes, loss_of)
+    return gradients(model), outputs, torch.get_rng_state()
+
+
+def assert_same_gradients(found, expected, tolerance):
+    assert found.keys() == expected.keys() and found
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    assert largest > 0
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * largest, msg=name)
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_gradients_are_those_of_all_videos_at_once(name):
+    """Two tasks of seven videos, chunks of three or less, in float64; dropout, auxiliary losses, targets included."""
+    model, episodes = CASES[name](), [task(0), task(1)]
+    expected, outputs, state = plainly(model, episodes)
+    found, ours, our_state = in_two_passes(model, episodes)
+    assert_same_gradients(found, expected, 1e-10)
+    assert torch.equal(our_state, state)
+    for one, other in zip(ours, outputs, strict=True):
+        torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-8)
+        assert one.losses.keys() == other.losses.keys()
+        assert not one.logits.requires_grad and not any(loss.requires_grad for loss in one.losses.values())
+
+
+@pytest.mark.parametrize("name", ["adapter DMGAL", "MoLo, all trained", "DmgalFT on a ResNet"])
+def test_nothing_need_be_kept(name):
+    model, episodes = CASES[name](), [task(0)]
+    assert_same_gradients(in_two_passes(model, episodes, keep_products=False)[0], plainly(model, episodes)[0], 1e-10)
+
+
+def test_heads_with_losses_of_their_own_are_among_the_cases():
+    losses = {name: set(plainly(CASES[name](), [task(0)])[1][0].losses) for name in CASES if name.startswith("MoLo")}
+    assert len(losses) == 2
+    assert all(found == {"long_short", "base_classes", "reconstruction"} for found in losses.values())
+
+
+@pytest.mark.parametrize("adapter", ["DMGAL", "Cmga two before the end", None])
+@pytest.mark.parametrize("chunk", [1, 3, 99])
+def test_float32_is_within_1e_5(adapter, chunk):
+    encoder = FrameEncoder(backbone(adapter, trainable=adapter is None), None)
+    model = recognizer(encoder, BiMHM(center="video", logit_scale=10.0), torch.float32)
+    episodes = [task(0, torch.float32)]
+    assert_same_gradients(in_two_passes(model, episodes, chunk)[0], plainly(model, episodes)[0], 1e-5)
+
+
+def test_gradients_add_up_over_calls():
+    model = of_adapter("DMGAL")
+    expected = plainly(model, [task(0), task(1)])[0]
+    model.zero_grad()
+    two_pass = TwoPass(model, 3)
+    for seed in (0, 1):
+        torch.manual_seed(5)
+        two_pass.backward([task(seed)], loss_of, scale=lambda loss: loss / 2)
+    assert_same_gradients(gradients(model), expected, 1e-10)
+
+
+class Foreign(BiMHM):
+    """Drops entries of each video for itself, as other libraries' dropout does."""
+
+    def __init__(self):
+        super().__init__(center="video", logit_scale=10.0)
+        self.weight, self.dropout = nn.Parameter(torch.ones(())), nn.Dropout(0.5)
+
+    def prepare(self, features):
+        return super().prepare(self.dropout(features) * self.weight)
+
+
+def test_dropout_of_others_is_the_same_in_both_passes():
+    """A chunk begins with the random state of all: what it should give is computed here with the whole graph."""
+    model, episode = recognizer(FrameEncoder(backbone("Smga")), Foreign()), task(0)
+    found, outputs, _ = in_two_passes(model, [episode], 4)
+    model.zero_grad()
+    torch.manual_seed(5)
+    start, states = torch.get_rng_state(), []
+    for part in torch.cat([episode.support, episode.query]).split(4):
+        torch.set_rng_state(start)
+        states.append(model.encode(part))
+    support, query = type(states[0]).cat(states).split([4, 3])
+    output = model.compare(support, episode.support_labels, query)
+    loss_of(output, episode).backward()
+    assert_same_gradients(found, gradients(model), 1e-10)
+    assert torch.equal(outputs[0].logits, output.logits.detach())
+    other = in_two_passes(model, [episode], 4, seed=6)[0]
+    assert not torch.allclose(other["head.weight"], found["head.weight"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_mixed_precision(nested):
+    """Close to plain bf16, whose own rounding is coarser than 1e-5; also within a region of the caller's."""
+    model = recognizer(FrameEncoder(backbone("DMGAL")), FEATURE_HEADS["BiMHM"](), torch.float32)
+    episodes = [task(0, torch.float32)]
+
+    def region(enabled=True):
+        return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+    with region():
+        outputs = model(episodes)
+    loss_of(outputs[0], episodes[0]).backward()
+    expected = gradients(model)
+    exact = plainly(model, episodes)[0]
+    with region(nested):
+        found, ours, _ = in_two_passes(model, episodes, 3, autocast=region)
+    assert ours[0].logits.dtype == torch.float32
+    torch.testing.assert_close(ours[0].logits, outputs[0].logits, rtol=0, atol=0.02)
+    assert found.keys() == expected.keys()
+    flat, flat_expected, flat_exact = (
+        torch.cat([g.flatten() for g in all.values()]) for all in (found, expected, exact)
+    )
+    rounding = (flat_expected - flat_exact).norm()
+    assert 0 < (flat - flat_expected).norm() < 2 * rounding < flat_exact.norm()
+
+
+def test_a_scaled_loss_scales_the_gradients():
+    model, episodes = of_adapter("DMGAL"), [task(0), task(1)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model.zero_grad()
+    torch.manual_seed(5)
+    TwoPass(model, 3).backward(episodes, loss_of, scaler.scale)
+    scaled = gradients(model)
+    expected = plainly(model, episodes)[0]
+    assert_same_gradients({name: gradient / 8 for name, gradient in scaled.items()}, expected, 1e-10)
+
+
+def test_batch_norm_in_training_mode_is_refused():
+    model = of_resnet()
+    model.head.train()
+    with pytest.raises(DmgalError, match="statistics: those of a chunk are not those of the batch") as refused:
+        in_two_passes(model, [task(0)])
+    assert "batch norms in training mode" in str(refused.value) and "freeze-batch-norm" in str(refused.value)
+    behind = recognizer(FrameEncoder(backbone("DMGAL"), "map"), DmgalFT(32, 4)).train()
+    expected = plainly(behind, [task(0)])[0]  # the head of a task layer sees the same videos in both ways
+    assert_same_gradients(in_two_passes(behind, [task(0)])[0], expected, 1e-10)
+
+
+def test_nothing_to_train_is_refused():
+    model = of_adapter("Smga").requires_grad_(False)
+    with pytest.raises(DmgalError, match="nothing to train"):
+        in_two_passes(model, [task(0)])
+
+
+@pytest.mark.parametrize("options", [{"chunk": 0}, {"memory_budget": -1.0}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(DmgalError, match="Two-pass training cannot go like this"):
+        TwoPass(of_adapter("Smga"), **options)
+
+
+def allocator_error():
+    return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), allocator_error()])
+@pytest.mark.parametrize("when", ["forward", "backward"])
+def test_out_of_memory_is_answered_with_a_smaller_chunk(monkeypatch, error, when):
+    model, episodes = of_adapter("DMGAL"), [task(0)]
+    expected = plainly(model, episodes)[0]
+    encode = model.encoder.encode
+
+    def small_memory(videos):
+        going_back = torch._C._current_graph_task_id() != -1
+        if len(videos) > 2 and going_back == (when == "backward"):
+            raise error
+        return encode(videos)
+
+    monkeypatch.setattr(model.encoder, "encode", small_memory)
+    model.zero_grad()
+    torch.manual_seed(5)
+    two_pass = TwoPass(model, 4)
+    with pytest.warns(UserWarning, match="out of memory with 4 videos at once, going on with 2"):
+        two_pass.backward(episodes, loss_of)
+    assert two_pass.chunk == 2
+    assert_same_gradients(gradients(model), expected, 1e-10)
+    torch.manual_seed(5)
+    two_pass.backward(episodes, loss_of)  # and stays with it
+
+
+def test_not_even_one_video_fits(monkeypatch):
+    model = of_adapter("Smga")
+
+    def no_memory(videos):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    monkeypatch.setattr(model.encoder, "encode", no_memory)
+    messages = []
+    with pytest.raises(DmgalError, match=r"even with one video encoded at a time.*\n.*7 videos.*Tried to allocate"):
+        in_two_passes(model, [task(0)], 3, notify=messages.append)
+    assert len(messages) == 1 and gradients(model) == {}
+
+
+def test_other_errors_are_passed_on(monkeypatch):
+    model = of_adapter("Smga")
+    monkeypatch.setattr(model.encoder, "encode", lambda videos: videos @ torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"mat|size"):
+        in_two_passes(model, [task(0)])
+
+
+class InPlace(BiMHM):
+    """Changes the result of a narrowing product in place."""
+
+    def __init__(self):
+        super().__init__(center="video", logit_scale=10.0)
+        self.linear = nn.Linear(16, 8)
+
+    def prepare(self, features):
+        return super().prepare(self.linear(features.flatten(0, 1)).relu_().unflatten(0, features.shape[:2]))
+
+
+def test_a_model_that_changes_kept_results_in_place_computes_them_again():
+    model, episodes = recognizer(FrameEncoder(backbone("Smga")), InPlace()), [task(0)]
+    with pytest.warns(UserWarning, match="changes results in place"):
+        found = in_two_passes(model, episodes)[0]
+    assert_same_gradients(found, plainly(model, episodes)[0], 1e-10)
+
+
+def test_the_chunk_follows_the_budget():
+    model, episodes, messages = of_adapter("DMGAL"), [task(0)], []
+    expected, chunks = plainly(model, episodes)[0], []
+    with LiveBytes() as live:
+        loss_of(model(episodes[0]), episodes[0]).backward()
+    whole = live.peak
+    for share in (0.01, 0.5, 0.8, 3.0):
+        two_pass = TwoPass(model, memory_budget=share * whole, notify=messages.append)
+        model.zero_grad()
+        torch.manual_seed(5)
+        two_pass.backward(episodes, loss_of)
+        assert_same_gradients(gradients(model), expected, 1e-10)
+        chunks.append(two_pass.chunk)
+    assert chunks[0] == 1 < chunks[1] < chunks[2] < 7 <= chunks[3]
+    assert "although one needs more" in messages[0] and "of 7 videos a task, 1 at once" in messages[0]
+    assert "7 at once" in messages[3]
+
+
+def test_without_a_budget_the_free_memory_counts():
+    two_pass = TwoPass(of_adapter("Smga"), notify=lambda message: None)
+    two_pass.backward([task(0)], loss_of)
+    assert two_pass.chunk >= 7  # a tiny model
+
+
+@pytest.mark.parametrize("config", [DmgalConfig(), None], ids=["DMGAL", "all trained"])
+def test_extra_memory_is_at_most_a_fifth(config):
+    """5-way 5-shot, one query a class, counted exactly: tensors alive at once above what is held before."""
+    network = load_backbone("tiny-clip").requires_grad_(config is None)
+    network = network if config is None else peft.get_peft_model(network, config)
+    model = FewShotRecognizer(FrameEncoder(network), BiMHM(center="video", logit_scale=10.0)).train()
+    labels, peaks = torch.arange(5), {}
+    videos = torch.randint(0, 256, (30, 8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    episode = Episode(videos[:25], labels.repeat_interleave(5), videos[25:], labels, tuple("abcde"))
+    for name, chunk, keep_products in (("plain", 99, False), ("two passes", 1, True), ("nothing kept", 4, False)):
+        model.zero_grad()
+        with LiveBytes() as live:
+            TwoPass(model, chunk, keep_products=keep_products).backward([episode], loss_of)
+        peaks[name] = live.peak
+    assert max(peaks["two passes"], peaks["nothing kept"]) <= peaks["plain"] / 5, peaks
+
+
+def test_more_tasks_need_no_more_memory():
+    model, peaks = of_adapter("DMGAL"), []
+    for count in (1, 3):
+        model.zero_grad()
+        with LiveBytes() as live:
+            TwoPass(model, 3).backward([task(seed) for seed in range(count)], loss_of)
+        peaks.append(live.peak)
+    made = 2 * sum(tensor.nbytes for tensor in (task(0).support, task(0).query))  # the tasks themselves count
+    assert peaks[1] <= 1.1 * peaks[0] + made
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits a process's memory as Linux does")
+def test_a_process_that_may_not_have_more_memory_goes_on():
+    """A real refusal of the operating system, in a process of its own."""
+    script = Path(__file__).with_name("little_memory.py")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "out of memory with 32 videos at once" in result.stderr
+    assert "same gradients" in result.stdout

@@ -1,0 +1,45 @@
+"""What was skipped is told once for a split, whichever process met it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = """
+import sys
+from dmgal.episodes.bad_videos import BadVideos
+from dmgal.episodes.catalog import VideoCatalog
+from dmgal.episodes.video import VideoError
+from dmgal.recipes.bad_videos import tell_met
+from accelerate import PartialState
+
+bad = BadVideos(VideoCatalog.from_folders(sys.argv[1]), "skip")
+
+def read(video):
+    raise VideoError(bad.catalog.path(video), "gone")
+
+for video in ((1, 3), (3, 4))[PartialState(cpu=True).process_index]:
+    bad.clip_or_none(video, read)
+tell_met(bad, "train")
+"""
+
+
+def test_a_split_has_one_line_over_all_processes(tmp_path: Path) -> None:
+    for number in range(6):
+        (tmp_path / "videos" / f"class{number // 3}" / f"{number}.mp4").parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / f"class{number // 3}" / f"{number}.mp4").touch()
+    (tmp_path / "program.py").write_text(PROGRAM)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command = [*launcher, str(tmp_path / "program.py"), str(tmp_path / "videos")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line for line in done.stderr.splitlines() if line.startswith("skipped")]
+    told = "skipped 3 of 6 train videos, which could not be read: class0/1.mp4, class1/3.mp4, class1/4.mp4"
+    assert lines == [told]

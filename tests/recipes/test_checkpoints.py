@@ -1,0 +1,111 @@
+"""Checkpoints: whole or passed over, the newest ones kept, and never one of a format that is not known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from dmgal.errors import DmgalError
+from dmgal.recipes.checkpoints import INDEX, Checkpoints
+
+TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {"0.0.step": torch.tensor(3.0)}}
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    saved = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in (2, 4, 6):
+        saved.save(step, {**TENSORS, "model": {"w": TENSORS["model"]["w"] + step}}, {"step": step, "best": 0.1 + 0.2})
+    return saved
+
+
+def names(checkpoints):
+    return sorted(path.name for path in checkpoints.folder.iterdir())
+
+
+def test_the_newest_comes_back_bit_for_bit_and_the_last_ones_are_kept(checkpoints):
+    found = checkpoints.newest()
+    assert found.progress == {"step": 6, "best": 0.1 + 0.2}
+    assert torch.equal(found.tensors["model"]["w"], TENSORS["model"]["w"] + 6)
+    assert torch.equal(found.tensors["optimizer"]["0.0.step"], torch.tensor(3.0))
+    assert names(checkpoints) == ["step_00000004", "step_00000006"]
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip_a_bit(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+DAMAGES = {
+    "truncated": lambda place: truncate(place / "model.safetensors"),
+    "other bits": lambda place: flip_a_bit(place / "optimizer.safetensors"),
+    "missing": lambda place: (place / "model.safetensors").unlink(),
+    "half an index": lambda place: truncate_to_half(place / INDEX),
+    "no index": lambda place: (place / INDEX).unlink(),
+    "changed progress": lambda place: (place / INDEX).write_text((place / INDEX).read_text().replace("0.3", "0.4")),
+}
+
+
+def truncate_to_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_named_and_the_one_before_is_used(checkpoints, damage, capsys):
+    place = checkpoints.folder / "step_00000006"
+    DAMAGES[damage](place)
+    assert checkpoints.newest().progress["step"] == 4
+    assert str(place) in capsys.readouterr().err
+    checkpoints.save(6, TENSORS, {"step": 6})  # training comes here again
+    assert checkpoints.newest().progress == {"step": 6}
+
+
+def test_no_undamaged_one_is_an_error_and_none_at_all_is_not(checkpoints, tmp_path):
+    for place in checkpoints.folder.iterdir():
+        truncate(place / "model.safetensors")
+    with pytest.raises(DmgalError, match="2 damaged"):
+        checkpoints.newest()
+    assert Checkpoints(tmp_path / "nothing").newest() is None
+
+
+def test_a_newer_format_is_refused(checkpoints):
+    index = checkpoints.folder / "step_00000006" / INDEX
+    index.write_text(json.dumps({**json.loads(index.read_text()), "format": 99, "dmgal": "9.9"}))
+    with pytest.raises(DmgalError, match=r"format 99, dmgal 9\.9"):
+        checkpoints.newest()
+
+
+def test_progress_is_amended_and_the_tensors_stay(checkpoints):
+    checkpoints.amend(6, {"step": 6, "best": 0.9})
+    found = checkpoints.newest()
+    assert found.progress == {"step": 6, "best": 0.9} and torch.equal(
+        found.tensors["model"]["w"][0, 0], torch.tensor(6.0)
+    )
+
+
+def test_what_a_kill_leaves_half_is_cleaned_up(checkpoints):
+    """Half written, half deleted, and moved aside where the system cannot swap folders."""
+    for name in (".step_00000008.partial", ".step_00000002.partial"):
+        (checkpoints.folder / name).mkdir()
+    (checkpoints.folder / "step_00000006").rename(checkpoints.folder / ".step_00000006.old")
+    assert checkpoints.newest().progress["step"] == 4
+    checkpoints.clean_up()
+    assert names(checkpoints) == ["step_00000004", "step_00000006"]
+    assert checkpoints.newest().progress["step"] == 6
+
+
+def test_a_disk_that_is_full_leaves_the_others(checkpoints, monkeypatch):
+    def full(path, tensors):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dmgal.recipes.checkpoints.write_tensors", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save(8, TENSORS, {"step": 8})
+    assert checkpoints.newest().progress["step"] == 6

@@ -1,0 +1,132 @@
+"""``dmgal evaluate`` and ``dmgal compare`` from states on disk, exactly, until an interval is narrow, and in depth."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmgal.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = ["--train.steps", "1", "--train.checkpoint-every", "1", "--train.validate-every", "1"]
+STEPS += ["--train.warmup-steps", "0", "--train.learning-rate", "0.03"]  # one step that changes answers
+NUM_VIDEOS = 16
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_flags) -> Path:
+    """A Cmga, a method without a task layer in two seeds, and the frozen backbone."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, method, flags in (
+        ("cmga", "dmgal_adapter", STEPS),
+        ("smga0", "smga", STEPS),
+        ("smga1", "smga", [*STEPS, "--train.seed", "1"]),
+        ("frozen", "frozen", ["--train.steps", "0"]),
+    ):
+        assert main(["train", f"method/{method}", *data_flags, *flags, "--out", str(folder / name)]) == 0
+    return folder
+
+
+def result(run: Path, name: str) -> dict:
+    return json.loads((run / "results" / f"test_2way_1shot_1query_{name}.json").read_text())
+
+
+def evaluated(run: Path, *flags: str) -> dict:
+    assert main(["evaluate", str(run), "--episodes", "60", *flags]) == 0
+    return result(run, "60episodes_seed0")["results"]
+
+
+@pytest.mark.parametrize("name", ["cmga", "smga0"])
+def test_states_on_disk_give_what_states_in_memory_give(runs, name, capsys) -> None:
+    run = runs / name
+    first = evaluated(run)
+    assert f"{NUM_VIDEOS} of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
+    again = evaluated(run)
+    assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
+    assert first == again == evaluated(run, "--states", "memory")
+    evaluated(run, "--shots", "2")
+    assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
+
+
+def test_float16_is_marked_inexact(runs, capsys) -> None:
+    run = runs / "smga0"
+    assert main(["evaluate", str(run), "--episodes", "60", "--states", "float16"]) == 0
+    assert "INEXACT" in capsys.readouterr().out
+    assert "inexact" in result(run, "60episodes_seed0_float16")
+    assert "inexact" not in json.dumps(evaluated(run))
+
+
+def test_two_launched_processes_encode_together(runs, tmp_path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "60", "--cache", str(tmp_path / "cache")]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("written: ") == 1
+    together = result(runs / "cmga", "60episodes_seed0")["results"]
+    assert together == evaluated(runs / "cmga", "--states", "memory")
+
+
+def test_exact_is_near_many_episodes_and_refused_where_there_is_no_closed_form(runs, capsys) -> None:
+    run = runs / "smga0"
+    assert main(["evaluate", str(run), "--exact"]) == 0
+    exact = result(run, "allepisodes_seed0")["results"]
+    assert set(exact) == {"accuracy", "reversal_two_way", "reversal_four_way"}
+    assert main(["evaluate", str(run), "--episodes", "3000"]) == 0
+    sampled = result(run, "3000episodes_seed0")["results"]
+    for name, value in exact.items():
+        assert abs(value["percent"] - sampled[name]["percent"]) < 2 * sampled[name]["half_width"] + 1e-9
+        assert len(value["percent_by_class"]) == 4
+    capsys.readouterr()
+    for flags, reason in (([str(runs / "cmga")], "task layer"), ([str(run), "--shots", "2"], "2 shots")):
+        assert main(["evaluate", *flags, "--exact", "--quiet"]) == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_until_the_interval_is_narrow(runs, capsys) -> None:
+    run = runs / "smga0"
+    assert main(["evaluate", str(run), "--until", "1.5", "--episodes", "1000"]) == 0
+    found = result(run, "until1.5_at_least_1000episodes_seed0")["results"]["accuracy"]
+    assert found["half_width"] <= 1.5 and found["episodes"] % 1000 == 0
+    assert f"{found['episodes']} episodes" in capsys.readouterr().out
+
+
+def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, capsys) -> None:
+    out = tmp_path / "comparison.json"
+    folders = [str(runs / name) for name in ("frozen", "smga0", "smga1")]
+    assert main(["compare", *folders, "--episodes", "300", "--queries", "2", "--out", str(out), "--quiet"]) == 0
+    found, text = json.loads(out.read_text()), capsys.readouterr().out
+    assert [row["run"] for row in found["rows"]] == ["frozen", "smga0", "smga1"]
+    assert [method["runs"] for method in found["methods"]] == [["frozen"], ["smga0", "smga1"]]
+    method, (pairing,) = found["methods"][1], found["pairings"]
+    percents = [row["results"]["accuracy"]["percent"] for row in found["rows"]]
+    assert method["percent"] == pytest.approx(sum(percents[1:]) / 2, abs=2e-3) and method["deviation_over_runs"] >= 0
+    assert pairing["points"] == pytest.approx(method["percent"] - percents[0], abs=2e-3)
+    low, high = pairing["bootstrap_over_classes_95"]
+    assert low <= pairing["points_mean_over_classes"] <= high and len(pairing["percent_by_class"]) == 4
+    for one in pairing["disagreements"]:
+        assert len(one["support"]) == 2 and all(video.startswith("test/") for video in one["support"])
+        for query in one["queries"]:
+            assert query["answer"] != query["answer_of_first"] and query["video"].startswith(f"test/{query['class']}/")
+    assert sum(n for row in found["methods"][0]["confusion"].values() for n, _ in row.values()) == 300 * 4
+    for words in ("smga0 and 1 more minus frozen", "had others been drawn", "train each with 3 seeds", "they disagree"):
+        assert words in text
+
+
+def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
+    from dmgal.episodes.cache import Processes
+    from dmgal.recipes import evaluate
+
+    monkeypatch.setattr(evaluate, "launched_processes", lambda: Processes(0, 2))
+    assert main(["evaluate", str(runs / "cmga"), "--states", "memory", "--quiet"]) == 2
+    assert "2 processes" in capsys.readouterr().err

@@ -1,0 +1,180 @@
+"""Launch configs are Accelerate's to parse; fewer processes than were asked for get a warning."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from trainings import log, losses
+
+import dmgal.recipes.launching as launching
+from dmgal.recipes.launching import COUNTS, asked_processes
+from dmgal.recipes.layers import bundled_layers
+
+LAUNCH = Path(str(files("dmgal.recipes").joinpath("configs", "launch")))
+CONFIGS = {
+    "one_gpu": {"multi_gpu": False, "use_fsdp": False, "use_deepspeed": False, "num_processes": 1},
+    "several_gpus": {"multi_gpu": True, "use_fsdp": False, "use_deepspeed": False, "num_processes": 2},
+    "ddp": {"multi_gpu": True, "num_machines": 2, "num_processes": 8, "main_process_port": 29500},
+    "fsdp": {"use_fsdp": True, "multi_gpu": False, "fsdp_version": 2, "fsdp_reshard_after_forward": True},
+    "deepspeed_zero2": {"use_deepspeed": True, "use_fsdp": False, "zero_stage": 2, "num_processes": 2},
+}
+
+
+def test_every_launch_config_is_known_here_and_is_no_recipe_layer():
+    assert {path.stem for path in LAUNCH.rglob("*.yaml")} == set(CONFIGS)
+    assert not [name for name in bundled_layers() if name.startswith("launch")]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_accelerate_parses_it(name):
+    path = LAUNCH / f"{name}.yaml"
+    assert load_config_from_file(str(path)).num_processes == CONFIGS[name].get("num_processes", 2)
+    words = ["--config_file", str(path), "-m", "dmgal.recipes.train"]
+    parsed, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert {key: getattr(parsed, key) for key in CONFIGS[name]} == CONFIGS[name]
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
+def test_each_says_its_command_and_what_was_not_tested(path):
+    head = "\n".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+    assert f"launch/{path.name}" in head and "ntested" in head
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Nothing is told by the environment, and the parent's command line is the test's."""
+    for name in (*COUNTS, "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def parent(*words):
+        monkeypatch.setattr(launching, "_command_line", lambda process: list(words))
+
+    parent("bash")
+    return parent
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (["bash"], 1),
+        (["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"], 2),
+        (["python", "-m", "accelerate.commands.launch", "--num-processes=3", "-m", "dmgal.recipes.train"], 3),
+        (["accelerate", "launch", "--config_file", str(LAUNCH / "ddp.yaml"), "train.py"], 8),
+        (["accelerate", "launch", "--cpu", "train.py"], 1),
+        (["python", "train.py", "--num_processes", "4"], 1),
+    ],
+)
+def test_what_the_launcher_was_asked_for(told, words, asked):
+    told(*words)
+    assert asked_processes() == asked
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_what_the_environment_tells(told, monkeypatch, name):
+    monkeypatch.setenv(name, "4")
+    assert asked_processes() == 4
+
+
+def test_an_address_without_a_count_means_several(told, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert asked_processes() == 2
+
+
+# ---- the launchers themselves ----
+
+
+def launched(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=3600, check=False)
+
+
+def accelerate_launch(name: str, words: list[str], *flags: str) -> subprocess.CompletedProcess[str]:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(LAUNCH / f"{name}.yaml")]
+    return launched([*launcher, "--main_process_port", "0", *flags, "-m", "dmgal.recipes.train", *words])
+
+
+def test_fsdp_between_two_cpus_gives_what_one_process_gives(tmp_path, data_flags):
+    """Stopped, resumed under DDP: its checkpoints hold whole weights, for any launcher."""
+    flags = ["--train.steps", "4", "--train.tasks-per-step", "2", "--train.checkpoint-every", "2"]
+    flags += ["--train.validate-every", "2", "--train.ema", "0.9", "--train.precision", "float64"]
+    words = ["method/dmgal_adapter", *data_flags, *flags, "--out"]
+    one = launched([sys.executable, "-m", "dmgal.recipes.train", *words, str(tmp_path / "one")])
+    assert one.returncode == 0, one.stderr[-3000:]
+    two = accelerate_launch("fsdp", [*words, str(tmp_path / "two")])
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert "2 process(es) on cpu with FSDP, float64, 2 task(s) a step of 8 videos" in two.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-9)
+    accuracies = [[e["validation_accuracy"] for e in log(tmp_path / n) if "half_width" in e] for n in ("one", "two")]
+    assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 2
+    newest = tmp_path / "two" / "checkpoints" / "step_00000004"
+    shutil.rmtree(newest)
+    again = accelerate_launch("several_gpus", [*words, str(tmp_path / "two"), "--resume"])
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "resumed at step 2" in again.stdout
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-9)
+
+
+def test_fewer_processes_than_asked_for_are_told(tmp_path, data_flags):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    words = ["method/smga", *data_flags, "--train.steps", "1", "--out", str(tmp_path / "run")]
+    result = launched([*launcher, "-m", "dmgal.recipes.train", *words])
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "warning: 2 processes were asked for, 1 came" in result.stderr
+    assert "torchrun --nproc_per_node 2" in result.stderr
+
+
+STAND_INS = {
+    # starts the tasks as srun does, passes a signal on to them, and ends with the highest exit code
+    "srun": """#!{python}
+import os, signal, subprocess, sys
+words = [word for word in sys.argv[1:] if not word.startswith("--kill")]
+place = lambda rank: dict(os.environ, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+tasks = [subprocess.Popen(words, env=place(rank)) for rank in range(2)]
+signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for task in tasks])
+sys.exit(max(task.wait() for task in tasks))
+""",
+    "scontrol": """#!/bin/bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
+""",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_to_end(tmp_path, data_flags):
+    (tmp_path / "bin").mkdir()
+    for name, text in STAND_INS.items():
+        path = tmp_path / "bin" / name
+        path.write_text(text.replace("{python}", sys.executable))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    flags = ["--train.steps", "200", "--train.tasks-per-step", "2", "--train.validate-every", "1000"]
+    words = ["method/smga", *data_flags, *flags, "--out", str(tmp_path / "run")]
+    told = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}
+    told |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "REQUEUED": str(tmp_path / "requeued")}
+    script = ["bash", str(LAUNCH / "slurm.sh"), *words]
+    job = subprocess.Popen(script, env={**os.environ, **told}, stdout=subprocess.PIPE, text=True)
+    try:
+        line = next(line for line in job.stdout if "process(es)" in line)
+        assert "2 process(es) on cpu" in line
+        children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
+        while not (tmp_path / "run" / "log.jsonl").exists():
+            assert job.poll() is None
+        subprocess.run(["kill", "-USR1", *children], check=True)  # as --signal=USR1@90 does: the step, not the script
+        assert job.wait(timeout=600) == 75
+    finally:
+        job.kill()
+        job.stdout.close()
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert re.fullmatch(r"step_0{5,}\d+", saved[0])

@@ -1,0 +1,31 @@
+"""Absolute paths stand apart from a run's recipe, and come back."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dmgal.recipes.places import put_back, set_apart
+
+VALUES = st.one_of(
+    st.none(), st.integers(), st.text(max_size=5), st.text("ab", min_size=1).map("/disk/{}".format), st.booleans()
+)
+TREES = st.recursive(
+    st.dictionaries(st.text("abc", min_size=1, max_size=3), VALUES, max_size=3),
+    lambda trees: st.dictionaries(st.text("abc", min_size=1, max_size=3), st.one_of(VALUES, trees), max_size=3),
+)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(TREES)
+def test_what_is_set_apart_comes_back(tree):
+    shared, paths = set_apart(tree)
+    assert put_back(shared, paths) == tree
+    assert "/disk" not in str(shared)
+
+
+def test_a_path_is_shortened_to_its_last_part():
+    tree = {"data": {"root": "/disk/ssv2", "split_file": "splits/a.csv"}, "backbone": {"name": "/weights/clip"}}
+    shared, paths = set_apart(tree)
+    assert shared == {"data": {"root": "ssv2", "split_file": "splits/a.csv"}, "backbone": {"name": "clip"}}
+    assert paths == {"data.root": "/disk/ssv2", "backbone.name": "/weights/clip"}

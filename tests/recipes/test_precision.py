@@ -1,0 +1,89 @@
+"""bf16 by autocast, a frozen backbone in bf16, TF32, compiled blocks: each trains, and near float32."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from trainings import losses, validations
+
+from dmgal.cli import main
+from dmgal.errors import DmgalError
+from dmgal.recipes.build import build_recognizer
+from dmgal.recipes.config import BackboneConfig, Recipe, TrainConfig
+from dmgal.recipes.launching import make_accelerator
+from dmgal.recipes.precision import autocast_of, set_precision
+
+STEPS = ["--train.steps", "3"]
+
+
+def trained(out, data_flags, *flags):
+    assert main(["train", "method/dmgal_adapter", *data_flags, *STEPS, *flags, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def in_float32(tmp_path_factory, data_flags):
+    return trained(tmp_path_factory.mktemp("runs") / "float32", data_flags)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--train.precision", "bf16"],
+        ["--train.precision", "bf16", "--backbone.dtype", "bf16"],
+        ["--backbone.dtype", "bf16"],
+    ],
+    ids=["autocast", "autocast and backbone", "backbone"],
+)
+def test_bf16_trains_near_float32_and_saves_float32(tmp_path, data_flags, in_float32, flags):
+    run = trained(tmp_path / "run", data_flags, *flags)
+    assert losses(run) == pytest.approx(losses(in_float32), abs=0.1)
+    assert losses(run) != losses(in_float32)
+    saved = {
+        **load_file(run / "adapter" / "adapter_model.safetensors"),
+        **load_file(run / "adapter/weights.safetensors"),
+    }
+    assert {tensor.dtype for tensor in saved.values() if tensor.is_floating_point()} == {torch.float32}
+    assert main(["evaluate", str(run), "--episodes", "4", "--quiet"]) == 0
+
+
+def test_tf32_on_a_cpu_is_float32(tmp_path, data_flags, in_float32):
+    run = trained(tmp_path / "run", data_flags, "--train.precision", "tf32")
+    assert losses(run) == losses(in_float32) and validations(run) == validations(in_float32)
+    assert torch.backends.cuda.matmul.allow_tf32
+    trained(tmp_path / "other", data_flags)
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_only_what_is_frozen_is_kept_in_bf16(tmp_path):
+    recipe = Recipe(adapter={"peft_type": "DMGAL"}, backbone=BackboneConfig(dtype="bf16"))
+    recognizer = build_recognizer(recipe)
+    set_precision(recipe, recognizer, make_accelerator(recipe, tmp_path))
+    dtypes = {(p.requires_grad, p.dtype) for p in recognizer.parameters()}
+    assert dtypes == {(False, torch.bfloat16), (True, torch.float32)}
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(train=TrainConfig(precision="fp16")),
+        Recipe(backbone=BackboneConfig(dtype="bf16", trainable=True)),
+        Recipe(backbone=BackboneConfig(dtype="bf16"), train=TrainConfig(precision="float64")),
+    ],
+    ids=["fp16", "trained", "float64"],
+)
+def test_what_cannot_be_is_told(recipe):
+    with pytest.raises(DmgalError, match="what to do"):
+        autocast_of(recipe, torch.device("cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_blocks_train_alike_and_save_under_the_same_names(tmp_path, data_flags, in_float32):
+    run = trained(tmp_path / "run", data_flags, "--train.compile")
+    assert losses(run) == pytest.approx(losses(in_float32), abs=1e-4)
+    one, other = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (in_float32, run))
+    assert one.keys() == other.keys()

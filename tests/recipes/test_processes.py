@@ -1,0 +1,95 @@
+"""The same result on any number of processes: losses, weights and validation; and what befalls one befalls all."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from trainings import assert_same_bits, log, losses, tensors, trained_together, validations
+
+COMMON = ["--train.tasks-per-step", "4", "--train.validate-every", "10"]
+CASES = {
+    "one": (1, []),
+    "two": (2, []),
+    "two, task by task": (2, ["--train.tasks-per-pass", "1"]),
+    "one, three at a time, with workers": (1, ["--train.tasks-per-pass", "3", "--data.num-workers", "2"]),
+}
+
+
+def jobs(folder, data_flags, cases, *flags):
+    return [
+        {
+            "processes": processes,
+            "words": ["method/dmgal_adapter", *data_flags, *COMMON, *flags, *more, "--out", str(folder / name)],
+        }
+        for name, (processes, more) in cases.items()
+    ]
+
+
+@pytest.fixture(scope="module")
+def in_float64(tmp_path_factory, data_flags):
+    folder = tmp_path_factory.mktemp("float64")
+    flags = ["--train.precision", "float64", "--train.steps", "20"]
+    codes, errors = trained_together(*jobs(folder, data_flags, CASES, *flags))
+    assert {code for pair in codes for code in pair} == {0}, errors[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("name", list(CASES)[1:])
+def test_twenty_steps_in_float64_agree(in_float64, name):
+    one, other = in_float64 / "one", in_float64 / name
+    assert len(losses(one)) == 20 == len(set(losses(one)))
+    assert losses(other) == pytest.approx(losses(one), rel=0, abs=1e-9)
+    assert validations(other) == validations(one) and len(validations(one)) == 2
+    first, second = tensors(one), tensors(other)
+    assert max((first[key].double() - second[key].double()).abs().max().item() for key in first) < 1e-9
+
+
+def test_five_steps_in_float32_agree(tmp_path, data_flags):
+    cases = {"one": (1, []), "two": (2, [])}
+    codes, errors = trained_together(*jobs(tmp_path, data_flags, cases, "--train.steps", "5"))
+    assert {code for pair in codes for code in pair} == {0}, errors[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "steps", "tolerance"), [("float64", 20, 1e-9), ("float32", 5, 1e-5)])
+def test_four_processes_agree_with_one(tmp_path, data_flags, precision, steps, tolerance):
+    cases = {"one": (1, []), "four": (4, [])}
+    flags = ["--train.precision", precision, "--train.steps", str(steps)]
+    codes, errors = trained_together(*jobs(tmp_path, data_flags, cases, *flags))
+    assert {code for pair in codes for code in pair} == {0}, errors[-3000:]
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=tolerance)
+
+
+def test_killed_three_times_two_processes_come_to_the_same_bits(tmp_path, data_flags):
+    """The short form of ``test_chaos.py``; and a signal to one of two processes saves both within a step."""
+    flags = [
+        *data_flags,
+        *COMMON,
+        "--train.steps",
+        "12",
+        "--train.checkpoint-every",
+        "3",
+        "--train.validate-every",
+        "4",
+    ]
+
+    def job(name, **befalls):
+        words = ["method/dmgal_adapter", *flags, "--out", str(tmp_path / name), "--resume"]
+        where = {"befalls": {"log": str(tmp_path / name / "log.jsonl"), **befalls}} if befalls else {}
+        return {"processes": 2, "words": words, **where}
+
+    draw = random.Random(0)
+    kills = [
+        job("killed", signal="SIGKILL", rank=draw.randrange(2), lines=lines, delay=draw.uniform(0, 0.1))
+        for lines in (3, 6, 11)
+    ]
+    told = job("killed", signal="SIGUSR1", rank=1, lines=2)
+    codes, errors = trained_together(job("whole"), told, *kills, job("killed"))
+    assert codes[0] == [0, 0] == codes[-1], errors[-3000:]
+    assert codes[1] == [75, 75], errors[-3000:]
+    assert all(-9 in pair for pair in codes[2:-1]), codes
+    assert_same_bits(tmp_path / "whole", tmp_path / "killed")
+    assert len(log(tmp_path / "whole")) == 15
+    assert not list((tmp_path / "killed").rglob("*.partial"))

@@ -1,0 +1,135 @@
+"""A run goes on where it was, or says why it cannot."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+from trainings import assert_same_bits, log
+
+from dmgal.cli import main
+from dmgal.recipes.checkpoints import Checkpoints
+from dmgal.recipes.tracking import Tracking
+
+STEPS = ["--train.steps", "6", "--train.checkpoint-every", "2", "--train.validate-every", "3"]
+AVERAGED = ["--train.ema", "0.9", "--train.schedule", "linear"]
+
+
+@pytest.fixture(scope="module")
+def words(data_flags):
+    return ["train", "method/dmgal_adapter", *data_flags, *STEPS, *AVERAGED]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, words):
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    assert main([*words, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_within_a_step_and_nothing_is_lost(tmp_path, words, whole, monkeypatch, name, capsys):
+    out, step = tmp_path / "run", Tracking.step
+
+    def signaled_at_three(self, number, *arguments):
+        step(self, number, *arguments)
+        if number == 3:
+            os.kill(os.getpid(), getattr(signal, name))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, "step", signaled_at_three)
+        assert main([*words, "--out", str(out)]) == 75
+    assert f"{name}: saved" in capsys.readouterr().out
+    assert Checkpoints(out / "checkpoints").newest().progress["progress"]["step"] == 3
+    assert "validation_accuracy" not in log(out)[-1]  # due, and cut short
+    assert main([*words, "--out", str(out), "--resume"]) == 0
+    assert_same_bits(whole, out)
+
+
+def test_a_truncated_checkpoint_is_passed_over(tmp_path, words, whole, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    newest = out / "checkpoints" / "step_00000006" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert main([*words, "--out", str(out), "--resume"]) == 0
+    printed = capsys.readouterr()
+    assert "step_00000006 is damaged (optimizer.safetensors has" in printed.err
+    assert "resumed at step 4" in printed.out
+    assert_same_bits(whole, out)
+
+
+def test_a_finished_run_is_left_as_it_is(words, whole, capsys):
+    before = (whole / "log.jsonl").read_bytes()
+    assert main([*words, "--out", str(whole), "--resume"]) == 0
+    assert "resumed at step 6" in capsys.readouterr().out
+    assert (whole / "log.jsonl").read_bytes() == before
+
+
+def test_another_recipe_is_listed_and_accepted_only_where_asked(tmp_path, words, whole, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    changed = [*words, "--out", str(out), "--resume", "--train.steps", "7", "--train.ema", "0.5"]
+    assert main(changed) == 2
+    message = capsys.readouterr().err
+    assert "train.ema=0.5, train.steps=7" in message and "train.ema=0.9, train.steps=6" in message
+    assert main([*changed, "--accept-changes"]) == 0
+    assert {"step": 6, "recipe_changes": {"train.ema": [0.9, 0.5], "train.steps": [6, 7]}} in log(out)
+    assert log(out)[-1]["step"] == 7
+    assert "steps: 7" in (out / "recipe.yaml").read_text()
+
+
+def test_nothing_in_a_run_folder_is_tied_to_this_machine(whole, frame_folders):
+    """But paths.yaml, which says so."""
+    texts = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and path.name != "paths.yaml"}
+    assert len(texts) > 8
+    for folder in (frame_folders, whole.parent):
+        assert [path.name for path, text in texts.items() if str(folder).encode() in text] == []
+    assert str(frame_folders) in (whole / "paths.yaml").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+def test_a_disk_that_is_full_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, words, whole, capsys):
+    out = tmp_path / "run"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        assert main([*words, "--out", str(out)]) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    message = capsys.readouterr().err
+    assert "cannot be written" in message and "Traceback" not in message
+    assert main([*words, "--out", str(out), "--resume"]) == 0
+    assert_same_bits(whole, out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_folder_that_cannot_be_made_is_told(words, capsys):
+    assert main([*words, "--out", "/proc/run"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_told(words, whole, capsys):
+    hold = f"""
+import sys, time
+from pathlib import Path
+from dmgal.recipes.locking import locked
+with locked(Path({str(whole)!r})):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        assert main([*words, "--out", str(whole), "--resume"]) == 2
+        assert f"process {holder.pid} trains" in capsys.readouterr().err
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()

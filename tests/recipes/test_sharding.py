@@ -1,0 +1,87 @@
+"""Evaluation on several processes: the states and the accuracies of one, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import json, os, socket, sys
+import torch
+import dmgal.backbones
+import dmgal.episodes.evaluation as evaluation
+import dmgal.recipes.sharding as sharding
+from accelerate import PartialState
+from dmgal.episodes import EpisodeSampler
+from dmgal.recipes.build import build_recognizer
+from dmgal.recipes.config import Recipe
+
+sharding.CHUNK = 3
+sharding.LOOK_EVERY = evaluation.LOOK_EVERY = 8
+
+class Clips(torch.utils.data.Dataset):
+    def __len__(self):
+        return 14
+
+    def __getitem__(self, video):
+        return torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(video))
+
+def answer(ways):
+    torch.manual_seed(0)
+    recognizer = build_recognizer(Recipe(adapter={"peft_type": "DMGAL", "num_frames": 4})).eval()
+    for parameter in recognizer.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape)
+    states = sharding.encode_shared(recognizer, Clips(), progress=False)
+    sampler = EpisodeSampler([video % 2 for video in range(14)], ways, 1, 2, 30, 0)
+    accuracies = sharding.evaluate_shared(recognizer, states, sampler, progress=False)
+    bad = torch.zeros(6, dtype=torch.bool)
+    bad[PartialState().process_index] = True
+    hashes = {name: hash(tensor.numpy().tobytes()) for name, tensor in states.items()}
+    return [hashes, accuracies.tolist(), sharding.any_process(bad).tolist()]
+
+for world in (1, 2, 3, 6):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if not child:
+            told = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_PORT=port)
+            if world > 1:
+                os.environ.update({key: str(value) for key, value in told.items()}, MASTER_ADDR="127.0.0.1")
+            PartialState(cpu=True)
+            print(json.dumps([world, *answer(2)]), flush=True)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+"""
+
+
+@pytest.fixture(scope="module")
+def answers():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=3600, check=False
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_every_process_gets_what_one_would(answers):
+    """Also where there are more processes than chunks of videos or groups of tasks."""
+    assert [world for world, *_ in answers] == [1, *[2] * 2, *[3] * 3, *[6] * 6]
+    _, states, accuracies, _ = answers[0]
+    assert len(states) >= 1 and len(accuracies) == 30 and len(set(accuracies)) > 1
+    for _, other, rates, _ in answers[1:]:
+        assert other == states and rates == accuracies
+
+
+def test_a_flag_of_one_process_is_known_to_all(answers):
+    for world, _, _, flags in answers:
+        assert flags == [place < world for place in range(6)]

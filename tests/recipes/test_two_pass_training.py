@@ -1,0 +1,99 @@
+"""The recipe's option to train in two passes has the losses of plain training, on several processes as well."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from accelerate.utils import DistributedType
+from trainings import log, losses, trained_together
+
+from dmgal.cli import main
+from dmgal.errors import DmgalError
+from dmgal.recipes.config import Recipe, TrainConfig
+from dmgal.recipes.layers import from_mapping
+from dmgal.recipes.two_passes import make_two_pass
+
+STEPS = ["--train.steps", "4", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "4"]
+EXACT = [*STEPS, "--train.precision", "float64"]
+TWO_PASSES = ["--train.two-pass", "3"]  # of a task's six videos
+METHODS = ["dmgal_adapter", "dmgal_ft", "molo"]
+JOBS = {
+    **{method: (1, [f"method/{method}"], EXACT) for method in METHODS},
+    **{f"{method} in two": (1, [f"method/{method}"], [*EXACT, *TWO_PASSES]) for method in METHODS},
+    "two processes": (2, ["method/dmgal_adapter"], [*EXACT, *TWO_PASSES]),
+    "two processes, all trained": (2, ["method/dmgal_ft"], [*EXACT, *TWO_PASSES]),
+    "bf16": (1, ["method/dmgal_adapter"], [*STEPS, "--train.precision", "bf16"]),
+    "bf16 in two": (1, ["method/dmgal_adapter"], [*STEPS, "--train.precision", "bf16", *TWO_PASSES]),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_flags):
+    folder = tmp_path_factory.mktemp("two passes")
+    codes, errors = trained_together(
+        *(
+            {"processes": processes, "words": [*method, *data_flags, *flags, "--out", str(folder / name)]}
+            for name, (processes, method, flags) in JOBS.items()
+        )
+    )
+    assert {code for pair in codes for code in pair} == {0}, errors[-3000:]
+    return folder
+
+
+def norms(run):
+    return [entry["gradient_norm"] for entry in log(run) if "loss" in entry]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_passes_are_plain_training(runs, method):
+    """Several tasks a step, dropout and losses of the head included."""
+    one, other = runs / method, runs / f"{method} in two"
+    assert len(losses(one)) == 4 == len(set(losses(one)))
+    assert losses(other) == pytest.approx(losses(one), rel=1e-8)
+    assert norms(other) == pytest.approx(norms(one), rel=1e-8)
+
+
+@pytest.mark.parametrize(("method", "name"), [("dmgal_adapter", ""), ("dmgal_ft", ", all trained")])
+def test_two_processes_average_their_gradients(runs, method, name):
+    one, other = runs / method, runs / f"two processes{name}"
+    assert losses(other) == pytest.approx(losses(one), rel=0, abs=1e-9)
+    assert norms(other) == pytest.approx(norms(one), rel=1e-8)
+
+
+def test_mixed_precision(runs):
+    assert losses(runs / "bf16 in two") == pytest.approx(losses(runs / "bf16"), rel=0.05)
+
+
+def test_the_chunk_is_measured_and_told(tmp_path, data_flags, capsys):
+    words = ["train", "method/smga", *data_flags, "--train.steps", "1", "--train.two-pass", "auto"]
+    assert main([*words, "--out", str(tmp_path / "free")]) == 0
+    assert "of 4 videos a task, 4 at once in" in capsys.readouterr().out
+    assert main([*words, "--train.memory-budget", "1e-6", "--out", str(tmp_path / "little")]) == 0
+    assert "of 4 videos a task, 1 at once in 0.00 GB, although one needs more" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{"two_pass": 0}, {"memory_budget": 0.0}])
+def test_impossible_options_are_refused(options):
+    with pytest.raises(DmgalError, match=f"train.{next(iter(options))}: 0"):
+        TrainConfig(**options)
+
+
+def test_batch_norms_in_training_mode_are_refused(tmp_path, data_flags, capsys):
+    flags = ["--train.steps", "1", "--train.two-pass", "2", "--backbone.no-freeze-batch-norm"]
+    assert main(["train", "method/dmgal_ft", *data_flags, *flags, "--out", str(tmp_path / "run")]) == 2
+    assert "those of a chunk are not those of the batch" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("launched", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_divided_weights_are_refused(launched):
+    accelerator = SimpleNamespace(distributed_type=launched)
+    with pytest.raises(DmgalError, match="whole weights"):
+        make_two_pass(Recipe(train=TrainConfig(two_pass="auto")), None, accelerator, print)
+    assert make_two_pass(Recipe(), None, accelerator, print) is None
+
+
+def test_a_layer_may_name_the_chunk():
+    assert [from_mapping(TrainConfig, {"two_pass": value}).two_pass for value in ("no", "auto", 4)] == ["no", "auto", 4]
+    with pytest.raises(DmgalError, match="two_pass: 'always'"):
+        from_mapping(TrainConfig, {"two_pass": "always"})

@@ -1,0 +1,104 @@
+"""Recognizers that train in different ways, with every weight moved from where it starts, and tasks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import peft
+import torch
+import transformers
+from adapter_cases import ADAPTERS
+from tiny_backbones import FRAMES, PROJECTED, SIZE, TINY_BACKBONES, WIDTH
+from torch import Tensor, nn
+
+from dmgal.backbones import FrameEncoder, make_encoder
+from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
+from dmgal.episodes.heads import M2ACL, OTAM, SACT, STRM, TRX, BiMHM, DmgalFT, HyRSM, MoLo, TemporalMixer
+from dmgal.recipes.build import freeze_batch_norm
+
+BASE_CLASSES = 7
+MAP_HEADS: dict[str, Callable[[], nn.Module]] = {
+    "DmgalFT": lambda: DmgalFT(WIDTH, FRAMES),
+    "M2ACL": lambda: M2ACL(WIDTH, width=16),
+    "MoLo": lambda: MoLo(WIDTH, BASE_CLASSES),
+    "SACT": lambda: SACT(WIDTH, FRAMES, width=16),
+    "STRM": lambda: STRM(WIDTH, FRAMES, width=16),
+}
+FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {
+    "BiMHM": lambda: BiMHM(center="both", logit_scale=10.0),
+    "OTAM": lambda: OTAM(center="video", logit_scale=10.0),
+    "TRX": lambda: TRX(WIDTH, width=16),
+    "HyRSM": lambda: HyRSM(WIDTH, num_base_classes=BASE_CLASSES),
+}
+
+
+def backbone(adapter: str | None = None, trainable: bool = False, name: str = "open_clip visual") -> nn.Module:
+    model = TINY_BACKBONES[name].make().requires_grad_(trainable)
+    return model if adapter is None else peft.get_peft_model(model, ADAPTERS[adapter])
+
+
+def recognizer(encoder: nn.Module, head: nn.Module, dtype: torch.dtype = torch.float64) -> FewShotRecognizer:
+    """In training mode, with frozen batch norms."""
+    model = FewShotRecognizer(encoder, head).to(dtype)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+    model.train()
+    freeze_batch_norm(model)
+    return model
+
+
+def resnet() -> nn.Module:
+    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, WIDTH], "depths": [1, 1, 1, 1], "layer_type": "basic"}
+    torch.manual_seed(0)
+    return transformers.ResNetModel(transformers.ResNetConfig(**sizes))
+
+
+def of_adapter(name: str) -> FewShotRecognizer:
+    return recognizer(FrameEncoder(backbone(name), "patch_mean"), FEATURE_HEADS["BiMHM"]())
+
+
+def of_map_head(name: str, adapter: str | None) -> FewShotRecognizer:
+    """A frozen backbone with an adapter, or one that is trained as a whole."""
+    return recognizer(FrameEncoder(backbone(adapter, trainable=adapter is None), "map"), MAP_HEADS[name]())
+
+
+def of_feature_head(name: str) -> FewShotRecognizer:
+    return recognizer(make_encoder(backbone("Smga", name="ViT")), FEATURE_HEADS[name]())
+
+
+def of_resnet() -> FewShotRecognizer:
+    return recognizer(make_encoder(resnet(), "map"), MAP_HEADS["DmgalFT"]())
+
+
+def mixing_head(adapter: str) -> FewShotRecognizer:
+    mixer = TemporalMixer(FRAMES, PROJECTED)
+    return recognizer(FrameEncoder(backbone(adapter), "patch_mean"), Mixed(mixer))
+
+
+class Mixed(nn.Module):
+    """A head whose ``prepare`` has weights, under whatever encoder."""
+
+    def __init__(self, mixer: nn.Module) -> None:
+        super().__init__()
+        self.mixer, self.matcher = mixer, BiMHM(center="video", logit_scale=5.0)
+
+    def prepare(self, features: Tensor):  # type: ignore[no-untyped-def]
+        return self.matcher.prepare(self.mixer(features))
+
+    def compare(self, support, labels, query) -> EpisodeOutput:  # type: ignore[no-untyped-def]
+        return self.matcher.compare(support, labels, query)
+
+
+def task(
+    seed: int, dtype: torch.dtype = torch.float64, shots: tuple[int, ...] = (1, 2, 1), queries: int = 3
+) -> Episode:
+    """Normalized noise; shots as told, the base classes known."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(shots)).repeat_interleave(torch.tensor(shots))
+    videos = torch.randn(len(labels) + queries, FRAMES, 3, SIZE, SIZE, generator=generator).to(dtype)
+    query_labels = torch.arange(queries) % len(shots)
+    classes = torch.randperm(BASE_CLASSES, generator=generator)[: len(shots)]
+    names = tuple(map(str, range(len(shots))))
+    return Episode(videos[: len(labels)], labels, videos[len(labels) :], query_labels, names, classes)
