@@ -85,7 +85,7 @@ class CmgaAdapter(MotionBottleneck):
         return torch.cat(self.relate(support, query, everything))
 
     @staticmethod
-    def _cross(attended: VideoState, query: VideoState, num_tasks: int, places: Tensor | None) -> Tensor:
+    def _cross(attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None) -> Tensor:
         """Attention of all query videos to all support videos of their task, ``(E*Q, T, R, a)``.
 
         One frame index at a time: the maps of all frames at once would need ``T`` times the memory.

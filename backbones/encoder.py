@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import DmgalError
-from .cnn import MapEncoder
+from .cnn import MapEncoder, find_cnn
 from .finding import find_spec
 from .layout import Layout
 from .spec import BackboneSpec, base_model
@@ -268,7 +268,8 @@ def make_encoder(
     backbone: nn.Module, pooling: Pooling | None = None, checkpoint_blocks: bool = False
 ) -> FrameEncoder | MapEncoder:
     """The encoder that fits a backbone: of tokens for a vision transformer, of maps for a convolutional network."""
-    if not hasattr(getattr(backbone, "config", None), "hidden_sizes"):
+    spec = find_cnn(backbone)
+    if spec is None:
         return FrameEncoder(backbone, pooling, checkpoint_blocks=checkpoint_blocks)
     if checkpoint_blocks:
         raise DmgalError(
@@ -277,4 +278,4 @@ def make_encoder(
             expected="a vision transformer, or checkpoint_blocks=False",
             remedy="leave it out",
         )
-    return MapEncoder(backbone, "map" if pooling == "map" else None)
+    return MapEncoder(backbone, spec, "map" if pooling == "map" else None)

@@ -22,7 +22,7 @@ FULLY_TRAINED = (
 )  # fmt: skip
 RATES = {
     **dict.fromkeys(ADAPTERS, (Rate(4e-3),)),  # chosen by bench/adapter_comparison.py in the same way
-    **dict.fromkeys(FULLY_TRAINED, (Rate(1e-3, 1e-4), Rate(1e-3, 5e-4), Rate(3e-3, 5e-4))),
+    **dict.fromkeys(FULLY_TRAINED, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4))),
 }
 
 

@@ -126,6 +126,20 @@ class TestTimm:
         assert find_spec(backbone).library == "timm" and not backbone.training
         assert isinstance(backbone.head, torch.nn.Identity)
 
+    @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
+    def test_convolutional_networks_give_maps_of_normalized_images(self, name):
+        backbone = load_backbone(f"timm:{name}")
+        encoder = make_encoder(backbone, "map")
+        frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
+        told = backbone.pretrained_cfg
+        mean, std = (torch.tensor(told[key]).view(3, 1, 1) for key in ("mean", "std"))
+        expected = backbone.forward_features((frames.flatten(0, 1) / 255 - mean) / std)
+        maps = encoder.encode(frames)["features"]
+        assert maps.shape == (2, 2, encoder.width, 2, 2) and encoder.image_size == tuple(told["input_size"][1:])
+        torch.testing.assert_close(maps.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
+        pooled = make_encoder(backbone).encode(frames)["features"]
+        torch.testing.assert_close(pooled, maps.mean((3, 4)))
+
     def test_without_timm_the_way_to_it_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
         with pytest.raises(DmgalError, match=r"pip install dmgal\[timm\]"):
