@@ -17,12 +17,10 @@ import itertools
 import json
 import math
 import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from torch import Tensor
 
 from dmgal.backbones import tiny_clip
 from dmgal.backbones.tiny_clip.drawing import Poses, draw, random_appearance
+from dmgal.bench.measuring import hardware
 from dmgal.episodes.motion_oracle import classify_trajectories
 from dmgal.episodes.motions import all_motions, split_motions
 from dmgal.episodes.moving_shapes import VERSION, generate_moving_shapes
@@ -216,24 +215,6 @@ def _percent(share: float) -> float:
     return round(100 * share, 2)
 
 
-def environment() -> dict[str, Any]:
-    """Where this ran, in general words."""
-    import av
-
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {
-        "date": date.today().isoformat(),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "av": av.__version__,
-    }
-
-
 def main(argv: list[str] | None = None) -> None:
     """The command line; writes the result and prints it."""
     import tyro
@@ -245,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         "what": "moving shapes: what one frame tells about its class, what the trajectory tells, seconds to make it",
         "seed": options.seed,
         "data_version": VERSION,
-        **environment(),
+        **hardware(),
         **measured,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
