@@ -20,9 +20,12 @@ ADAPTERS = ("dmgal_adapter",)
 FULLY_TRAINED = (
     "dmgal_ft", "m2acl", "sact", "molo", "trx", "strm", "hyrsm", "otam", "bi_mhm", "frame_aligned", "prototype",
 )  # fmt: skip
+STUCK = ("sact", "molo")
 RATES = {
     **dict.fromkeys(ADAPTERS, (Rate(4e-3),)),  # chosen by bench/adapter_comparison.py in the same way
     **dict.fromkeys(FULLY_TRAINED, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4))),
+    # below 40 % on validation classes with these two, so they may choose from smaller ones, too
+    **dict.fromkeys(STUCK, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4), Rate(3e-4, 1e-4), Rate(1e-4, 1e-4))),
 }
 
 
