@@ -1,8 +1,9 @@
 """Run as a program: loads episodes with worker processes and prints, as JSON, how many threads each process has.
 
-    python loading_threads.py VIDEOS WORKERS
+    python loading_threads.py VIDEOS WORKERS DECODER
 
-A process of its own, because a test process has threads of other tests.
+Workers count while a frame is converted, when the decoder is open and has all the threads that it starts. A process of
+its own, because a test process has threads of other tests.
 """
 
 from __future__ import annotations
@@ -10,23 +11,45 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.dataset import EpisodeDataset
+from dmgal.episodes.episode import Episode
 from dmgal.episodes.parallel import completed
 from dmgal.episodes.sampler import EpisodeSampler
 from dmgal.episodes.transforms import TrainTransform
+from dmgal.episodes.upright import UprightRGB
+from dmgal.episodes.video import read_clip
+
+Counts = tuple[int, int, int]
+"""A process; the most threads that it had while it decoded; how many of them were Python's."""
+most = 0
+convert = UprightRGB.__call__
 
 
 def threads() -> int:
-    return len(os.listdir(f"/proc/{os.getpid()}/task"))
+    return len(os.listdir("/proc/self/task"))
 
 
-class Counted(Dataset[tuple[int, int]]):
-    """The threads of the process that loads an episode, once it is loaded."""
+def converting(self: UprightRGB, frame: Any) -> Any:
+    global most
+    most = max(most, threads())
+    return convert(self, frame)
+
+
+def counted() -> Counts:
+    return os.getpid(), most, threading.active_count()
+
+
+class Counted(Dataset[tuple[Counts, Episode]]):
+    """Episodes, each with the count of the process that loaded it."""
 
     def __init__(self, episodes: EpisodeDataset) -> None:
         self.episodes = episodes
@@ -34,31 +57,41 @@ class Counted(Dataset[tuple[int, int]]):
     def __len__(self) -> int:
         return len(self.episodes)
 
-    def __getitem__(self, number: int) -> tuple[int, int]:
-        assert self.episodes[number].support.dtype == torch.uint8
-        return os.getpid(), threads()
+    def __getitem__(self, number: int) -> tuple[Counts, Episode]:
+        episode = self.episodes[number]
+        torch.rand(200, 200) @ torch.rand(200, 200)
+        return counted(), episode
 
 
-def counted(number: int) -> tuple[int, int]:
+def decode(decoder: Any, path: Path) -> Counts:
+    UprightRGB.__call__ = converting  # type: ignore[method-assign]  # a spawned process has the class as it was
+    read_clip(path, lambda count: [0, count - 1], decoder=decoder)
     torch.rand(200, 200) @ torch.rand(200, 200)
-    return os.getpid(), threads()
+    return counted()
 
 
-def main(videos: str, workers: int) -> dict[str, object]:
+def largest(counts: list[Counts]) -> list[list[int]]:
+    """Of each process the most threads, and the most that were Python's."""
+    processes = {process for process, *_ in counts}
+    return [[max(row[i] for row in counts if row[0] == process) for i in (1, 2)] for process in sorted(processes)]
+
+
+def main(videos: str, workers: int, decoder: Any) -> dict[str, object]:
+    UprightRGB.__call__ = converting  # type: ignore[method-assign]
     catalog = VideoCatalog.from_folders(videos)
     sampler = EpisodeSampler(catalog.labels, 2, 1, 1, 8 * workers, seed=0)
-    data = EpisodeDataset(catalog, sampler, 4, TrainTransform(32, color_jitter=0.2), True, 0)
-    before = threads()
-    most: dict[str, dict[int, int]] = {"loader": {}, "pool": {}}
-    for process, count in DataLoader(
+    data = EpisodeDataset(catalog, sampler, 4, TrainTransform(32, color_jitter=0.2), True, 0, decoder=decoder)
+    before, ours, loader = threads(), 0, []
+    for count, episode in DataLoader(
         Counted(data), batch_size=None, num_workers=workers, multiprocessing_context="fork"
     ):
-        most["loader"][process] = max(count, most["loader"].get(process, 0))
-    ours = threads() - before
-    for process, count in completed(counted, range(8 * workers), workers):
-        most["pool"][process] = max(count, most["pool"].get(process, 0))
-    return {"ours": ours, **{name: list(counts.values()) for name, counts in most.items()}}
+        assert episode.support.dtype == torch.uint8
+        ours = max(ours, threads() - before)
+        loader.append(count)
+    paths = [catalog.path(video) for video in range(len(catalog)) if catalog.path(video).is_file()]
+    pool = list(completed(partial(decode, decoder), paths, min(2, workers)))  # each imports torch, which takes long
+    return {"ours": ours, "loader": largest(loader), "pool": largest(pool)}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
+    print(json.dumps(main(sys.argv[1], int(sys.argv[2]), sys.argv[3])))

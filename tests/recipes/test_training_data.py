@@ -1,0 +1,31 @@
+"""What a process trains on is handed to torch's loader as it should be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.utils.data import DataLoader
+
+from dmgal.episodes import VideoCatalog
+from dmgal.recipes import training_data
+from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_memory_is_pinned_where_it_was_asked_for(frame_folders: Path, monkeypatch, pinned: bool) -> None:
+    given: dict[str, Any] = {}
+
+    def loader(*arguments: Any, **options: Any) -> DataLoader[Any]:
+        given.update(options)
+        return DataLoader(*arguments, **{**options, "pin_memory": False})  # a machine without a GPU has no such memory
+
+    monkeypatch.setattr(training_data, "DataLoader", loader)
+    recipe = Recipe(
+        data=DataConfig(num_workers=0), episode=EpisodeConfig(n_way=2, n_query=1), train=TrainConfig(steps=2)
+    )
+    catalog = VideoCatalog.from_folders(frame_folders).split("train")
+    steps = training_data.TrainingData(recipe, catalog, 32).steps(0, rank=0, world=1, pin_memory=pinned)
+    assert given["pin_memory"] is pinned
+    assert len(list(steps)) == 2
