@@ -156,7 +156,10 @@ def _prepared(
         summary |= _verdict(problems, len(listed.videos), num_frames, out)
     _write_layer(data, listed, out, with_report=options.check or _checked_before(listed, out))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    if listed.catalog is not None:
+    empty = [split for split in ("train", "val") if listed.split and split not in (listed.split.class_splits or ())]
+    if empty:
+        print(f"for training there must be videos of {' and '.join(empty)}, too")
+    elif listed.catalog is not None:
         words = ["method/dmgal_adapter", *options.layers, str(out / "data.yaml")]
         skip = ["--data.on-bad-video", "skip"] if summary.get("bad") else []
         print(f"next: {shlex.join(['dmgal', 'train', *words, *skip])}")

@@ -224,7 +224,7 @@ def test_a_standard_split_is_matched_to_a_download(tmp_path, sound, capsys):
     assert "198 of 10,000 videos found" in told
     assert "train 98 of 6,400 videos; 0 of 64 classes complete" in told
     assert "test  100 of 2,400 videos; 1 of 24 classes complete" in told
-    assert "dmgal train method/dmgal_adapter" in told
+    assert "for training there must be videos of val, too" in told and "dmgal train" not in told
     assert "4 other videos, such as unlisted" in told and "are not listed" in told
     assert "without a video and so left out, 63 of 64 classes: " in told and " and 58 more" in told
     assert "98 of 100" not in told and "1 more class lacks videos: found.csv" in told
