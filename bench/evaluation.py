@@ -1,18 +1,20 @@
 """What encoding every video once saves: plain evaluation, as peers do it, against evaluation from kept states.
 
-    python -m dmgal.bench.evaluation                                  in full: an hour of one core
-    python -m dmgal.bench.evaluation --plain-episodes 200             the plain side from fewer episodes, per episode
+    python -m dmgal.bench.evaluation                                  ten minutes of one core
+    python -m dmgal.bench.evaluation --plain-episodes 10000           the plain side whole: hours
     python -m dmgal.bench.evaluation --episodes 1000 --videos 240     scaled down at the same ratio
 
 Every measurement is a process of its own, with the same weights, type, threads and frames. The plain side encodes the
-support and the query of every episode, one query per class. The other side's time holds all that it does: hashing the
-weights, encoding, writing the cache, reading it, drawing episodes, comparing. Clips lie in memory on both sides, so
-decoding, which plain evaluation repeats as often, is left out in its favor. Ratios are of CPU time.
+support and the query of every episode, one query per class; its episodes all cost the same, so some are run and their
+time is multiplied: ``episodes_run`` tells how many. The other side is run whole, and its time holds all that it does:
+hashing the weights, encoding, writing the cache, reading it, drawing episodes, comparing. Clips lie in memory on both
+sides, so decoding, which plain evaluation repeats as often, is left out in its favor. Ratios are of CPU time.
 
 Limits: with E episodes of V videos out of U, at most ``E V / U``: 41.7 at 1 shot and 125 at 5 for 10,000 : 2,400.
 
-ViT-B/16 is reckoned from pieces that are measured on its shapes: a video's encoding, its hashing and writing, a task's
-comparison. Moving shapes: the wall time of a whole ``dmgal evaluate``. Writes ``bench/results/evaluation.json``.
+ViT-B/16 is reckoned from pieces that are measured on its shapes: the weights' hashing, a video's encoding,
+its checksum and writing, a task. Moving shapes: the wall time of a whole ``dmgal evaluate`` in two processes, from
+their start, of a run of one training step. Writes ``bench/results/evaluation.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,11 +43,13 @@ from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer, evaluate
 from dmgal.episodes.cache import StateCache
 from dmgal.episodes.cache_key import describe
+from dmgal.episodes.evaluation import TASKS_AT_A_TIME
 from dmgal.episodes.heads import BiMHM
+from dmgal.episodes.sampler import EpisodeIndices
 from dmgal.episodes.sides import compare_tasks, encode_sides, sides, videos_at_a_time
 from dmgal.episodes.store_blocks import checksum
 
-FRAMES, WAYS, CLASSES, TASKS_CHECKED = 8, 5, 24, 200
+FRAMES, WAYS, CLASSES, SHOTS = 8, 5, 24, (1, 5)
 WANTED = {("smga", 1): 38.0, ("smga", 5): 100.0, ("cmga", 1): 33.0, ("cmga", 5): 80.0}
 CASES = {"smga": SmgaConfig, "cmga": DmgalConfig}
 """By name: no task layer and a pair head; DMGAL-Adapter with a Cmga behind the last block. Both under Bi-MHM."""
@@ -59,16 +64,20 @@ class Options:
 
     episodes: int = 10_000
     videos: int = 2_400
-    plain_episodes: int | None = None
-    """Of the plain side, whose time is then taken to grow with their number; None: all."""
+    plain_episodes: int = 300
+    """Of the plain side, whose time is taken to grow with their number."""
     rounds: int = 3
     """Both sides are measured so often, in turns."""
     threads: int = 1
     seed: int = 0
     pieces: bool = True
-    """Reckon ViT-B/16, too; a minute or more."""
-    moving_shapes: Path | None = None
-    """Folder for videos and a run, to time the whole command on; None: not done."""
+    """Reckon ViT-B/16, too; some minutes."""
+    moving_shapes: bool = True
+    """Time the whole command, too."""
+    data: Path | None = None
+    """Folder of moving shapes; they are made where they are not there. None: a temporary one."""
+    processes: int = 2
+    """That encode in the whole command."""
     out: Path = Path(__file__).parent / "results" / "evaluation.json"
     part: Part = "all"
     """This and what follows are set for the processes that measure one part."""
@@ -109,7 +118,7 @@ def plain(options: Options) -> dict[str, Any]:
     model = recognizer(options.case)
     clips = random_clips(options.videos, model.encoder.image_size, options.seed)
     sampler, logits = tasks(options), []
-    count = min(options.plain_episodes or options.episodes, options.episodes)
+    count = min(options.plain_episodes, options.episodes)
     model.encode(clips[:WAYS])  # once, uncounted: the first call of a process does more
     clock = Clock()
     for task in (sampler[number] for number in range(count)):
@@ -118,7 +127,7 @@ def plain(options: Options) -> dict[str, Any]:
         logits.append(model.compare(support, torch.tensor(task.support_labels), query).logits)
         logits[-1].argmax(1)
     seconds = clock.seconds()
-    save_file({"logits": torch.stack(logits[:TASKS_CHECKED])}, options.work / "plain.safetensors")
+    save_file({"logits": torch.stack(logits)}, options.work / "plain.safetensors")
     return {"episodes_run": count, **{name: value * options.episodes / count for name, value in seconds.items()}}
 
 
@@ -138,7 +147,7 @@ def kept(options: Options) -> dict[str, Any]:
     states = cache.fill(model, list(clips), progress=False).states  # type: ignore[arg-type]
     parts["encode_and_write"] = clock.seconds()["cpu_seconds"]
     clock = Clock()
-    evaluate(model, states, sampler, progress=False)
+    answers = evaluate(model, states, sampler, progress=False).answers
     parts["draw_and_compare"] = clock.seconds()["cpu_seconds"]
     seconds = whole.seconds()
     clock = Clock()
@@ -148,16 +157,28 @@ def kept(options: Options) -> dict[str, Any]:
     for batch in clips.split(cache.block_size):
         encode_sides(model, batch)
     parts["encode_alone"] = clock.seconds()["cpu_seconds"]
-    save_file({"logits": logits_of(model, states, sampler)}, options.work / "kept.safetensors")
+    count = min(options.plain_episodes, options.episodes)
+    logits = logits_of(model, states, [sampler[number] for number in range(count)])
+    assert answers is not None
+    offered, told = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
+    predicted = (offered == told[..., None]).int().argmax(2)  # (E, Q): places among a task's classes
+    save_file({"logits": logits, "predicted": predicted}, options.work / "kept.safetensors")
     return {**seconds, "parts_cpu_seconds": parts, "cache_bytes": sum(tensor.nbytes for tensor in states.values())}
 
 
-def logits_of(model: FewShotRecognizer, states: VideoState, sampler: EpisodeSampler) -> Tensor:
-    """Of the first episodes, as `evaluate` computes them."""
-    some = [sampler[number] for number in range(min(TASKS_CHECKED, len(sampler)))]
-    support, query = (torch.tensor([getattr(task, side) for task in some]) for side in ("support", "query"))
-    parts = [part.select(places.flatten()) for part, places in zip(sides(states), (support, query), strict=True)]
-    return compare_tasks(model, parts[0], torch.tensor(some[0].support_labels), parts[1], len(some))
+def logits_of(model: FewShotRecognizer, states: VideoState, some: list[EpisodeIndices]) -> Tensor:
+    """As `evaluate` computes them, ``(E, Q, n_way)``."""
+    labels, (support_states, query_states) = torch.tensor(some[0].support_labels), sides(states)
+    places = [
+        tuple(torch.tensor([getattr(task, side) for task in part]) for side in ("support", "query"))
+        for part in (some[start : start + TASKS_AT_A_TIME] for start in range(0, len(some), TASKS_AT_A_TIME))
+    ]
+    return torch.cat(
+        [
+            compare_tasks(model, support_states, labels, query_states.select(query.flatten()), len(query), support)
+            for support, query in places
+        ]
+    )
 
 
 @torch.no_grad()
@@ -165,28 +186,36 @@ def pieces(options: Options) -> dict[str, Any]:
     """ViT-B/16 of random weights: what a video and a task cost, 5 ways, and what that makes of the whole."""
     model = recognizer(options.case, "open_clip:ViT-B-16")
     clips = random_clips(2, model.encoder.image_size, options.seed)
-    encode = cpu_seconds(lambda: model.encode(clips), 2) / len(clips)
-    encode_for_cache = cpu_seconds(lambda: encode_sides(model, clips), 2) / len(clips)
     states = encode_sides(model, clips)
-    support, query = sides(states)
-    size, labels = 16, torch.arange(WAYS).repeat_interleave(options.shots)
-    places = torch.arange(size * len(labels)) % 2, torch.arange(size * WAYS) % 2
-    chosen = support.select(places[0]), query.select(places[1])
-    compare = cpu_seconds(lambda: compare_tasks(model, chosen[0], labels, chosen[1], size), 3) / size
-    select = cpu_seconds(lambda: (support.select(places[0]), query.select(places[1])), 3) / size
-    plain_state = model.encode(clips)
-    one = plain_state.select(torch.arange(len(labels)) % 2), plain_state.select(torch.arange(WAYS) % 2)
-    plain_compare = cpu_seconds(lambda: model.compare(one[0], labels, one[1]), 3)
-    write = cpu_seconds(lambda: write_states(states, options.work / "states.raw"), 3) / len(clips)
-    per_task = options.episodes * (len(labels) + WAYS)
-    plain_seconds = per_task * encode + options.episodes * plain_compare
-    kept_seconds = options.videos * (encode_for_cache + write) + options.episodes * (compare + select)
+    video = {
+        "encode": cpu_seconds(lambda: model.encode(clips), 2) / len(clips),
+        "encode_for_cache": cpu_seconds(lambda: encode_sides(model, clips), 2) / len(clips),
+        "write": cpu_seconds(lambda: write_states(states, options.work / "states.raw"), 3) / len(clips),
+    }
+    hashing = cpu_seconds(lambda: describe(model), 1)
+    kept_seconds = hashing + options.videos * (video["encode_for_cache"] + video["write"])
+    some = replace(options, videos=10 * CLASSES, episodes=20)
+    many, state = states.select(torch.arange(some.videos) % len(clips)), model.encode(clips)
+    by_shots = {}
+    for shots in SHOTS:
+        sampler, labels = tasks(replace(some, shots=shots)), torch.arange(WAYS).repeat_interleave(shots)
+        task = cpu_seconds(partial(evaluate, model, many, sampler, progress=False), 3) / some.episodes
+        support, query = state.select(torch.arange(len(labels)) % 2), state.select(torch.arange(WAYS) % 2)
+        plain_compare = cpu_seconds(partial(model.compare, support, labels, query), 3)
+        per_task = len(labels) + WAYS
+        plain_seconds = options.episodes * (per_task * video["encode"] + plain_compare)
+        by_shots[f"{shots}-shot"] = {
+            "seconds_per_task": {"draw_gather_and_compare": task, "plain_compare": plain_compare},
+            "times_plain_reckoned": round(plain_seconds / (kept_seconds + options.episodes * task), 2),
+            "wanted": WANTED[options.case, shots],
+            "limit": round(options.episodes * per_task / options.videos, 2),
+        }
     return {
-        "seconds_per_video": {"encode": encode, "encode_for_cache": encode_for_cache, "write": write},
-        "seconds_per_task": {"compare": compare, "gather": select, "plain_compare": plain_compare},
+        "case": options.case,
+        "seconds_to_hash_weights": hashing,
+        "seconds_per_video": video,
         "cache_bytes_per_video": sum(tensor[:1].nbytes for tensor in states.values()),
-        "times_plain_reckoned": round(plain_seconds / kept_seconds, 2),
-        "limit": round(per_task / options.videos, 2),
+        **by_shots,
     }
 
 
@@ -222,30 +251,29 @@ def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
 
 def in_a_process(options: Options) -> dict[str, Any]:
     """One part, measured in a fresh process."""
-    words = [sys.executable, "-m", "dmgal.bench.evaluation", "--no-pieces"]
-    for name, value in asdict(options).items():
-        if name not in ("pieces", "moving_shapes", "out", "rounds") and value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
+    words = [sys.executable, "-m", "dmgal.bench.evaluation"]
+    for name in ("episodes", "videos", "plain_episodes", "threads", "seed", "part", "case", "shots", "work"):
+        words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environ = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     output = subprocess.run(words, env=environ, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def agreement(work: Path) -> dict[str, Any]:
-    """How far the logits of both sides are apart, and whether a prediction changed."""
-    one, other = (load_file(work / f"{name}.safetensors")["logits"] for name in ("plain", "kept"))
-    count = min(len(one), len(other))
-    one, other = one[:count], other[:count]
+    """How far the logits of both sides are apart in the plain side's episodes, and whether an answer changed."""
+    plain_way, kept_way = (load_file(work / f"{name}.safetensors") for name in ("plain", "kept"))
+    one, other = plain_way["logits"], kept_way["logits"]
     best = one.topk(2, dim=2).values
-    changed = one.argmax(2) != other.argmax(2)
+    changed = one.argmax(2) != kept_way["predicted"]
     margin = best[..., 0] - best[..., 1]
     return {
-        "episodes": count,
+        "episodes": len(one),
         "largest_logit": one.abs().max().item(),
         "largest_difference": (one - other).abs().max().item(),
         "predictions": changed.numel(),
         "changed": int(changed.sum()),
         "changed_with_a_margin_above_1e-5": int((changed & (margin > NEAR)).sum()),
+        "margins_below_1e-5": int((margin <= NEAR).sum()),
     }
 
 
@@ -271,24 +299,24 @@ def compared(case: str, shots: int, options: Options) -> dict[str, Any]:
             "rounds": rounds,
             "agreement": agreement(Path(folder)),
         }
-        if options.pieces:
-            result["vit_b_16_from_pieces"] = in_a_process(replace(options, part="pieces"))
     print(f"{case}, {shots}-shot: {ratios['cpu_seconds']['median']}x of at most {result['limit']}x", flush=True)
     return result
 
 
 def moving_shapes(folder: Path, options: Options) -> dict[str, Any]:
-    """The whole command, from the start of its process: 10,000 episodes of each kind of task, 720 videos."""
-    data, run = folder / "moving_shapes", folder / "run"
+    """The whole command, from the start of its processes: so many episodes of each kind of task, 720 videos."""
+    data, run, processes = options.data or folder / "moving_shapes", folder / "run", options.processes
     recipe = [sys.executable, "-m", "dmgal.recipes.train", "method/dmgal_adapter", "data/moving_shapes"]
     recipe += ["--data.root", str(data), "--train.steps", "1", "--train.validation-episodes", "10", "--quiet"]
-    if not (run / "adapter").exists():
-        subprocess.run([*recipe, "--out", str(run)], check=True)
-    with tempfile.TemporaryDirectory() as cache:
-        words = [sys.executable, "-m", "dmgal.recipes.evaluate", str(run), "--episodes", str(options.episodes)]
-        start = time.perf_counter()
-        subprocess.run([*words, "--cache", cache, "--quiet"], check=True)
-        return {"episodes_of_each_kind": options.episodes, "wall_seconds": round(time.perf_counter() - start, 1)}
+    subprocess.run([*recipe, "--out", str(run)], check=True, stdout=subprocess.DEVNULL)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words = [sys.executable, *(launcher if processes > 1 else []), "-m", "dmgal.recipes.evaluate", str(run)]
+    words += ["--episodes", str(options.episodes), "--cache", str(folder / "states"), "--quiet"]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    start = time.perf_counter()
+    subprocess.run(words, env=environ, check=True)
+    seconds = {"wall_seconds": round(time.perf_counter() - start, 1), "wanted": 60}
+    return {"method": "DMGAL-Adapter, 5-way 1-shot", "processes": processes, "kinds_of_tasks": 3, **seconds}
 
 
 def main() -> None:
@@ -301,10 +329,16 @@ def main() -> None:
     numbers = {
         name: getattr(options, name) for name in ("episodes", "videos", "plain_episodes", "rounds", "threads", "seed")
     }
-    results = [compared(case, shots, options) for case, shots in WANTED]
-    report: dict[str, Any] = {**hardware(), **numbers, "frames": FRAMES, "tiny_clip": results}
-    if options.moving_shapes is not None:
-        report["moving_shapes"] = moving_shapes(options.moving_shapes, options)
+    report: dict[str, Any] = {**hardware(), **numbers, "frames": FRAMES, "ways": WAYS, "queries_per_class": 1}
+    report["tiny_clip"] = [compared(case, shots, options) for case, shots in WANTED]
+    if options.pieces:
+        with tempfile.TemporaryDirectory() as folder:
+            part = replace(options, part="pieces", work=Path(folder))
+            found = [in_a_process(replace(part, case=case)) for case in CASES]  # type: ignore[arg-type]
+        report["vit_b_16_reckoned_from_measured_pieces"] = found
+    if options.moving_shapes:
+        with tempfile.TemporaryDirectory() as folder:
+            report["moving_shapes"] = moving_shapes(Path(folder), options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
 

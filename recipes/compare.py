@@ -7,7 +7,7 @@ The difference to the first run is paired: episode by episode, on the same video
 intervals of the two accuracies. It speaks of these trained models and these classes. Runs whose recipes differ in
 train.seed alone are one method: below the table, each method is set against the first, with the spread over seeds, a
 bootstrap over classes, the classes that gained and lost most, and the episodes where the two disagree most. All tables
-whole are in the JSON of --out.
+whole are in the JSON of --out and on the web page of --page.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import tyro
 from dmgal.episodes import Evaluation, FewShotRecognizer, VideoCatalog, paired_difference
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, count_parameters, visual_tower_parameters
+from dmgal.recipes.comparison_page import comparison_page
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.data_overrides import DataOverrides
 from dmgal.recipes.encoded import Keep, Kept, launched_processes
@@ -43,6 +44,8 @@ class Compare:
     protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
     out: Path | None = None
     """Write the numbers here as JSON, too."""
+    page: Path | None = None
+    """Write everything here as a web page, too: per-class and confusion tables whole."""
     states: Kept = "disk"
     """Where the videos' states are kept, see dmgal evaluate; float16 is INEXACT."""
     disagreements: int = 5
@@ -154,6 +157,20 @@ def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def _page(found: Comparison, options: Compare) -> str:
+    protocol, episode = options.protocol, found.recipe.episode
+    ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
+    episodes = len(found.rows[0].evaluations["accuracy"].accuracies)
+    summary = f"{ways}-way {shots}-shot accuracy on {protocol.split} classes, {episodes:,} episodes, the same for all."
+    summary += " INEXACT: states were kept as float16." if options.states == "float16" else ""
+    return comparison_page(found.rows, found.methods, found.pairings, found.catalog, summary)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+
+
 def main(argv: list[str] | None = None) -> int | None:
     """Compare the runs of a command line."""
     options = tyro.cli(
@@ -176,8 +193,9 @@ def main(argv: list[str] | None = None) -> int | None:
         print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
         numbers["inexact"] = "states were kept as float16"
     if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        write_text(options.out, json.dumps({**numbers, "environment": environment()}, indent=2) + "\n")
+        _write(options.out, json.dumps({**numbers, "environment": environment()}, indent=2) + "\n")
+    if options.page:
+        _write(options.page, _page(found, options))
     return 0
 
 

@@ -117,7 +117,7 @@ def methods_as_text(methods: Sequence[Method], pairings: Sequence[Pairing], cata
         lines += ["", f"{pairing.method.name} minus {pairing.first.name}, in points"]
         lines += [f"  over episodes, these models and classes: {_signed(pairing.over_episodes)}"]
         lines += [f"  over classes, had others been drawn:     {pairing.over_classes}"]
-        lines += [f"  over training seeds:                     {_over_seeds(pairing)}"]
+        lines += [f"  over training seeds:                     {over_seeds(pairing)}"]
         lines += [f"  {text}" for text in _class_extremes(pairing, names)]
         lines += ["  they disagree most in"]
         lines += [f"    {line}" for found in pairing.disagreements for line in _as_lines(found, pairing, catalog)]
@@ -125,7 +125,8 @@ def methods_as_text(methods: Sequence[Method], pairings: Sequence[Pairing], cata
     return "\n".join(lines)
 
 
-def _over_seeds(pairing: Pairing) -> str:
+def over_seeds(pairing: Pairing) -> str:
+    """The difference of means over training seeds with its standard error, in points, or why there is none."""
     ones, others = pairing.method.spread, pairing.first.spread
     fewest = min(len(ones.values), len(others.values))
     if ones.deviation is None or others.deviation is None:
@@ -162,13 +163,13 @@ def _worst_confusions(method: Method, names: Sequence[str]) -> list[str]:
 
 def _as_lines(found: Disagreement, pairing: Pairing, catalog: VideoCatalog) -> list[str]:
     lines = [f"episode {found.episode}: {found.difference:+.0f} points"]
-    for query in _queries(found, pairing, catalog):
+    for query in differing_queries(found, pairing, catalog):
         answers = f"{query['answer']} against {query['answer_of_first']}"
         lines.append(f"  {query['video']} of {query['class']}: {answers}")
     return lines
 
 
-def _queries(found: Disagreement, pairing: Pairing, catalog: VideoCatalog) -> list[dict[str, str]]:
+def differing_queries(found: Disagreement, pairing: Pairing, catalog: VideoCatalog) -> list[dict[str, str]]:
     """Queries with different answers of the first run of either method."""
     ours, theirs = (_answers(method) for method in (pairing.method, pairing.first))
     names = catalog.class_names
@@ -208,7 +209,7 @@ def _pairing_as_json(pairing: Pairing, catalog: VideoCatalog, sampler: TaskSampl
                 "episode": found.episode,
                 "points": round(found.difference, 3),
                 "support": [catalog.videos[video] for video in sampler[found.episode].support],
-                "queries": _queries(found, pairing, catalog),
+                "queries": differing_queries(found, pairing, catalog),
             }
             for found in pairing.disagreements
         ],

@@ -46,13 +46,14 @@ p, figcaption {{ color: var(--soft); max-width: 45rem; }}
 <figure>{chart}<figcaption>{caption}</figcaption></figure>
 <div class="wide">{table}</div>
 <p>{notes}</p>
+{more}
 </body>
 </html>
 """
 
 
-def as_page(rows: Sequence[Row], title: str, summary: str, notes: str) -> str:
-    """A whole HTML page."""
+def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, more: str = "") -> str:
+    """A whole HTML page; ``more`` is HTML that stands at its end."""
     return PAGE.format(
         title=escape(title),
         summary=escape(summary),
@@ -61,6 +62,7 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str) -> str:
         "parameters (logarithmic; 0 at the left edge).",
         table=table(rows),
         notes=escape(notes),
+        more=more,
     )
 
 

@@ -8,12 +8,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from evaluation_cases import clips, of_head
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmgal.episodes import EpisodeSampler, ReversalSampler
+from dmgal.episodes import EpisodeSampler, ReversalSampler, encode_videos
 from dmgal.episodes.exact_accuracy import exact_accuracy
+from dmgal.episodes.pair_scores import pair_table
 from dmgal.errors import DmgalError
 
 
@@ -55,6 +57,24 @@ def test_it_is_what_counting_gives(problem: tuple[Tensor, list[int], list[list[i
     exact, expected = exact_accuracy(table, labels, groups, num_groups), counted(table, labels, groups, num_groups)
     assert dict(zip(exact.classes, exact.by_class, strict=True)) == pytest.approx(expected, abs=1e-9)
     assert exact.mean == pytest.approx(np.mean(list(expected.values())), abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["BiMHM", "Prototype euclidean"])
+def test_of_a_recognizer_it_is_the_mean_of_all_its_episodes(name: str) -> None:
+    """Three classes of two videos, one of them twice: its scores are tied, and ``argmax`` decides."""
+    recognizer, videos, labels = of_head(name), clips(6), [0, 0, 1, 1, 2, 2]
+    videos[4] = videos[0]
+    states = encode_videos(recognizer, list(videos), progress=False)
+    exact = exact_accuracy(pair_table(recognizer, states, progress=False), labels, [[0], [1], [2]], 2)
+    right = []
+    with torch.no_grad():
+        for classes in itertools.permutations(range(3), 2):
+            for support in itertools.product(*([2 * c, 2 * c + 1] for c in classes)):
+                query = [place ^ 1 for place in support]  # the other video of each class
+                parts = (states.select(torch.tensor(places)) for places in (support, query))
+                logits = recognizer.compare(next(parts), torch.arange(2), next(parts)).logits
+                right += (logits.argmax(1) == torch.arange(2)).tolist()
+    assert exact.mean == pytest.approx(100 * sum(right) / len(right), abs=1e-9)
 
 
 def test_all_tied_is_chance() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dmgal.cli import main
 
@@ -31,6 +34,15 @@ def runs(tmp_path_factory, data_flags) -> Path:
     ):
         assert main(["train", f"method/{method}", *data_flags, *flags, "--out", str(folder / name)]) == 0
     return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As launched processes have, because sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def result(run: Path, name: str) -> dict:
@@ -62,7 +74,13 @@ def test_float16_is_marked_inexact(runs, capsys) -> None:
     assert "inexact" not in json.dumps(evaluated(run))
 
 
-def test_two_launched_processes_encode_together(runs, tmp_path) -> None:
+def kept(folder: Path) -> dict[str, bytes]:
+    """Every file of the states but locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_two_launched_processes_write_the_states_that_one_writes(runs, tmp_path, one_thread) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -74,7 +92,8 @@ def test_two_launched_processes_encode_together(runs, tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("written: ") == 1
     together = result(runs / "cmga", "60episodes_seed0")["results"]
-    assert together == evaluated(runs / "cmga", "--states", "memory")
+    assert together == evaluated(runs / "cmga", "--cache", str(tmp_path / "alone"))
+    assert kept(tmp_path / "cache") == kept(tmp_path / "alone") != {}
 
 
 def test_exact_is_near_many_episodes_and_refused_where_there_is_no_closed_form(runs, capsys) -> None:
@@ -102,9 +121,10 @@ def test_until_the_interval_is_narrow(runs, capsys) -> None:
 
 
 def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, capsys) -> None:
-    out = tmp_path / "comparison.json"
+    out, page = tmp_path / "comparison.json", tmp_path / "pages" / "comparison.html"
     folders = [str(runs / name) for name in ("frozen", "smga0", "smga1")]
-    assert main(["compare", *folders, "--episodes", "300", "--queries", "2", "--out", str(out), "--quiet"]) == 0
+    files = ["--out", str(out), "--page", str(page)]
+    assert main(["compare", *folders, "--episodes", "300", "--queries", "2", *files, "--quiet"]) == 0
     found, text = json.loads(out.read_text()), capsys.readouterr().out
     assert [row["run"] for row in found["rows"]] == ["frozen", "smga0", "smga1"]
     assert [method["runs"] for method in found["methods"]] == [["frozen"], ["smga0", "smga1"]]
@@ -121,6 +141,12 @@ def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, ca
     assert sum(n for row in found["methods"][0]["confusion"].values() for n, _ in row.values()) == 300 * 4
     for words in ("smga0 and 1 more minus frozen", "had others been drawn", "train each with 3 seeds", "they disagree"):
         assert words in text
+    html = page.read_text()
+    assert "smga0 and 1 more minus frozen" in html and not re.search(r"(src|href)=|url\(|@import", html)
+    for name, percents in pairing["percent_by_class"].items():
+        assert f"<td>{name}</td><td>{percents['first']:.1f}</td><td>{percents['method']:.1f}</td>" in html
+    assert html.count("what is taken for what") == 2
+    assert all(query["video"] in html for one in pairing["disagreements"] for query in one["queries"])
 
 
 def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
