@@ -22,34 +22,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from ..backbones.video_state import VideoState
 from ..errors import DmgalError
 from .device_memory import free_bytes, is_out_of_memory, memory_of
 from .episode import Episode, EpisodeOutput
+from .kept_results import CostlyResults, Result, dearest, keeping, keeping_products
 from .random_state import RandomState
 from .recognizer import FewShotRecognizer
 
 SHARE = 0.7
 """Of the free memory, where no budget is given."""
-_PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
 _MUTATED = "has been mutated"
 
 TaskLoss = Callable[[EpisodeOutput, Episode], Tensor]
-
-
-def keeping_products() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """For torch's checkpoint: all is computed again but matrix products with fewer columns than terms in their sums."""
-
-    def policy(context: object, operator: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
-        if operator in _PRODUCTS:
-            terms, columns = arguments[-1].shape
-            if terms > columns:
-                return CheckpointPolicy.MUST_SAVE
-        return CheckpointPolicy.PREFER_RECOMPUTE
-
-    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
 
 
 class TwoPass:
@@ -60,11 +47,13 @@ class TwoPass:
 
     Args:
         recognizer: itself, not what DDP makes of it: see `backward`.
-        chunk: videos that are encoded at once; None: as many as the budget allows, measured with one video.
-        memory_budget: bytes for encoding the videos of a task; None: `SHARE` of what is free. Only where ``chunk`` is
-            None.
-        keep_products: keep what is dear to compute and small, the results of matrix products that are narrower than
-            what goes in (in a ViT, those of the MLP's second layer): a quarter of the second encoding is saved for
+        chunk: videos that are encoded at once; None: all that the budget allows; where that is not all of a task's, one
+            on a CPU and elsewhere as many as half of it allows, measured with one video.
+        memory_budget: bytes for encoding the videos of a task. What chunks leave of it keeps results that are dear to
+            compute, so that less is computed again (see `kept_results`). None: `SHARE` of what is free, or, where a
+            chunk is given, no more than the rule of `keep_products`.
+        keep_products: whether results are kept at all; without a budget, those of matrix products that are narrower
+            than what goes in (in a ViT, those of the MLP's second layer): a third of the second encoding is saved for
             about a tenth of the memory of training on all videos at once.
         autocast: makes the mixed-precision region in which videos are encoded and compared.
         notify: is told the measured chunk, and when a chunk was too large.
@@ -96,6 +85,8 @@ class TwoPass:
         self.memory_budget = memory_budget
         self.keep_products = keep_products
         self._autocast, self._notify = autocast, notify
+        self._kept: frozenset[int] | None = None  # places of kept results, where a budget has chosen them
+        self._planned = chunk is not None and memory_budget is None
 
     def backward(
         self, episodes: Sequence[Episode], loss: TaskLoss, scale: Callable[[Tensor], Tensor] | None = None
@@ -118,8 +109,8 @@ class TwoPass:
         """
         self._check()
         start = RandomState.now(episodes[0].support.device)
-        if self.chunk is None:
-            self.chunk = self._measured_chunk(episodes[0], start)
+        if not self._planned:
+            self._plan(episodes[0], start)
 
         def scaled_loss(output: EpisodeOutput, episode: Episode) -> Tensor:
             value = loss(output, episode) / len(episodes)
@@ -173,30 +164,55 @@ class TwoPass:
         with self._autocast():
             if not again:
                 return self.recognizer.encode(videos)
-            options: dict[str, Any] = {"context_fn": keeping_products} if self.keep_products else {}
-            return checkpoint(self.recognizer.encode, videos, use_reentrant=False, **options)  # type: ignore[no-any-return]
+            return checkpoint(self.recognizer.encode, videos, use_reentrant=False, **self._keeping())  # type: ignore[no-any-return]
 
-    def _measured_chunk(self, episode: Episode, start: RandomState) -> int:
-        """As many videos as the budget allows, by what encoding one of them takes."""
-        video, device = episode.support[:1], start.device
-        kept = memory_of(lambda: self._encode(video, start, again=True), device).held  # also fills libraries' caches
-        peak = memory_of(lambda: self._there_and_back(video, start), device).peak
+    def _keeping(self) -> dict[str, Any]:
+        if not self.keep_products:
+            return {}
+        return {"context_fn": keeping_products if self._kept is None else keeping(self._kept)}
+
+    def _plan(self, episode: Episode, start: RandomState) -> None:
+        """Spends the budget, by what encoding one video takes: first on a chunk, then on results to keep."""
+        video, device, videos = episode.support[:1], start.device, _num_videos(episode)
+        costly = CostlyResults()
+        state = memory_of(lambda: self._without_graph(video, start), device).held  # also fills libraries' caches
+        peak = memory_of(lambda: self._there_and_back(video, start, costly), device).peak
         start.restore()
         budget = self.memory_budget
         if budget is None:
             trained = sum(parameter.numel() * parameter.element_size() for parameter in self._trained())
             budget = SHARE * (free_bytes(device) - 3 * trained)  # their gradients and AdamW's two moments are to come
-        videos = _num_videos(episode)
-        chunk = max(1, int((budget - videos * kept) // max(peak, 1)))
-        least = "" if videos * kept + peak <= budget else ", although one needs more"
-        self._notify(
-            f"two-pass training: encoding takes {peak / 1e6:,.0f} MB a video, {kept / 1e6:,.0f} MB of it are kept; "
-            f"of {videos} videos a task, {min(chunk, videos)} at once in {budget / 1e9:,.2f} GB{least}"
-        )
-        return chunk
+        left = budget - videos * state
+        if self.chunk is None:
+            share = left if videos * peak <= left else 0 if device.type == "cpu" else left / 2
+            self.chunk = min(videos, max(1, int(share // max(peak, 1))))
+        left -= self.chunk * peak
+        again = videos - self.chunk
+        results = costly.results if again > 0 else []
+        self._kept = dearest(results, max(left, 0) / max(again, 1))
+        self._planned = True
+        self._say_plan(videos, peak, budget, results, least="" if left >= 0 else ", although one needs more")
 
-    def _there_and_back(self, video: Tensor, start: RandomState) -> None:
-        state = [tensor for tensor in self._encode(video, start, again=False).values() if tensor.requires_grad]
+    def _say_plan(self, videos: int, peak: int, budget: float, results: Sequence[Result], least: str) -> None:
+        assert self.chunk is not None and self._kept is not None
+        kept = sum(result.size for result in results if result.place in self._kept)
+        spared = sum(result.operations for result in results if result.place in self._kept)
+        whole = sum(result.operations for result in results)
+        keeping = f"; of each, {kept / 1e6:,.0f} MB are kept, which spares {spared / max(whole, 1):.0%} of its second encoding"
+        self._notify(
+            f"two-pass training: encoding takes {peak / 1e6:,.0f} MB a video; of {videos} videos a task, "
+            f"{min(self.chunk, videos)} at once in {budget / 1e9:,.2f} GB{least}{keeping if self._kept else ''}"
+        )
+
+    def _without_graph(self, video: Tensor, start: RandomState) -> VideoState:
+        start.restore()
+        with torch.no_grad(), self._autocast():
+            return self.recognizer.encode(video)
+
+    def _there_and_back(self, video: Tensor, start: RandomState, costly: CostlyResults) -> None:
+        with costly:
+            whole = self._encode(video, start, again=False)
+        state = [tensor for tensor in whole.values() if tensor.requires_grad]
         if state:
             _Gradients(self._trained()).add(state, [torch.ones_like(tensor) for tensor in state])
 
@@ -209,6 +225,10 @@ class TwoPass:
         if not is_out_of_memory(error):
             raise error
         chunk = min(self.chunk or 1, _num_videos(episode))
+        if chunk == 1 and self._kept:
+            self._kept = frozenset()
+            self._notify(f"two-pass training: out of memory, going on with nothing kept ({_first_line(error)})")
+            return
         if chunk == 1:
             raise DmgalError(
                 "The memory does not suffice for a task, even with one video encoded at a time.",
