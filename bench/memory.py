@@ -1,14 +1,20 @@
 """Memory and time of a training step: plain, with checkpointed blocks, and in two passes; ViT-B/16 with random weights.
 
-    python -m dmgal.bench.memory                                          # ViT-B/16 as it is: needs 25 GB of RAM
-    python -m dmgal.bench.memory --image-size 112 --frames 2 --steps 1    # a quick look
-    python -m dmgal.bench.memory --device cuda --queries 1 5 --card-gb 24  # on a GPU, which then counts as one of 24 GB
+    python -m dmgal.bench.memory                                            # on two cores, see README
+    python -m dmgal.bench.memory --image-size 64 --frames 2 --rounds 1      # a quick look
+    python -m dmgal.bench.memory --frames 8                                 # as in the field: needs 25 GB of RAM
+    python -m dmgal.bench.memory --device cuda --frames 8 --queries 1 5 --card-gb 24  # a GPU, as if it had 24 GB
 
 A step is forward and backward of one 5-way task of noise. Each case runs in a fresh process with the same weights and
-task: a small step first, for what libraries allocate at their first call; then a step whose gradients are compared to
-those of plain training, with its peak memory above what was held before (on a CPU of the process, and counted exactly
-over tensors in a step of its own; on a GPU what torch allocated); then steps on the clock. The table for a card of 24
-GB is reasoned, from what one video and one comparison take. Writes ``bench/results/memory.json``.
+task, once a round, the ways of a task in turn: a small step first, for what libraries allocate at their first call;
+then a step with its time (on a CPU of the process, over all threads) and its peak memory above what was held before (on
+a CPU of the process, on a GPU what torch allocated). In the first round its gradients are compared to those of plain
+training, and on a CPU one more step counts the tensors exactly. Medians over rounds. Two passes with a share have that
+share of plain training's counted peak as their budget, as ``--train.memory-budget`` gives it.
+
+transformers' CLIP is measured: on a CPU open_clip's attention multiplies frozen weights one token at a time, for small
+chunks at half the speed of large batches, and that would be measured instead. The table for a card of 24 GB is
+reasoned, from what one video and one comparison take. Writes ``bench/results/memory.json``.
 """
 
 from __future__ import annotations
@@ -38,6 +44,7 @@ from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.live_bytes import LiveBytes
 from dmgal.episodes.two_pass import TwoPass
+from dmgal.errors import DmgalError
 
 WAYS = 5
 WANTED = {"memory_share_at_most": 0.2, "time_ratio_at_most": 1.25, "gradient_difference_at_most": 1e-5}
@@ -50,24 +57,26 @@ class Options:
 
     Args:
         shots, queries: per class.
-        chunks: videos in a chunk; those as large as the task are left out.
+        chunk: videos encoded at once in two passes.
+        shares: of plain training's memory, the budgets of two passes; 0: no budget.
         trained: DMGAL-Adapters on a frozen backbone, or the bare backbone as a whole.
         image_size: of the images; a multiple of 16.
         frames: of a video.
-        steps: on the clock; the median counts.
+        rounds: fresh processes of each case; the median counts.
         precision: bf16 is autocast.
         card_gb: on a GPU, all that a process may have.
         table: also the reasoned table, at 224 pixels and 8 frames whatever the rest is; a CPU takes a minute or two.
     """
 
-    shots: tuple[int, ...] = (1, 5)
+    shots: tuple[int, ...] = (5,)
     queries: tuple[int, ...] = (1,)
-    chunks: tuple[int, ...] = (1, 2, 5)
-    trained: tuple[Trained, ...] = ("adapters", "everything")
-    image_size: int = 224
-    frames: int = 8
-    steps: int = 3
-    threads: int = 1
+    chunk: int = 1
+    shares: tuple[float, ...] = (0.0, 0.17)
+    trained: tuple[Trained, ...] = ("adapters",)
+    image_size: int = 112
+    frames: int = 4
+    rounds: int = 3
+    threads: int = 2
     device: str = "cpu"
     precision: Literal["float32", "bf16"] = "float32"
     card_gb: float | None = None
@@ -83,8 +92,8 @@ class Case:
     trained: Trained
     shots: int
     queries: int
-    way: Literal["plain", "checkpointed", "two passes", "two passes, nothing kept"]
-    chunk: int | None = None
+    way: Literal["plain", "checkpointed", "two passes"]
+    share: float | None = None
 
     @property
     def videos(self) -> int:
@@ -93,12 +102,14 @@ class Case:
 
 def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: bool = False) -> FewShotRecognizer:
     """Bi-MHM on ViT-B/16, every trained weight moved from where it starts."""
-    import open_clip
     import peft
+    from transformers import CLIPVisionConfig, CLIPVisionModel
 
     from dmgal.adapters import DmgalConfig
 
-    model: Any = open_clip.create_model("ViT-B-16", pretrained=None, force_image_size=image_size).visual
+    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    model: Any = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=image_size, patch_size=16))
+    model.requires_grad_(trained == "everything")
     if trained == "adapters":
         model = peft.get_peft_model(model, DmgalConfig(num_frames=frames))
     encoder = FrameEncoder(model, checkpoint_blocks=checkpointed)
@@ -123,30 +134,29 @@ def loss(output: EpisodeOutput, episode: Episode) -> Tensor:
     return F.cross_entropy(output.logits, episode.query_labels)
 
 
-def cases(options: Options) -> Iterator[Case]:
-    """Plain first, for the gradients that the others are compared to."""
+def tasks(options: Options) -> Iterator[list[Case]]:
+    """The ways to train on each task; plain first, for the gradients and the memory that the others are compared to."""
     for trained in options.trained:
         for shots in options.shots:
             for queries in options.queries:
                 one = (trained, shots, queries)
-                yield Case(*one, "plain")
-                yield Case(*one, "checkpointed")
-                for chunk in options.chunks:
-                    if chunk < WAYS * (shots + queries):
-                        yield Case(*one, "two passes", chunk)
-                        yield Case(*one, "two passes, nothing kept", chunk)
+                in_two = [Case(*one, "two passes", share) for share in options.shares]
+                yield [Case(*one, "plain"), Case(*one, "checkpointed"), *in_two]
 
 
-def step_of(case: Case, options: Options, model: FewShotRecognizer) -> Callable[[Episode], None]:
-    """Forward and backward of one task."""
+def step_of(
+    case: Case, options: Options, model: FewShotRecognizer, episode: Episode, budget: float | None
+) -> Callable[[Episode], object]:
+    """Forward and backward of one task; what two passes keep is chosen here, as a training does once."""
 
     def region() -> AbstractContextManager[Any]:
         bf16 = options.precision == "bf16"
         return torch.autocast(options.device.partition(":")[0], torch.bfloat16) if bf16 else nullcontext()
 
-    if case.chunk is not None:
-        two_pass = TwoPass(model, case.chunk, keep_products=case.way == "two passes", autocast=region)
-        return lambda episode: two_pass.backward([episode], loss) and None
+    if case.way == "two passes":
+        two_pass = TwoPass(model, options.chunk, memory_budget=budget, autocast=region, notify=print)
+        two_pass.plan(episode)
+        return lambda episode: two_pass.backward([episode], loss)
 
     def step(episode: Episode) -> None:
         with region():
@@ -156,8 +166,10 @@ def step_of(case: Case, options: Options, model: FewShotRecognizer) -> Callable[
     return step
 
 
-def run_case(case: Case, options: Options, folder: Path) -> dict[str, Any]:
-    """In a process of its own: memory, times, and the gradients into a file."""
+def run_case(
+    case: Case, options: Options, folder: Path, budget: float | None = None, first: bool = True
+) -> dict[str, Any]:
+    """In a process of its own: memory, time, and in the first round the gradients into a file."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
@@ -166,17 +178,17 @@ def run_case(case: Case, options: Options, folder: Path) -> dict[str, Any]:
         torch.cuda.set_per_process_memory_fraction(options.card_gb * 1e9 / total, device)
     model = recognizer(case.trained, options.image_size, options.frames, case.way == "checkpointed").to(device)
     episode = task(case.shots, case.queries, options.image_size, options.frames).to(device)
-    step = step_of(case, options, model)
     try:
+        step = step_of(case, options, model, episode, budget)
         _small_step(step, episode)
         model.zero_grad(set_to_none=True)
-        memory = _peak_mb(lambda: step(episode), device)
-        save_file({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}, _file(folder, case))
-        seconds = [_seconds(lambda: step(episode), device) for _ in range(options.steps)]
-    except torch.OutOfMemoryError:
+        memory, seconds = _cost(lambda: step(episode), device)
+        if first:
+            save_file({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}, _file(folder, case))
+    except (torch.OutOfMemoryError, DmgalError):
         return {"out_of_memory": True}
-    result = {"peak_extra_mb": memory, "seconds": round(statistics.median(seconds), 3)}
-    if device.type == "cpu":
+    result = {"peak_extra_mb": memory, "seconds": round(seconds, 3)}
+    if first and device.type == "cpu":
         model.zero_grad(set_to_none=True)
         with LiveBytes() as live:
             step(episode)
@@ -184,28 +196,32 @@ def run_case(case: Case, options: Options, folder: Path) -> dict[str, Any]:
     return result
 
 
-def _small_step(step: Callable[[Episode], None], episode: Episode) -> None:
+def _small_step(step: Callable[[Episode], object], episode: Episode) -> None:
     """One video a class; in a chunk as large as the real one only where that is one."""
     support = torch.stack([episode.support[(episode.support_labels == c).nonzero()[0, 0]] for c in range(2)])
     labels = torch.arange(2, device=support.device)
     step(Episode(support, labels, episode.query[:1], labels[:1], ("a", "b")))
 
 
-def _peak_mb(work: Callable[[], None], device: torch.device) -> float | None:
-    """The most above what is held now: on a CPU of the whole process, None where the system does not tell."""
+def _cost(work: Callable[[], object], device: torch.device) -> tuple[float | None, float]:
+    """The most memory above what is held now, in MB (None where the system does not tell), and seconds."""
     if device.type == "cuda":
+        torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
+        start = time.perf_counter()
         work()
-        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1)
+        torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1), seconds
     reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
-        work()
-        return None
-    reset.write_text("5")  # the peak starts anew from what is held now
-    before = _status_mb("VmRSS")
+    if reset.exists():
+        reset.write_text("5")  # the peak starts anew from what is held now
+    held = _status_mb("VmRSS") if reset.exists() else 0.0
+    start = time.process_time()
     work()
-    return round(_status_mb("VmHWM") - before, 1)
+    seconds = time.process_time() - start
+    return (round(_status_mb("VmHWM") - held, 1) if reset.exists() else None), seconds
 
 
 def _status_mb(field: str) -> float:
@@ -213,20 +229,8 @@ def _status_mb(field: str) -> float:
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6
 
 
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    """CPU time, which leaves out what other processes take; on a GPU wall time."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return clock() - start
-
-
 def _file(folder: Path, case: Case) -> Path:
-    words = (case.trained, case.shots, case.queries, case.way.replace(" ", "_"), case.chunk)
+    words = (case.trained, case.shots, case.queries, case.way.replace(" ", "_"), case.share)
     return folder / f"{'-'.join(map(str, words))}.safetensors"
 
 
@@ -241,21 +245,48 @@ def gradient_difference(one: Path, other: Path) -> float:
 def measured(options: Options) -> list[dict[str, Any]]:
     """All cases, each beside the plain one of its task."""
     rows: list[dict[str, Any]] = []
-    plain: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        for case in cases(options):
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-                result = executor.submit(run_case, case, options, Path(name)).result()
-            rows.append({**asdict(case), "videos": case.videos, **result})
-            if case.way == "plain":
-                plain, plain_case = result, case
-            elif "out_of_memory" not in plain and "out_of_memory" not in result:
-                rows[-1] |= _beside(result, plain)
-                rows[-1]["gradient_difference"] = gradient_difference(
-                    _file(Path(name), case), _file(Path(name), plain_case)
-                )
-            print(json.dumps(rows[-1]), flush=True)
+        for ways in tasks(options):
+            found: dict[Case, list[dict[str, Any]]] = {case: [] for case in ways}
+            for number in range(options.rounds):
+                for case in ways if number % 2 == 0 else reversed(ways):
+                    budget = _budget(case, found[ways[0]], options)
+                    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
+                        job = executor.submit(run_case, case, options, Path(name), budget, number == 0)
+                        found[case].append(job.result())
+                    print(case, found[case][-1], flush=True)
+            plain = _medians(found[ways[0]])
+            for case in ways:
+                result = _medians(found[case])
+                row = {**asdict(case), "videos": case.videos, **result}
+                if case.way != "plain" and "out_of_memory" not in plain and "out_of_memory" not in result:
+                    row |= _beside(result, plain)
+                    row["gradient_difference"] = gradient_difference(
+                        _file(Path(name), case), _file(Path(name), ways[0])
+                    )
+                rows.append(row)
     return rows
+
+
+def _budget(case: Case, plain: list[dict[str, Any]], options: Options) -> float | None:
+    """Bytes for two passes: a share of what plain training took, of tensors where they were counted."""
+    if not case.share:
+        return None
+    peaks = [row.get("peak_extra_tensor_mb", row.get("peak_extra_mb")) for row in plain[:1]]
+    if peaks and peaks[0]:
+        return 1e6 * case.share * peaks[0]
+    return 1e9 * case.share * options.card_gb if options.card_gb else None
+
+
+def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Over rounds, with all seconds, so that their spread is seen."""
+    if any("out_of_memory" in result for result in results):
+        return {"out_of_memory": True}
+    medians: dict[str, Any] = {}
+    for key in results[0]:
+        values = [result[key] for result in results if result.get(key) is not None]
+        medians[key] = round(statistics.median(values), 3) if values else None
+    return medians | {"all_seconds": [result["seconds"] for result in results]}
 
 
 def _beside(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """Which results of an encoding are kept for the way back, so that they need not be computed again.
 
-The frozen layers of a backbone are matrix products: one number of a result costs as many multiplications as its sum has
-terms. So what is kept is chosen by operations per byte, dearest first: in a ViT the MLP's second layer, which reads four
-times the width, then all that reads the width. (As ``activation_memory_budget`` of torch.compile does in a graph;
+A number that a matrix product gives costs as many multiplications as its sum has terms. So what is kept is chosen by
+operations per byte, dearest first: in a ViT the MLP's second layer, which reads four times the width, then all that
+reads the width. (As ``activation_memory_budget`` of torch.compile does in a graph;
 this is for models that run as they are, on torch's selective checkpoint.)
 """
 

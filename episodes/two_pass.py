@@ -109,8 +109,7 @@ class TwoPass:
         """
         self._check()
         start = RandomState.now(episodes[0].support.device)
-        if not self._planned:
-            self._plan(episodes[0], start)
+        self.plan(episodes[0])
 
         def scaled_loss(output: EpisodeOutput, episode: Episode) -> Tensor:
             value = loss(output, episode) / len(episodes)
@@ -122,6 +121,34 @@ class TwoPass:
             gradients.add_to_parameters()
             outputs.append(EpisodeOutput(output.logits.detach(), {k: v.detach() for k, v in output.losses.items()}))
         return outputs
+
+    def plan(self, episode: Episode) -> None:
+        """Spends the budget, by what encoding one video takes: on a chunk, then on results to keep.
+
+        The first `backward` does it; calling it before is for who wants the first step to be like the others.
+        """
+        if self._planned:
+            return
+        start = RandomState.now(episode.support.device)
+        video, device, videos = episode.support[:1], start.device, _num_videos(episode)
+        costly = CostlyResults()
+        state = memory_of(lambda: self._without_graph(video, start), device).held  # also fills libraries' caches
+        peak = memory_of(lambda: self._there_and_back(video, start, costly), device).peak
+        start.restore()
+        budget = self.memory_budget
+        if budget is None:
+            trained = sum(parameter.numel() * parameter.element_size() for parameter in self._trained())
+            budget = SHARE * (free_bytes(device) - 3 * trained)  # their gradients and AdamW's two moments are to come
+        left = budget - videos * state
+        if self.chunk is None:
+            share = left if videos * peak <= left else 0 if device.type == "cpu" else left / 2
+            self.chunk = min(videos, max(1, int(share // max(peak, 1))))
+        left -= self.chunk * peak
+        again = videos - self.chunk
+        results = costly.results if again > 0 else []
+        self._kept = dearest(results, max(left, 0) / max(again, 1))
+        self._planned = True
+        self._say_plan(videos, peak, budget, results, least="" if left >= 0 else ", although one needs more")
 
     def _answered(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
         """A whole task or nothing of it, so that one that failed can be done again in another way."""
@@ -171,34 +198,12 @@ class TwoPass:
             return {}
         return {"context_fn": keeping_products if self._kept is None else keeping(self._kept)}
 
-    def _plan(self, episode: Episode, start: RandomState) -> None:
-        """Spends the budget, by what encoding one video takes: first on a chunk, then on results to keep."""
-        video, device, videos = episode.support[:1], start.device, _num_videos(episode)
-        costly = CostlyResults()
-        state = memory_of(lambda: self._without_graph(video, start), device).held  # also fills libraries' caches
-        peak = memory_of(lambda: self._there_and_back(video, start, costly), device).peak
-        start.restore()
-        budget = self.memory_budget
-        if budget is None:
-            trained = sum(parameter.numel() * parameter.element_size() for parameter in self._trained())
-            budget = SHARE * (free_bytes(device) - 3 * trained)  # their gradients and AdamW's two moments are to come
-        left = budget - videos * state
-        if self.chunk is None:
-            share = left if videos * peak <= left else 0 if device.type == "cpu" else left / 2
-            self.chunk = min(videos, max(1, int(share // max(peak, 1))))
-        left -= self.chunk * peak
-        again = videos - self.chunk
-        results = costly.results if again > 0 else []
-        self._kept = dearest(results, max(left, 0) / max(again, 1))
-        self._planned = True
-        self._say_plan(videos, peak, budget, results, least="" if left >= 0 else ", although one needs more")
-
     def _say_plan(self, videos: int, peak: int, budget: float, results: Sequence[Result], least: str) -> None:
         assert self.chunk is not None and self._kept is not None
         kept = sum(result.size for result in results if result.place in self._kept)
         spared = sum(result.operations for result in results if result.place in self._kept)
         whole = sum(result.operations for result in results)
-        keeping = f"; of each, {kept / 1e6:,.0f} MB are kept, which spares {spared / max(whole, 1):.0%} of its second encoding"
+        keeping = f"; of each, {kept / 1e6:,.0f} MB are kept: {spared / max(whole, 1):.0%} less is computed again"
         self._notify(
             f"two-pass training: encoding takes {peak / 1e6:,.0f} MB a video; of {videos} videos a task, "
             f"{min(self.chunk, videos)} at once in {budget / 1e9:,.2f} GB{least}{keeping if self._kept else ''}"

@@ -134,9 +134,12 @@ class TrainConfig:
     """Tasks of one forward and backward pass on each process, for less memory; None: all that it has of a step."""
     two_pass: Literal["no", "auto"] | int = "no"
     """The same gradients in less memory, for more time: a task's videos are encoded in chunks, and again on the way
-    back. auto: chunks that the free memory allows; a number: of videos in a chunk."""
+    back. auto: all at once where memory_budget allows it, else in chunks that it allows; a number: of videos in a
+    chunk, 1 needs least memory. Needs frozen batch norms and whole weights on every process (no FSDP)."""
     memory_budget: float | None = None
-    """GB for encoding a task's videos where two_pass is auto; None: most of what is free."""
+    """GB for encoding a task's videos where two_pass is auto or a number: what chunks leave of it keeps results, so
+    that less is computed again; what is spared is told at the start. None: with auto most of what is free, else no
+    more than the results that are dearest to compute. Weights, their gradients and the optimizer come on top."""
     learning_rate: float = 4e-3
     backbone_learning_rate: float = 1e-4
     """Of the backbone's own parameters, where they are trained."""

@@ -13,7 +13,20 @@ from torch import Tensor, nn
 
 from dmgal.backbones import FrameEncoder, make_encoder
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
-from dmgal.episodes.heads import M2ACL, OTAM, SACT, STRM, TRX, BiMHM, DmgalFT, HyRSM, MoLo, TemporalMixer
+from dmgal.episodes.heads import (
+    M2ACL,
+    OTAM,
+    SACT,
+    STRM,
+    TRX,
+    BiMHM,
+    DmgalFT,
+    FrameAligned,
+    HyRSM,
+    MoLo,
+    Prototype,
+    TemporalMixer,
+)
 from dmgal.recipes.build import freeze_batch_norm
 
 BASE_CLASSES = 7
@@ -27,6 +40,9 @@ MAP_HEADS: dict[str, Callable[[], nn.Module]] = {
 FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {
     "BiMHM": lambda: BiMHM(center="both", logit_scale=10.0),
     "OTAM": lambda: OTAM(center="video", logit_scale=10.0),
+    "FrameAligned": lambda: FrameAligned(center="video", logit_scale=10.0),
+    "Prototype, cosine": lambda: Prototype("cosine", logit_scale=10.0),
+    "Prototype, Euclidean": lambda: Prototype("euclidean", logit_scale=10.0),
     "TRX": lambda: TRX(WIDTH, width=16),
     "HyRSM": lambda: HyRSM(WIDTH, num_base_classes=BASE_CLASSES),
 }

@@ -27,20 +27,30 @@ class Small:
 
 def test_every_case_is_measured_and_has_the_plain_gradients(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "recognizer", Small())
-    options = memory.Options(shots=(2,), chunks=(3, 15), trained=("adapters",), image_size=48, frames=4, steps=1)
-    cases = list(memory.cases(options))
-    assert [(case.way, case.chunk) for case in cases] == [
+    options = memory.Options(shots=(2,), shares=(0.0, 0.3), image_size=48, threads=1)
+    (cases,) = memory.tasks(options)
+    assert [(case.way, case.share) for case in cases] == [
         ("plain", None),
         ("checkpointed", None),
-        ("two passes", 3),
-        ("two passes, nothing kept", 3),
+        ("two passes", 0.0),
+        ("two passes", 0.3),
     ]
-    results = [memory.run_case(case, options, tmp_path) for case in cases]
+    results = []
+    for case in cases:
+        budget = memory._budget(case, results, options)
+        assert (budget is None) == (not case.share)
+        results.append(memory.run_case(case, options, tmp_path, budget))
     plain, *others = (result["peak_extra_tensor_mb"] for result in results)
     assert all(0 < peak < 0.7 * plain for peak in others)
     for case in cases[1:]:
         difference = memory.gradient_difference(memory._file(tmp_path, case), memory._file(tmp_path, cases[0]))
         assert difference <= 1e-5
+
+
+def test_medians_over_rounds():
+    rounds = [{"seconds": second, "peak_extra_mb": None} for second in (3.0, 1.0, 2.0)]
+    assert memory._medians(rounds) == {"seconds": 2.0, "peak_extra_mb": None, "all_seconds": [3.0, 1.0, 2.0]}
+    assert memory._medians([*rounds, {"out_of_memory": True}]) == {"out_of_memory": True}
 
 
 def test_the_reasoned_table(monkeypatch):

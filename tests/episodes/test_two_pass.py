@@ -246,6 +246,26 @@ def test_out_of_memory_is_answered_with_a_smaller_chunk(monkeypatch, error, when
     two_pass.backward(episodes, loss_of)  # and stays with it
 
 
+def test_out_of_memory_with_one_video_gives_up_what_is_kept(monkeypatch):
+    model, messages, failed = of_adapter("DMGAL"), [], []
+    expected, encode = plainly(model, [task(0)])[0], model.encoder.encode
+    two_pass = TwoPass(model, 1, memory_budget=1e12, notify=messages.append)
+    two_pass.plan(task(0))
+
+    def too_small_once(videos):
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode(videos)
+
+    monkeypatch.setattr(model.encoder, "encode", too_small_once)
+    model.zero_grad()
+    torch.manual_seed(5)
+    two_pass.backward([task(0)], loss_of)
+    assert "going on with nothing kept" in messages[1] and not two_pass._kept
+    assert_same_gradients(gradients(model), expected, 1e-10)
+
+
 def test_not_even_one_video_fits(monkeypatch):
     model = of_adapter("Smga")
 
@@ -284,22 +304,38 @@ def test_a_model_that_changes_kept_results_in_place_computes_them_again():
     assert_same_gradients(found, plainly(model, episodes)[0], 1e-10)
 
 
-def test_the_chunk_follows_the_budget():
-    model, episodes, messages = of_adapter("DMGAL"), [task(0)], []
-    expected, chunks = plainly(model, episodes)[0], []
+@pytest.mark.parametrize("name", ["adapter DMGAL", "MoLo, all trained", "DmgalFT on a ResNet", "blocks checkpointed"])
+def test_the_budget_is_spent_on_results_and_kept(name):
+    """From one video at a time with nothing kept, over more and more that is kept, to all at once."""
+    model, episodes, messages, kept, peaks = CASES[name](), [task(0)], [], [], []
+    expected = plainly(model, episodes)[0]
     with LiveBytes() as live:
         loss_of(model(episodes[0]), episodes[0]).backward()
-    whole = live.peak
-    for share in (0.01, 0.5, 0.8, 3.0):
+    whole, shares = live.peak, (0.01, 0.6, 0.9, 3.0)
+    for share in shares:
         two_pass = TwoPass(model, memory_budget=share * whole, notify=messages.append)
+        two_pass.plan(episodes[0])
         model.zero_grad()
         torch.manual_seed(5)
-        two_pass.backward(episodes, loss_of)
+        with LiveBytes() as live:
+            two_pass.backward(episodes, loss_of)
         assert_same_gradients(gradients(model), expected, 1e-10)
-        chunks.append(two_pass.chunk)
-    assert chunks[0] == 1 < chunks[1] < chunks[2] < 7 <= chunks[3]
-    assert "although one needs more" in messages[0] and "of 7 videos a task, 1 at once" in messages[0]
-    assert "7 at once" in messages[3]
+        kept.append(len(two_pass._kept))
+        peaks.append(live.peak / whole)
+    assert len(messages) == 4 and "although one needs more" in messages[0]
+    assert "of 7 videos a task, 1 at once" in messages[0] and "7 at once" in messages[3]
+    if "checkpointed" not in name:  # there even all results are little
+        assert kept[0] == 0 < kept[1] <= kept[2] and kept[3] == 0
+        assert "less is computed again" in messages[1]
+        assert peaks[0] < peaks[1] <= peaks[2] <= 1.1
+
+
+def test_a_chunk_and_a_budget_are_both_kept():
+    model, messages = of_adapter("DMGAL"), []
+    expected = plainly(model, [task(0)])[0]
+    found, _, _ = in_two_passes(model, [task(0)], 2, memory_budget=1e12, notify=messages.append)
+    assert_same_gradients(found, expected, 1e-10)
+    assert "of 7 videos a task, 2 at once" in messages[0] and "100% less is computed again" in messages[0]
 
 
 def test_without_a_budget_the_free_memory_counts():
