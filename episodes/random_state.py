@@ -29,6 +29,12 @@ class RandomState:
         if self.on_device is not None:
             torch.get_device_module(self.device).set_rng_state(self.on_device, *_index(self.device))
 
+    def equals(self, other: RandomState) -> bool:
+        """Whether both would draw the same."""
+        if self.on_device is None or other.on_device is None:
+            return torch.equal(self.on_cpu, other.on_cpu)
+        return torch.equal(self.on_cpu, other.on_cpu) and torch.equal(self.on_device, other.on_device)
+
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
     return () if device.type == "mps" else (device,)  # there is only one of these

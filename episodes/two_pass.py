@@ -28,6 +28,7 @@ from ..backbones.video_state import VideoState
 from ..errors import DmgalError
 from .device_memory import free_bytes, is_out_of_memory, memory_of
 from .episode import Episode, EpisodeOutput
+from .frozen_start import FrozenStart
 from .kept_results import CostlyResults, Result, dearest, keeping, keeping_products
 from .random_state import RandomState
 from .recognizer import FewShotRecognizer
@@ -85,6 +86,8 @@ class TwoPass:
         self.memory_budget = memory_budget
         self.keep_products = keep_products
         self._autocast, self._notify = autocast, notify
+        self._start: FrozenStart | None = None
+        self._start_found_for: tuple[bool, ...] = ()
         self._kept: frozenset[int] | None = None  # places of kept results, where a budget has chosen them
         self._planned = chunk is not None and memory_budget is None
 
@@ -110,6 +113,7 @@ class TwoPass:
         self._check()
         start = RandomState.now(episodes[0].support.device)
         self.plan(episodes[0])
+        self._find_start(episodes[0], start)
 
         def scaled_loss(output: EpisodeOutput, episode: Episode) -> Tensor:
             value = loss(output, episode) / len(episodes)
@@ -131,8 +135,9 @@ class TwoPass:
             return
         start = RandomState.now(episode.support.device)
         video, device, videos = episode.support[:1], start.device, _num_videos(episode)
+        self._find_start(episode, start)
         costly = CostlyResults()
-        state = memory_of(lambda: self._without_graph(video, start), device).held  # also fills libraries' caches
+        state = memory_of(lambda: self._always_kept(video, start), device).held  # also fills libraries' caches
         peak = memory_of(lambda: self._there_and_back(video, start, costly), device).peak
         start.restore()
         budget = self.memory_budget
@@ -191,7 +196,25 @@ class TwoPass:
         with self._autocast():
             if not again:
                 return self.recognizer.encode(videos)
-            return checkpoint(self.recognizer.encode, videos, use_reentrant=False, **self._keeping())  # type: ignore[no-any-return]
+            begun = self._start.result(self.recognizer, videos) if self._start else None
+            return checkpoint(self._encode_on, videos, begun, use_reentrant=False, **self._keeping())  # type: ignore[no-any-return]
+
+    def _encode_on(self, videos: Tensor, begun: Any) -> VideoState:
+        """Encodes videos whose start, where there is one, has been computed."""
+        if begun is None or self._start is None:
+            return self.recognizer.encode(videos)
+        with self._start.known(begun):
+            return self.recognizer.encode(videos)
+
+    def _find_start(self, episode: Episode, start: RandomState) -> None:
+        """Anew where something else is trained than when it was found."""
+        recognizer = self.recognizer
+        found_for = (recognizer.training, *(parameter.requires_grad for parameter in recognizer.parameters()))
+        if self.keep_products and found_for != self._start_found_for:
+            with self._autocast():
+                self._start = FrozenStart.of(recognizer, episode.support[:1])
+            self._start_found_for = found_for
+            start.restore()
 
     def _keeping(self) -> dict[str, Any]:
         if not self.keep_products:
@@ -209,14 +232,18 @@ class TwoPass:
             f"{min(self.chunk, videos)} at once in {budget / 1e9:,.2f} GB{least}{keeping if self._kept else ''}"
         )
 
-    def _without_graph(self, video: Tensor, start: RandomState) -> VideoState:
+    def _always_kept(self, video: Tensor, start: RandomState) -> tuple[Any, VideoState]:
         start.restore()
         with torch.no_grad(), self._autocast():
-            return self.recognizer.encode(video)
+            begun = self._start.result(self.recognizer, video) if self._start else None
+            return begun, self.recognizer.encode(video)
 
     def _there_and_back(self, video: Tensor, start: RandomState, costly: CostlyResults) -> None:
-        with costly:
-            whole = self._encode(video, start, again=False)
+        with self._autocast():
+            begun = self._start.result(self.recognizer, video) if self._start else None
+            start.restore()
+            with costly:
+                whole = self._encode_on(video, begun)
         state = [tensor for tensor in whole.values() if tensor.requires_grad]
         if state:
             _Gradients(self._trained()).add(state, [torch.ones_like(tensor) for tensor in state])
@@ -224,7 +251,7 @@ class TwoPass:
     def _give_way(self, error: Exception, episode: Episode) -> None:
         """Changes what made a task fail, or raises."""
         if self.keep_products and _MUTATED in str(error):
-            self.keep_products = False
+            self.keep_products, self._start = False, None
             self._notify("two-pass training: this model changes results in place; everything is computed again")
             return
         if not is_out_of_memory(error):
