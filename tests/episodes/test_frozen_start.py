@@ -13,7 +13,7 @@ from dmgal.episodes.two_pass import TwoPass
 
 
 def smga_behind(block):
-    model = peft.get_peft_model(backbone(), SmgaConfig(smga_blocks=[block]))
+    model = peft.get_peft_model(backbone(), SmgaConfig(num_frames=4, smga_blocks=[block]))
     return recognizer(FrameEncoder(model, "patch_mean"), FEATURE_HEADS["BiMHM"]())
 
 
