@@ -151,21 +151,21 @@ def _read(place: Path) -> Checkpoint:
 
 def _read_index(place: Path) -> dict[str, Any]:
     try:
-        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
-        written, kept = index.pop("checksum"), index
-        number = kept["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        index: dict[str, Any] = json.loads((place / INDEX).read_text(encoding="utf-8"))
+        number = int(index["format"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"{INDEX} cannot be read") from error
     if number > FORMAT:
         raise DmgalError(
             "This checkpoint was written by a newer version of dmgal.",
-            received=f"{place}: format {number}, dmgal {kept.get('dmgal')}",
+            received=f"{place}: format {number}, dmgal {index.get('dmgal')}",
             expected=f"format {FORMAT} or older, which dmgal {__version__} reads",
             remedy="update dmgal to that version",
         )
-    if written != _hash_of_text(kept):
+    written = index.pop("checksum", None)
+    if written != _hash_of_text(index):
         raise _DamagedError(f"{INDEX} does not have the checksum that was saved")
-    return kept
+    return index
 
 
 def _write_index(place: Path, files: Mapping[str, Any], progress: Mapping[str, Any]) -> None:

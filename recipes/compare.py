@@ -93,15 +93,13 @@ def compare_in_depth(
         catalog = build_catalog(recipe.data, progress=progress and not processes.rank)
         keep = Keep(states, folder / "states", processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
-        if processes.rank:
-            continue
         first = rows[0].evaluations if rows else None
-        evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress, like=first)
+        evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress and not processes.rank, like=first)
         _check_same_episodes(first or evaluations, evaluations, folder, folders[0])
         rows.append(_row(Run(folder), recipe, recognizer, evaluations, first or evaluations))
         recipes.append(recipe)
         catalogs.append(encoded.catalog)
-    if not rows:
+    if processes.rank:
         return None
     methods = grouped([row.name for row in rows], recipes, [row.evaluations["accuracy"] for row in rows])
     pairings = [paired(method, methods[0], disagreements) for method in methods[1:]]

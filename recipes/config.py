@@ -26,6 +26,7 @@ OPEN_SECTIONS = ("adapter", "head", "train.loss_weights")
 """Whose keys are not known beforehand."""
 Precision = Literal["float32", "tf32", "float64", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
+Optimizer = Literal["adamw", "adam", "sgd"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -124,7 +125,7 @@ LEAST = {
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimization: AdamW, linear warm-up, a schedule; and how a run goes on, is saved and is watched."""
+    """Optimization: an optimizer, linear warm-up, a schedule; and how a run goes on, is saved and is watched."""
 
     steps: int = 600
     """0 trains nothing: a frozen backbone is evaluated as it is."""
@@ -140,11 +141,15 @@ class TrainConfig:
     """GB for encoding a task's videos where two_pass is auto or a number: what chunks leave of it keeps results, so
     that less is computed again; what is spared is told at the start. None: with auto most of what is free, else no
     more than the results that are dearest to compute. Weights, their gradients and the optimizer come on top."""
+    optimizer: Optimizer = "adamw"
+    """Of torch.optim; adam and sgd are those of older papers."""
+    momentum: float = 0.0
+    """Of sgd."""
     learning_rate: float = 4e-3
     backbone_learning_rate: float = 1e-4
     """Of the backbone's own parameters, where they are trained."""
     weight_decay: float = 0.01
-    """On matrices only: not on biases, norms, gains and scales."""
+    """On matrices only: not on biases, norms, gains and scales. With adam and sgd it is added to the gradient."""
     warmup_steps: int = 30
     schedule: Schedule = "cosine"
     """Of the learning rates behind the linear warm-up; all but cosine (to zero, ours) are those of transformers."""
@@ -182,6 +187,10 @@ class TrainConfig:
             raise _cannot_train(f"train.two_pass: {self.two_pass}", "no, auto, or a number of videos")
         if self.memory_budget is not None and not self.memory_budget > 0:
             raise _cannot_train(f"train.memory_budget: {self.memory_budget}", "GB, more than 0, or none")
+        if not 0 <= self.momentum < 1:
+            raise _cannot_train(f"train.momentum: {self.momentum}", "at least 0 and less than 1")
+        if self.momentum and self.optimizer != "sgd":
+            raise _cannot_train(f"train.momentum: {self.momentum} of {self.optimizer}", "train.optimizer: sgd, or none")
         if self.ema is not None and not 0 < self.ema < 1:
             raise _cannot_train(f"train.ema: {self.ema}", "a decay between 0 and 1, or none")
         if self.clip_norm is not None and not self.clip_norm > 0:

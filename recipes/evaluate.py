@@ -4,7 +4,7 @@
     dmgal evaluate runs/mine --shots 5 --split val
     dmgal evaluate runs/mine --until 0.2              as many episodes as it takes for ± 0.2 points
     dmgal evaluate runs/mine --exact                  over all episodes there are, without drawing one
-    torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     encode in two processes
+    torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     in two processes, to the same bits
 
 Every video is encoded once, and its state kept in the run's folder for the next time. Where a split holds motions
 together with their time reversals, tasks of only these are added: two-way tasks of one pair (chance 50 %) and four-way
@@ -33,6 +33,7 @@ from dmgal.recipes.data_overrides import DataOverrides
 from dmgal.recipes.encoded import EncodedSplit, Keep, Kept, encode_split, launched_device, launched_processes
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.runs import Run, environment, read_tensors
+from dmgal.recipes.sharding import evaluate_shared
 from dmgal.recipes.weights import load_trained_state
 
 MOST_EPISODES = 1_000_000
@@ -128,12 +129,9 @@ def measure(
         like: take as many episodes of each kind as these evaluations, whatever the protocol says.
 
     Returns:
-        Evaluations by the names of `samplers`; nothing in a process that only helped to encode.
+        Evaluations by the names of `samplers`, on every process.
     """
-    keep = keep or Keep()
     encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
-    if keep.processes.rank:
-        return {}
     return evaluate_tasks(recognizer, recipe, encoded, protocol, progress, like)
 
 
@@ -160,23 +158,18 @@ def evaluate_tasks(
     progress: bool = True,
     like: Mapping[str, Evaluation] | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluations of an encoded split, by the names of `samplers`."""
+    """Evaluations of an encoded split, by the names of `samplers`, to which every process must contribute its share."""
     catalog, found = encoded.catalog, {}
     data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
     for name, sampler in samplers(catalog, recipe, protocol).items():
         if like is not None and name in like:
             sampler.num_episodes = len(like[name].accuracies)
-        found[name] = evaluate(
-            recognizer,
-            encoded.states,
-            sampler,
-            launched_device(),
-            progress,
-            data,
-            until=None if like is not None else protocol.until,
-            at_least=protocol.episodes,
-            dtype=encoded.dtype,
-        )
+        arguments = recognizer, encoded.states, sampler, launched_device(), progress, data
+        if protocol.until is None or like is not None:
+            found[name] = evaluate_shared(*arguments, dtype=encoded.dtype)
+        else:  # one process after the other would look at the interval: each answers all
+            options = {"until": protocol.until, "at_least": protocol.episodes, "dtype": encoded.dtype}
+            found[name] = evaluate(*arguments, **options)
     return found
 
 
@@ -256,13 +249,16 @@ def main(argv: list[str] | None = None) -> int | None:
     keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
     catalog = build_catalog(recipe.data, progress=progress and not keep.processes.rank)
     encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
-    if keep.processes.rank:
-        return 0
+    helps, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:
+        if helps:
+            return 0
         exact = exact_tasks(recognizer, recipe, encoded, protocol, progress)
         results, lines = exact_as_json(exact, encoded.catalog), {name: f"{a.mean:.3f}" for name, a in exact.items()}
     else:
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress)
+        if helps:
+            return 0
         results, lines = as_json(evaluations), {name: str(e.accuracy) for name, e in evaluations.items()}
     _report(options, recipe, results, lines, run)
     return 0

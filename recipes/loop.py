@@ -148,7 +148,10 @@ class Trainer:
         """Everything that resuming needs; every process must take part. Nothing after a step that was left out."""
         if self.bad_losses.in_row:
             return
-        tensors = {"model": trained_state(self.recognizer), "optimizer": optimizer_state(self.optimizer)}
+        tensors = {
+            "model": trained_state(self.recognizer),
+            "optimizer": optimizer_state(self.optimizer, self.recognizer),
+        }
         if self.average is not None:
             tensors["average"] = {name: whole(value) for name, value in self.average.values.items()}
         if self.main:
@@ -178,7 +181,7 @@ class Trainer:
             self._stepper.step()
             if self.average is not None:
                 self.average.update()
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         if problem is not None:
             self.tracking.bad_step(step + 1, problem, self.bad_losses.in_row, train.max_bad_losses)
@@ -261,6 +264,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "selection": asdict(self.selection),
             "bad_losses": bad,
+            "optimizer": self.recipe.train.optimizer,
             "loss_scale": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -275,7 +279,11 @@ class Trainer:
         found = self._checkpoints.newest()
         if found is not None:
             load_trained_state(self.recognizer, found.tensors["model"], found.folder)
-            load_optimizer_state(self.optimizer, found.tensors["optimizer"])
+            before, now = found.progress["optimizer"], self.recipe.train.optimizer
+            if before == now:
+                load_optimizer_state(self.optimizer, self.recognizer, found.tensors["optimizer"])
+            else:
+                self.tracking.say(f"what {before} remembers is of no use to {now}, which begins anew")
             if self.average is not None:
                 average = found.tensors.get("average", found.tensors["model"])
                 self.average.load(placed_like(average, self.average.values))

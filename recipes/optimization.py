@@ -1,4 +1,4 @@
-"""What a training step minimizes and how: the loss of tasks, AdamW, its schedule, and a notice when nothing moves."""
+"""What a training step minimizes and how: loss of tasks, optimizer, schedule, and a notice when nothing moves."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe, TrainConfig
 from dmgal.recipes.weights import is_added
 
+OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 PLATEAU_STEPS = 200
 
 
@@ -71,17 +72,19 @@ def loss_weights(head: object, chosen: Mapping[str, float]) -> dict[str, float]:
 
 
 def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW; weight decay on matrices only, the backbone's own parameters at their own rate."""
+    """The recipe's; weight decay on matrices only, the backbone's own parameters at their own rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in recognizer.named_parameters():
         if parameter.requires_grad:
             own = name.startswith("encoder.backbone.") and not is_added(name)
             rate = recipe.train.backbone_learning_rate if own else recipe.train.learning_rate
-            decay = recipe.train.weight_decay if parameter.ndim >= 2 else 0.0
+            decay = recipe.train.weight_decay if parameter.squeeze().ndim >= 2 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
+    options = {"momentum": recipe.train.momentum} if recipe.train.optimizer == "sgd" else {}
+    return OPTIMIZERS[recipe.train.optimizer](
         [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]
-        or [{"params": [nn.Parameter(torch.zeros(()))], "lr": 0.0}]
+        or [{"params": [nn.Parameter(torch.zeros(()))], "lr": 0.0}],
+        **options,
     )
 
 
@@ -100,8 +103,8 @@ def _factor(train: TrainConfig) -> Callable[[int], float]:
 
     name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
     nobody = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1e-3)
-    lengths = {"num_warmup_steps": train.warmup_steps, "num_training_steps": max(train.steps, train.warmup_steps + 1)}
-    schedule: Any = get_scheduler(name, nobody, **lengths)
+    steps = max(train.steps, train.warmup_steps + 1)
+    schedule: Any = get_scheduler(name, nobody, num_warmup_steps=train.warmup_steps, num_training_steps=steps)
     return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
 
 

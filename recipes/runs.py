@@ -139,8 +139,9 @@ class Run:
 
     def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
         path = self.folder / "results" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        write_text(path, json.dumps(result, indent=2) + "\n")
+        with writing(self.folder):
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json.dumps(result, indent=2) + "\n")
         return path
 
     def trained_bytes(self) -> int:

@@ -7,6 +7,7 @@ order of one process, so the result is the same to the last bit (for equal threa
 from __future__ import annotations
 
 from collections.abc import Iterator
+from hashlib import blake2b
 
 import torch
 from accelerate import PartialState
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from dmgal.backbones import VideoState
-from dmgal.episodes import FewShotRecognizer, encode_videos, evaluate
-from dmgal.episodes.evaluation import LOOK_EVERY
+from dmgal.episodes import Evaluation, FewShotRecognizer, encode_videos, evaluate
+from dmgal.episodes.evaluation import LOOK_EVERY, Answers
 from dmgal.episodes.sampler import EpisodeIndices, TaskSampler
 
 CHUNK = 32
@@ -48,21 +49,35 @@ def evaluate_shared(
     sampler: TaskSampler,
     device: torch.device | str = "cpu",
     progress: bool = True,
-) -> Tensor:
-    """Accuracy of every task ``(E,)`` in ``[0, 1]``, on every process, of which each answered its share.
+    data: str = "",
+    dtype: torch.dtype | None = None,
+) -> Evaluation:
+    """What `evaluate` gives, on every process, of which each answered its share.
 
     `evaluate` answers tasks in groups, so a share consists of whole groups; few tasks are one group.
     """
     process, world = PartialState(), PartialState().num_processes
     if world == 1:
-        return evaluate(recognizer, states, sampler, device, progress).accuracies
+        return evaluate(recognizer, states, sampler, device, progress, data, dtype=dtype)
     shares = [_chunks_of(range(len(sampler)), rank, world, LOOK_EVERY) for rank in range(world)]
-    mine = shares[process.process_index]
-    accuracies = torch.zeros(0, dtype=torch.float64)
-    if mine:
-        tasks: TaskSampler = _Share(sampler, mine)  # type: ignore[assignment]
-        accuracies = evaluate(recognizer, states, tasks, device, progress).accuracies
-    return _merged(accuracies, shares, process.device)
+    mine = shares[process.process_index] or shares[0]  # an idle process learns the shapes
+    tasks: TaskSampler = _Share(sampler, mine)  # type: ignore[assignment]
+    evaluation = evaluate(recognizer, states, tasks, device, progress, dtype=dtype)
+    fingerprint = blake2b(data.encode(), digest_size=8)
+    for task in sampler:
+        fingerprint.update(repr(task).encode())
+    assert evaluation.answers is not None
+    answers = _merged_answers(evaluation.answers, len(mine), shares, process.device)
+    return Evaluation(_merged(evaluation.accuracies, shares, process.device), fingerprint.hexdigest(), answers)
+
+
+def _merged_answers(mine: Answers, num_tasks: int, shares: list[list[int]], device: torch.device) -> Answers:
+    """Every task has as many queries as the others."""
+    num_queries = len(mine.video) // num_tasks
+    names = ("video", "truth", "predicted")
+    columns = {n: _merged(getattr(mine, n).view(num_tasks, num_queries), shares, device).flatten() for n in names}
+    episode = torch.arange(sum(map(len, shares)), dtype=torch.int32).repeat_interleave(num_queries)
+    return Answers(episode, **columns, offered=_merged(mine.offered, shares, device))
 
 
 def any_process(flags: Tensor) -> Tensor:

@@ -102,7 +102,8 @@ def run(
                 held.enter_context(locked(out))
             changes = folder.start(recipe, resume, accept_changes)
             if recipe.data.split_file is None and recipe.data.generate == "no":
-                catalog.to_csv(out / "split.csv")
+                with writing(out):
+                    catalog.to_csv(out / "split.csv")
         accelerator.wait_for_everyone()
         warn_of_missing(accelerator)
         trainer.prepare(resume)

@@ -55,7 +55,8 @@ class Validation:
             met[self._clips.bad_videos.met] = True
             bad = any_process(met).nonzero().flatten().tolist()
             readable, states = without_bad(self._catalog, states, bad)
-            return evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
+            evaluation = evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
+            return evaluation.accuracies
 
     def tell_skipped(self) -> None:
         """How many videos any process met that cannot be read; all must ask for it."""

@@ -92,33 +92,35 @@ def clean_up_best(run: Run) -> None:
     shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Moments and step counts, by group, place and name; every process must ask for it."""
+def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer remembers, such as ``exp_avg.head.log_scale``; every process must ask for it."""
     return {
-        f"{group}.{place}.{name}": whole(value)
-        for group, place, parameter in _optimized(optimizer)
-        for name, value in optimizer.state.get(parameter, {}).items()
+        f"{kind}.{name}": whole(value)
+        for name, parameter in _optimized(optimizer, recognizer)
+        for kind, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """Puts back what ``optimizer_state`` gave."""
-    for group, place, parameter in _optimized(optimizer):
-        prefix = f"{group}.{place}."
-        state = {key.removeprefix(prefix): value for key, value in moments.items() if key.startswith(prefix)}
-        if state:
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, recognizer: nn.Module, remembered: Mapping[str, Tensor]
+) -> None:
+    """Puts back what ``optimizer_state`` gave of an optimizer of the same class, however it groups its parameters."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in remembered.items():
+        kind, _, name = key.partition(".")
+        states.setdefault(name, {})[kind] = value
+    for name, parameter in _optimized(optimizer, recognizer):
+        if name in states:
             optimizer.state[parameter] = {
-                name: value if name == "step" else placed(value, parameter) for name, value in state.items()
+                kind: value if kind == "step" else placed(value, parameter) for kind, value in states[name].items()
             }
 
 
-def _optimized(optimizer: torch.optim.Optimizer) -> list[tuple[int, int, Tensor]]:
-    return [
-        (number, place, parameter)
-        for number, group in enumerate(optimizer.param_groups)
-        for place, parameter in enumerate(group["params"])
-    ]
+def _optimized(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters of an optimizer with their names in the model."""
+    names = {id(parameter): name for name, parameter in recognizer.named_parameters()}
+    return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _without_folders(config: Any) -> None:

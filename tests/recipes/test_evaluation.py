@@ -49,9 +49,9 @@ def result(run: Path, name: str) -> dict:
     return json.loads((run / "results" / f"test_2way_1shot_1query_{name}.json").read_text())
 
 
-def evaluated(run: Path, *flags: str) -> dict:
-    assert main(["evaluate", str(run), "--episodes", "60", *flags]) == 0
-    return result(run, "60episodes_seed0")["results"]
+def evaluated(run: Path, *flags: str, episodes: int = 60) -> dict:
+    assert main(["evaluate", str(run), "--episodes", str(episodes), *flags]) == 0
+    return result(run, f"{episodes}episodes_seed0")["results"]
 
 
 @pytest.mark.parametrize("name", ["cmga", "smga0"])
@@ -80,19 +80,19 @@ def kept(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_two_launched_processes_write_the_states_that_one_writes(runs, tmp_path, one_thread) -> None:
+def test_two_launched_processes_encode_and_answer_together(runs, tmp_path, one_thread) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "60", "--cache", str(tmp_path / "cache")]
+    words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "1060", "--cache", str(tmp_path / "cache")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("written: ") == 1
-    together = result(runs / "cmga", "60episodes_seed0")["results"]
-    assert together == evaluated(runs / "cmga", "--cache", str(tmp_path / "alone"))
+    together = result(runs / "cmga", "1060episodes_seed0")["results"]
+    assert together == evaluated(runs / "cmga", "--cache", str(tmp_path / "alone"), episodes=1060)
     assert kept(tmp_path / "cache") == kept(tmp_path / "alone") != {}
 
 

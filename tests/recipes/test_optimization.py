@@ -9,9 +9,11 @@ from torch import nn
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
+from dmgal.errors import DmgalError
 from dmgal.recipes.averaging import MovingAverage
 from dmgal.recipes.config import Recipe, TrainConfig
 from dmgal.recipes.optimization import build_optimizer, build_schedule
+from dmgal.recipes.weights import load_optimizer_state, optimizer_state
 
 SCHEDULES = ["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
 
@@ -36,6 +38,60 @@ def test_a_schedule_that_is_taken_up_anywhere_goes_on_to_the_bit(name):
         assert rates(train, first) == whole[first:]
 
 
+CLASSES = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_recipe_chooses_torch_s_own_optimizer(name):
+    train = TrainConfig(optimizer=name, momentum=0.9 if name == "sgd" else 0.0)
+    recognizer = FewShotRecognizer(FrameEncoder(load_backbone("tiny-clip")), BiMHM(logit_scale=10.0))
+    optimizer = build_optimizer(recognizer, Recipe(train=train))
+    assert type(optimizer) is CLASSES[name]
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.01}
+    assert [group.get("momentum") for group in optimizer.param_groups] == [0.9 if name == "sgd" else None] * 3
+
+
+@pytest.mark.parametrize(
+    ("options", "received"),
+    [
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum: 0.9 of adam"),
+        ({"optimizer": "sgd", "momentum": 1.0}, "momentum: 1.0"),
+    ],
+)
+def test_a_momentum_that_nothing_takes_is_refused(options, received):
+    with pytest.raises(DmgalError, match=received):
+        TrainConfig(**options)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_what_an_optimizer_remembers_is_known_by_name_whatever_its_groups(name):
+    """Other options may put parameters into other groups, in another order."""
+
+    def trained(decay, first=None):
+        torch.manual_seed(0)
+        recognizer = FewShotRecognizer(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3)), nn.LayerNorm(3))
+        train = TrainConfig(optimizer=name, momentum=0.5 if name == "sgd" else 0.0, weight_decay=decay)
+        optimizer = build_optimizer(recognizer, Recipe(train=train))
+        if first:
+            load_optimizer_state(optimizer, recognizer, {key: value.clone() for key, value in first.items()})
+        for parameter in recognizer.parameters():
+            parameter.grad = torch.randn(parameter.shape)
+        optimizer.step()
+        return optimizer, {key: value.clone() for key, value in optimizer_state(optimizer, recognizer).items()}
+
+    optimizer, remembered = trained(0.1)
+    assert len(remembered) == (6 if name == "sgd" else 18)
+    other, _ = trained(0.0)
+    assert [len(o.param_groups) for o in (optimizer, other)] == [2, 1]
+    twice = [trained(decay, first=remembered)[1] for decay in (0.0, 0.1)]
+    kind = "momentum_buffer" if name == "sgd" else "exp_avg"
+    expected = (0.5 if name == "sgd" else 0.9) * remembered[f"{kind}.head.bias"]
+    gradient = optimizer.param_groups[1]["params"][-1].grad  # of head.bias, which has no weight decay
+    expected = expected + (1.0 if name == "sgd" else 0.1) * gradient
+    for found in twice:
+        torch.testing.assert_close(found[f"{kind}.head.bias"], expected)
+
+
 def test_weight_decay_is_for_matrices_of_what_is_trained():
     recognizer = FewShotRecognizer(FrameEncoder(load_backbone("tiny-clip")), BiMHM(logit_scale=10.0))
     optimizer = build_optimizer(recognizer, Recipe())
@@ -43,7 +99,11 @@ def test_weight_decay_is_for_matrices_of_what_is_trained():
     assert all(p.ndim >= 2 for p in groups[0.01]) and all(p.ndim < 2 for p in groups[0.0])
     (head,) = (group for group in optimizer.param_groups if group["lr"] == 4e-3)
     assert head["params"] == [recognizer.head.log_scale] and head["weight_decay"] == 0.0
-    everything = [p for group in optimizer.param_groups for p in group["params"]]
+    token = nn.Parameter(torch.zeros(1, 1, 8))  # a vector for all that broadcasting needs
+    recognizer.head.token = token
+    with_token = build_optimizer(recognizer, Recipe()).param_groups
+    assert [group["weight_decay"] for group in with_token if any(p is token for p in group["params"])] == [0.0]
+    everything = [p for group in with_token for p in group["params"]]
     assert len(everything) == len([p for p in recognizer.parameters() if p.requires_grad])
 
 
