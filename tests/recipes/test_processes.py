@@ -45,6 +45,24 @@ def test_twenty_steps_in_float64_agree(in_float64, name):
     assert max((first[key].double() - second[key].double()).abs().max().item() for key in first) < 1e-9
 
 
+def test_what_is_dropped_is_the_same_on_any_number_of_processes(tmp_path, data_flags):
+    """TRX drops a tenth of its coded frames; all of the backbone is trained, by SGD as in the paper."""
+    common = ["--train.precision", "float64", "--train.steps", "3", "--train.tasks-per-step", "2", "--train.clip-norm"]
+    common += ["1", "--train.optimizer", "sgd", "--train.momentum", "0.9", "--data.crop-scale", "0.5", "1.0"]
+    cases = {"one": (1, []), "two": (2, []), "task by task": (1, ["--train.tasks-per-pass", "1"])}
+    cases["other seed"] = (1, ["--train.seed", "1"])
+    jobs_of = [
+        {"processes": n, "words": ["method/trx", *data_flags, *common, *more, "--out", str(tmp_path / name)]}
+        for name, (n, more) in cases.items()
+    ]
+    codes, errors = trained_together(*jobs_of)
+    assert {code for pair in codes for code in pair} == {0}, errors[-3000:]
+    one = losses(tmp_path / "one")
+    for name in ("two", "task by task"):
+        assert losses(tmp_path / name) == pytest.approx(one, rel=0, abs=1e-9)
+    assert losses(tmp_path / "other seed") != pytest.approx(one, rel=0, abs=1e-3)
+
+
 def test_five_steps_in_float32_agree(tmp_path, data_flags):
     cases = {"one": (1, []), "two": (2, [])}
     codes, errors = trained_together(*jobs(tmp_path, data_flags, cases, "--train.steps", "5"))

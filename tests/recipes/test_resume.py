@@ -83,13 +83,32 @@ def test_another_recipe_is_listed_and_accepted_only_where_asked(tmp_path, words,
     assert "steps: 7" in (out / "recipe.yaml").read_text()
 
 
-def test_nothing_in_a_run_folder_is_tied_to_this_machine(whole, frame_folders):
-    """But paths.yaml, which says so."""
-    texts = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file() and path.name != "paths.yaml"}
-    assert len(texts) > 8
-    for folder in (frame_folders, whole.parent):
-        assert [path.name for path, text in texts.items() if str(folder).encode() in text] == []
-    assert str(frame_folders) in (whole / "paths.yaml").read_text()
+@pytest.mark.parametrize("optimizer", [["adam"], ["sgd", "--train.momentum", "0.9"]])
+def test_every_optimizer_goes_on_to_the_same_bits(tmp_path, data_flags, monkeypatch, optimizer):
+    words = ["train", "method/smga", *data_flags, "--train.steps", "3", "--train.optimizer", *optimizer]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    step = Tracking.step
+
+    def signaled_at_two(self, number, *arguments):
+        step(self, number, *arguments)
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracking, "step", signaled_at_two)
+        assert main([*words, "--out", str(tmp_path / "parts")]) == 75
+    assert main([*words, "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    assert_same_bits(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_another_optimizer_begins_anew(tmp_path, words, whole, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    changed = ["--train.optimizer", "sgd", "--train.momentum", "0.9", "--train.steps", "7", "--accept-changes"]
+    assert main([*words, "--out", str(out), "--resume", *changed]) == 0
+    assert "what adamw remembers is of no use to sgd" in capsys.readouterr().out
+    saved = Checkpoints(out / "checkpoints").newest().tensors["optimizer"]
+    assert {name.partition(".")[0] for name in saved} == {"momentum_buffer"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
@@ -107,6 +126,15 @@ def test_a_disk_that_is_full_is_told_and_the_run_goes_on_when_there_is_room(tmp_
     assert "cannot be written" in message and "Traceback" not in message
     assert main([*words, "--out", str(out), "--resume"]) == 0
     assert_same_bits(whole, out)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_may_not_be_written_is_told(tmp_path, words, whole, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    out.chmod(0o555)
+    assert main([*words, "--out", str(out), "--resume"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
