@@ -71,12 +71,11 @@ class Checkpoints:
         partial = place.with_name(f".{place.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for name, values in tensors.items():
-            write_tensors(partial / f"{name}.safetensors", values)
-        files = {path.name: _content(path) for path in sorted(partial.iterdir())}
-        _write_index(partial, files, progress)
-        for path in partial.iterdir():
-            _to_disk(path)
+        try:
+            _write(partial, tensors, progress)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)  # a full disk needs the room
+            raise
         put_in_place(partial, place)
         _to_disk(self.folder)
         self._prune(step)
@@ -133,6 +132,14 @@ class Checkpoints:
 
 class _DamagedError(Exception):
     """What is wrong with a checkpoint, in a few words."""
+
+
+def _write(place: Path, tensors: Tensors, progress: Mapping[str, Any]) -> None:
+    for name, values in tensors.items():
+        write_tensors(place / f"{name}.safetensors", values)
+    _write_index(place, {path.name: _content(path) for path in sorted(place.iterdir())}, progress)
+    for path in place.iterdir():
+        _to_disk(path)
 
 
 def _read(place: Path) -> Checkpoint:

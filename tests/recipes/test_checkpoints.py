@@ -109,3 +109,4 @@ def test_a_disk_that_is_full_leaves_the_others(checkpoints, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(8, TENSORS, {"step": 8})
     assert checkpoints.newest().progress["step"] == 6
+    assert names(checkpoints) == ["step_00000004", "step_00000006"]
