@@ -82,13 +82,18 @@ class MotionBottleneck(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` in the bottleneck, ``(V, T, N, a)``, prefix tokens included."""
+        return self.activated(self.reduced(tokens))
+
+    def reduced(self, tokens: Tensor) -> Tensor:
+        """The first, linear half of ``hidden``."""
         rows, columns = self.shape.grid
         check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
         self._check_frames(tokens.shape[1])
-        hidden = self.down(tokens)
-        if self.shape.temporal:
-            hidden = hidden + self.temporal
-        return F.gelu(hidden)
+        return self.down(tokens)
+
+    def activated(self, reduced: Tensor) -> Tensor:
+        """The second half of ``hidden``."""
+        return F.gelu(reduced + self.temporal if self.shape.temporal else reduced)
 
     def motion(self, hidden: Tensor) -> Motion:
         """Differences between each frame and the aligned next and previous one; zero at the ends."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .motion import BottleneckShape, MotionBottleneck, Placement, motion_attention
+from .recomputation import recomputed
 
 
 class SmgaAdapter(MotionBottleneck):
@@ -22,11 +23,16 @@ class SmgaAdapter(MotionBottleneck):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` to the same shape."""
-        hidden = self.hidden(tokens)  # (V, T, N, a)
+        within = [p for name, p in self.named_parameters() if not name.startswith(("down.", "up."))]
+        return self.back(recomputed(self._between, self.reduced(tokens), within), tokens)
+
+    def _between(self, reduced: Tensor) -> Tensor:
+        """From what ``down`` gives to what ``up`` takes, ``(V, T, N, a)``."""
+        hidden = self.activated(reduced)
         result = hidden
         if self.shape.reads_motion:
             motion = self.motion(hidden)  # (V, T, N, d)
             result = result + self.signed_values(motion)
             if self.shape.attention:
                 result = result + motion_attention(motion, motion, self.values(hidden))
-        return self.back(result, tokens)
+        return result
