@@ -180,7 +180,7 @@ def run_case(
     episode = task(case.shots, case.queries, options.image_size, options.frames).to(device)
     try:
         step = step_of(case, options, model, episode, budget)
-        _small_step(step, episode)
+        small_step(step, episode)
         model.zero_grad(set_to_none=True)
         memory, seconds = _cost(lambda: step(episode), device)
         if first:
@@ -196,7 +196,7 @@ def run_case(
     return result
 
 
-def _small_step(step: Callable[[Episode], object], episode: Episode) -> None:
+def small_step(step: Callable[[Episode], object], episode: Episode) -> None:
     """One video a class; in a chunk as large as the real one only where that is one."""
     support = torch.stack([episode.support[(episode.support_labels == c).nonzero()[0, 0]] for c in range(2)])
     labels = torch.arange(2, device=support.device)

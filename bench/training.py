@@ -1,15 +1,19 @@
 """A training step on ViT-B/16 shapes: adapters on a frozen backbone against full fine-tuning, and bf16 against float32.
 
-    python -m dmgal.bench.training                                         # an hour of one core, 12 GB of RAM
-    python -m dmgal.bench.training --image-size 64 --frames 2 --steps 1    # roughly, in a minute
+    python -m dmgal.bench.training --threads 2                                      # 10 minutes of 2 cores, 14 GB
+    python -m dmgal.bench.training --threads 2 --image-size 112 --part compiled         # whether torch.compile helps
+    python -m dmgal.bench.training --run RUN --videos data/moving_shapes --part accuracy    # what bf16 does to accuracy
+    python -m dmgal.bench.training --image-size 64 --frames 2                       # roughly, in a minute or two
     python -m dmgal.bench.training --device cuda
 
 A step is forward, backward and AdamW on one 5-way task of noise; the backbone has random weights, on which time and
-memory do not depend. Each case runs in fresh processes, one after the other in rounds, so that what slows the machine
-for a while slows all alike; a step in front is not counted. Time is CPU time on a CPU, wall time on a GPU; memory is
-the most that the process held above what it held before the model was made. What bf16 does to accuracy is measured on
-a trained run: ``--run RUN``, the same episodes of its test classes in both. Writes ``bench/results/training.json``;
-training in two passes is in ``bench/results/memory.json``.
+memory do not depend. Each case runs in a fresh process, one after the other in rounds, so that what slows the machine
+for a while slows all alike; ratios are taken within a round. A step on a small task in front is not counted. Times are
+CPU time over the number of threads, on a GPU wall time; memory is the most that the process held above what it held
+before the model was made. Encoding is that of the task's support videos, as an evaluation does it.
+
+What bf16 does to accuracy is measured on a trained run, the same episodes of its test classes in both. Each call writes
+its part of ``bench/results/training.json`` and leaves the other.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,8 +34,8 @@ import torch
 import tyro
 
 from dmgal.backbones import FrameEncoder, load_backbone
+from dmgal.bench import memory
 from dmgal.bench.measuring import hardware, median_with_interval
-from dmgal.bench.memory import Trained, loss, recognizer, task
 from dmgal.episodes import (
     EpisodeSampler,
     FewShotRecognizer,
@@ -49,21 +54,61 @@ WANTED = {
     "memory_at_most": 0.65,
     "bf16_faster_at_least": 1.9,
 }
-CASES: tuple[tuple[Trained, str], ...] = (
-    ("everything", "float32"),
-    ("adapters", "float32"),
-    ("everything", "bf16"),
-    ("adapters", "bf16"),
-)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to take a step.
+
+    Args:
+        chunk: videos in a chunk of two passes; None: one pass.
+        compiled: the backbone's blocks, by torch.compile.
+    """
+
+    trained: memory.Trained
+    precision: Literal["float32", "bf16"]
+    chunk: int | None = None
+    compiled: bool = False
+
+
+CASES = {
+    "everything_float32": Case("everything", "float32"),
+    "adapters_float32": Case("adapters", "float32"),
+    "adapters_float32_two_passes": Case("adapters", "float32", chunk=1),
+    "everything_bf16": Case("everything", "bf16"),
+    "adapters_bf16": Case("adapters", "bf16"),
+}
+"""bf16 is autocast."""
+COMPILED = {
+    "adapters_float32": CASES["adapters_float32"],
+    "adapters_float32_compiled": Case("adapters", "float32", compiled=True),
+    "adapters_bf16": CASES["adapters_bf16"],
+    "adapters_bf16_compiled": Case("adapters", "bf16", compiled=True),
+}
+RATIOS = {
+    "adapters_over_full_time": ("seconds", "adapters_float32", "everything_float32"),
+    "adapters_over_full_memory": ("peak_mb", "adapters_float32", "everything_float32"),
+    "two_passes_over_full_time": ("seconds", "adapters_float32_two_passes", "everything_float32"),
+    "two_passes_over_full_memory": ("peak_mb", "adapters_float32_two_passes", "everything_float32"),
+    "adapters_over_full_time_in_bf16": ("seconds", "adapters_bf16", "everything_bf16"),
+    "adapters_over_full_memory_in_bf16": ("peak_mb", "adapters_bf16", "everything_bf16"),
+    "float32_over_bf16_training_time": ("seconds", "adapters_float32", "adapters_bf16"),
+    "float32_over_bf16_encoding_time": ("encoding_seconds", "adapters_float32", "adapters_bf16"),
+}
+COMPILED_RATIOS = {
+    "compiled_over_plain_time": ("seconds", "adapters_float32_compiled", "adapters_float32"),
+    "compiled_over_plain_time_in_bf16": ("seconds", "adapters_bf16_compiled", "adapters_bf16"),
+    "compiled_over_plain_memory": ("peak_mb", "adapters_float32_compiled", "adapters_float32"),
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """What is measured."""
 
-    rounds: int = 5
+    rounds: int = 2
     """Processes of each case."""
-    steps: int = 2
+    steps: int = 1
     """On the clock, in each process."""
     shots: int = 1
     queries: int = 1
@@ -73,61 +118,81 @@ class Options:
     threads: int = 1
     device: str = "cpu"
     run: Path | None = None
-    """A run of method/dmgal_adapter on moving shapes, for what bf16 does to its accuracy; None: not measured."""
+    """A run of method/dmgal_adapter on moving shapes, for what bf16 does to its accuracy."""
     videos: Path = Path("data/moving_shapes")
     """Its videos."""
     episodes: int = 10_000
     out: Path = Path(__file__).parent / "results" / "training.json"
-    part: Literal["all", "step"] = "all"
-    """This and what follows are set for the processes that measure."""
-    trained: Trained = "adapters"
-    precision: str = "float32"
+    part: Literal["steps", "compiled", "accuracy", "one case"] = "steps"
+    """The last is for the processes that measure."""
+    case: str = "adapters_float32"
 
 
-def measure_step(options: Options) -> dict[str, float]:
-    """In this process: median seconds of a step, and the most memory."""
+def measure_case(options: Options) -> dict[str, float]:
+    """In this process: median seconds of a step, the most memory, and seconds of encoding the support videos."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    case = {**CASES, **COMPILED}[options.case]
     device = torch.device(options.device)
     before = _held_mb(device)
-    model = recognizer(options.trained, options.image_size, options.frames).to(device)
-    episode = task(options.shots, options.queries, options.image_size, options.frames).to(device)
+    model = memory.recognizer(case.trained, options.image_size, options.frames).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    bf16 = options.precision == "bf16"
+    way: Literal["plain", "two passes"] = "plain" if case.chunk is None else "two passes"
+    gradient = memory.step_of(
+        memory.Case(case.trained, options.shots, options.queries, way, case.chunk),
+        memory.Options(precision=case.precision, device=options.device),
+        model,
+    )
+    episode = memory.task(options.shots, options.queries, options.image_size, options.frames).to(device)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
-            output = model(episode)
-        loss(output, episode).backward()
+        gradient(episode)
         optimizer.step()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
 
-    step()
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    seconds = []
-    for _ in range(options.steps):
-        start = clock()
+    memory.small_step(gradient, episode)
+    optimizer.step()  # makes its moments
+    if case.compiled:
+        for block in model.encoder._blocks():  # type: ignore[attr-defined]
+            block.compile()
         step()
-        seconds.append(clock() - start)
-    return {"seconds": statistics.median(seconds), "peak_mb": _peak_mb(device) - before}
+    seconds = [_seconds(step, device, options.threads) for _ in range(options.steps)]
+    result = {"seconds": statistics.median(seconds), "peak_mb": _peak_mb(device) - before}
+    if case == CASES["adapters_float32"] or case == CASES["adapters_bf16"]:
+        model.eval()
+
+        def encode() -> None:
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):
+                model.encode(episode.support)
+
+        result["encoding_seconds"] = _seconds(encode, device, options.threads)
+    return result
 
 
-def measure_all(options: Options) -> dict[str, Any]:
-    """Every case in turn, round by round; ratios are taken within a round."""
-    found: dict[str, list[dict[str, float]]] = {f"{trained}_{precision}": [] for trained, precision in CASES}
+def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
+    """Every case in turn, round by round."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for _ in range(options.rounds):
-        for trained, precision in CASES:
-            one = replace(options, part="step", trained=trained, precision=precision, run=None)
-            words = [sys.executable, "-m", "dmgal.bench.training", *_flags(one)]
+        for name in found:
+            words = [
+                sys.executable,
+                "-m",
+                "dmgal.bench.training",
+                *_flags(replace(options, part="one case", case=name)),
+            ]
             printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[f"{trained}_{precision}"].append(json.loads(printed.splitlines()[-1]))
-    cases = {
-        name: {key: median_with_interval([result[key] for result in results]) for key in results[0]}
-        for name, results in found.items()
+            found[name].append(json.loads(printed.splitlines()[-1]))
+            print(name, found[name][-1], flush=True)
+    return {
+        "cases": {
+            name: {key: median_with_interval([result[key] for result in results]) for key in results[0]}
+            for name, results in found.items()
+        },
+        "ratios": {
+            name: median_with_interval([a[key] / b[key] for a, b in zip(found[one], found[other], strict=True)])
+            for name, (key, one, other) in ratios.items()
+        },
     }
-    return {"cases": cases, "ratios": _ratios(found)}
 
 
 def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dict[str, Any]:
@@ -138,7 +203,7 @@ def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dic
     model = FewShotRecognizer(FrameEncoder(backbone), BiMHM(center="video", eps=0.0)).to(device)
     catalog = VideoCatalog.from_csv(videos / "split.csv", videos).split("test")
     clips = VideoDataset(catalog, 8, TestTransform(model.encoder.image_size[0]))
-    sampler = EpisodeSampler(catalog.labels, 5, 1, 1, episodes, 0, catalog.class_names)
+    sampler = EpisodeSampler(catalog.labels, memory.WAYS, 1, 1, episodes, 0, catalog.class_names)
     results = {}
     for precision in ("float32", "bf16"):
         with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
@@ -153,22 +218,17 @@ def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dic
     }
 
 
-def _ratios(found: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
-    def ratio(one: str, other: str, key: str) -> dict[str, Any]:
-        return median_with_interval([a[key] / b[key] for a, b in zip(found[one], found[other], strict=True)])
-
-    return {
-        "adapters_over_full_time": ratio("adapters_float32", "everything_float32", "seconds"),
-        "adapters_over_full_memory": ratio("adapters_float32", "everything_float32", "peak_mb"),
-        "adapters_over_full_time_in_bf16": ratio("adapters_bf16", "everything_bf16", "seconds"),
-        "adapters_over_full_memory_in_bf16": ratio("adapters_bf16", "everything_bf16", "peak_mb"),
-        "float32_over_bf16_time": ratio("adapters_float32", "adapters_bf16", "seconds"),
-    }
-
-
 def _flags(options: Options) -> list[str]:
     values = {name: value for name, value in asdict(options).items() if value is not None}
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _conditions(options: Options) -> dict[str, Any]:
+    names = ("rounds", "steps", "shots", "queries", "image_size", "frames", "threads", "device")
+    return {
+        "hardware": hardware() | {"threads": options.threads},
+        "options": {name: getattr(options, name) for name in names},
+    }
 
 
 def _held_mb(device: torch.device) -> float:
@@ -189,22 +249,37 @@ def _peak_mb(device: torch.device) -> float:
     return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
+def _seconds(work: Callable[[], None], device: torch.device, threads: int) -> float:
+    """CPU time, which leaves out what other processes take, for each thread; on a GPU wall time."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    start = clock()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return (clock() - start) / (threads if device.type == "cpu" else 1)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and write."""
     options = tyro.cli(Options, args=argv, description=__doc__)
-    if options.part == "step":
-        print(json.dumps(measure_step(options)))
+    if options.part == "one case":
+        print(json.dumps(measure_case(options)))
         return
-    report: dict[str, Any] = {
-        "what": "training step of one task, ViT-B/16 shapes: DMGAL-Adapters on a frozen backbone, and full fine-tuning",
-        "hardware": hardware(),
-        "options": {
-            name: value for name, value in asdict(options).items() if name not in ("out", "run", "videos", "part")
-        },
-        **measure_all(options),
-        "wanted": WANTED,
-    }
-    if options.run is not None:
+    report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    if options.part == "steps":
+        report |= {
+            "what": "training step of one 5-way task, ViT-B/16 shapes: DMGAL-Adapters on a frozen backbone, and full "
+            "fine-tuning of the bare one",
+            "wanted": WANTED,
+            **_conditions(options),
+            **measure(options, CASES, RATIOS),
+        }
+    elif options.part == "compiled":
+        report["compiled"] = {**_conditions(options), **measure(options, COMPILED, COMPILED_RATIOS)}
+    else:
+        assert options.run is not None, "--part accuracy needs --run"
         report["accuracy_in_bf16"] = accuracy_in_bf16(options.run, options.videos, options.episodes, options.device)
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))

@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from torch import nn
+from small_models import small_recognizer
 
 from dmgal.bench import memory, memory_table
 
 
-class Small:
-    """Where ViT-B/16 would be too much."""
-
-    def __call__(self, trained, image_size, frames, checkpointed=False):
-        import peft
-
-        from dmgal.adapters import DmgalConfig
-        from dmgal.backbones import FrameEncoder, load_backbone
-        from dmgal.episodes import FewShotRecognizer
-        from dmgal.episodes.heads import BiMHM
-
-        model: nn.Module = load_backbone("tiny-clip").requires_grad_(trained == "everything")
-        if trained == "adapters":
-            model = peft.get_peft_model(model, DmgalConfig(num_frames=frames))
-        encoder = FrameEncoder(model, checkpoint_blocks=checkpointed)
-        return FewShotRecognizer(encoder, BiMHM(center="video", logit_scale=10.0)).train()
-
-
 def test_every_case_is_measured_and_has_the_plain_gradients(monkeypatch, tmp_path):
-    monkeypatch.setattr(memory, "recognizer", Small())
+    monkeypatch.setattr(memory, "recognizer", small_recognizer)
     options = memory.Options(shots=(2,), shares=(0.0, 0.3), image_size=48, threads=1)
     (cases,) = memory.tasks(options)
     assert [(case.way, case.share) for case in cases] == [
@@ -55,7 +37,7 @@ def test_medians_over_rounds():
 
 def test_the_reasoned_table(monkeypatch):
     monkeypatch.setattr(memory_table, "IMAGE_SIZE", 48)
-    rows = memory_table.reasoned_table(Small(), memory.task, memory.loss)
+    rows = memory_table.reasoned_table(small_recognizer, memory.task, memory.loss)
     assert len(rows) == 2 * 2 * 4
     for row in rows:
         gb, sizes = row["gb"], row["mb"]["of_a_video"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from trainings import losses, validations
 
+from dmgal.bench import memory, training
 from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_recognizer
@@ -78,6 +80,20 @@ def test_only_what_is_frozen_is_kept_in_bf16(tmp_path):
 def test_what_cannot_be_is_told(recipe):
     with pytest.raises(DmgalError, match="what to do"):
         autocast_of(recipe, torch.device("cpu"))
+
+
+def test_the_bench_pairs_accuracies_in_bf16_and_keeps_what_was_measured_before(
+    tmp_path, frame_folders, in_float32, monkeypatch
+):
+    monkeypatch.setattr(memory, "WAYS", 2)
+    out = tmp_path / "training.json"
+    out.write_text('{"ratios": 1}')
+    where = ["--run", str(in_float32), "--videos", str(frame_folders), "--out", str(out)]
+    training.main(["--part", "accuracy", "--episodes", "20", *where])
+    report = json.loads(out.read_text())
+    found = report["accuracy_in_bf16"]
+    assert report["ratios"] == 1 and found["episodes"] == 20
+    assert found["difference_points"] == pytest.approx(found["bf16_percent"] - found["float32_percent"], abs=2e-3)
 
 
 @pytest.mark.slow
