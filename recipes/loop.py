@@ -133,6 +133,8 @@ class Trainer:
                 if self._is_over():
                     break
                 asked = time.perf_counter()
+        if self.bad_losses.total:
+            self.tracking.say(f"{self.bad_losses.total} of {progress.step} steps were left out for a bad loss")
         self._data.tell_skipped()
         self._validation.tell_skipped()
 

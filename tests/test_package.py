@@ -31,6 +31,7 @@ DATA = (
     "backbones/tiny_clip/*.safetensors",
     "episodes/splits/*.csv.gz",
     "recipes/configs/**/*.yaml",
+    "recipes/configs/launch/*.sh",
 )
 OTHER_FOLDERS = {"tests", "examples", "build", "dist", "__pycache__"}
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
+from trainings import log
 
+from dmgal.episodes import VideoCatalog
+from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
 from dmgal.recipes.bad_losses import NEEDED, BadLosses
-from dmgal.recipes.config import TrainConfig
+from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.train import run
 
 
 def policy(**options) -> BadLosses:
@@ -55,3 +60,49 @@ def test_stop_means_the_first():
     seen = policy(on_bad_loss="stop")
     with pytest.raises(DmgalError, match="not a finite number"):
         seen.check(seen.verdict(math.nan, 1.0), 1, last=False)
+
+
+class Broken(BiMHM):
+    """Some of its training steps give no number."""
+
+    def __init__(self, *bad: int) -> None:
+        super().__init__()
+        self.bad, self.step = bad, 0
+
+    def compare(self, support, labels, query):
+        output = super().compare(support, labels, query)
+        if self.training:
+            self.step += 1
+            if self.step in self.bad:
+                return replace(output, logits=output.logits * math.nan)
+        return output
+
+
+def trained_with(head, tmp_path, frame_folders, **options):
+    recipe = Recipe(
+        data=DataConfig(num_workers=0, keep_in_memory=True),
+        adapter={"peft_type": "DMGAL"},
+        episode=EpisodeConfig(n_way=2, n_query=1),
+        train=TrainConfig(steps=5, validate_every=5, validation_episodes=2, **options),
+    )
+    catalog = VideoCatalog.from_folders(frame_folders)
+    return run(recipe, tmp_path / "run", catalog=catalog, head=head, quiet=True)
+
+
+def test_a_training_leaves_out_bad_steps_and_says_and_counts_them(tmp_path, frame_folders, capsys):
+    folder = trained_with(Broken(2, 3), tmp_path, frame_folders)
+    entries = log(folder.folder)
+    assert [entry["step"] for entry in entries if "loss" in entry] == [1, 4, 5]
+    assert [(entry["step"], entry["bad_steps_in_a_row"]) for entry in entries if "bad_step" in entry] == [
+        (2, 1),
+        (3, 2),
+    ]
+    assert all(math.isfinite(entry["loss"]) for entry in entries if "loss" in entry)
+    printed = capsys.readouterr().out
+    assert "step 3: the loss is not a finite number (nan); the step is left out (2 in a row, 10 end the run)" in printed
+    assert "2 of 5 steps were left out for a bad loss" in printed
+
+
+def test_a_training_that_has_come_apart_ends(tmp_path, frame_folders):
+    with pytest.raises(DmgalError, match=r"at step 4; 3 bad step\(s\) in a row"):
+        trained_with(Broken(2, 3, 4), tmp_path, frame_folders, max_bad_losses=3)

@@ -1,10 +1,10 @@
 #!/bin/bash
-# A training on several nodes under Slurm, which goes on by itself after a pre-emption or the end of its time.
+# Several nodes under Slurm (untested on a cluster; tested with stand-ins for srun and scontrol, two gloo processes).
+# The training goes on by itself after a pre-emption or the end of its time.
 #   sbatch --nodes 2 --gpus-per-node 4 --ntasks-per-node 4 --time 04:00:00 recipes/configs/launch/slurm.sh \
 #     method/dmgal_adapter data/ssv2_small --train.tasks-per-step 8 --out RUN
 # RUN lies on a disk that all nodes share. One task is one process and one GPU. Slurm sends SIGUSR1 90 seconds before the
 # end; the training saves within a step and leaves with code 75, and the job is put into the queue again.
-# Tested with stand-ins for srun and scontrol on one machine (two processes, gloo); untested on a cluster.
 #SBATCH --job-name=dmgal
 #SBATCH --signal=USR1@90
 #SBATCH --requeue
