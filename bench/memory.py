@@ -107,7 +107,12 @@ def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: boo
 
     from dmgal.adapters import DmgalConfig
 
-    sizes = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    sizes: dict[str, Any] = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+    }
     model: Any = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=image_size, patch_size=16))
     model.requires_grad_(trained == "everything")
     if trained == "adapters":

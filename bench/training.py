@@ -138,12 +138,14 @@ def measure_case(options: Options) -> dict[str, float]:
     model = memory.recognizer(case.trained, options.image_size, options.frames).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     way: Literal["plain", "two passes"] = "plain" if case.chunk is None else "two passes"
-    gradient = memory.step_of(
-        memory.Case(case.trained, options.shots, options.queries, way, case.chunk),
-        memory.Options(precision=case.precision, device=options.device),
-        model,
-    )
     episode = memory.task(options.shots, options.queries, options.image_size, options.frames).to(device)
+    gradient = memory.step_of(
+        memory.Case(case.trained, options.shots, options.queries, way),
+        memory.Options(precision=case.precision, device=options.device, chunk=case.chunk or 1),
+        model,
+        episode,
+        budget=None,
+    )
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)

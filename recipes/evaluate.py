@@ -168,8 +168,7 @@ def evaluate_tasks(
         if protocol.until is None or like is not None:
             found[name] = evaluate_shared(*arguments, dtype=encoded.dtype)
         else:  # one process after the other would look at the interval: each answers all
-            options = {"until": protocol.until, "at_least": protocol.episodes, "dtype": encoded.dtype}
-            found[name] = evaluate(*arguments, **options)
+            found[name] = evaluate(*arguments, until=protocol.until, at_least=protocol.episodes, dtype=encoded.dtype)
     return found
 
 

@@ -85,7 +85,8 @@ def test_two_launched_processes_encode_and_answer_together(runs, tmp_path, one_t
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "1060", "--cache", str(tmp_path / "cache")]
+    words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "1060"]
+    words += ["--cache", str(tmp_path / "cache")]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, *words]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
