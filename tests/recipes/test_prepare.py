@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 import yaml
+from preparing import prepare, report, summary
 
 from dmgal.cli import main
 from dmgal.episodes.split_files import read_rows
@@ -54,19 +55,6 @@ def videos(tmp_path, sound) -> Path:
             (tmp_path / "videos" / folder / f"{video}.mp4").write_bytes(content)
     (tmp_path / "videos/val/run/cut early.mp4").write_bytes(sound[: len(sound) // 4])
     return tmp_path / "videos"
-
-
-def prepare(*words: str | Path) -> int:
-    return main(["prepare", *map(str, words), "--quiet", "--workers", "1"])
-
-
-def report(out: Path) -> dict[str, tuple[int, str]]:
-    with (out / "report.csv").open(newline="") as file:
-        return {row["video"]: (int(row["frames"]), row["problem"]) for row in csv.DictReader(file)}
-
-
-def summary(out: Path) -> dict:
-    return json.loads((out / "summary.json").read_text())
 
 
 def test_class_folders_are_checked_and_told(tmp_path, videos, capsys):
@@ -305,26 +293,6 @@ def test_evaluation_leaves_no_dead_end(tmp_path, frame_folders, data_flags, capf
         assert "skipped 1 of 16 videos" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ([], "Nothing says where the videos are"),
-        (["--root", "nowhere"], "folder of the videos is missing"),
-        (["--dataset", "ucf101", "--root", "nowhere"], "folder of the videos is missing"),
-        (["--dataset", "ucf101", "--root", ".", "--split-file", "x.csv"], "one split only"),
-        (["no/such_layer"], "layer was not found"),
-        (["--root", ".", "--num-frames", "0"], "received: --num-frames 0\n"),
-        (["--root", ".", "--seconds-per-video", "0"], "received: --seconds-per-video 0\n"),
-    ],
-)
-def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
-    monkeypatch.chdir(tmp_path)
-    assert prepare(*words) == 2
-    told = capsys.readouterr().err
-    assert message in told and "what to do: " in told
-    assert not list(tmp_path.iterdir()), "nothing is made before something was found"
-
-
 @pytest.mark.parametrize("workers", ["0", "-2"])
 def test_workers_that_make_no_sense(tmp_path, videos, capsys, workers):
     assert main(["prepare", "--root", str(videos), "--out", str(tmp_path / "out"), "--workers", workers]) == 2
@@ -339,14 +307,6 @@ def test_a_reader_that_has_read_enough_is_no_trouble_with_the_disk(tmp_path, vid
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_a_download_of_something_else(tmp_path, capsys):
-    (tmp_path / "holiday.mp4").write_bytes(b"")
-    assert prepare("--dataset", "ucf101", "--root", tmp_path, "--out", tmp_path / "out") == 2
-    told = capsys.readouterr().err
-    assert "No video of ucf101 was found" in told and "v_ApplyEyeMakeup_g01" in told
-    assert "1 other video, such as holiday.mp4, is in " in told and not (tmp_path / "out").exists()
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path, videos, capsys):
@@ -379,40 +339,3 @@ def test_an_interruption_while_processes_start_is_one_line(tmp_path, videos, com
     last = told.decode().replace("\r", "\n").strip().splitlines()[-1]
     assert process.returncode == 130 and last == "interrupted: the same command goes on from there"
     assert b"Traceback" not in told and b"KeyboardInterrupt" not in told
-
-
-def test_help_helps(capsys):
-    with pytest.raises(SystemExit) as ended:
-        main(["prepare", "--help"])
-    assert not ended.value.code
-    told = " ".join(capsys.readouterr().out.split())
-    for words in (
-        "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
-        "report.csv",
-        "missing.csv",
-        "found.csv",
-        "checked.jsonl",
-        "goes on where it was",
-    ):
-        assert words in told
-
-
-def test_real_videos(tmp_path, test_data, capsys):
-    cases = test_data / "videos" / "decoder_cases"
-    assert prepare("--root", cases, "--out", tmp_path / "cases") == 0
-    found = report(tmp_path / "cases")
-    assert found.pop("truncated_28_of_50_frames.mp4")[0] == 28
-    assert {video: frames for video, (frames, _) in found.items()} == {"empty.flv": 0, "not_a_video.mp4": 0}
-    assert prepare("--root", test_data / "videos" / "ssv2_mini", "--out", tmp_path / "mini") == 0
-    assert summary(tmp_path / "mini") | {"num_frames": 8} == {
-        "dataset": None,
-        "videos": 150,
-        "missing": 0,
-        "num_frames": 8,
-        "sound": 150,
-        "salvaged": 0,
-        "bad": 0,
-    }
-    words = ["--dataset", "ssv2_full", "--root", test_data / "videos", "--out", tmp_path / "full", "--no-check"]
-    assert prepare(*words) == 0
-    assert sum(summary(tmp_path / "full")["found"].values()) == 150

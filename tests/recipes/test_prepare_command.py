@@ -1,0 +1,73 @@
+"""The command ``dmgal prepare``: mistakes, help, and what it says of real videos."""
+
+from __future__ import annotations
+
+import pytest
+from preparing import prepare, report, summary
+
+from dmgal.cli import main
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "Nothing says where the videos are"),
+        (["--root", "nowhere"], "folder of the videos is missing"),
+        (["--dataset", "ucf101", "--root", "nowhere"], "folder of the videos is missing"),
+        (["--dataset", "ucf101", "--root", ".", "--split-file", "x.csv"], "one split only"),
+        (["no/such_layer"], "layer was not found"),
+        (["--root", ".", "--num-frames", "0"], "received: --num-frames 0\n"),
+        (["--root", ".", "--seconds-per-video", "0"], "received: --seconds-per-video 0\n"),
+    ],
+)
+def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    assert prepare(*words) == 2
+    told = capsys.readouterr().err
+    assert message in told and "what to do: " in told
+    assert not list(tmp_path.iterdir()), "nothing is made before something was found"
+
+
+def test_a_download_of_something_else(tmp_path, capsys):
+    (tmp_path / "holiday.mp4").write_bytes(b"")
+    assert prepare("--dataset", "ucf101", "--root", tmp_path, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "No video of ucf101 was found" in told and "v_ApplyEyeMakeup_g01" in told
+    assert "1 other video, such as holiday.mp4, is in " in told and not (tmp_path / "out").exists()
+
+
+def test_help_helps(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["prepare", "--help"])
+    assert not ended.value.code
+    told = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
+        "report.csv",
+        "missing.csv",
+        "found.csv",
+        "checked.jsonl",
+        "goes on where it was",
+    ):
+        assert words in told
+
+
+def test_real_videos(tmp_path, test_data, capsys):
+    cases = test_data / "videos" / "decoder_cases"
+    assert prepare("--root", cases, "--out", tmp_path / "cases") == 0
+    found = report(tmp_path / "cases")
+    assert found.pop("truncated_28_of_50_frames.mp4")[0] == 28
+    assert {video: frames for video, (frames, _) in found.items()} == {"empty.flv": 0, "not_a_video.mp4": 0}
+    assert prepare("--root", test_data / "videos" / "ssv2_mini", "--out", tmp_path / "mini") == 0
+    assert summary(tmp_path / "mini") | {"num_frames": 8} == {
+        "dataset": None,
+        "videos": 150,
+        "missing": 0,
+        "num_frames": 8,
+        "sound": 150,
+        "salvaged": 0,
+        "bad": 0,
+    }
+    words = ["--dataset", "ssv2_full", "--root", test_data / "videos", "--out", tmp_path / "full", "--no-check"]
+    assert prepare(*words) == 0
+    assert sum(summary(tmp_path / "full")["found"].values()) == 150
