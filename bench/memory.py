@@ -1,6 +1,6 @@
 """Memory and time of a training step: plain, with checkpointed blocks, and in two passes; ViT-B/16 with random weights.
 
-    python -m dmgal.bench.memory                                            # on two cores, see README
+    python -m dmgal.bench.memory                                            # on two cores: minutes
     python -m dmgal.bench.memory --image-size 64 --frames 2 --rounds 1      # a quick look
     python -m dmgal.bench.memory --frames 8                                 # as in the field: needs 25 GB of RAM
     python -m dmgal.bench.memory --device cuda --frames 8 --queries 1 5 --card-gb 24  # a GPU, as if it had 24 GB
@@ -73,8 +73,8 @@ class Options:
     chunk: int = 1
     shares: tuple[float, ...] = (0.0, 0.17)
     trained: tuple[Trained, ...] = ("adapters",)
-    image_size: int = 112
-    frames: int = 4
+    image_size: int = 224
+    frames: int = 2
     rounds: int = 3
     threads: int = 2
     device: str = "cpu"
