@@ -73,7 +73,12 @@ def encode_split(
         bad = tuple(clips.bad_videos.met)
     else:
         cache = state_cache(recognizer, recipe, catalog, keep, split, device)
-        found = cache.fill(recognizer, clips, workers, device, progress, keep.processes, lambda: clips.bad_videos.met)
+        try:
+            found = cache.fill(
+                recognizer, clips, workers, device, progress, keep.processes, lambda: clips.bad_videos.met
+            )
+        except OSError as error:
+            raise _cannot_be_kept(cache.folder, error) from error
         states, bad = found.states, found.bad
         if progress and not keep.processes.rank:
             _tell_found(found, len(catalog), cache.folder)
@@ -138,6 +143,15 @@ def _refuse_several(processes: Processes) -> None:
             expected="states kept on disk, or one process",
             remedy="leave --states out, or do not launch several processes",
         )
+
+
+def _cannot_be_kept(folder: Path, error: OSError) -> DmgalError:
+    return DmgalError(
+        "The states of the videos cannot be kept.",
+        received=f"{folder}: {error.strerror or error}",
+        expected="a folder that may be written",
+        remedy="pass --cache with another folder, or --states memory",
+    )
 
 
 def _tell_found(found: CachedStates, num_videos: int, folder: Path) -> None:

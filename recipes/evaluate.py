@@ -167,7 +167,7 @@ def evaluate_tasks(
         arguments = recognizer, encoded.states, sampler, launched_device(), progress, data
         if protocol.until is None or like is not None:
             found[name] = evaluate_shared(*arguments, dtype=encoded.dtype)
-        else:  # one process after the other would look at the interval: each answers all
+        else:  # whoever looks at the interval has to have all that was answered before
             found[name] = evaluate(*arguments, until=protocol.until, at_least=protocol.episodes, dtype=encoded.dtype)
     return found
 

@@ -139,7 +139,7 @@ class Run:
 
     def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
         path = self.folder / "results" / f"{name}.json"
-        with writing(self.folder):
+        with writing(self.folder, "the result stands above; make room, or copy the run to where it may be written"):
             path.parent.mkdir(exist_ok=True)
             write_text(path, json.dumps(result, indent=2) + "\n")
         return path
@@ -179,7 +179,9 @@ def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing(
+    folder: Path, remedy: str = "make room or give another --out; --resume goes on from the last checkpoint"
+) -> Iterator[None]:
     """Turns what a file system says against writing into a DmgalError."""
     try:
         yield
@@ -188,7 +190,7 @@ def writing(folder: Path) -> Iterator[None]:
             "This run folder cannot be written.",
             received=f"{folder}: {error.strerror or error}",
             expected="a folder on a disk that has room and may be written",
-            remedy="make room or give another --out; --resume goes on from the last checkpoint",
+            remedy=remedy,
         ) from error
 
 
