@@ -25,9 +25,9 @@ def exclusively(lock_file: Path, while_waiting: Callable[[], None]) -> Iterator[
     """
     handle = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not _try_lock(handle):
+        if not try_lock(handle):
             while_waiting()
-            while not _try_lock(handle):
+            while not try_lock(handle):
                 time.sleep(SECONDS_BETWEEN_TRIES)
         yield
     finally:
@@ -37,7 +37,8 @@ def exclusively(lock_file: Path, while_waiting: Callable[[], None]) -> Iterator[
 if sys.platform == "win32":
     import msvcrt
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int, of_process: bool = False) -> bool:
+        """See below; here a lock is that of the process in any case."""
         try:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         except OSError:
@@ -47,9 +48,11 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-    def _try_lock(handle: int) -> bool:
+    def try_lock(handle: int, of_process: bool = False) -> bool:
+        """Whether an open file could be locked at once: for whoever holds the file open, forks too, or one process."""
+        lock = fcntl.lockf if of_process else fcntl.flock
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             return False
         return True

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dmgal.episodes.exclusive import try_lock
 from dmgal.errors import DmgalError
 
 
@@ -24,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
     """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not _try_lock(handle):
+        if not try_lock(handle, of_process=True):
             holder = os.read(handle, 32).decode(errors="replace").strip()
             raise DmgalError(
                 "This run folder is in use.",
@@ -37,24 +37,3 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def _try_lock(handle: int) -> bool:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
