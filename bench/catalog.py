@@ -27,8 +27,8 @@ import numpy as np
 
 from dmgal.bench.measuring import hardware
 from dmgal.episodes import EpisodeSampler, VideoCatalog
-from dmgal.episodes.check_log import CheckLog
-from dmgal.episodes.checking import CheckedVideo
+from dmgal.episodes.catalogs.check_log import CheckLog
+from dmgal.episodes.catalogs.checking import CheckedVideo
 
 OUT = Path(__file__).parent / "results" / "catalog.json"
 CLASSES = 700

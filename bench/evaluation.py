@@ -42,12 +42,12 @@ from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer, evaluate
 from dmgal.episodes.cache import StateCache
-from dmgal.episodes.cache_key import describe
 from dmgal.episodes.evaluation import TASKS_AT_A_TIME
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.sampler import EpisodeIndices
-from dmgal.episodes.sides import compare_tasks, encode_sides, sides, videos_at_a_time
-from dmgal.episodes.store_blocks import checksum
+from dmgal.episodes.states.cache_key import describe
+from dmgal.episodes.states.sides import compare_tasks, encode_sides, sides, videos_at_a_time
+from dmgal.episodes.stores.store_blocks import checksum
 
 FRAMES, WAYS, CLASSES, SHOTS = 8, 5, 24, (1, 5)
 WANTED = {("smga", 1): 38.0, ("smga", 5): 100.0, ("cmga", 1): 33.0, ("cmga", 5): 80.0}

@@ -27,11 +27,11 @@ from torch import Tensor
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, Estimate, FewShotRecognizer, VideoCatalog, encode_videos
-from dmgal.episodes.augmented_views import AugmentedViews
-from dmgal.episodes.gallery_task import GalleryTask
+from dmgal.episodes.galleries.augmented_views import AugmentedViews
+from dmgal.episodes.galleries.gallery_task import GalleryTask
+from dmgal.episodes.galleries.rejection import best_logits, find_rejection
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.rejection import best_logits, find_rejection
-from dmgal.episodes.sides import encode_sides
+from dmgal.episodes.states.sides import encode_sides
 from dmgal.recipes.build import build_catalog, test_clips
 from dmgal.recipes.evaluate import load_run
 from dmgal.recipes.runs import Run

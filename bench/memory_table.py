@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dmgal.backbones import VideoState
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
-from dmgal.episodes.device_memory import memory_of
-from dmgal.episodes.kept_results import keeping_products
+from dmgal.episodes.little_memory.device_memory import memory_of
+from dmgal.episodes.little_memory.kept_results import keeping_products
 
 CARD, CONTEXT = 24e9, 0.8e9
 """Bytes of the card; of them, what CUDA and its libraries take (an assumption)."""

@@ -31,10 +31,10 @@ from torch import Tensor
 from dmgal.backbones import tiny_clip
 from dmgal.backbones.tiny_clip.drawing import Poses, draw, random_appearance
 from dmgal.bench.measuring import hardware
-from dmgal.episodes.motion_oracle import classify_trajectories
-from dmgal.episodes.motions import all_motions, split_motions
-from dmgal.episodes.moving_shapes import VERSION, generate_moving_shapes
-from dmgal.episodes.moving_shapes_clips import MEDIAN_SIZE, MovingShapes
+from dmgal.episodes.shapes.motion_oracle import classify_trajectories
+from dmgal.episodes.shapes.motions import all_motions, split_motions
+from dmgal.episodes.shapes.moving_shapes import VERSION, generate_moving_shapes
+from dmgal.episodes.shapes.moving_shapes_clips import MEDIAN_SIZE, MovingShapes
 from dmgal.episodes.video import read_clip
 
 RESULT = Path(__file__).parent / "results" / "moving_shapes_checks.json"

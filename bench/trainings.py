@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dmgal.episodes.moving_shapes import generate_moving_shapes
+from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from tqdm import tqdm
 
 from ..backbones.video_state import VideoState
 from ..errors import DmgalError
-from .cache_key import differences, refuse_other
 from .exclusive import exclusively
 from .listing import listed
 from .recognizer import FewShotRecognizer
-from .sides import check_states_can_be_kept, encode_sides
-from .store_blocks import checksum
+from .states.cache_key import differences, refuse_other
+from .states.sides import check_states_can_be_kept, encode_sides
+from .stores.store_blocks import checksum
 
 KEY = "key.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)

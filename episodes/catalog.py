@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from ..errors import DmgalError
-from .catalog_columns import CatalogColumns
-from .list_formats import read_lists
+from .catalogs.catalog_columns import CatalogColumns
+from .catalogs.list_formats import read_lists
+from .catalogs.packed_names import PackedNames
+from .catalogs.split_files import SPLITS, looks_like_split_file, read_rows, write_rows
+from .catalogs.video_files import VIDEO_EXTENSIONS, VideoFinder, subfolders, videos_in
 from .listing import NAMES_SHOWN, listed, printable
-from .packed_names import PackedNames
-from .split_files import SPLITS, looks_like_split_file, read_rows, write_rows
-from .video_files import VIDEO_EXTENSIONS, VideoFinder, subfolders, videos_in
 
 OnMissing = Callable[[str, str, str], None]
 

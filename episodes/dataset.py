@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import DmgalError
-from .bad_videos import BadVideos, OnBadVideo
 from .catalog import VideoCatalog
+from .catalogs.bad_videos import BadVideos, OnBadVideo
 from .episode import Episode
 from .frames import random_frames, uniform_frames
 from .sampler import EpisodeIndices, hashed_seed

@@ -18,10 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..backbones.video_state import VideoState
-from .pair_scores import TABLE_GAIN, look_up, pair_table, why_no_pair_scores
 from .recognizer import FewShotRecognizer
 from .sampler import EpisodeIndices, TaskSampler
-from .sides import check_states_can_be_kept, compare_tasks, encode_sides, sides, videos_at_a_time
+from .states.pair_scores import TABLE_GAIN, look_up, pair_table, why_no_pair_scores
+from .states.sides import check_states_can_be_kept, compare_tasks, encode_sides, sides, videos_at_a_time
 
 TASKS_AT_A_TIME = 64
 BYTES_AT_A_TIME = 2**25

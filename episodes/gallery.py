@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..backbones.video_state import VideoState
 from ..errors import DmgalError
+from .galleries.rejection import Rejection
 from .listing import listed, printable
-from .rejection import Rejection
 
 
 @dataclass(frozen=True, eq=False, repr=False)

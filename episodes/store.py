@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .catalog import VideoCatalog
+from .catalogs.video_identity import stamp
 from .listing import listed
-from .store_blocks import BlockReader, checksum, latest, read_records
-from .store_build import PartReport, build_store
-from .store_content import DamagedBlockError, EvaluationClips, TrainingFrames, damage, unpack
-from .store_key import REMEDY, read_key, refuse, refuse_other
+from .stores.store_blocks import BlockReader, checksum, latest, read_records
+from .stores.store_build import PartReport, build_store
+from .stores.store_content import DamagedBlockError, EvaluationClips, TrainingFrames, damage, unpack
+from .stores.store_key import REMEDY, read_key, refuse, refuse_other
 from .video import ChooseFrames, DecoderName, VideoError
-from .video_identity import stamp
 
 __all__ = ["EvaluationClips", "PartReport", "StoredClips", "StoredFrames", "TrainingFrames", "build_store"]
 

@@ -26,11 +26,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..backbones.video_state import VideoState
 from ..errors import DmgalError
-from .device_memory import free_bytes, is_out_of_memory, memory_of
 from .episode import Episode, EpisodeOutput
-from .frozen_start import FrozenStart
-from .kept_results import CostlyResults, Result, dearest, keeping, keeping_products
-from .random_state import RandomState
+from .little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
+from .little_memory.frozen_start import FrozenStart
+from .little_memory.kept_results import CostlyResults, Result, dearest, keeping, keeping_products
+from .little_memory.random_state import RandomState
 from .recognizer import FewShotRecognizer
 
 SHARE = 0.7

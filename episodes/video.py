@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ..errors import DmgalError
-from .frame_images import FrameFolder, FrameZip
-from .pyav_video import PyAVVideo
-from .video_decoder import (
+from .decoding.frame_images import FrameFolder, FrameZip
+from .decoding.pyav_video import PyAVVideo
+from .decoding.video_decoder import (
     MAX_PIXELS,
     StaleFrameCountError,
     VideoDecoder,

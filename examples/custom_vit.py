@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.dataset import EpisodeDataset
-from dmgal.episodes.moving_shapes import generate_moving_shapes
+from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
 from dmgal.recipes.build import build_catalog, test_transform
 from dmgal.recipes.config import DataConfig, Recipe, TrainConfig
 from dmgal.recipes.evaluate import load_run

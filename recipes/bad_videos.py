@@ -1,6 +1,6 @@
 """Bad videos that are known before a run, from the report of ``dmgal prepare``: refused, or left out and told.
 
-What turns bad later is met by the data sets (see ``dmgal.episodes.bad_videos``).
+What turns bad later is met by the data sets (see ``dmgal.episodes.catalogs.bad_videos``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 
 from dmgal.episodes import VideoCatalog
-from dmgal.episodes.bad_videos import BadVideos
-from dmgal.episodes.check_log import read_report
+from dmgal.episodes.catalogs.bad_videos import BadVideos
+from dmgal.episodes.catalogs.check_log import read_report
 from dmgal.episodes.listing import listed
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import DataConfig
@@ -46,7 +46,7 @@ def without_reported(catalog: VideoCatalog, data: DataConfig) -> VideoCatalog:
 
 def tell_met(bad_videos: BadVideos, split: str) -> None:
     """One line for a split: how many of its videos could not be read, by any process; all processes must ask for it."""
-    from dmgal.recipes.sharding import any_process  # with accelerate, which other commands need not wait for
+    from dmgal.recipes.training.sharding import any_process  # with accelerate, which other commands need not wait for
 
     catalog = bad_videos.catalog
     met = torch.zeros(len(catalog), dtype=torch.bool)

@@ -24,7 +24,7 @@ from dmgal.episodes.transforms import TestTransform
 from dmgal.errors import DmgalError
 from dmgal.recipes.bad_videos import tell_skipped, without_reported
 from dmgal.recipes.config import DataConfig, Recipe
-from dmgal.recipes.weights import is_added
+from dmgal.recipes.saving.weights import is_added
 
 
 def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
@@ -44,7 +44,7 @@ def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
 def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:
     """The videos that a split file, lists or folders name; a data set that is generated is made first."""
     if data.generate == "moving_shapes":
-        from dmgal.episodes.moving_shapes import generate_moving_shapes
+        from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
 
         split_file = generate_moving_shapes(data.root, seed=data.seed, progress=progress)
         return VideoCatalog.from_csv(split_file, data.root, on_missing)

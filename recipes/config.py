@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dmgal.episodes.bad_videos import OnBadVideo
+from dmgal.episodes.catalogs.bad_videos import OnBadVideo
 from dmgal.episodes.video import DecoderName
 from dmgal.errors import DmgalError
 from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags

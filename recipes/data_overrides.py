@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dmgal.episodes.bad_videos import OnBadVideo
+from dmgal.episodes.catalogs.bad_videos import OnBadVideo
 from dmgal.recipes.config import Recipe
 
 

@@ -11,12 +11,12 @@ import torch
 
 from dmgal.backbones import VideoState
 from dmgal.episodes import FewShotRecognizer, VideoCatalog, encode_videos
-from dmgal.episodes.bad_videos import without_bad
 from dmgal.episodes.cache import CachedStates, Processes, StateCache
-from dmgal.episodes.cache_key import describe
-from dmgal.episodes.sides import videos_at_a_time
+from dmgal.episodes.catalogs.bad_videos import without_bad
+from dmgal.episodes.catalogs.video_identity import stamp
+from dmgal.episodes.states.cache_key import describe
+from dmgal.episodes.states.sides import videos_at_a_time
 from dmgal.episodes.store import EvaluationClips
-from dmgal.episodes.video_identity import stamp
 from dmgal.errors import DmgalError
 from dmgal.recipes.bad_videos import tell_skipped
 from dmgal.recipes.build import test_clips, test_transform

@@ -21,16 +21,16 @@ from typing import Annotated
 
 import tyro
 
-from dmgal.episodes.bad_videos import OnBadVideo
+from dmgal.episodes.catalogs.bad_videos import OnBadVideo
+from dmgal.episodes.galleries.gallery_file import load_gallery, save_gallery
+from dmgal.episodes.galleries.rejection import Rejection
 from dmgal.episodes.gallery import Gallery, refuse_other_model
-from dmgal.episodes.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.listing import printable
-from dmgal.episodes.rejection import Rejection
 from dmgal.errors import DmgalError
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.gallery_making import list_clips, make_gallery, with_rejection
-from dmgal.recipes.made_with import made_with
+from dmgal.recipes.galleries.gallery_making import list_clips, make_gallery, with_rejection
+from dmgal.recipes.galleries.made_with import made_with
 from dmgal.recipes.runs import Run
 
 CLASSES_SHOWN = 30

@@ -24,8 +24,8 @@ from torch import nn
 
 from dmgal.episodes import EpisodeSampler, Evaluation, FewShotRecognizer, ReversalSampler, VideoCatalog, evaluate
 from dmgal.episodes.exact_accuracy import ExactAccuracy, exact_accuracy
-from dmgal.episodes.pair_scores import pair_table, why_no_pair_scores
 from dmgal.episodes.sampler import TaskSampler
+from dmgal.episodes.states.pair_scores import pair_table, why_no_pair_scores
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, build_recognizer, dtype_of
 from dmgal.recipes.config import Recipe
@@ -33,8 +33,8 @@ from dmgal.recipes.data_overrides import DataOverrides
 from dmgal.recipes.encoded import EncodedSplit, Keep, Kept, encode_split, launched_device, launched_processes
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.runs import Run, environment, read_tensors
-from dmgal.recipes.sharding import evaluate_shared
-from dmgal.recipes.weights import load_trained_state
+from dmgal.recipes.saving.weights import load_trained_state
+from dmgal.recipes.training.sharding import evaluate_shared
 
 MOST_EPISODES = 1_000_000
 """Where --until gives up."""

@@ -30,15 +30,15 @@ import yaml
 from tqdm import tqdm
 
 from dmgal.episodes import VideoCatalog
-from dmgal.episodes.check_log import CheckLog, write_report
-from dmgal.episodes.checking import CheckedVideo, check_videos
+from dmgal.episodes.catalogs.check_log import CheckLog, write_report
+from dmgal.episodes.catalogs.checking import CheckedVideo, check_videos
+from dmgal.episodes.catalogs.packed_names import PackedNames
+from dmgal.episodes.catalogs.split_files import write_rows
+from dmgal.episodes.catalogs.standard_splits import StandardSplit
+from dmgal.episodes.catalogs.video_files import subfolders, videos_in
 from dmgal.episodes.exclusive import exclusively
 from dmgal.episodes.listing import printable
-from dmgal.episodes.packed_names import PackedNames
 from dmgal.episodes.parallel import available_cores
-from dmgal.episodes.split_files import write_rows
-from dmgal.episodes.standard_splits import StandardSplit
-from dmgal.episodes.video_files import subfolders, videos_in
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import list_catalog
 from dmgal.recipes.config import DataConfig, Recipe

@@ -40,7 +40,7 @@ from dmgal import __version__
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import from_mapping, to_mapping
-from dmgal.recipes.places import put_back, set_apart
+from dmgal.recipes.saving.places import put_back, set_apart
 
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
 

@@ -9,10 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 from dmgal.episodes import VideoCatalog
+from dmgal.episodes.catalogs.matching import Matches, match_videos
+from dmgal.episodes.catalogs.split_files import SPLITS, read_rows, write_rows
+from dmgal.episodes.catalogs.standard_splits import FACTS, standard_split_file
 from dmgal.episodes.listing import listed, printable
-from dmgal.episodes.matching import Matches, match_videos
-from dmgal.episodes.split_files import SPLITS, read_rows, write_rows
-from dmgal.episodes.standard_splits import FACTS, standard_split_file
 from dmgal.errors import DmgalError
 
 SHOWN = 5  # lines of a list on the terminal; the files hold all

@@ -27,13 +27,13 @@ from dmgal.episodes import VideoCatalog
 from dmgal.recipes.build import build_catalog, build_recognizer, with_base_classes
 from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.launching import make_accelerator, start_line, warn_of_missing
 from dmgal.recipes.layers import bundled_layers
-from dmgal.recipes.locking import locked
-from dmgal.recipes.loop import Trainer
 from dmgal.recipes.runs import Run, writing
-from dmgal.recipes.signals import Preempted, StopSignal
-from dmgal.recipes.tracking import check_tracker
+from dmgal.recipes.saving.locking import locked
+from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing
+from dmgal.recipes.training.loop import Trainer
+from dmgal.recipes.training.signals import Preempted, StopSignal
+from dmgal.recipes.training.tracking import check_tracker
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so t
 DATA = (
     "backbones/tiny_clip/*.json",
     "backbones/tiny_clip/*.safetensors",
-    "episodes/splits/*.csv.gz",
+    "episodes/catalogs/splits/*.csv.gz",
     "recipes/configs/**/*.yaml",
     "recipes/configs/launch/*.sh",
 )

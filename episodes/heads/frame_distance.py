@@ -68,7 +68,7 @@ class FrameDistanceHead(nn.Module):
 
     @property
     def pair_scores(self) -> Literal["mean", "one_shot"]:
-        """How logits come from scores of pairs of videos, see ``episodes/pair_scores.py``."""
+        """How logits come from scores of pairs of videos, see ``episodes/states/pair_scores.py``."""
         return "mean" if self.shots == "distances" else "one_shot"
 
     def video_distance(self, frame_distances: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from dmgal.episodes import store_blocks, store_build
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, build_store
-from dmgal.episodes.store_blocks import BlockReader, checksum, read_records
+from dmgal.episodes.stores import store_blocks, store_build
+from dmgal.episodes.stores.store_blocks import BlockReader, checksum, read_records
 from dmgal.episodes.transforms import TestTransform
 from dmgal.errors import DmgalError
 

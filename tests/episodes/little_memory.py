@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from dmgal.adapters import SmgaConfig
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.live_bytes import LiveBytes
+from dmgal.episodes.little_memory.live_bytes import LiveBytes
 from dmgal.episodes.two_pass import TwoPass
 
 VIDEOS = 32

@@ -21,11 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.dataset import EpisodeDataset
+from dmgal.episodes.decoding.upright import UprightRGB
 from dmgal.episodes.episode import Episode
 from dmgal.episodes.parallel import completed
 from dmgal.episodes.sampler import EpisodeSampler
 from dmgal.episodes.transforms import TrainTransform
-from dmgal.episodes.upright import UprightRGB
 from dmgal.episodes.video import read_clip
 
 Counts = tuple[int, int, int]

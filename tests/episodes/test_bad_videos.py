@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader
 
 from dmgal.backbones import VideoState
 from dmgal.episodes import transforms
-from dmgal.episodes.bad_videos import BadVideos, without_bad
 from dmgal.episodes.catalog import VideoCatalog
+from dmgal.episodes.catalogs.bad_videos import BadVideos, without_bad
 from dmgal.episodes.dataset import EpisodeDataset, VideoDataset
 from dmgal.episodes.sampler import EpisodeIndices, EpisodeSampler
 from dmgal.episodes.video import VideoError

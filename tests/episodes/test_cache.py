@@ -16,7 +16,7 @@ import torch
 
 from dmgal.episodes import EpisodeSampler, encode_videos, evaluate
 from dmgal.episodes.cache import KEY, StateCache
-from dmgal.episodes.cache_key import describe
+from dmgal.episodes.states.cache_key import describe
 from dmgal.errors import DmgalError
 
 SCRIPT = Path(__file__).with_name("killed_cache.py")

@@ -12,8 +12,8 @@ import dmgal.episodes.heads as heads
 from dmgal.backbones import VideoState
 from dmgal.episodes import EpisodeOutput, EpisodeSampler, FewShotRecognizer, encode_videos, evaluate
 from dmgal.episodes import evaluation as evaluation_module
-from dmgal.episodes.pair_scores import look_up, pair_table, why_no_pair_scores
-from dmgal.episodes.sides import compare_tasks, sides
+from dmgal.episodes.states.pair_scores import look_up, pair_table, why_no_pair_scores
+from dmgal.episodes.states.sides import compare_tasks, sides
 from dmgal.errors import DmgalError
 
 RECOGNIZERS = {f"head {name}": lambda name=name: of_head(name) for name in HEADS}

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmgal.episodes import check_log
-from dmgal.episodes.check_log import CheckLog, read_report, write_report
-from dmgal.episodes.checking import CheckedVideo
+from dmgal.episodes.catalogs import check_log
+from dmgal.episodes.catalogs.check_log import CheckLog, read_report, write_report
+from dmgal.episodes.catalogs.checking import CheckedVideo
 from dmgal.errors import DmgalError
 
 VIDEOS = ["a/1.mp4", "a/2 ü.mp4", "b/\udce9.mp4", "b/4.mp4"]

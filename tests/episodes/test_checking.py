@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.episodes.checking import CheckedVideo, check_videos
-from dmgal.episodes.video_identity import stamp
+from dmgal.episodes.catalogs.checking import CheckedVideo, check_videos
+from dmgal.episodes.catalogs.video_identity import stamp
 from dmgal.errors import DmgalError
 
 PROBE = """

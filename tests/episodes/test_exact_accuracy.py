@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dmgal.episodes import EpisodeSampler, ReversalSampler, encode_videos
 from dmgal.episodes.exact_accuracy import exact_accuracy
-from dmgal.episodes.pair_scores import pair_table
+from dmgal.episodes.states.pair_scores import pair_table
 from dmgal.errors import DmgalError
 
 

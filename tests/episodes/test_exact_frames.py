@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dmgal.bench.barcode_clips import KINDS, NUM_FRAMES, ClipKind, read_barcode, write_clip
-from dmgal.episodes import pyav_video
+from dmgal.episodes.decoding import pyav_video
 from dmgal.episodes.frames import uniform_frames
 from dmgal.episodes.video import open_video, probe_video, read_clip
 

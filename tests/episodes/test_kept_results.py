@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dmgal.episodes.kept_results import CostlyResults, Result, dearest, keeping
+from dmgal.episodes.little_memory.kept_results import CostlyResults, Result, dearest, keeping
 
 WIDE, BACK = torch.randn(64, 16), torch.randn(16, 64)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmgal.episodes.catalog import VideoCatalog
-from dmgal.episodes.list_formats import FORMAT_NAMES, FORMATS, read_lists, split_in
+from dmgal.episodes.catalogs.list_formats import FORMAT_NAMES, FORMATS, read_lists, split_in
 from dmgal.errors import DmgalError
 
 FOUR_PARTS = ("received:", "expected:", "what to do:")

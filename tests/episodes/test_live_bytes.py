@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dmgal.episodes.device_memory import free_bytes, is_out_of_memory, memory_of
+from dmgal.episodes.little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
 
 CPU = torch.device("cpu")
 MEGABYTE = torch.empty(250_000)  # float32

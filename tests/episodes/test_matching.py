@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmgal.episodes.matching import match_videos, videos_below
+from dmgal.episodes.catalogs.matching import match_videos, videos_below
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from dmgal.backbones.tiny_clip.drawing import Poses
 from dmgal.bench.moving_shapes_checks import joined
-from dmgal.episodes.motion_oracle import classify_trajectories
-from dmgal.episodes.motions import Jitter, Motion, all_motions, random_jitter, split_motions
-from dmgal.episodes.moving_shapes_clips import MovingShapes, place_at_random
+from dmgal.episodes.shapes.motion_oracle import classify_trajectories
+from dmgal.episodes.shapes.motions import Jitter, Motion, all_motions, random_jitter, split_motions
+from dmgal.episodes.shapes.moving_shapes_clips import MovingShapes, place_at_random
 
 MOTIONS = all_motions()
 BY_NAME = {motion.name: motion for motion in MOTIONS}

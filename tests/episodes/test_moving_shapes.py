@@ -16,9 +16,9 @@ import pytest
 
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.exclusive import exclusively
-from dmgal.episodes.motions import all_motions, split_motions
-from dmgal.episodes.moving_shapes import LOCK_FILE, MANIFEST, PROMISE, generate_moving_shapes
-from dmgal.episodes.moving_shapes_clips import MovingShapes
+from dmgal.episodes.shapes.motions import all_motions, split_motions
+from dmgal.episodes.shapes.moving_shapes import LOCK_FILE, MANIFEST, PROMISE, generate_moving_shapes
+from dmgal.episodes.shapes.moving_shapes_clips import MovingShapes
 from dmgal.episodes.video import read_clip
 from dmgal.errors import DmgalError
 
@@ -48,7 +48,8 @@ def times_of_change(root: Path) -> dict[Path, int]:
 
 def generate_in_a_process(root: Path, **values: object) -> subprocess.Popen:
     arguments = {**SMALL, **values}
-    code = "import sys, json; from pathlib import Path; from dmgal.episodes.moving_shapes import generate_moving_shapes"
+    code = "import sys, json; from pathlib import Path"
+    code += "; from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes"
     code += "; generate_moving_shapes(Path(sys.argv[1]), **json.loads(sys.argv[2]))"
     command = [sys.executable, "-c", code, str(root), json.dumps(arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)

@@ -16,8 +16,8 @@ from dmgal.bench.moving_shapes_checks import (
     single_frame_poses,
     unhidden_last_frames,
 )
-from dmgal.episodes.motions import Jitter, Motion, all_motions, random_jitter, split_motions
-from dmgal.episodes.moving_shapes_clips import LOG_SIZE_SPREAD, PLACE_SPREAD, MovingShapes, place_at_random
+from dmgal.episodes.shapes.motions import Jitter, Motion, all_motions, random_jitter, split_motions
+from dmgal.episodes.shapes.moving_shapes_clips import LOG_SIZE_SPREAD, PLACE_SPREAD, MovingShapes, place_at_random
 from dmgal.errors import DmgalError
 
 MOTIONS = all_motions()

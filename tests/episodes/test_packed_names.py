@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmgal.episodes import packed_names
-from dmgal.episodes.packed_names import PackedNames
+from dmgal.episodes.catalogs import packed_names
+from dmgal.episodes.catalogs.packed_names import PackedNames
 
 # what os.listdir can give: any text, and bytes that are no UTF-8 as surrogates
 NAMES = st.lists(

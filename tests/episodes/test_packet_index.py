@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dmgal.episodes.packet_index import PacketEntry, PacketIndex
-from dmgal.episodes.packet_kinds import ORDINARY, PacketKind, kind_reader
+from dmgal.episodes.decoding.packet_index import PacketEntry, PacketIndex
+from dmgal.episodes.decoding.packet_kinds import ORDINARY, PacketKind, kind_reader
 
 AVCC = bytes([1, 100, 0, 10, 0xFF])  # lengths of four bytes
 HVCC = bytes([1] + [0] * 20 + [3])

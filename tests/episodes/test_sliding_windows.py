@@ -7,9 +7,9 @@ import weakref
 import pytest
 import torch
 
+from dmgal.episodes.decoding.timed_frames import TimedFrames
 from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.sliding_windows import WindowPlan, sliding_windows
-from dmgal.episodes.timed_frames import TimedFrames
+from dmgal.episodes.galleries.sliding_windows import WindowPlan, sliding_windows
 from dmgal.episodes.video import VideoError, open_video, read_clip
 from dmgal.errors import DmgalError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.episodes.split_files import SPLITS, read_rows
-from dmgal.episodes.standard_splits import FACTS, STANDARD_SPLITS, standard_split_file
+from dmgal.episodes.catalogs.split_files import SPLITS, read_rows
+from dmgal.episodes.catalogs.standard_splits import FACTS, STANDARD_SPLITS, standard_split_file
 
 VIDEOS_PER_CLASS = {
     "ssv2_small": (100, 100),

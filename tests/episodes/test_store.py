@@ -16,14 +16,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from dmgal.episodes import frame_images, pyav_video, store_content, transforms
+from dmgal.episodes import transforms
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.dataset import EpisodeDataset, VideoDataset
+from dmgal.episodes.decoding import frame_images, pyav_video
 from dmgal.episodes.frames import random_frames
 from dmgal.episodes.sampler import EpisodeSampler
 from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, TrainingFrames, build_store
-from dmgal.episodes.store_blocks import DATA, INDEX, RECORD, latest, read_records
-from dmgal.episodes.store_content import pack, unpack
+from dmgal.episodes.stores import store_content
+from dmgal.episodes.stores.store_blocks import DATA, INDEX, RECORD, latest, read_records
+from dmgal.episodes.stores.store_content import pack, unpack
 from dmgal.episodes.video import read_clip
 from dmgal.errors import DmgalError
 

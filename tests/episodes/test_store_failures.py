@@ -18,7 +18,7 @@ from dmgal.episodes import transforms
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.dataset import VideoDataset
 from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, build_store
-from dmgal.episodes.store_blocks import RECORD, checksum, latest, video_key
+from dmgal.episodes.stores.store_blocks import RECORD, checksum, latest, video_key
 from dmgal.episodes.video import VideoError, read_clip
 
 CLIPS = EvaluationClips(4, transforms.TestTransform(40, resize=1.2))

@@ -18,9 +18,9 @@ import torch
 
 from dmgal.bench.barcode_clips import KINDS, barcode
 from dmgal.bench.barcode_clips import write_clip as write_barcode_clip
-from dmgal.episodes import packet_stream
+from dmgal.episodes.decoding import packet_stream
+from dmgal.episodes.decoding.upright import UprightRGB, shown_size
 from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.upright import UprightRGB, shown_size
 from dmgal.episodes.video import StaleFrameCountError, VideoError, open_video, probe_video, read_clip
 from dmgal.errors import DmgalError
 

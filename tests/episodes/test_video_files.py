@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmgal.episodes.video_files import VideoFinder, natural_order, stem_of
+from dmgal.episodes.catalogs.video_files import VideoFinder, natural_order, stem_of
 
 NAMES = st.lists(st.text("abAB019_.é", max_size=6), max_size=8)
 

@@ -11,9 +11,9 @@ from trainings import log
 from dmgal.episodes import VideoCatalog
 from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
-from dmgal.recipes.bad_losses import NEEDED, BadLosses
 from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.train import run
+from dmgal.recipes.training.bad_losses import NEEDED, BadLosses
 
 
 def policy(**options) -> BadLosses:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 PROGRAM = """
 import sys
-from dmgal.episodes.bad_videos import BadVideos
+from dmgal.episodes.catalogs.bad_videos import BadVideos
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.video import VideoError
 from dmgal.recipes.bad_videos import tell_met

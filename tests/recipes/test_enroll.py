@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dmgal.cli import main
-from dmgal.episodes.gallery_file import load_gallery
+from dmgal.episodes.galleries.gallery_file import load_gallery
 
 CLIPS = 4
 

@@ -16,9 +16,9 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from trainings import log, losses
 
-import dmgal.recipes.launching as launching
-from dmgal.recipes.launching import COUNTS, asked_processes
+import dmgal.recipes.training.launching as launching
 from dmgal.recipes.layers import bundled_layers
+from dmgal.recipes.training.launching import COUNTS, asked_processes
 
 LAUNCH = Path(str(files("dmgal.recipes").joinpath("configs", "launch")))
 CONFIGS = {

@@ -15,8 +15,8 @@ from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_recognizer
 from dmgal.recipes.config import BackboneConfig, Recipe, TrainConfig
-from dmgal.recipes.launching import make_accelerator
-from dmgal.recipes.precision import autocast_of, set_precision
+from dmgal.recipes.training.launching import make_accelerator
+from dmgal.recipes.training.precision import autocast_of, set_precision
 
 STEPS = ["--train.steps", "3"]
 

@@ -21,8 +21,8 @@ import yaml
 from preparing import prepare, report, summary
 
 from dmgal.cli import main
-from dmgal.episodes.split_files import read_rows
-from dmgal.episodes.standard_splits import FACTS, STANDARD_SPLITS, standard_split_file
+from dmgal.episodes.catalogs.split_files import read_rows
+from dmgal.episodes.catalogs.standard_splits import FACTS, STANDARD_SPLITS, standard_split_file
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog
 from dmgal.recipes.config import DataConfig, Recipe

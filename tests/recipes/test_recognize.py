@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 import dmgal.episodes.transforms as transforms
 from dmgal.cli import main
 from dmgal.episodes import Episode
+from dmgal.episodes.decoding.video_writer import write_video
 from dmgal.episodes.frames import uniform_frames
 from dmgal.episodes.video import open_video, read_clip
-from dmgal.episodes.video_writer import write_video
 from dmgal.recipes.evaluate import load_run
 from dmgal.recipes.runs import Run
 

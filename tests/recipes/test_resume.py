@@ -13,8 +13,8 @@ import pytest
 from trainings import assert_same_bits, log
 
 from dmgal.cli import main
-from dmgal.recipes.checkpoints import Checkpoints
-from dmgal.recipes.tracking import Tracking
+from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.training.tracking import Tracking
 
 STEPS = ["--train.steps", "6", "--train.checkpoint-every", "2", "--train.validate-every", "3"]
 AVERAGED = ["--train.ema", "0.9", "--train.schedule", "linear"]
@@ -147,7 +147,7 @@ def test_a_folder_in_use_is_told(words, whole, capsys):
     hold = f"""
 import sys, time
 from pathlib import Path
-from dmgal.recipes.locking import locked
+from dmgal.recipes.saving.locking import locked
 with locked(Path({str(whole)!r})):
     print("locked", flush=True)
     time.sleep(60)

@@ -14,7 +14,7 @@ import json, os, socket, sys
 import torch
 import dmgal.backbones
 import dmgal.episodes.evaluation as evaluation
-import dmgal.recipes.sharding as sharding
+import dmgal.recipes.training.sharding as sharding
 from accelerate import PartialState
 from dmgal.episodes import EpisodeSampler
 from dmgal.recipes.build import build_recognizer

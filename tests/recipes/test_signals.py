@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from dmgal.recipes.signals import PREEMPTED, Preempted, StopSignal
+from dmgal.recipes.training.signals import PREEMPTED, Preempted, StopSignal
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

@@ -11,8 +11,8 @@ from trainings import log
 from dmgal.cli import main
 from dmgal.episodes import VideoCatalog
 from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
-from dmgal.recipes.tracking import PACKAGES
 from dmgal.recipes.train import run
+from dmgal.recipes.training.tracking import PACKAGES
 
 RECIPE = Recipe(
     data=DataConfig(num_workers=0, keep_in_memory=True),

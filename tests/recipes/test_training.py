@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import dmgal.recipes.train as train
 from dmgal.backbones import load_backbone
 from dmgal.cli import main
-from dmgal.recipes.loop import Trainer
+from dmgal.recipes.training.loop import Trainer
 
 STEPS = ["--train.steps", "4", "--train.checkpoint-every", "2", "--train.validate-every", "2"]
 

@@ -9,8 +9,8 @@ import pytest
 from torch.utils.data import DataLoader
 
 from dmgal.episodes import VideoCatalog
-from dmgal.recipes import training_data
 from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.training import training_data
 
 
 @pytest.mark.parametrize("pinned", [False, True])

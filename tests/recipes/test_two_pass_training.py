@@ -12,7 +12,7 @@ from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe, TrainConfig
 from dmgal.recipes.layers import from_mapping
-from dmgal.recipes.two_passes import make_two_pass
+from dmgal.recipes.training.two_passes import make_two_pass
 
 STEPS = ["--train.steps", "4", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "4"]
 EXACT = [*STEPS, "--train.precision", "float64"]

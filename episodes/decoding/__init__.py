@@ -1,0 +1,1 @@
+"""How frames come out of files: one protocol, one file for each decoder."""

@@ -1,0 +1,162 @@
+"""The frames of a long video one after the other, with the time of each: each is decoded once, none is kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+import av
+import numpy as np
+import torch
+from av.video import VideoStream
+from torch import Tensor
+
+from ...errors import DmgalError
+from ..listing import printable
+from ..video import open_video
+from .packet_stream import PacketStream, as_video_error
+from .upright import UprightRGB
+from .video_decoder import Image, VideoDecoder, VideoError, shown_reason
+
+TimedFrame: TypeAlias = "tuple[Fraction, Callable[[], Tensor]]"
+"""When the frame is first shown, seconds from the first frame; and what converts it to uint8 ``(3, H, W)``."""
+
+
+class TimedFrames:
+    """Iterate over it once. A frame can be converted until the next one is asked for.
+
+    Damage ends the video, as it does everywhere; what came before it is used.
+
+    Args:
+        path: a video file, or a folder or zip file of frames.
+        frames_per_second: of a folder or zip file, which tells no times; of a file, only where it tells none.
+
+    Attributes:
+        seconds: how long the video is, as its header says; None where it says nothing. Good for a progress bar.
+        damage: why the frames ended early, once they have; else None.
+        decoded: how many frames were decoded so far.
+
+    Raises:
+        VideoError: it cannot be read.
+        DmgalError: frames without times, and no ``frames_per_second``.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], frames_per_second: float | None = None) -> None:
+        self.path = Path(path)
+        self.damage: str | None = None
+        self.decoded = 0
+        if frames_per_second is not None and not 0 < frames_per_second < float("inf"):
+            self._refuse_without_rate(f"{frames_per_second} frames per second")
+        self._rate = None if frames_per_second is None else Fraction(frames_per_second).limit_denominator(100_000)
+        self._images: VideoDecoder | None = None
+        if self.path.is_dir() or self.path.suffix.lower() == ".zip":
+            self._images = open_video(self.path)
+            if self._rate is None:
+                self._refuse_without_rate("single frames without times")
+            self.seconds: float | None = float(self._images.num_frames / self._rate)
+        else:
+            self.seconds = _told_seconds(self.path)
+
+    def __iter__(self) -> Iterator[TimedFrame]:
+        if self._images is None or self._rate is None:
+            return self._of_file()
+        return self._of_images(self._images, self._rate)
+
+    def _of_file(self) -> Iterator[TimedFrame]:
+        with PacketStream(self.path, threads=1) as stream:
+            convert = UprightRGB(self.path, stream.aspect)
+            clock = _Clock(self._rate or stream.context.framerate)
+            for frame in self._frames(stream):
+                self.decoded += 1
+                time = clock.time_of(frame)
+                if time is None:
+                    self._refuse_without_rate("a file that tells neither times nor a rate")
+                yield time, lambda frame=frame: _tensor(convert(frame))  # type: ignore[misc]
+        if not self.decoded:
+            raise VideoError(self.path, self.damage or "it holds no video frame")
+
+    def _frames(self, stream: PacketStream) -> Iterator[av.VideoFrame]:
+        packets = stream.packets()
+        try:
+            with as_video_error(self.path):
+                for packet in packets:
+                    yield from self._sound(stream.context.decode(packet))
+                yield from self._sound(stream.context.decode(None))  # what the decoder holds back
+            self.damage = self.damage or stream.damage
+        except VideoError as error:
+            if not self.decoded:
+                raise
+            self.damage = f"its data is damaged: {shown_reason(error.__cause__ or error)}"  # type: ignore[arg-type]
+        except _DamagedFrameError:
+            self.damage = "its data is damaged: parts of a frame are lost"
+
+    @staticmethod
+    def _sound(frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in frames:
+            if frame.is_corrupt:
+                raise _DamagedFrameError
+            yield frame
+
+    def _of_images(self, images: VideoDecoder, rate: Fraction) -> Iterator[TimedFrame]:
+        while self.decoded < images.num_frames:  # which shrinks where a frame cannot be read
+            index = self.decoded
+            try:
+                frame = images.read([index])[0]
+            except VideoError:
+                if index == 0 or images.damage is None:
+                    raise
+                break
+            self.decoded += 1
+            yield index / rate, lambda frame=frame: frame  # type: ignore[misc]
+        self.damage = images.damage
+
+    def _refuse_without_rate(self, received: str) -> NoReturn:
+        raise DmgalError(
+            "The frames of this video have no times.",
+            received=f"{printable(str(self.path))}: {received}",
+            expected="how many frames are shown in a second, more than 0",
+            remedy="pass --fps, for example --fps 25",
+        )
+
+
+class _DamagedFrameError(Exception):
+    pass
+
+
+class _Clock:
+    """Times that only grow, from the file where it tells them, else from a rate."""
+
+    def __init__(self, rate: Fraction | None) -> None:
+        self._step = None if not rate else 1 / Fraction(rate)
+        self._start: Fraction | None = None
+        self._last: Fraction | None = None
+
+    def time_of(self, frame: av.VideoFrame) -> Fraction | None:
+        told = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        if self._last is None:
+            self._start = told
+            self._last = Fraction(0)
+            return self._last
+        time = None if told is None or self._start is None else told - self._start
+        if time is None or time <= self._last:
+            if self._step is None:
+                return None
+            time = self._last + self._step
+        self._last = time
+        return time
+
+
+def _told_seconds(path: Path) -> float | None:
+    with as_video_error(path), av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        streams: tuple[VideoStream, ...] = container.streams.video
+        stream = streams[0] if streams else None
+        if stream is not None and stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        return container.duration / av.time_base if container.duration else None
+
+
+def _tensor(image: Image) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (3, H, W)

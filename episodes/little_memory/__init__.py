@@ -1,0 +1,1 @@
+"""What training in two passes consists of."""

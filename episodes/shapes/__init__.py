@@ -1,0 +1,1 @@
+"""Moving shapes: generated videos in which only motion tells the classes apart."""

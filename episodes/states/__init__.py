@@ -1,0 +1,1 @@
+"""What is kept of an encoded video, and how tasks are answered from it."""

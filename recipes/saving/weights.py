@@ -1,0 +1,139 @@
+"""What a run has trained, in and out of files: an adapter as PEFT saves it, everything else as safetensors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dmgal.adapters import PREFIXES
+from dmgal.episodes import FewShotRecognizer
+from dmgal.errors import DmgalError
+from dmgal.recipes.runs import Run, write_tensors
+from dmgal.recipes.saving.swapping import mend, put_in_place
+from dmgal.recipes.training.fsdp import placed, placed_like, whole
+
+BACKBONE = "encoder.backbone."
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter of a PEFT model belongs to an adapter and not to the backbone."""
+    return any(prefix in name for prefix in PREFIXES)
+
+
+def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters and the statistics of batch norms, by name; every process must ask for it."""
+    every = dict(recognizer.named_parameters())
+    parameters = {name: whole(p.detach()) for name, p in every.items() if p.requires_grad}
+    buffers = {name: value for name, value in recognizer.state_dict().items() if name not in every}
+    return {**parameters, **buffers}
+
+
+def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Puts a trained state back; DmgalError where it names what the model does not have."""
+    current = recognizer.state_dict()
+    unknown = sorted(set(state) - set(current))
+    if unknown:
+        raise DmgalError(
+            "Saved weights do not fit the model that the recipe describes.",
+            received=f"{source}: {', '.join(unknown[:3])}, ... ({len(unknown)} names)",
+            expected="names of the model's parameters",
+            remedy="use the recipe.yaml that was saved beside the weights",
+        )
+    other = [name for name, value in state.items() if value.shape != current[name].shape]
+    if other:
+        raise DmgalError(
+            "Saved weights have other shapes than the model that the recipe describes.",
+            received=f"{source}: {other[0]} {tuple(state[other[0]].shape)} ({len(other)} such names)",
+            expected=f"{tuple(current[other[0]].shape)}",
+            remedy="use the recipe.yaml that was saved beside the weights",
+        )
+    recognizer.load_state_dict(placed_like(state, current), strict=False)
+
+
+def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
+    """What ``save_best`` writes: the trained state, and all of the adapter; every process must ask for it."""
+    added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
+    return {**trained_state(recognizer), **added}
+
+
+def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
+    """A best state into ``adapter/``, all that is not the adapter's into ``weights.safetensors`` in it.
+
+    The folder takes the place of the one before at once, so adapter and weights are always of the same step. A run
+    without an adapter has only the file, beside ``recipe.yaml``.
+    """
+    backbone: Any = recognizer.encoder.backbone
+    rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
+    if not hasattr(backbone, "peft_config"):
+        if rest:
+            write_tensors(run.folder / "weights.safetensors", rest)
+        return
+    partial = run.folder / ".adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for config in backbone.peft_config.values():
+        _without_folders(config)
+    adapter = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+    # "auto" for the embeddings would ask the hub
+    backbone.save_pretrained(str(partial), state_dict=adapter, save_embedding_layers=False)
+    if rest:
+        write_tensors(partial / "weights.safetensors", rest)
+    put_in_place(partial, run.adapter)
+
+
+def clean_up_best(run: Run) -> None:
+    """After a kill: brings the best adapter back to its place, and deletes what was left half."""
+    mend(run.adapter)
+    shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> dict[str, Tensor]:
+    """What an optimizer remembers, such as ``exp_avg.head.log_scale``; every process must ask for it."""
+    return {
+        f"{kind}.{name}": whole(value)
+        for name, parameter in _optimized(optimizer, recognizer)
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, recognizer: nn.Module, remembered: Mapping[str, Tensor]
+) -> None:
+    """Puts back what ``optimizer_state`` gave of an optimizer of the same class, however it groups its parameters."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in remembered.items():
+        kind, _, name = key.partition(".")
+        states.setdefault(name, {})[kind] = value
+    for name, parameter in _optimized(optimizer, recognizer):
+        if name in states:
+            optimizer.state[parameter] = {
+                kind: value if kind == "step" else placed(value, parameter) for kind, value in states[name].items()
+            }
+
+
+def _optimized(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters of an optimizer with their names in the model."""
+    names = {id(parameter): name for name, parameter in recognizer.named_parameters()}
+    return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _without_folders(config: Any) -> None:
+    """Takes the folders of this machine out of what an adapter is saved with; its backbone is known by its weights."""
+    for name in ("base_model_name_or_path", "backbone", "command"):
+        text = getattr(config, name, None)
+        if isinstance(text, str):
+            setattr(config, name, " ".join(without_folder(word) for word in text.split(" ")))
+
+
+def without_folder(word: str) -> str:
+    """A word of a command line without the folder of an absolute path."""
+    before, equals, path = word.rpartition("=")
+    quote = path[:1] if path[:1] in ("'", '"') else ""
+    path = path.removeprefix(quote)
+    return f"{before}{equals}{quote}{Path(path).name if os.path.isabs(path) else path}"

@@ -1,0 +1,122 @@
+"""What a person sees of a training: JSON lines always, a progress bar, and a tracker through Accelerate where asked.
+
+Everything here is for the main process; the others say nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from importlib.util import find_spec
+from typing import Any
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from dmgal.episodes import Estimate
+from dmgal.errors import DmgalError
+from dmgal.recipes.config import Recipe
+from dmgal.recipes.layers import to_mapping
+from dmgal.recipes.runs import Run, flat, peak_memory_mb
+from dmgal.recipes.saving.places import set_apart
+
+PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
+
+
+def check_tracker(recipe: Recipe) -> None:
+    """DmgalError where the recipe's tracker is not installed."""
+    tracker = recipe.train.tracker
+    if tracker is None or any(find_spec(package) for package in PACKAGES[tracker]):
+        return
+    raise DmgalError(
+        "This tracker is not installed.",
+        received=f"train.tracker: {tracker}",
+        expected=f"the package {PACKAGES[tracker][0]}",
+        remedy=f"pip install {PACKAGES[tracker][0]}, or leave train.tracker out: log.jsonl has all of it",
+    )
+
+
+class Tracking:
+    """The log, the bar and the trackers of one training; use it as a context."""
+
+    def __init__(self, recipe: Recipe, run: Run, accelerator: Accelerator, quiet: bool) -> None:
+        self._recipe, self._run, self._accelerator = recipe, run, accelerator
+        self._main = accelerator.is_main_process
+        self._quiet = quiet or not self._main
+        self._bar: tqdm[Any] | None = None
+
+    def start(self, step: int) -> None:
+        """Opens the bar and the trackers for a training that has come to a step."""
+        train = self._recipe.train
+        self._bar = tqdm(
+            total=train.steps * train.tasks_per_step,
+            initial=step * train.tasks_per_step,
+            desc="train",
+            unit="episode",
+            disable=self._quiet,
+        )
+        if self._accelerator.log_with:
+            shared, _ = set_apart(to_mapping(self._recipe))
+            config = {key: value if isinstance(value, (int, float)) else str(value) for key, value in flat(shared)}
+            self._accelerator.init_trackers("dmgal", config=config, init_kwargs=self._options())
+
+    def __enter__(self) -> Tracking:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def step(self, step: int, entry: dict[str, Any], seconds: float, data_seconds: float) -> None:
+        """One training step: ``loss``, ``losses`` by name, ``accuracy``, ``gradient_norm``, and the seconds so far."""
+        if not self._main:
+            return
+        memory = peak_memory_mb()
+        times = {"seconds": round(seconds, 3), "data_seconds": round(data_seconds, 3)}
+        self._log(step, **entry, **times, peak_memory_mb=memory)
+        if self._bar is not None:
+            losses = entry["losses"] if len(entry["losses"]) > 1 else {}
+            self._bar.set_postfix(
+                loss=f"{entry['loss']:.3f}",
+                **{name: f"{value:.3f}" for name, value in losses.items()},
+                accuracy=f"{100 * entry['accuracy']:.0f} %",
+                data=f"{100 * data_seconds / max(seconds + data_seconds, 1e-9):.0f} %",
+                memory=f"{memory / 1024:.1f} GB",
+                refresh=False,
+            )
+            self._bar.update(self._recipe.train.tasks_per_step)
+
+    def bad_step(self, step: int, problem: str, in_row: int, most: int) -> None:
+        """A step that was left out."""
+        if not self._main:
+            return
+        self._log(step, bad_step=problem, bad_steps_in_a_row=in_row)
+        self.say(f"step {step}: {problem}; the step is left out ({in_row} in a row, {most} end the run)")
+        if self._bar is not None:
+            self._bar.update(self._recipe.train.tasks_per_step)
+
+    def validation(self, step: int, result: Estimate) -> None:
+        """Accuracy on the validation classes."""
+        if self._main:
+            width = {"half_width": result.half_width} if math.isfinite(result.half_width) else {}
+            self._log(step, validation_accuracy=result.mean, **width)
+
+    def note(self, step: int, **entry: Any) -> None:
+        """Anything else that belongs into the log."""
+        if self._main:
+            self._run.log(step=step, **entry)
+
+    def say(self, message: str) -> None:
+        """One line on the terminal, above the bar."""
+        if self._main:
+            tqdm.write(message)
+
+    def _log(self, step: int, **entry: Any) -> None:
+        self._run.log(step=step, **entry)
+        if self._accelerator.trackers:
+            numbers = {key: value for key, value in flat(entry) if isinstance(value, (int, float))}
+            self._accelerator.log(numbers, step=step)
+
+    def _options(self) -> dict[str, Any]:
+        """A run that is resumed goes on under its name."""
+        name = self._run.folder.resolve().name
+        return {"wandb": {"name": name, "id": name, "resume": "allow"}, "trackio": {"name": name, "resume": "allow"}}

@@ -1,0 +1,73 @@
+"""The tasks that a process trains on: which tasks a step has depends on the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch.utils.data import DataLoader
+
+from dmgal.episodes import Episode, EpisodeSampler, VideoCatalog
+from dmgal.episodes.dataset import EpisodeDataset
+from dmgal.episodes.transforms import TrainTransform
+from dmgal.recipes.bad_videos import tell_met
+from dmgal.recipes.config import Recipe
+from dmgal.recipes.training.signals import ignore_in_worker
+
+
+class TrainingData:
+    """Episodes of the base classes, step by step.
+
+    Args:
+        recipe: of the run.
+        catalog: its training split.
+        image_size: height of the clips, which are square.
+    """
+
+    def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: int) -> None:
+        train, data, episode = recipe.train, recipe.data, recipe.episode
+        self._recipe = recipe
+        sampler = EpisodeSampler(
+            catalog.labels,
+            episode.n_way,
+            episode.k_shot,
+            episode.n_query,
+            max(1, train.steps * train.tasks_per_step),
+            train.seed,
+            catalog.class_names,
+        )
+        transform = TrainTransform(image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter)
+        self._dataset = EpisodeDataset(
+            catalog,
+            sampler,
+            data.num_frames,
+            transform,
+            training=True,
+            seed=train.seed,
+            frame_cache=data.keep_in_memory,
+            store=data.store,
+            decoder=data.decoder,
+            on_bad_video=data.on_bad_video,
+        )
+
+    def steps(self, first: int, rank: int, world: int, pin_memory: bool) -> Iterator[list[Episode]]:
+        """This process's tasks of every step from ``first`` on: every ``world``-th of the step's."""
+        train = self._recipe.train
+        tasks = train.tasks_per_step
+        mine = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(first, train.steps)]
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=mine,
+            collate_fn=_as_list,
+            num_workers=self._recipe.data.num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=ignore_in_worker,
+        )
+        return iter(loader)
+
+    def tell_skipped(self) -> None:
+        """How many videos any process met that cannot be read; all must ask for it."""
+        tell_met(self._dataset.bad_videos, "train")
+
+
+def _as_list(episodes: list[Episode]) -> list[Episode]:
+    return episodes

@@ -1,0 +1,100 @@
+"""Accuracy on the validation classes while a model trains, on all processes; what was best, and when to stop."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+
+from dmgal.episodes import EpisodeSampler, Estimate, FewShotRecognizer, VideoCatalog
+from dmgal.episodes.catalogs.bad_videos import without_bad
+from dmgal.recipes.bad_videos import tell_met
+from dmgal.recipes.build import test_clips
+from dmgal.recipes.config import Recipe
+from dmgal.recipes.training.fsdp import whole_weights
+from dmgal.recipes.training.sharding import any_process, encode_shared, evaluate_shared
+
+VALIDATION_SEED = 1
+
+
+class Validation:
+    """The fixed tasks of a recipe on the validation classes; they are refused here rather than after the first steps.
+
+    Args:
+        recipe: of the run.
+        catalog: its validation split.
+        recognizer: what trains.
+        accelerator: of the run; on several processes each encodes and answers its share.
+        progress: whether to show bars.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        catalog: VideoCatalog,
+        recognizer: FewShotRecognizer,
+        accelerator: Accelerator,
+        progress: bool,
+    ) -> None:
+        self._recipe, self._catalog, self._recognizer = recipe, catalog, recognizer
+        self._accelerator, self._progress = accelerator, progress
+        self._clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
+        self._tasks(catalog)
+
+    def accuracies(self) -> torch.Tensor:
+        """Of every task ``(E,)`` in ``[0, 1]``, the same on every process; all must ask for it."""
+        recipe, device = self._recipe, self._accelerator.device
+        workers = 0 if recipe.data.keep_in_memory else recipe.data.num_workers
+        with whole_weights(self._recognizer), self._accelerator.autocast():
+            states = encode_shared(
+                self._recognizer, self._clips, num_workers=workers, device=device, progress=self._progress
+            )
+            met = torch.zeros(len(self._catalog), dtype=torch.bool)
+            met[self._clips.bad_videos.met] = True
+            bad = any_process(met).nonzero().flatten().tolist()
+            readable, states = without_bad(self._catalog, states, bad)
+            evaluation = evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
+            return evaluation.accuracies
+
+    def tell_skipped(self) -> None:
+        """How many videos any process met that cannot be read; all must ask for it."""
+        tell_met(self._clips.bad_videos, "val")
+
+    def _tasks(self, catalog: VideoCatalog) -> EpisodeSampler:
+        episode, episodes = self._recipe.episode, self._recipe.train.validation_episodes
+        tasks = episode.n_way, episode.k_shot, 1, episodes, VALIDATION_SEED
+        return EpisodeSampler(catalog.labels, *tasks, catalog.class_names)
+
+
+@dataclass
+class Selection:
+    """The best validation so far; its fields are saved with a checkpoint.
+
+    Attributes:
+        best: accuracy in percent, None before the first validation.
+        accuracies: of the best one, by task: the same tasks each time, so that gains are paired.
+        step: of the last validation.
+        since_best: validations since the best one.
+    """
+
+    best: float | None = None
+    accuracies: list[float] = field(default_factory=list)
+    step: int = -1
+    since_best: int = 0
+
+    def take(self, step: int, accuracies: torch.Tensor) -> tuple[bool, str]:
+        """Whether a validation is the best so far, and a line that says so."""
+        result, gain = Estimate.of(accuracies), ""
+        better = self.best is None or result.mean > self.best
+        if len(self.accuracies) == len(accuracies):
+            change = Estimate.of(accuracies - torch.tensor(self.accuracies, dtype=torch.float64))
+            gain = f", {change.mean:+.1f} ± {change.half_width:.1f} to the best before" if better else ""
+        self.step = step
+        self.since_best = 0 if better else self.since_best + 1
+        if better:
+            self.best, self.accuracies = result.mean, accuracies.tolist()
+        half_width = "" if math.isinf(result.half_width) else f" ± {result.half_width:.1f}"
+        note = f" (best so far{gain})" if better else ""
+        return better, f"step {step}: validation {result.mean:.1f}{half_width} %{note}"
