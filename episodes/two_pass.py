@@ -113,7 +113,6 @@ class TwoPass:
         self._check()
         start = RandomState.now(episodes[0].support.device)
         self.plan(episodes[0])
-        self._find_start(episodes[0], start)
 
         def scaled_loss(output: EpisodeOutput, episode: Episode) -> Tensor:
             value = loss(output, episode) / len(episodes)
@@ -168,6 +167,7 @@ class TwoPass:
 
     def _differentiated(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
         assert self.chunk is not None
+        self._find_start(episode, start)
         gradients = _Gradients(self._trained())
         first, *others = torch.cat([episode.support, episode.query]).tensor_split(
             -(-_num_videos(episode) // self.chunk)
