@@ -69,7 +69,7 @@ def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", thre
 
 def decoder_class(decoder: DecoderName) -> Any:
     """The class of `VideoDecoder`'s form that a decoder's file names."""
-    return import_module(f".{decoder}_video", __package__).Decoder
+    return import_module(f".decoding.{decoder}_video", __package__).Decoder
 
 
 def read_clip(

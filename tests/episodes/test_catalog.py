@@ -235,7 +235,7 @@ def test_seeded_split_keeps_reversal_pairs_together(tmp_path):
 
 
 def test_bundled_split_files_can_be_read(tmp_path):
-    folder = Path(str(files("dmgal.episodes") / "splits"))
+    folder = Path(str(files("dmgal.episodes.catalogs") / "splits"))
     assert len(list(folder.glob("*.csv.gz"))) == 5
     name = "hmdb51.csv.gz"
     with gzip.open(folder / name, "rt") as file:
