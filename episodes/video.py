@@ -43,7 +43,7 @@ __all__ = [
 
 ChooseFrames = Callable[[int], Sequence[int]]
 DecoderName = Literal["pyav", "decord"]
-"""Each is the file ``NAME_video.py`` of this folder, which says what its ``Decoder`` is."""
+"""Each is the file ``decoding/NAME_video.py``, which says what its ``Decoder`` is."""
 
 
 def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", threads: int = 1) -> VideoDecoder:
