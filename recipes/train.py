@@ -115,6 +115,7 @@ def run(
         except Preempted as preempted:
             trainer.tracking.say(f"{preempted.name}: saved; the same command with --resume goes on ({out})")
             raise
+        trainer.release()
         accelerator.end_training()
     return folder
 

@@ -7,6 +7,7 @@ same bits.
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -137,6 +138,16 @@ class Trainer:
             self.tracking.say(f"{self.bad_losses.total} of {progress.step} steps were left out for a bad loss")
         self._data.tell_skipped()
         self._validation.tell_skipped()
+
+    def release(self) -> None:
+        """Lets go of DDP while the process group still lives.
+
+        Whoever is the last to let go of a gloo group waits for its thread. DDP does so with Python's lock in its hands,
+        for which that thread may wait to drop the tensors of the last exchange: the process would never end.
+        """
+        self._model = self.recognizer
+        self.accelerator.free_memory()
+        gc.collect()
 
     def validate(self) -> None:
         """Accuracy on validation classes; better weights are saved."""
