@@ -154,10 +154,11 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _logged_root(path: Path) -> str | None:
-    """What the first line names; None where there is no log, or its first line names nothing."""
+    """What the first line names; None where there is no log, or its first line is not whole or names nothing."""
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            entry = json.loads(file.readline())
+            first = file.readline()
+            entry = json.loads(first) if first.endswith("\n") else None
     except (FileNotFoundError, ValueError):
         return None
     root = entry.get("root") if isinstance(entry, dict) else None

@@ -115,6 +115,16 @@ def test_a_kill_at_any_byte_costs_one_line_at_most(tmp_path_factory, cut, garbag
     assert json.loads(lines[-1])["video"] == VIDEOS[2]
 
 
+def test_a_kill_before_the_first_line_ended(tmp_path):
+    log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
+    write(log, (0, GOOD))
+    first = log.path.read_bytes().partition(b"\n")[0]
+    log.path.write_bytes(first)
+    write(CheckLog(log.path, tmp_path, VIDEOS), (2, GOOD))
+    assert log.path.read_bytes().startswith(first + b"\n")
+    assert CheckLog(log.path, tmp_path, VIDEOS).done()[2]
+
+
 def test_long_logs_are_read_in_parts(tmp_path, monkeypatch):
     monkeypatch.setattr(check_log, "LINES_AT_ONCE", 3)
     videos = [f"{number}.mp4" for number in range(20)]
