@@ -146,13 +146,19 @@ def _transformers(source: str) -> Any:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """No table of weights that were not wanted, a CLIP's text tower above all; what is missing is checked here."""
-    verbosity = logging.get_verbosity()
+    """No table of weights that were not wanted, a CLIP's text tower above all; what is missing is checked here.
+
+    No bar of the seconds that reading takes, either.
+    """
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
