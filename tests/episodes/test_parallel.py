@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -10,6 +11,14 @@ import pytest
 from dmgal.episodes.parallel import completed, deaf_to_interrupts
 
 ASK = partial(signal.pthread_sigmask, signal.SIG_BLOCK)  # blocks nothing more, tells what is blocked
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Python's own answer to Ctrl-C, which a shell takes away from what it starts in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interruption_is_for_the_first_process_alone() -> None:
