@@ -185,14 +185,23 @@ def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
     Returns:
         ``(..., n, a)``.
     """
-    each_has_its_own = values.dim() > 2 and queries.forward.shape[:-2] == values.shape[:-2]
+    each_has_its_own = queries.forward.shape[:-2] == values.shape[:-2]
     if torch.is_grad_enabled() or values.device.type != "cpu" or not each_has_its_own:
         return _attend(queries, keys, values)
-    # Without gradients no map is kept, so some frames at a time, whose maps fit the cache: the same sums, but faster.
-    frames = max(1, MAP_ENTRIES_IN_CACHE // (queries.forward.shape[-2] * values.shape[-2]))
-    pieces = zip(*(part.flatten(0, -3).split(frames) for part in (*queries, *keys, values)), strict=True)
-    attended = [_attend(Motion(*piece[:2]), Motion(*piece[2:4]), piece[4]) for piece in pieces]
-    return torch.cat(attended).unflatten(0, values.shape[:-2])
+    # Without gradients no map is kept, so as much of the maps at a time as fits the cache: the same sums, but faster.
+    rows = max(1, MAP_ENTRIES_IN_CACHE // values.shape[-2])
+    frames = max(1, rows // queries.forward.shape[-2])
+    parts = [part.reshape(-1, *part.shape[-2:]).split(frames) for part in (*queries, *keys, values)]
+    attended = [
+        _attend_by_rows(Motion(*piece[:2]), Motion(*piece[2:4]), piece[4], rows) for piece in zip(*parts, strict=True)
+    ]
+    return torch.cat(attended).view(*values.shape[:-2], -1, values.shape[-1])
+
+
+def _attend_by_rows(queries: Motion, keys: Motion, values: Tensor, rows: int) -> Tensor:
+    """`motion_attention`, some rows of the maps at a time."""
+    pieces = zip(*(direction.split(rows, dim=-2) for direction in queries), strict=True)
+    return torch.cat([_attend(Motion(*piece), keys, values) for piece in pieces], dim=-2)
 
 
 def _attend(queries: Motion, keys: Motion, values: Tensor) -> Tensor:

@@ -33,9 +33,10 @@ def test_motion_attention_is_the_mean_of_two_softmaxes():
     torch.testing.assert_close(motion_attention(Motion(f, g), Motion(p, q), values), expected)
 
 
+@pytest.mark.parametrize("entries", [2 * 7 * 7, 3 * 7, 1], ids=["two maps", "three rows", "not even a row"])
 @pytest.mark.parametrize("leading", [(), (5,), (3, 2)])
-def test_motion_attention_in_pieces_without_gradients(monkeypatch, leading):
-    monkeypatch.setattr("dmgal.adapters.motion.MAP_ENTRIES_IN_CACHE", 2 * 7 * 7)  # two maps at a time
+def test_motion_attention_in_pieces_without_gradients(monkeypatch, leading, entries):
+    monkeypatch.setattr("dmgal.adapters.motion.MAP_ENTRIES_IN_CACHE", entries)
     generator = torch.Generator().manual_seed(0)
     motion = Motion(*(torch.randn(*leading, 7, 4, generator=generator) for _ in range(2)))
     values = torch.randn(*leading, 7, 3, generator=generator)
