@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
 
 
@@ -66,10 +68,14 @@ class Workshop:
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(self._train, trainings))
 
+    def is_finished(self, training: Training) -> bool:
+        """Whether the last step of its recipe was validated."""
+        recipe = self.run(training) / "recipe.yaml"
+        return recipe.exists() and yaml.safe_load(recipe.read_text())["train"]["steps"] in self._validations(training)
+
     def validation(self, training: Training) -> float:
         """The best accuracy on validation classes, in percent."""
-        entries = [json.loads(line) for line in (self.run(training) / "log.jsonl").read_text().splitlines()]
-        return max(entry["validation_accuracy"] for entry in entries if "validation_accuracy" in entry)
+        return max(self._validations(training).values())
 
     def compare(self, trainings: Sequence[Training], episodes: int, shots: int = 1) -> dict[str, Any]:
         """What ``dmgal compare`` finds on the novel classes; differences are to the first."""
@@ -80,7 +86,15 @@ class Workshop:
         subprocess.run([sys.executable, "-m", "dmgal", *words], check=True)
         return {"seed": seed, "shots": shots, **json.loads(out.read_text())}
 
+    def _validations(self, training: Training) -> dict[int, float]:
+        """Accuracy on validation classes by step."""
+        log = self.run(training) / "log.jsonl"
+        entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return {entry["step"]: entry["validation_accuracy"] for entry in entries if "validation_accuracy" in entry}
+
     def _train(self, training: Training) -> None:
+        if self.is_finished(training):
+            return
         folder = self.run(training)
         words = ["demo", f"method/{training.method}", "data/moving_shapes", *training.options]
         words += ["--data.root", str(self.data(training.seed)), "--data.seed", str(training.seed)]
