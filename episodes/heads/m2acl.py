@@ -22,7 +22,7 @@ from ...backbones.video_state import VideoState
 from ..episode import EpisodeOutput, TaskTargets
 from .class_attention import shots_of_classes
 from .frame_distance import at_least_float32, class_members
-from .trx import TRX
+from .trx import REFERENCE_IGNORED, TRX
 from .tuples import TupleLinear
 
 _TUPLE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
@@ -128,7 +128,7 @@ class M2ACL(nn.Module):
         for place, embedding in enumerate(self.embeddings):
             theirs, ours = f"transformers.{place}", f"matcher.projections.{place}"
             names |= {f"{theirs}.{name}": f"{ours}.{our_name}" for name, our_name in _TUPLE_NAMES.items()}
-            ignored += [f"{theirs}.{name}" for name in ("pe.pe", "norm_v.weight", "norm_v.bias")]
+            ignored += [f"{theirs}.{name}" for name in REFERENCE_IGNORED]
             names[f"tuple_classifiers.{place}.clsW"] = f"embeddings.{place}.linear"
             for name, tensor in embedding.state_dict().items():
                 kept[f"tuple_classifiers.{place}.clsW.{name.removeprefix('linear.')}"] = tensor

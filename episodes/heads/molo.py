@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
 from .bi_mhm import bi_mhm
 from .frame_attention import FrameAttention, scaled_position_code
-from .frame_distance import at_least_float32, class_means, frame_distances
+from .frame_distance import at_least_float32, center_frames, check_option, class_means, frame_distances
 
 FRAME_STD = 0.225
 """Standard deviation by which MoLo normalizes frames; the mean cancels in a difference of frames."""
@@ -156,6 +156,8 @@ class MoLo(nn.Module):
         mlp_width: of their hidden layers; ``C`` if None.
         reduction: the motion has ``C // reduction`` channels.
         motion_weight: of the motion's distance.
+        center: ``"video"``: local tokens minus their video's mean over frames before Bi-MHM, which removes what does
+            not move; ``"none"``: as published. Ours.
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"base_classes": 0.15, "long_short": 0.05, "reconstruction": 0.05}
@@ -169,8 +171,10 @@ class MoLo(nn.Module):
         mlp_width: int | None = None,
         reduction: int = 8,
         motion_weight: float = 0.3,
+        center: Literal["none", "video"] = "none",
     ) -> None:
         super().__init__()
+        check_option("center", center, ("none", "video"))
         motion_width = channels // reduction
         if motion_width < 1:
             raise DmgalError(
@@ -179,7 +183,7 @@ class MoLo(nn.Module):
                 expected="a reduction up to the number of channels",
                 remedy="Lower the reduction.",
             )
-        self.motion_weight = motion_weight
+        self.motion_weight, self.center = motion_weight, center
         self.frames = LongShortTokens(channels, num_heads, mlp_width or channels)
         self.motion = LongShortTokens(channels, num_heads, mlp_width or channels)
         self.differences = MotionDifferences(channels, motion_width)
@@ -227,12 +231,17 @@ class MoLo(nn.Module):
         # Distances are small differences of large numbers, so a mixed-precision region must not reach in here.
         with torch.autocast(labels.device.type, enabled=False):
             distances = [
-                bi_mhm(frame_distances(at_least_float32(query[name])[:, 1:], _prototypes(support[name], labels)[:, 1:]))
+                bi_mhm(frame_distances(self._local(query[name]), self._local(_prototypes(support[name], labels))))
                 for name in _BRANCHES
             ]
             logits = -(distances[0] + self.motion_weight * distances[1])
             losses = {} if targets is None else self._losses(support, labels, query, targets)
         return EpisodeOutput(logits, losses)
+
+    def _local(self, tokens: Tensor) -> Tensor:
+        """What is matched of tokens ``(V,1+T,C)``: ``(V,T,C)``."""
+        local = at_least_float32(tokens)[:, 1:]
+        return center_frames(local) if self.center == "video" else local
 
     def long_short_logits(self, support: VideoState, labels: Tensor, query: VideoState) -> dict[str, Tensor]:
         """Four times ``(Q,n_way)``: local tokens of queries to global ones of classes, and the reverse."""

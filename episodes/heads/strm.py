@@ -22,7 +22,7 @@ from ..episode import EpisodeOutput, TaskTargets
 from .class_attention import shots_of_classes
 from .frame_distance import at_least_float32
 from .temporal_mixer import TemporalMixer
-from .trx import TRX
+from .trx import REFERENCE_IGNORED, TRX
 from .tuples import TupleLinear
 
 _TUPLES = "tuple_classifier.clsW"
@@ -46,9 +46,8 @@ _REFERENCE_NAMES = {
 _REFERENCE_IGNORED = (
     "attn_pat.pe.pe",
     "fr_enrich.pe.pe",
-    "transformers.0.pe.pe",
-    "transformers.0.norm_v.weight",
-    "transformers.0.norm_v.bias",
+    "attn_pat.key_proj.bias",  # the same for all keys, so that the softmax does not see it
+    *(f"transformers.0.{name}" for name in REFERENCE_IGNORED),
 )
 
 
@@ -66,7 +65,7 @@ class PatchEnrichment(nn.Module):
         super().__init__()
         self.dropout = SharedDropout(dropout)
         self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels)
+        self.key = nn.Linear(channels, channels, bias=False)  # it would add the same to all keys of a patch
         self.value = nn.Linear(channels, channels)
         self.gamma = nn.Parameter(torch.zeros(1))
         half = channels // 2

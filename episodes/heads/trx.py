@@ -21,11 +21,14 @@ from .frame_distance import at_least_float32, check_frames
 from .tuples import TupleLinear
 
 _REFERENCE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
-_REFERENCE_IGNORED = ("pe.pe", "norm_v.weight", "norm_v.bias")  # values are not normalized
+REFERENCE_IGNORED = ("pe.pe", "norm_v.weight", "norm_v.bias", "v_linear.bias")
+"""Nothing that is learned: values are not normalized, and their bias cancels."""
 
 
 class TupleProjection(nn.Module):
     """Keys and values of all tuples of one cardinality; only keys are normalized.
+
+    Values have no bias: it would cancel in ``v - sum(a v')``, as each row of the attention ``a`` sums to 1.
 
     Args:
         channels: width ``D`` of the frame features.
@@ -36,7 +39,7 @@ class TupleProjection(nn.Module):
     def __init__(self, channels: int, cardinality: int, width: int) -> None:
         super().__init__()
         self.keys = TupleLinear(channels, width, cardinality)
-        self.values = TupleLinear(channels, width, cardinality)
+        self.values = TupleLinear(channels, width, cardinality, bias=False)
         self.key_norm = nn.LayerNorm(width)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +107,7 @@ class TRX(nn.Module):
             for theirs, ours in prefixes.items()
             for name, our_name in _REFERENCE_NAMES.items()
         }
-        ignored = [f"{theirs}{name}" for theirs in prefixes for name in _REFERENCE_IGNORED]
+        ignored = [f"{theirs}{name}" for theirs in prefixes for name in REFERENCE_IGNORED]
         load_reference_state(self, state, names, ignored)
 
 

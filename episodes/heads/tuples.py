@@ -32,8 +32,8 @@ class TupleLinear(nn.Linear):
     ``Linear(cardinality * channels, out_features)``.
     """
 
-    def __init__(self, channels: int, out_features: int, cardinality: int) -> None:
-        super().__init__(cardinality * channels, out_features)
+    def __init__(self, channels: int, out_features: int, cardinality: int, bias: bool = True) -> None:
+        super().__init__(cardinality * channels, out_features, bias=bias)
         self.cardinality = cardinality
 
     def forward(self, frames: Tensor) -> Tensor:
@@ -42,4 +42,5 @@ class TupleLinear(nn.Linear):
         by_place = self.weight.unflatten(1, (self.cardinality, -1)).unbind(dim=1)  # cardinality times (out_features,C)
         products = [nn.functional.linear(frames, weight) for weight in by_place]  # (V,T,out_features) each
         chosen = [product[:, places] for product, places in zip(products, tuples.T, strict=True)]  # (V,N,out_features)
-        return torch.stack(chosen).sum(dim=0) + self.bias
+        summed = torch.stack(chosen).sum(dim=0)
+        return summed if self.bias is None else summed + self.bias
