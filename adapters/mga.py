@@ -20,6 +20,15 @@ from .reference_state import load_reference_state
 from .shared_dropout import SharedDropout
 
 _MOTION_NAMES = {theirs: f"motion.{ours}" for theirs, ours in REFERENCE_NAMES.items()}
+S_MGA_NAMES = {**_MOTION_NAMES, "conv": "values", "gamma": "gamma"}
+C_MGA_NAMES = {
+    **_MOTION_NAMES,
+    "conv": "values",
+    "norm_qk": "token_norm",
+    "gamma1": "gamma_values",
+    "gamma2": "gamma_cross",
+}
+"""The released code's names of the parts of both modules."""
 
 
 class SelfMotionGuidedAttention(nn.Module):
@@ -57,7 +66,7 @@ class SelfMotionGuidedAttention(nn.Module):
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of DMGAL's released code; its stored position code is computed here instead."""
-        load_reference_state(self, state, {**_MOTION_NAMES, "conv": "values", "gamma": "gamma"}, ignored=("pe.pe",))
+        load_reference_state(self, state, S_MGA_NAMES, ignored=("pe.pe",))
 
 
 class CrossMotionGuidedAttention(nn.Module):
@@ -146,8 +155,7 @@ class CrossMotionGuidedAttention(nn.Module):
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of DMGAL's released code."""
-        names = {"conv": "values", "norm_qk": "token_norm", "gamma1": "gamma_values", "gamma2": "gamma_cross"}
-        load_reference_state(self, state, {**_MOTION_NAMES, **names})
+        load_reference_state(self, state, C_MGA_NAMES)
 
 
 def _average_attention(queries: Tensor, keys: Tensor) -> Tensor:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dmgal.adapters.mga import CrossMotionGuidedAttention, SelfMotionGuidedAttention
 from dmgal.backbones.video_state import VideoState
-from dmgal.episodes.heads import OTAM, BiMHM, DmgalFT
+from dmgal.episodes.heads import OTAM, BiMHM, DmgalFT, TemporalMixer
+from dmgal.errors import DmgalError
 
 
 def awake_head(matcher=None) -> DmgalFT:
@@ -30,6 +32,23 @@ def test_equal_to_its_parts_in_sequence(matcher, assert_relatively_close) -> Non
     pooled = [head.matcher.prepare(features.mean(dim=(-2, -1))) for features in related]
     expected = head.matcher.compare(pooled[0], labels, pooled[1]).logits
     assert_relatively_close(head.compare(head.prepare(support), labels, head.prepare(query)).logits, expected)
+
+
+def test_released_weights_of_the_three_parts_make_the_whole(read_golden, assert_relatively_close) -> None:
+    parts = {"s_mga": "dmgal_s_mga", "mixer": "sact_tmixer_frame_mixing", "c_mga": "dmgal_c_mga"}
+    weights = {part: read_golden(golden)[1] for part, golden in parts.items()}
+    channels, frames = len(weights["mixer"]["fc_d2.bias"]), len(weights["mixer"]["fc_t2.bias"])
+    head = DmgalFT(channels, frames, matcher=BiMHM(logit_scale=10.0))
+    head.load_reference_state_dict({f"{part}.{name}": t for part, of in weights.items() for name, t in of.items()})
+    alone = SelfMotionGuidedAttention(channels), TemporalMixer(frames, channels), CrossMotionGuidedAttention(channels)
+    for module, of_part in zip(alone, weights.values(), strict=True):
+        module.load_reference_state_dict(of_part)
+    loaded = head.self_attention, head.mixer, head.cross_attention
+    for module, expected in zip(loaded, alone, strict=True):
+        for name, tensor in module.state_dict().items():
+            assert tensor.equal(expected.state_dict()[name]), name
+    with pytest.raises(DmgalError, match="do not fit DmgalFT"):
+        head.load_reference_state_dict({"s_mga.conv1.weight": weights["s_mga"]["conv1.weight"]})
 
 
 def test_preparing_videos_alone_or_together() -> None:
