@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
+import yaml
 
+import dmgal.recipes.layers
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_head
 from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.layers import bundled_layers, from_mapping, merged, to_mapping
 from dmgal.recipes.train import Train
+
+
+CONFIGS = Path(dmgal.recipes.layers.__file__).parent / "configs"
 
 
 def parsed(*words: str) -> Recipe:
@@ -128,6 +134,26 @@ def test_values_of_the_papers_per_data_set():
     molo = parsed("method/molo", "data/kinetics100").train
     assert (molo.learning_rate, molo.loss_weights["base_classes"], molo.loss_weights["long_short"]) == (2e-5, 0.1, 0.05)
     assert parsed("data/ssv2_full", "method/hyrsm").train.loss_weights == {"base_classes": 0.6}
+    rates = {"ssv2_small": 1e-4, "ssv2_full": 1e-4, "kinetics100": 2.2e-5, "hmdb51": 5e-5, "ucf101": 5e-5}
+    for data_set, rate in rates.items():
+        for method, expected in (("hyrsm", rate), ("molo", 2e-5 if data_set == "kinetics100" else rate)):
+            recipe = parsed(f"method/{method}", f"data/{data_set}")
+            train = recipe.train
+            assert (train.optimizer, train.learning_rate, train.backbone_learning_rate) == ("adam", expected, expected)
+            assert recipe.episode.n_query == {"hyrsm": 7, "molo": 6}[method]
+            assert recipe.head["center"] == "none"
+        for method, tasks in (("trx", 16), ("strm", 16), ("dmgal_ft", 16), ("m2acl", 1)):
+            train = parsed(f"method/{method}", f"data/{data_set}").train
+            assert (train.optimizer, train.tasks_per_step, train.weight_decay) == ("sgd", tasks, 0)
+    assert parsed("method/hyrsm", "data/moving_shapes").head["center"] == "video"
+
+
+def test_what_a_method_says_for_data_sets_names_bundled_ones():
+    known = {name.removeprefix("data/") for name in bundled_layers() if name.startswith("data/")}
+    for name in bundled_layers():
+        if name.startswith("method/"):
+            layer = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+            assert set(layer.get("per_data", {})) <= known, name
 
 
 def test_every_sensible_pair_of_method_and_data_set_is_parsed_and_its_parts_exist():

@@ -48,7 +48,18 @@ def test_twenty_steps_and_an_evaluation(method: str, resnet50: Path, test_data: 
     run = tmp_path / method
     lines = dmgal(
         *("train", f"method/{method}", "data/ssv2_small", "--data.root", test_data / "videos" / "ssv2_mini"),
-        *("--backbone.name", resnet50, "--train.steps", 20, "--queries", 1, "--train.validation-episodes", 20),
+        *(
+            "--backbone.name",
+            resnet50,
+            "--train.steps",
+            20,
+            "--train.tasks-per-step",
+            1,
+            "--queries",
+            1,
+            "--train.validation-episodes",
+            20,
+        ),
         *("--data.num-workers", min(2, os.cpu_count() or 1), "--quiet", "--out", run),
     )
     lines += dmgal("evaluate", run, "--episodes", 100, "--quiet")
