@@ -2,10 +2,11 @@
 
     python -m dmgal.bench.kernels
 
-No gradients, one thread by default. The authors' forms are written from their formulas: each direction's map times the
-values, the support repeated for every query, all frames at once; the contrast in loops over classes, queries, other
-classes and tuples. The floor is the time of the bare matrix products that our form cannot do without. Extra memory is
-the peak above the inputs, each form in a process of its own. Writes ``bench/results/kernels.json``.
+Inference: no gradients, one thread by default. The authors' forms are written from their formulas: each direction's map
+times the values, the support repeated for every query, all frames at once; the contrast in loops over classes, queries,
+other classes and tuples. The floor is the time of the bare matrix products that our form cannot do without, in pieces
+that fit the cache as ours are. Extra memory is the peak above the inputs, each form in a process of its own. Writes
+``bench/results/kernels.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from dmgal.adapters.cmga import CmgaAdapter
 from dmgal.adapters.mga import CrossMotionGuidedAttention
-from dmgal.adapters.motion import Motion, motion_attention
+from dmgal.adapters.motion import MAP_ENTRIES_IN_CACHE, Motion, motion_attention
 from dmgal.backbones.video_state import VideoState
 from dmgal.bench.measuring import Work, hardware, median_with_interval, paired_seconds
 from dmgal.episodes.heads.m2acl import tuple_contrast, tuple_distances
@@ -100,13 +101,23 @@ def authors_cross(query: VideoState, support: VideoState) -> Tensor:
     return authors_attention(queries, keys, repeated["values"]).unflatten(0, (num_query, frames))
 
 
-def cross_products(query: VideoState, support: VideoState) -> None:
-    """Of each frame: both directions' scores, and one product with the values."""
-    maps = torch.empty(0)
-    for frame in range(FRAMES):
-        for name in Motion._fields:
-            maps = query[name][:, frame].flatten(0, 1) @ support[name][:, frame].flatten(0, 1).T
-        _ = maps @ support["values"][:, frame].flatten(0, 1)
+def bare_products(query: Motion, keys: Motion, values: Tensor) -> None:
+    """Both directions' scores of ``(B,n,d)`` and ``(B,m,d)``, and one product with ``(B,m,a)``, in pieces as ours."""
+    rows = max(1, MAP_ENTRIES_IN_CACHE // values.shape[1])
+    frames = max(1, rows // query.forward.shape[1])
+    for first in range(0, len(values), frames):
+        here = slice(first, first + frames)
+        for row in range(0, query.forward.shape[1], rows):
+            maps = [a[here, row : row + rows] @ b[here].mT for a, b in zip(query, keys, strict=True)]
+            _ = maps[0] @ values[here]
+
+
+def cross_products(query: VideoState, support: VideoState) -> Work:
+    """The products of all frames, tokens laid side by side beforehand."""
+    queries, keys = (
+        Motion(*(state[name].transpose(0, 1).flatten(1, 2) for name in Motion._fields)) for state in (query, support)
+    )
+    return partial(bare_products, queries, keys, support["values"].transpose(0, 1).flatten(1, 2))
 
 
 def tokens(videos: int, sizes: Sizes, dtype: torch.dtype) -> VideoState:
@@ -123,7 +134,7 @@ def c_mga(dtype: torch.dtype) -> Forms:
     return Forms(
         partial(authors_cross, query, support),
         partial(CmgaAdapter._cross, support, query, 1),
-        partial(cross_products, query, support),
+        cross_products(query, support),
     )
 
 
@@ -133,15 +144,8 @@ def s_mga(dtype: torch.dtype, sizes: Sizes = ADAPTER) -> Forms:
     motion, values = Motion(state["forward"].flatten(0, 1), state["backward"].flatten(0, 1)), state["values"]
     values = values.flatten(0, 1)  # (V*T,P,a)
 
-    def products() -> None:
-        maps = torch.empty(0)
-        for direction in motion:
-            maps = torch.bmm(direction, direction.transpose(1, 2))
-        torch.bmm(maps, values)
-
-    return Forms(
-        partial(authors_attention, motion, motion, values), partial(motion_attention, motion, motion, values), products
-    )
+    inputs = motion, motion, values
+    return Forms(*(partial(form, *inputs) for form in (authors_attention, motion_attention, bare_products)))
 
 
 def c_mga_full_width(pooled: bool) -> Forms:
@@ -166,7 +170,7 @@ def c_mga_full_width(pooled: bool) -> Forms:
     if pooled:
         pooled_states = [module.pool(state) for state in states]
         return Forms(authors, lambda: module.relate_pooled(*pooled_states)[1], None)
-    return Forms(authors, lambda: module.relate(*states)[1], partial(cross_products, query, support))
+    return Forms(authors, lambda: module.relate(*states)[1], cross_products(query, support))
 
 
 def contrast_in_loops(distances: Tensor, support_distances: Tensor, labels: Tensor) -> Tensor:

@@ -159,6 +159,9 @@ class TrainConfig:
     """Decay of an exponential moving average of what is trained, such as 0.999; it is then validated and saved."""
     loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     """Of a head's losses by name, e.g. {base_classes: 0.5}; those not named keep the weight of the head's paper."""
+    measure_head_norms: bool = False
+    """Give a new head's batch norms, where they are frozen, the statistics of the first task before training; without,
+    they divide by one."""
     precision: Precision = "float32"
     """bf16 and fp16: autocast, weights in float32; tf32: float32 with faster, less exact products on NVIDIA GPUs."""
     compile: bool = False

@@ -69,8 +69,8 @@ class DmgalFT(nn.Module):
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load released weights: ``s_mga.``, ``mixer.`` and ``c_mga.``, and behind these prefixes the authors' names.
 
-        How a checkpoint calls the parts themselves depends on its backbone, so rename them. Bi-MHM has no weights in the
-        released form; a learned scale keeps its own.
+        How a checkpoint calls the parts themselves depends on its backbone, so rename them. Bi-MHM has no weights in
+        the released form; a learned scale keeps its own.
         """
         names = {
             f"{part}.{theirs}": f"{ours}.{our_name}"

@@ -37,6 +37,7 @@ from dmgal.recipes.saving.weights import (
 from dmgal.recipes.training.averaging import MovingAverage
 from dmgal.recipes.training.bad_losses import BadLosses
 from dmgal.recipes.training.fsdp import divide_blocks, placed_like, whole
+from dmgal.recipes.training.head_norms import measure_head_norms
 from dmgal.recipes.training.optimization import Plateau, build_optimizer, build_schedule, loss_weights
 from dmgal.recipes.training.passes import Numbers, step_gradient
 from dmgal.recipes.training.precision import compile_blocks, set_precision
@@ -107,6 +108,8 @@ class Trainer:
         self.average = MovingAverage(self.recognizer, train.ema) if train.ema else None
         if resume:
             self._restore()
+        if train.measure_head_norms and self.recipe.backbone.freeze_batch_norm and not self.progress.step:
+            measure_head_norms(self.recognizer, self._data.task(0).to(self.accelerator.device))
         self.schedule = build_schedule(self.optimizer, train, done=self.progress.step)
 
     def fit(self) -> None:

@@ -64,6 +64,10 @@ class TrainingData:
         )
         return iter(loader)
 
+    def task(self, number: int) -> Episode:
+        """One of all tasks, whatever process trains on it."""
+        return self._dataset[number]
+
     def tell_skipped(self) -> None:
         """How many videos any process met that cannot be read; all must ask for it."""
         tell_met(self._dataset.bad_videos, "train")

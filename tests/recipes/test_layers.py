@@ -15,7 +15,6 @@ from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.layers import bundled_layers, from_mapping, merged, to_mapping
 from dmgal.recipes.train import Train
 
-
 CONFIGS = Path(dmgal.recipes.layers.__file__).parent / "configs"
 
 
