@@ -20,7 +20,7 @@ ADAPTERS = ("dmgal_adapter",)
 FULLY_TRAINED = (
     "dmgal_ft", "m2acl", "sact", "molo", "trx", "strm", "hyrsm", "otam", "bi_mhm", "frame_aligned", "prototype",
 )  # fmt: skip
-STUCK = ("sact", "molo", "hyrsm", "prototype")
+STUCK = ("sact", "prototype")
 RATES = {
     **dict.fromkeys(ADAPTERS, (Rate(4e-3),)),  # chosen by bench/adapter_comparison.py in the same way
     **dict.fromkeys(FULLY_TRAINED, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4))),

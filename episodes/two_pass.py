@@ -29,6 +29,7 @@ from ..errors import DmgalError
 from .episode import Episode, EpisodeOutput
 from .little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
 from .little_memory.frozen_start import FrozenStart
+from .little_memory.heap import give_back_free_memory
 from .little_memory.kept_results import CostlyResults, Result, dearest, keeping, keeping_products
 from .little_memory.random_state import RandomState
 from .recognizer import FewShotRecognizer
@@ -184,6 +185,7 @@ class TwoPass:
         found = zip(wanted, gradients.add([loss(output, episode)], None, list(wanted.values())), strict=True)
         upstream = VideoState({name: gradient for name, gradient in found if gradient is not None})
         for part in upstream.split([state.num_videos for state in states]):
+            give_back_free_memory(start.device)
             state = states.pop(0)  # its graph goes with it
             if part:
                 gradients.add([state[name] for name in part], list(part.values()))
@@ -193,6 +195,7 @@ class TwoPass:
     def _encode(self, videos: Tensor, start: RandomState, again: bool) -> VideoState:
         """With the random state that all chunks begin with; ``again``: it is computed anew when gradients come."""
         start.restore()
+        give_back_free_memory(start.device)
         with self._autocast():
             if not again:
                 return self.recognizer.encode(videos)
