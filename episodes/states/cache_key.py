@@ -28,7 +28,7 @@ def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
     Args:
         more: what else shapes them: frames, transform, decoder, device.
     """
-    backbone = recognizer.encoder.backbone
+    backbone, head = recognizer.encoder.backbone, recognizer.head
     weights = {name: tensor for name, tensor in recognizer.state_dict().items() if not _is_head(name)}
     spec = getattr(recognizer.encoder, "spec", None)
     return {
@@ -40,7 +40,7 @@ def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
         "normalization": normalization(recognizer),
         "backbone_weights": _hash_of((n, t) for n, t in weights.items() if not _is_added(n)),
         "adapter_weights": _hash_of((n, t) for n, t in weights.items() if _is_added(n)),
-        "head_weights": _hash_of(recognizer.head.state_dict().items()),  # type: ignore[attr-defined]
+        "head_weights": _hash_of(head.state_dict().items()) if isinstance(head, nn.Module) else None,
         "settings": _settings(recognizer),
         **more,
     }
@@ -79,11 +79,12 @@ def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return digest.hexdigest() if any_there else None
 
 
-def _settings(model: nn.Module) -> str:
-    """A hash of every module's class and plain attributes, whether it trains left out."""
+def _settings(recognizer: FewShotRecognizer) -> str:
+    """A hash of every module's class and plain attributes, whether it trains left out; of the head also without one."""
     digest = blake2b(digest_size=8)
-    for name, module in model.named_modules():
-        own = {key: value for key, value in vars(module).items() if key not in OF_EVERY_MODULE}
+    parts: dict[str, object] = {**dict(recognizer.named_modules()), "head": recognizer.head}
+    for name, module in parts.items():
+        own = {key: value for key, value in getattr(module, "__dict__", {}).items() if key not in OF_EVERY_MODULE}
         plain = {key: _in_order(value) for key, value in own.items() if _is_plain(value)}
         shape = {key: repr(value) for key, value in own.items() if key == "shape"}  # a dataclass of options
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())}".encode())

@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 
-from dmgal.backbones import FrameEncoder, load_backbone
+from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.states.cache_key import describe, differences
@@ -35,6 +35,16 @@ def told(one: FewShotRecognizer, other: FewShotRecognizer) -> list[str]:
     return differences(describe(one), describe(other))
 
 
+class WithoutWeights:
+    """A head need be no module."""
+
+    def __init__(self, center: str) -> None:
+        self.center = center
+
+    def prepare(self, features: torch.Tensor) -> VideoState:
+        return VideoState(frames=features)
+
+
 @pytest.mark.parametrize("changed", [(0.4, 0.2), (0.5, 0.3)])
 def test_what_images_are_normalized_with_counts(changed) -> None:
     assert told(normalizing(0.5, 0.2), normalizing(*changed)) == ["normalization"]
@@ -56,3 +66,11 @@ def test_the_order_of_a_dictionary_and_hooks_do_not_count() -> None:
     handle.remove()
     other.head.options["b"][2] = 3
     assert differences(describe(one), describe(other)) == ["settings"]
+
+
+def test_a_head_that_is_no_module_is_told_by_its_class_and_settings() -> None:
+    encoder = normalizing(0.5, 0.2).encoder
+    keys = [describe(FewShotRecognizer(encoder, head)) for head in map(WithoutWeights, ("video", "none", "video"))]
+    assert keys[0]["head_weights"] is None and keys[0] == keys[2]
+    assert differences(keys[0], keys[1]) == ["settings"]
+    assert "settings" in differences(keys[0], describe(FewShotRecognizer(encoder, BiMHM())))
