@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ class CachedStates:
     """What a cache holds.
 
     Attributes:
-        states: of all videos, mapped into memory.
+        states: of all videos, mapped into memory, for reading alone: who writes into them crashes the process.
         bad: places of videos that could not be read, whose states mean nothing.
         encoded: how many videos this process has encoded for it now.
         size: bytes on disk.
@@ -283,9 +284,15 @@ class StateCache:
     def _opened(self, encoded: int) -> CachedStates:
         states, layout = VideoState(), self._layout()
         for name, entry in layout.items():
-            shape = (len(self.videos), *entry["shape"])
-            dtype, path = getattr(torch, entry["dtype"]), str(self._data_path(name))
-            states[name] = torch.from_file(path, shared=False, size=int(np.prod(shape)), dtype=dtype).view(shape)
+            try:
+                states[name] = _mapped(self._data_path(name), entry, len(self.videos))
+            except (OSError, ValueError) as error:
+                raise DmgalError(
+                    f"The cache {self.folder} cannot be opened.",
+                    received=f"{name}.raw: {error}",
+                    expected="a readable file, as long as it was written",
+                    remedy="let nothing else change the folder, and fill it again",
+                ) from error
         records = [_read_json(self._record_path(block)) for block in range(self.num_blocks)]
         bad = tuple(place for record in records for place in record.get("bad", ()))
         size = sum(_bytes_per_video(entry) * len(self.videos) for entry in layout.values())
@@ -322,6 +329,15 @@ class StateCache:
 
 def _bytes_per_video(layout: Mapping[str, Any]) -> int:
     return int(np.prod(layout["shape"], dtype=np.int64)) * getattr(torch, layout["dtype"]).itemsize
+
+
+def _mapped(path: Path, layout: Mapping[str, Any], num_videos: int) -> Tensor:
+    """``(num_videos, ...)``, to be read only: what may be written, if only as a copy, is charged against memory."""
+    data = np.memmap(path, np.uint8, "r", shape=(_bytes_per_video(layout) * num_videos,))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(data)
+    return tensor.view(getattr(torch, layout["dtype"])).view(num_videos, *layout["shape"])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -93,6 +93,33 @@ def test_states_are_those_of_memory_and_are_mapped(whole) -> None:
     assert found.size == sum(tensor.nbytes for tensor in in_memory.values())
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the system's list of mappings")
+def test_no_memory_is_set_aside_for_mapped_states(whole) -> None:
+    """The system charges a private mapping that may be written as memory: one larger than that could not be opened."""
+    found = cache(whole, recognizer()).open()
+    mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(whole) in line]
+    assert mappings and {permissions for _, permissions, *_ in mappings} <= {"r--p", "r--s"}
+    assert found.states["frames"].isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_states_of_every_type_are_opened_as_they_were_written(tmp_path, dtype) -> None:
+    values = torch.arange(2 * 3 * 5).view(2, 3, 5).to(dtype)
+    (tmp_path / "x.raw").write_bytes(values.view(torch.uint8).numpy().tobytes())
+    (tmp_path / KEY).write_text(json.dumps({"tensors": {"x": {"dtype": str(dtype)[6:], "shape": [3, 5]}}}))
+    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._opened(0).states["x"], values)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5])])
+def test_a_file_that_is_lost_before_it_is_opened_is_told(filled, spoil, monkeypatch) -> None:
+    found = cache(filled, recognizer())
+    monkeypatch.setattr(found, "_problem", lambda block: None)
+    spoil(filled / "frames.raw")
+    with pytest.raises(DmgalError, match=r"cannot be opened(.|\n)*frames.raw"):
+        found.open()
+
+
 def test_a_full_cache_is_read_and_not_encoded_again(filled) -> None:
     before = content(filled)
     model = recognizer()
