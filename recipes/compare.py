@@ -22,6 +22,7 @@ from typing import Any
 import tyro
 
 from dmgal.episodes import Evaluation, FewShotRecognizer, VideoCatalog, paired_difference
+from dmgal.episodes.listing import printable
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, count_parameters, visual_tower_parameters
 from dmgal.recipes.comparison_page import comparison_page
@@ -114,7 +115,7 @@ def _row(
     first: Mapping[str, Evaluation],
 ) -> Row:
     return Row(
-        name=run.folder.name,
+        name=printable(run.folder.name),
         evaluations=evaluations,
         difference=paired_difference(evaluations["accuracy"], first["accuracy"]),
         trained_parameters=count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
@@ -183,17 +184,18 @@ def main(argv: list[str] | None = None) -> int | None:
     if found is None:
         return 0
     sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
-    print(as_text(found.rows))
-    print(methods_as_text(found.methods, found.pairings, found.catalog))
     numbers: dict[str, Any] = {"protocol": vars(protocol), "rows": rows_as_json(found.rows)}
     numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
     if options.states == "float16":
-        print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
         numbers["inexact"] = "states were kept as float16"
-    if options.out:
+    if options.out:  # before anything is printed: whatever becomes of that, the numbers are there
         _write(options.out, json.dumps({**numbers, "environment": environment()}, indent=2) + "\n")
     if options.page:
         _write(options.page, _page(found, options))
+    print(as_text(found.rows))
+    print(methods_as_text(found.methods, found.pairings, found.catalog))
+    if options.states == "float16":
+        print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
     return 0
 
 

@@ -14,6 +14,7 @@ from dmgal.episodes import FewShotRecognizer, VideoCatalog, encode_videos
 from dmgal.episodes.cache import CachedStates, Processes, StateCache
 from dmgal.episodes.catalogs.bad_videos import without_bad
 from dmgal.episodes.catalogs.video_identity import stamp
+from dmgal.episodes.listing import printable
 from dmgal.episodes.states.cache_key import describe
 from dmgal.episodes.states.sides import videos_at_a_time
 from dmgal.episodes.store import EvaluationClips
@@ -157,4 +158,5 @@ def _cannot_be_kept(folder: Path, error: OSError) -> DmgalError:
 def _tell_found(found: CachedStates, num_videos: int, folder: Path) -> None:
     already = num_videos - found.encoded
     known = f", {already} were there or are of other processes" if already else ""
-    print(f"{found.encoded} of {num_videos} videos encoded{known}; {found.size / 2**20:,.1f} MiB in {folder}")
+    size = f"{found.size / 2**20:,.1f} MiB"
+    print(f"{found.encoded} of {num_videos} videos encoded{known}; {size} in {printable(str(folder))}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -157,3 +158,30 @@ def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "launched_processes", lambda: Processes(0, 2))
     assert main(["evaluate", str(runs / "cmga"), "--states", "memory", "--quiet"]) == 2
     assert "2 processes" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_evaluated_and_compared(runs, frame_folders, tmp_path, capsys) -> None:
+    data, out, page = tmp_path / "data", tmp_path / "comparison.json", tmp_path / "comparison.html"
+    shutil.copytree(frame_folders / "test", data / "test")
+    try:
+        for clip in [*data.glob("test/*/*")]:
+            clip.rename(clip.with_name(f"caf\udce9 {clip.name}"))
+        shutil.copytree(runs / "frozen", tmp_path / "frozen\udce9")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    shutil.copytree(runs / "smga0", tmp_path / "smga0")  # safetensors does not read from the other kind of folder
+    folders = [str(tmp_path / name) for name in ("frozen\udce9", "smga0")]
+    flags = ["--data.root", str(data), "--episodes", "300"]
+    for folder in folders:
+        for file in ("recipe.yaml", "paths.yaml"):
+            text = (Path(folder) / file).read_text()
+            (Path(folder) / file).write_text(re.sub("split_file: .*", "split_file: null", text))
+    assert main(["evaluate", folders[0], *flags]) == 0
+    assert "frozen\\xe9" in capsys.readouterr().out
+    assert main(["compare", *folders, *flags, "--out", str(out), "--page", str(page)]) == 0
+    text, found, html = capsys.readouterr().out, json.loads(out.read_text()), page.read_text()
+    (pairing,) = found["pairings"]
+    named = [query["video"] for one in pairing["disagreements"] for query in one["queries"]]
+    assert named and all("caf\\xe9 " in name and name in text and name in html for name in named)
+    assert all("caf\\xe9 " in name for one in pairing["disagreements"] for name in one["support"])
+    assert [row["run"] for row in found["rows"]] == ["frozen\\xe9", "smga0"]
