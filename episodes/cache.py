@@ -120,14 +120,12 @@ class StateCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         if processes.rank:
             processes.wait()  # until the first process holds the lock and has thrown away what is not to be used
-            encoded = self._fill(recognizer, clips, num_workers, device, False, processes, bad)
-        else:
-            with exclusively(self.folder / ".lock", lambda: _tell(f"waiting for another process in {self.folder}")):
-                for reason in self._forget_unusable():
-                    _tell(f"{self.folder}: {reason}") if progress else None
-                processes.wait()
-                encoded = self._fill(recognizer, clips, num_workers, device, progress, processes, bad)
-        return self._opened(encoded)
+            return self._fill(recognizer, clips, num_workers, device, False, processes, bad)
+        with exclusively(self.folder / ".lock", lambda: _tell(f"waiting for another process in {self.folder}")):
+            for reason in self._forget_unusable():
+                _tell(f"{self.folder}: {reason}") if progress else None
+            processes.wait()
+            return self._fill(recognizer, clips, num_workers, device, progress, processes, bad)
 
     def open(self) -> CachedStates:
         """What the cache holds, encoding nothing.
@@ -136,7 +134,8 @@ class StateCache:
             DmgalError: it is not whole, damaged, stale, or of another key; what differs is named.
         """
         stored = self._read_key()
-        refuse_other(f"The cache {self.folder}", {k: v for k, v in stored.items() if k != "tensors"}, self.key)
+        layout = stored.pop("tensors", {})
+        refuse_other(f"The cache {self.folder}", stored, self.key)
         problems = [f"block {block}: {p}" for block in range(self.num_blocks) if (p := self._problem(block))]
         if problems:
             raise DmgalError(
@@ -145,7 +144,7 @@ class StateCache:
                 expected="every block whole, and its videos unchanged",
                 remedy="fill it again: only these blocks are encoded anew",
             )
-        return self._opened(0)
+        return self._opened(layout, 0)
 
     @property
     def num_blocks(self) -> int:
@@ -164,8 +163,8 @@ class StateCache:
         progress: bool,
         processes: Processes,
         bad: BadOf,
-    ) -> int:
-        """Every process takes its share of the missing blocks."""
+    ) -> CachedStates:
+        """Every process takes its share of the missing blocks, and opens all."""
         mine = self.missing()[processes.rank :: processes.count]
         processes.wait()  # until all have looked, before the first writes
         batches = [list(self._places(block)) for block in mine]
@@ -181,8 +180,10 @@ class StateCache:
             for handle in self._files.values():
                 os.close(handle)
             self._files.clear()
-        processes.wait()
-        return sum(map(len, batches))
+        processes.wait()  # until all have written
+        opened = self._opened(self._layout(), sum(map(len, batches)))
+        processes.wait()  # until all have opened, before the first gives the lock back
+        return opened
 
     def _as_kept(self, states: VideoState) -> VideoState:
         if not self.half:
@@ -281,8 +282,8 @@ class StateCache:
             return None
         return np.memmap(path, np.uint8, "r", places.start * size, (len(places) * size,))
 
-    def _opened(self, encoded: int) -> CachedStates:
-        states, layout = VideoState(), self._layout()
+    def _opened(self, layout: Mapping[str, Any], encoded: int) -> CachedStates:
+        states = VideoState()
         for name, entry in layout.items():
             try:
                 states[name] = _mapped(self._data_path(name), entry, len(self.videos))
