@@ -12,7 +12,6 @@ whole are in the JSON of --out and on the web page of --page.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from dmgal.recipes.encoded import Keep, Kept, launched_processes
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.evaluate import Protocol, as_json, encode, evaluate_tasks, load_run, samplers
 from dmgal.recipes.methods import Method, Pairing, grouped, methods_as_json, methods_as_text, paired
-from dmgal.recipes.runs import Run, environment, write_text
+from dmgal.recipes.runs import Run, environment, json_text, write_text
 from dmgal.recipes.table import Row, as_text
 
 
@@ -189,7 +188,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if options.states == "float16":
         numbers["inexact"] = "states were kept as float16"
     if options.out:  # before anything is printed: whatever becomes of that, the numbers are there
-        _write(options.out, json.dumps({**numbers, "environment": environment()}, indent=2) + "\n")
+        _write(options.out, json_text({**numbers, "environment": environment()}))
     if options.page:
         _write(options.page, _page(found, options))
     print(as_text(found.rows))

@@ -114,6 +114,21 @@ def test_exact_is_near_many_episodes_and_refused_where_there_is_no_closed_form(r
         assert reason in capsys.readouterr().err
 
 
+def test_an_interval_of_one_episode_is_null_in_files(runs, tmp_path, capsys) -> None:
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    runs_given = [str(runs / name) for name in ("frozen", "smga0")]
+    out = tmp_path / "comparison.json"
+    assert main(["evaluate", runs_given[0], "--episodes", "1", "--quiet"]) == 0
+    assert main(["compare", *runs_given, "--episodes", "1", "--out", str(out), "--quiet"]) == 0
+    assert "± inf" in capsys.readouterr().out
+    evaluation = runs / "frozen" / "results" / "test_2way_1shot_1query_1episodes_seed0.json"
+    one, both = (json.loads(path.read_text(), parse_constant=refuse) for path in (evaluation, out))
+    assert one["results"]["accuracy"]["half_width"] is None and one["results"]["accuracy"]["percent"] >= 0
+    assert both["rows"][0]["results"] == one["results"] and both["pairings"][0]["half_width_over_episodes"] is None
+
+
 def test_until_the_interval_is_narrow(runs, capsys) -> None:
     run = runs / "smga0"
     assert main(["evaluate", str(run), "--until", "1.5", "--episodes", "1000"]) == 0
