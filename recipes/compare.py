@@ -48,6 +48,8 @@ class Compare:
     """Write everything here as a web page, too: per-class and confusion tables whole."""
     states: Kept = "disk"
     """Where the videos' states are kept, see dmgal evaluate; float16 is INEXACT."""
+    cache: Path | None = None
+    """Another folder for the states than RUN/states; in it each run has one by the run's whole path."""
     disagreements: int = 5
     """How many episodes to name in which two methods disagree most."""
     data: DataOverrides = field(default_factory=DataOverrides)
@@ -80,6 +82,7 @@ def compare_in_depth(
     states: Kept = "disk",
     disagreements: int = 5,
     data: DataOverrides | None = None,
+    cache: Path | None = None,
 ) -> Comparison | None:
     """All that the command tells; None in a process that only helped to encode."""
     data = data or DataOverrides()
@@ -91,7 +94,8 @@ def compare_in_depth(
         recipe, recognizer = load_run(Run(folder))
         recipe = data.over(recipe)
         catalog = build_catalog(recipe.data, progress=progress and not processes.rank)
-        keep = Keep(states, folder / "states", processes)
+        kept_in = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
+        keep = Keep(states, kept_in, processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
         first = rows[0].evaluations if rows else None
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress and not processes.rank, like=first)
@@ -179,7 +183,9 @@ def main(argv: list[str] | None = None) -> int | None:
             "Nothing to compare.", received="no run", expected="folders of runs", remedy="dmgal compare RUN RUN ..."
         )
     protocol, progress = options.protocol, not options.quiet
-    found = compare_in_depth(options.runs, protocol, progress, options.states, options.disagreements, options.data)
+    found = compare_in_depth(
+        options.runs, protocol, progress, options.states, options.disagreements, options.data, options.cache
+    )
     if found is None:
         return 0
     sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]

@@ -166,6 +166,20 @@ def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, ca
     assert all(query["video"] in html for one in pairing["disagreements"] for query in one["queries"])
 
 
+def test_states_of_compared_runs_may_be_kept_elsewhere_each_by_itself(runs, tmp_path, capsys) -> None:
+    folders = [tmp_path / place / "run" for place in ("a", "b")]
+    for name, folder in zip(("frozen", "smga0"), folders, strict=True):
+        shutil.copytree(runs / name, folder, ignore=shutil.ignore_patterns("states"))
+        (folder / "states").write_text("no folder: nothing can be kept here")
+    words = ["compare", *map(str, folders), "--episodes", "60"]
+    assert main([*words, "--quiet"]) == 2
+    assert "pass --cache" in capsys.readouterr().err
+    cache = ["--cache", str(tmp_path / "cache")]
+    for encoded in (NUM_VIDEOS, 0):
+        assert main([*words, *cache]) == 0
+        assert capsys.readouterr().out.count(f"{encoded} of {NUM_VIDEOS} videos encoded") == 2
+
+
 def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
     from dmgal.episodes.cache import Processes
     from dmgal.recipes import evaluate
