@@ -100,6 +100,7 @@ class StateCache:
         progress: bool = True,
         processes: Processes | None = None,
         bad: BadOf = tuple,
+        no_longer_bad: Sequence[int] = (),
     ) -> CachedStates:
         """Encode what is missing, and open all of it. All processes call it with the same arguments.
 
@@ -111,6 +112,7 @@ class StateCache:
             progress: whether to show bars and tell what was found.
             processes: this process among all that encode; None: it is alone.
             bad: gives the places of the videos that this process could not read so far.
+            no_longer_bad: places of videos that are bad in the cache and can be read now; encoded anew.
 
         Raises:
             DmgalError: states that depend on the batch, or a full disk; what was encoded stays, and counts.
@@ -122,7 +124,7 @@ class StateCache:
             processes.wait()  # until the first process holds the lock and has thrown away what is not to be used
             return self._fill(recognizer, clips, num_workers, device, False, processes, bad)
         with exclusively(self.folder / ".lock", lambda: _tell(f"waiting for another process in {self.folder}")):
-            for reason in self._forget_unusable():
+            for reason in self._forget_unusable(no_longer_bad):
                 _tell(f"{self.folder}: {reason}") if progress else None
             processes.wait()
             return self._fill(recognizer, clips, num_workers, device, progress, processes, bad)
@@ -241,7 +243,7 @@ class StateCache:
             if os.fstat(handle).st_size < wanted and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, wanted)  # a full disk is met now, not in the middle
 
-    def _forget_unusable(self) -> list[str]:
+    def _forget_unusable(self, no_longer_bad: Sequence[int]) -> list[str]:
         """Throw away what cannot be used, and say what it was."""
         stored = self._read_key()
         layout = stored.pop("tensors", None)
@@ -253,7 +255,9 @@ class StateCache:
             return [f"held other states ({', '.join(other)} differ), which are thrown away; encoding anew"]
         reasons = []
         for block in range(self.num_blocks):
-            if self._record_path(block).exists() and (problem := self._problem(block)):
+            readable = [self.videos[place] for place in no_longer_bad if place in self._places(block)]
+            outdated = f"{len(readable)} videos can be read now: {listed(readable)}" if readable else None
+            if self._record_path(block).exists() and (problem := self._problem(block) or outdated):
                 self._record_path(block).unlink()
                 reasons.append(problem)
         return [f"{len(reasons)} blocks are encoded anew: {listed(reasons)}"] if reasons else []

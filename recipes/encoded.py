@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -74,10 +75,13 @@ def encode_split(
         bad = tuple(clips.bad_videos.met)
     else:
         cache = state_cache(recognizer, recipe, catalog, keep, split, device)
+        fill = partial(cache.fill, recognizer, clips, workers, device, progress, keep.processes)
         try:
-            found = cache.fill(
-                recognizer, clips, workers, device, progress, keep.processes, lambda: clips.bad_videos.met
-            )
+            found = fill(lambda: clips.bad_videos.met)
+            if found.bad and recipe.data.on_bad_video == "error":
+                for video in found.bad:
+                    clips[video]  # kept states tell that it was bad; where it still is, its reader says why, and raises
+                found = fill(no_longer_bad=found.bad)
         except OSError as error:
             raise _cannot_be_kept(cache.folder, error) from error
         states, bad = found.states, found.bad
@@ -86,8 +90,6 @@ def encode_split(
         if keep.kept == "float16":
             dtype = next(p.dtype for p in recognizer.parameters() if p.is_floating_point())
     if bad:
-        if recipe.data.on_bad_video == "error":
-            clips[bad[0]]  # kept states tell that it is bad; its reader says why, and raises
         if not keep.processes.rank:
             names = [catalog.videos[video] for video in bad]
             tell_skipped(len(bad), len(catalog), "which could not be read", names)

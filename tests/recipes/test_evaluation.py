@@ -180,6 +180,30 @@ def test_states_of_compared_runs_may_be_kept_elsewhere_each_by_itself(runs, tmp_
         assert capsys.readouterr().out.count(f"{encoded} of {NUM_VIDEOS} videos encoded") == 2
 
 
+def test_a_video_that_can_be_read_again_is_no_longer_bad(runs, frame_folders, tmp_path, capsys) -> None:
+    """For a while its bytes came wrong, as from a disk that is far away; size and date are what they were."""
+    data, cache = tmp_path / "data", ["--cache", str(tmp_path / "cache"), "--data.root", str(tmp_path / "data")]
+    shutil.copytree(frame_folders, data)
+    frame = sorted(data.glob("test/*/2/3.png"))[1]
+    content, before = frame.read_bytes(), frame.stat()
+
+    def comes_as(some: bytes) -> None:
+        frame.write_bytes(some)
+        os.utime(frame, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    comes_as(bytes(len(content)))
+    split_file = ["--data.split-file", str(data / "split.csv")]
+    evaluated(runs / "frozen", *cache, *split_file, "--data.on-bad-video", "skip")
+    assert f"skipped 1 of {NUM_VIDEOS} videos" in capsys.readouterr().err
+    assert main(["evaluate", str(runs / "frozen"), *cache, *split_file, "--quiet"]) == 2
+    assert frame.parent.name in capsys.readouterr().err
+    comes_as(content)
+    found = evaluated(runs / "frozen", *cache, *split_file)
+    said = capsys.readouterr()
+    assert "can be read now" in said.err and "skipped" not in said.err and " of 16 videos encoded" in said.out
+    assert found == evaluated(runs / "frozen", *cache, *split_file) == evaluated(runs / "frozen", "--states", "memory")
+
+
 def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
     from dmgal.episodes.cache import Processes
     from dmgal.recipes import evaluate
