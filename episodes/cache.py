@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ class CachedStates:
     """What a cache holds.
 
     Attributes:
-        states: of all videos, mapped into memory.
+        states: of all videos, mapped into memory, for reading alone: who writes into them crashes the process.
         bad: places of videos that could not be read, whose states mean nothing.
         encoded: how many videos this process has encoded for it now.
         size: bytes on disk.
@@ -99,6 +100,7 @@ class StateCache:
         progress: bool = True,
         processes: Processes | None = None,
         bad: BadOf = tuple,
+        no_longer_bad: Sequence[int] = (),
     ) -> CachedStates:
         """Encode what is missing, and open all of it. All processes call it with the same arguments.
 
@@ -110,6 +112,7 @@ class StateCache:
             progress: whether to show bars and tell what was found.
             processes: this process among all that encode; None: it is alone.
             bad: gives the places of the videos that this process could not read so far.
+            no_longer_bad: places of videos that are bad in the cache and can be read now; encoded anew.
 
         Raises:
             DmgalError: states that depend on the batch, or a full disk; what was encoded stays, and counts.
@@ -119,14 +122,12 @@ class StateCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         if processes.rank:
             processes.wait()  # until the first process holds the lock and has thrown away what is not to be used
-            encoded = self._fill(recognizer, clips, num_workers, device, False, processes, bad)
-        else:
-            with exclusively(self.folder / ".lock", lambda: _tell(f"waiting for another process in {self.folder}")):
-                for reason in self._forget_unusable():
-                    _tell(f"{self.folder}: {reason}") if progress else None
-                processes.wait()
-                encoded = self._fill(recognizer, clips, num_workers, device, progress, processes, bad)
-        return self._opened(encoded)
+            return self._fill(recognizer, clips, num_workers, device, False, processes, bad)
+        with exclusively(self.folder / ".lock", lambda: _tell(f"waiting for another process in {self.folder}")):
+            for reason in self._forget_unusable(no_longer_bad):
+                _tell(f"{self.folder}: {reason}") if progress else None
+            processes.wait()
+            return self._fill(recognizer, clips, num_workers, device, progress, processes, bad)
 
     def open(self) -> CachedStates:
         """What the cache holds, encoding nothing.
@@ -135,7 +136,8 @@ class StateCache:
             DmgalError: it is not whole, damaged, stale, or of another key; what differs is named.
         """
         stored = self._read_key()
-        refuse_other(f"The cache {self.folder}", {k: v for k, v in stored.items() if k != "tensors"}, self.key)
+        layout = stored.pop("tensors", {})
+        refuse_other(f"The cache {self.folder}", stored, self.key)
         problems = [f"block {block}: {p}" for block in range(self.num_blocks) if (p := self._problem(block))]
         if problems:
             raise DmgalError(
@@ -144,7 +146,7 @@ class StateCache:
                 expected="every block whole, and its videos unchanged",
                 remedy="fill it again: only these blocks are encoded anew",
             )
-        return self._opened(0)
+        return self._opened(layout, 0)
 
     @property
     def num_blocks(self) -> int:
@@ -163,8 +165,8 @@ class StateCache:
         progress: bool,
         processes: Processes,
         bad: BadOf,
-    ) -> int:
-        """Every process takes its share of the missing blocks."""
+    ) -> CachedStates:
+        """Every process takes its share of the missing blocks, and opens all."""
         mine = self.missing()[processes.rank :: processes.count]
         processes.wait()  # until all have looked, before the first writes
         batches = [list(self._places(block)) for block in mine]
@@ -180,8 +182,10 @@ class StateCache:
             for handle in self._files.values():
                 os.close(handle)
             self._files.clear()
-        processes.wait()
-        return sum(map(len, batches))
+        processes.wait()  # until all have written
+        opened = self._opened(self._layout(), sum(map(len, batches)))
+        processes.wait()  # until all have opened, before the first gives the lock back
+        return opened
 
     def _as_kept(self, states: VideoState) -> VideoState:
         if not self.half:
@@ -239,7 +243,7 @@ class StateCache:
             if os.fstat(handle).st_size < wanted and hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(handle, 0, wanted)  # a full disk is met now, not in the middle
 
-    def _forget_unusable(self) -> list[str]:
+    def _forget_unusable(self, no_longer_bad: Sequence[int]) -> list[str]:
         """Throw away what cannot be used, and say what it was."""
         stored = self._read_key()
         layout = stored.pop("tensors", None)
@@ -251,7 +255,9 @@ class StateCache:
             return [f"held other states ({', '.join(other)} differ), which are thrown away; encoding anew"]
         reasons = []
         for block in range(self.num_blocks):
-            if self._record_path(block).exists() and (problem := self._problem(block)):
+            readable = [self.videos[place] for place in no_longer_bad if place in self._places(block)]
+            outdated = f"{len(readable)} videos can be read now: {listed(readable)}" if readable else None
+            if self._record_path(block).exists() and (problem := self._problem(block) or outdated):
                 self._record_path(block).unlink()
                 reasons.append(problem)
         return [f"{len(reasons)} blocks are encoded anew: {listed(reasons)}"] if reasons else []
@@ -280,12 +286,18 @@ class StateCache:
             return None
         return np.memmap(path, np.uint8, "r", places.start * size, (len(places) * size,))
 
-    def _opened(self, encoded: int) -> CachedStates:
-        states, layout = VideoState(), self._layout()
+    def _opened(self, layout: Mapping[str, Any], encoded: int) -> CachedStates:
+        states = VideoState()
         for name, entry in layout.items():
-            shape = (len(self.videos), *entry["shape"])
-            dtype, path = getattr(torch, entry["dtype"]), str(self._data_path(name))
-            states[name] = torch.from_file(path, shared=False, size=int(np.prod(shape)), dtype=dtype).view(shape)
+            try:
+                states[name] = _mapped(self._data_path(name), entry, len(self.videos))
+            except (OSError, ValueError) as error:
+                raise DmgalError(
+                    f"The cache {self.folder} cannot be opened.",
+                    received=f"{name}.raw: {error}",
+                    expected="a readable file, as long as it was written",
+                    remedy="let nothing else change the folder, and fill it again",
+                ) from error
         records = [_read_json(self._record_path(block)) for block in range(self.num_blocks)]
         bad = tuple(place for record in records for place in record.get("bad", ()))
         size = sum(_bytes_per_video(entry) * len(self.videos) for entry in layout.values())
@@ -322,6 +334,15 @@ class StateCache:
 
 def _bytes_per_video(layout: Mapping[str, Any]) -> int:
     return int(np.prod(layout["shape"], dtype=np.int64)) * getattr(torch, layout["dtype"]).itemsize
+
+
+def _mapped(path: Path, layout: Mapping[str, Any], num_videos: int) -> Tensor:
+    """``(num_videos, ...)``, to be read only: what may be written, if only as a copy, is charged against memory."""
+    data = np.memmap(path, np.uint8, "r", shape=(_bytes_per_video(layout) * num_videos,))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.from_numpy(data)
+    return tensor.view(getattr(torch, layout["dtype"])).view(num_videos, *layout["shape"])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

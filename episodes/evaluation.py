@@ -187,16 +187,14 @@ def _logits(
     progress: bool,
     dtype: torch.dtype | None,
 ) -> Logits:
-    """The cheaper of two ways from places ``(E, S)``, labels ``(S,)`` and places ``(E, Q)`` to ``(E, Q, n_way)``."""
-    task = sampler[0]
-    pairs = len(sampler) * len(task.support) * len(task.query)
-    k_shot = max(map(task.support_labels.count, task.support_labels))
-    if states.num_videos**2 <= TABLE_GAIN * pairs and why_no_pair_scores(recognizer, k_shot) is None:
-        table = pair_table(recognizer, states if dtype is None else states.to(dtype), device, progress)
-        return lambda support, labels, query: look_up(table, support, labels, query)
+    """From places ``(E, S)``, labels ``(S,)`` and places ``(E, Q)`` to ``(E, Q, n_way)``.
+
+    Pairs are scored once, where that is cheaper, judged by the first task, and the tasks' own shots allow it.
+    """
     support_states, query_states = sides(states)
-    return lambda support, labels, query: torch.cat(
-        [
+
+    def compared(support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+        parts = [
             compare_tasks(
                 recognizer,
                 support_states,
@@ -208,7 +206,23 @@ def _logits(
             )
             for some, others in _portions(support, query, support_states, query_states)
         ]
-    )
+        return torch.cat(parts)
+
+    def may_be_looked_up(labels: Tensor) -> bool:
+        return why_no_pair_scores(recognizer, k_shot=int(labels.bincount().max())) is None
+
+    task = sampler[0]
+    pairs = len(sampler) * len(task.support) * len(task.query)
+    if states.num_videos**2 > TABLE_GAIN * pairs or not may_be_looked_up(torch.tensor(task.support_labels)):
+        return compared
+    table = pair_table(recognizer, states if dtype is None else states.to(dtype), device, progress)
+
+    def looked_up_where_possible(support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+        if may_be_looked_up(labels):
+            return look_up(table, support, labels, query)
+        return compared(support, labels, query)
+
+    return looked_up_where_possible
 
 
 def _portions(

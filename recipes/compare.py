@@ -12,7 +12,6 @@ whole are in the JSON of --out and on the web page of --page.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import Any
 import tyro
 
 from dmgal.episodes import Evaluation, FewShotRecognizer, VideoCatalog, paired_difference
+from dmgal.episodes.listing import printable
 from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, count_parameters, visual_tower_parameters
 from dmgal.recipes.comparison_page import comparison_page
@@ -31,7 +31,7 @@ from dmgal.recipes.encoded import Keep, Kept, launched_processes
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.evaluate import Protocol, as_json, encode, evaluate_tasks, load_run, samplers
 from dmgal.recipes.methods import Method, Pairing, grouped, methods_as_json, methods_as_text, paired
-from dmgal.recipes.runs import Run, environment, write_text
+from dmgal.recipes.runs import Run, environment, json_text, write_text
 from dmgal.recipes.table import Row, as_text
 
 
@@ -48,6 +48,8 @@ class Compare:
     """Write everything here as a web page, too: per-class and confusion tables whole."""
     states: Kept = "disk"
     """Where the videos' states are kept, see dmgal evaluate; float16 is INEXACT."""
+    cache: Path | None = None
+    """Another folder for the states than RUN/states; in it each run has one by the run's whole path."""
     disagreements: int = 5
     """How many episodes to name in which two methods disagree most."""
     data: DataOverrides = field(default_factory=DataOverrides)
@@ -80,6 +82,7 @@ def compare_in_depth(
     states: Kept = "disk",
     disagreements: int = 5,
     data: DataOverrides | None = None,
+    cache: Path | None = None,
 ) -> Comparison | None:
     """All that the command tells; None in a process that only helped to encode."""
     data = data or DataOverrides()
@@ -91,7 +94,8 @@ def compare_in_depth(
         recipe, recognizer = load_run(Run(folder))
         recipe = data.over(recipe)
         catalog = build_catalog(recipe.data, progress=progress and not processes.rank)
-        keep = Keep(states, folder / "states", processes)
+        kept_in = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
+        keep = Keep(states, kept_in, processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
         first = rows[0].evaluations if rows else None
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress and not processes.rank, like=first)
@@ -114,7 +118,7 @@ def _row(
     first: Mapping[str, Evaluation],
 ) -> Row:
     return Row(
-        name=run.folder.name,
+        name=printable(run.folder.name),
         evaluations=evaluations,
         difference=paired_difference(evaluations["accuracy"], first["accuracy"]),
         trained_parameters=count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
@@ -179,21 +183,24 @@ def main(argv: list[str] | None = None) -> int | None:
             "Nothing to compare.", received="no run", expected="folders of runs", remedy="dmgal compare RUN RUN ..."
         )
     protocol, progress = options.protocol, not options.quiet
-    found = compare_in_depth(options.runs, protocol, progress, options.states, options.disagreements, options.data)
+    found = compare_in_depth(
+        options.runs, protocol, progress, options.states, options.disagreements, options.data, options.cache
+    )
     if found is None:
         return 0
     sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
-    print(as_text(found.rows))
-    print(methods_as_text(found.methods, found.pairings, found.catalog))
     numbers: dict[str, Any] = {"protocol": vars(protocol), "rows": rows_as_json(found.rows)}
     numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
     if options.states == "float16":
-        print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
         numbers["inexact"] = "states were kept as float16"
-    if options.out:
-        _write(options.out, json.dumps({**numbers, "environment": environment()}, indent=2) + "\n")
+    if options.out:  # before anything is printed: whatever becomes of that, the numbers are there
+        _write(options.out, json_text({**numbers, "environment": environment()}))
     if options.page:
         _write(options.page, _page(found, options))
+    print(as_text(found.rows))
+    print(methods_as_text(found.methods, found.pairings, found.catalog))
+    if options.states == "float16":
+        print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
     return 0
 
 

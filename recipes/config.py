@@ -136,7 +136,8 @@ class TrainConfig:
     two_pass: Literal["no", "auto"] | int = "no"
     """The same gradients in less memory, for more time: a task's videos are encoded in chunks, and again on the way
     back. auto: all at once where memory_budget allows it, else in chunks that it allows; a number: of videos in a
-    chunk, 1 needs least memory. Needs frozen batch norms and whole weights on every process (no FSDP)."""
+    chunk; 1 with a tiny memory_budget needs least memory. Needs frozen batch norms and whole weights on every process
+    (no FSDP)."""
     memory_budget: float | None = None
     """GB for encoding a task's videos where two_pass is auto or a number: what chunks leave of it keeps results, so
     that less is computed again; what is spared is told at the start. None: with auto most of what is free, else no

@@ -11,7 +11,6 @@ on where it was.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -27,7 +26,7 @@ from dmgal.recipes.config import DataConfig
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.evaluate import Protocol
 from dmgal.recipes.report import as_page
-from dmgal.recipes.runs import environment, write_text
+from dmgal.recipes.runs import environment, json_text, write_text
 from dmgal.recipes.table import Row, as_text
 
 METHODS = ("frozen", "smga", "dmgal_adapter", "dmgal_ft")
@@ -93,7 +92,7 @@ def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
     print(f"\n5-way 1-shot, novel classes of moving shapes, data seed {options.seed}; ± is a 95 % interval")
     print(f"\n{table}")
     result = {"options": {**vars(options), "out": None}, "seconds": seconds, "rows": rows_as_json(rows)}
-    write_text(options.out / "results.json", json.dumps({**result, "environment": environment()}, indent=2) + "\n")
+    write_text(options.out / "results.json", json_text({**result, "environment": environment()}))
     page = as_page(
         rows,
         title="Few-shot action recognition on moving shapes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from dmgal.episodes import FewShotRecognizer, VideoCatalog, encode_videos
 from dmgal.episodes.cache import CachedStates, Processes, StateCache
 from dmgal.episodes.catalogs.bad_videos import without_bad
 from dmgal.episodes.catalogs.video_identity import stamp
+from dmgal.episodes.listing import printable
 from dmgal.episodes.states.cache_key import describe
 from dmgal.episodes.states.sides import videos_at_a_time
 from dmgal.episodes.store import EvaluationClips
@@ -73,10 +75,13 @@ def encode_split(
         bad = tuple(clips.bad_videos.met)
     else:
         cache = state_cache(recognizer, recipe, catalog, keep, split, device)
+        fill = partial(cache.fill, recognizer, clips, workers, device, progress, keep.processes)
         try:
-            found = cache.fill(
-                recognizer, clips, workers, device, progress, keep.processes, lambda: clips.bad_videos.met
-            )
+            found = fill(lambda: clips.bad_videos.met)
+            if found.bad and recipe.data.on_bad_video == "error":
+                for video in found.bad:
+                    clips[video]  # kept states tell that it was bad; where it still is, its reader says why, and raises
+                found = fill(no_longer_bad=found.bad)
         except OSError as error:
             raise _cannot_be_kept(cache.folder, error) from error
         states, bad = found.states, found.bad
@@ -85,8 +90,6 @@ def encode_split(
         if keep.kept == "float16":
             dtype = next(p.dtype for p in recognizer.parameters() if p.is_floating_point())
     if bad:
-        if recipe.data.on_bad_video == "error":
-            clips[bad[0]]  # kept states tell that it is bad; its reader says why, and raises
         if not keep.processes.rank:
             names = [catalog.videos[video] for video in bad]
             tell_skipped(len(bad), len(catalog), "which could not be read", names)
@@ -157,4 +160,5 @@ def _cannot_be_kept(folder: Path, error: OSError) -> DmgalError:
 def _tell_found(found: CachedStates, num_videos: int, folder: Path) -> None:
     already = num_videos - found.encoded
     known = f", {already} were there or are of other processes" if already else ""
-    print(f"{found.encoded} of {num_videos} videos encoded{known}; {found.size / 2**20:,.1f} MiB in {folder}")
+    size = f"{found.size / 2**20:,.1f} MiB"
+    print(f"{found.encoded} of {num_videos} videos encoded{known}; {size} in {printable(str(folder))}")

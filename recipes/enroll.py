@@ -22,7 +22,7 @@ from typing import Annotated
 import tyro
 
 from dmgal.episodes.catalogs.bad_videos import OnBadVideo
-from dmgal.episodes.galleries.gallery_file import load_gallery, save_gallery
+from dmgal.episodes.galleries.gallery_file import changing, load_gallery, save_gallery
 from dmgal.episodes.galleries.rejection import Rejection
 from dmgal.episodes.gallery import Gallery, refuse_other_model
 from dmgal.episodes.listing import printable
@@ -79,23 +79,30 @@ def run(options: Enroll) -> Gallery:
         DmgalError: clips, a gallery or a run that cannot be used.
     """
     _check(options)
-    shortlist = options.shortlist
     recipe, recognizer = load_run(Run(options.run))
-    gallery = load_gallery(options.out) if options.add or options.remove else None
-    if gallery is not None:
-        refuse_other_model(gallery.made_with, made_with(recipe, recognizer), "The run")
-        if shortlist is None and gallery.rejection is not None:
-            shortlist = gallery.rejection.shortlist
-        gallery = gallery.removed([printable(name) for name in options.remove]) if options.remove else gallery
-    if options.clips is not None:
-        catalog = list_clips(options.clips, options.class_name)
-        arguments = recipe, recognizer, options.views, options.on_bad_video, not options.quiet
-        new = make_gallery(catalog, *arguments)
-        gallery = new if gallery is None else gallery.added(new)
-    assert gallery is not None
-    gallery = with_rejection(gallery, recognizer, shortlist or None, progress=not options.quiet)
-    save_gallery(gallery, options.out)
+    catalog = None if options.clips is None else list_clips(options.clips, options.class_name)
+    _existing(options)  # where it should be there and is not, no lock is made beside it
+    with changing(options.out, lambda: print(f"waiting for who changes {options.out}", file=sys.stderr)):
+        _check(options)  # again: the gallery may have been made meanwhile
+        gallery = _existing(options)
+        shortlist = options.shortlist
+        if gallery is not None:
+            refuse_other_model(gallery.made_with, made_with(recipe, recognizer), "The run")
+            if shortlist is None and gallery.rejection is not None:
+                shortlist = gallery.rejection.shortlist
+            gallery = gallery.removed([printable(name) for name in options.remove]) if options.remove else gallery
+        if catalog is not None:
+            arguments = recipe, recognizer, options.views, options.on_bad_video, not options.quiet
+            new = make_gallery(catalog, *arguments)
+            gallery = new if gallery is None else gallery.added(new)
+        assert gallery is not None
+        gallery = with_rejection(gallery, recognizer, shortlist or None, progress=not options.quiet)
+        save_gallery(gallery, options.out)
     return gallery
+
+
+def _existing(options: Enroll) -> Gallery | None:
+    return load_gallery(options.out) if options.add or options.remove else None
 
 
 def _check(options: Enroll) -> None:

@@ -24,6 +24,7 @@ from torch import nn
 
 from dmgal.episodes import EpisodeSampler, Evaluation, FewShotRecognizer, ReversalSampler, VideoCatalog, evaluate
 from dmgal.episodes.exact_accuracy import ExactAccuracy, exact_accuracy
+from dmgal.episodes.listing import printable
 from dmgal.episodes.sampler import TaskSampler
 from dmgal.episodes.states.pair_scores import pair_table, why_no_pair_scores
 from dmgal.errors import DmgalError
@@ -270,7 +271,7 @@ def _report(options: Evaluate, recipe: Recipe, results: Mapping[str, Any], lines
     how = "all episodes, exact" if options.exact else f"{protocol.episodes} episodes, 95 % intervals over them"
     if protocol.until is not None and not options.exact:
         how = f"until ± {protocol.until:g}, 95 % intervals over the episodes"
-    print(f"{options.run}: {protocol.split} classes, {shots}-shot, {how}")
+    print(f"{printable(str(options.run))}: {protocol.split} classes, {shots}-shot, {how}")
     for name, text in lines.items():
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
         number = results[name]["episodes"]
@@ -287,7 +288,7 @@ def _report(options: Evaluate, recipe: Recipe, results: Mapping[str, Any], lines
         f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{amount}episodes_seed{protocol.seed}{suffix}",
         result,
     )
-    print(f"written: {path}")
+    print(f"written: {printable(str(path))}")
 
 
 if __name__ == "__main__":

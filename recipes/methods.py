@@ -11,6 +11,7 @@ import numpy as np
 
 from dmgal.episodes import Estimate, Evaluation, VideoCatalog
 from dmgal.episodes.evaluation import Answers
+from dmgal.episodes.listing import printable
 from dmgal.episodes.paired import (
     Disagreement,
     Interval,
@@ -175,7 +176,7 @@ def differing_queries(found: Disagreement, pairing: Pairing, catalog: VideoCatal
     names = catalog.class_names
     return [
         {
-            "video": catalog.videos[int(ours.video[place])],
+            "video": printable(catalog.videos[int(ours.video[place])]),
             "class": names[int(ours.truth[place])],
             "answer": names[int(ours.predicted[place])],
             "answer_of_first": names[int(theirs.predicted[place])],
@@ -208,7 +209,7 @@ def _pairing_as_json(pairing: Pairing, catalog: VideoCatalog, sampler: TaskSampl
             {
                 "episode": found.episode,
                 "points": round(found.difference, 3),
-                "support": [catalog.videos[video] for video in sampler[found.episode].support],
+                "support": [printable(catalog.videos[video]) for video in sampler[found.episode].support],
                 "queries": differing_queries(found, pairing, catalog),
             }
             for found in pairing.disagreements

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import platform
 import re
@@ -141,7 +142,7 @@ class Run:
         path = self.folder / "results" / f"{name}.json"
         with writing(self.folder, "the result stands above; make room, or copy the run to where it may be written"):
             path.parent.mkdir(exist_ok=True)
-            write_text(path, json.dumps(result, indent=2) + "\n")
+            write_text(path, json_text(result))
         return path
 
     def trained_bytes(self) -> int:
@@ -226,6 +227,19 @@ def peak_memory_mb() -> float:
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def json_text(result: Mapping[str, Any]) -> str:
+    """Numbers as a file; those that JSON has not, the interval of a single episode say, are null."""
+    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

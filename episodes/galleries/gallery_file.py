@@ -5,12 +5,15 @@
     labels, view_clips
 
 The file is written under another name and renamed, so it is whole or not there. Every byte is checked when it is read.
+Who changes a gallery holds the lock on ``.NAME.lock`` beside it, which stays behind.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
@@ -24,11 +27,32 @@ from torch import Tensor
 from ... import __version__
 from ...backbones.video_state import VideoState
 from ...errors import DmgalError
+from ..exclusive import exclusively
 from ..gallery import Gallery
 from ..listing import printable
 from .rejection import Rejection
 
 FORMAT = 1
+
+
+@contextmanager
+def changing(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
+    """From reading a gallery to writing it nobody else does so, or one of two changes would be lost.
+
+    Args:
+        path: of the gallery, which need not be there yet.
+        while_waiting: called once, before the wait for another process.
+
+    Raises:
+        DmgalError: its folder cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusively(path.with_name(f".{path.name}.lock"), while_waiting))
+        except OSError as error:
+            raise _cannot_be_written(path, error) from error
+        yield
 
 
 def save_gallery(gallery: Gallery, path: Path) -> None:
@@ -55,19 +79,14 @@ def save_gallery(gallery: Gallery, path: Path) -> None:
             "dmgal": __version__,
         }
     )
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, partial, {"gallery": text, "checksum": checksum(text, tensors)})
         partial.replace(path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
-        raise DmgalError(
-            "The gallery cannot be written.",
-            received=f"{printable(str(path))}: {error}",
-            expected="a folder that can be written to, with room for the file",
-            remedy="make room or give another --out; a gallery that was there before is unchanged",
-        ) from error
+        raise _cannot_be_written(path, error) from error
 
 
 def load_gallery(path: Path) -> Gallery:
@@ -124,6 +143,15 @@ def _gallery(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gallery:
         view_clips=tensors["view_clips"],
         made_with=told["made_with"],
         rejection=None if told["rejection"] is None else Rejection(**told["rejection"]),
+    )
+
+
+def _cannot_be_written(path: Path, error: Exception) -> DmgalError:
+    return DmgalError(
+        "The gallery cannot be written.",
+        received=f"{printable(str(path))}: {error}",
+        expected="a folder that can be written to, with room for the file",
+        remedy="make room or give another --out; a gallery that was there before is unchanged",
     )
 
 

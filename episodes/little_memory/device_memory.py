@@ -42,7 +42,10 @@ def memory_of(work: Callable[[], object], device: torch.device) -> Memory:
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be allocated: on a GPU also what torch has reserved and does not use, elsewhere the free RAM."""
+    """What can still be allocated: on a GPU also what torch has reserved and does not use, elsewhere free RAM.
+
+    Of the RAM, the share of this process among those that a launcher started on this machine.
+    """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -51,7 +54,8 @@ def free_bytes(device: torch.device) -> int:
     available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
     if not available and {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
         available = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    return min([*available, *_left_to_container()], default=UNKNOWN)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min([*available, *_left_to_container()], default=UNKNOWN) // processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -61,9 +65,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
-def _left_to_container() -> list[int]:
-    """What a container's limit leaves, where there is one."""
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+def _left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """What a container's limit leaves, where there is one; files read long ago give way, as in ``MemAvailable``."""
+    limit, used, told = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
     if not (limit.exists() and used.exists()) or not (text := limit.read_text().strip()).isdigit():
         return []
-    return [int(text) - int(used.read_text())]
+    lines = told.read_text().splitlines() if told.exists() else []
+    forgettable = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
+    return [int(text) - int(used.read_text()) + sum(forgettable)]

@@ -13,8 +13,10 @@ from ...adapters import PREFIXES
 from ...errors import DmgalError
 from ..recognizer import FewShotRecognizer
 
-FORMAT = 1
+FORMAT = 2
 SETTINGS = (bool, int, float, str, type(None))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Hooks among them, whose numbers are others in every process; and ``training``."""
 
 
 def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
     Args:
         more: what else shapes them: frames, transform, decoder, device.
     """
-    backbone = recognizer.encoder.backbone
+    backbone, head = recognizer.encoder.backbone, recognizer.head
     weights = {name: tensor for name, tensor in recognizer.state_dict().items() if not _is_head(name)}
     spec = getattr(recognizer.encoder, "spec", None)
     return {
@@ -35,12 +37,19 @@ def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
         "backbone": getattr(_innermost(backbone), "dmgal_name", None) or type(_innermost(backbone)).__name__,
         "fingerprint": spec.fingerprint(_innermost(backbone)) if spec is not None else None,
         "pooling": getattr(recognizer.encoder, "pooling", None),
+        "normalization": normalization(recognizer),
         "backbone_weights": _hash_of((n, t) for n, t in weights.items() if not _is_added(n)),
         "adapter_weights": _hash_of((n, t) for n, t in weights.items() if _is_added(n)),
-        "head_weights": _hash_of(recognizer.head.state_dict().items()),  # type: ignore[attr-defined]
+        "head_weights": _hash_of(head.state_dict().items()) if isinstance(head, nn.Module) else None,
         "settings": _settings(recognizer),
         **more,
     }
+
+
+def normalization(recognizer: FewShotRecognizer) -> dict[str, list[float]]:
+    """What images are normalized with: it comes from the backbone's own files and is in no saved weights."""
+    found = ((name, getattr(recognizer.encoder, name, None)) for name in ("mean", "std"))
+    return {name: tensor.flatten().tolist() for name, tensor in found if isinstance(tensor, Tensor)}
 
 
 def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -70,21 +79,34 @@ def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return digest.hexdigest() if any_there else None
 
 
-def _settings(model: nn.Module) -> str:
-    """A hash of every module's class and plain attributes, whether it trains left out."""
+def _settings(recognizer: FewShotRecognizer) -> str:
+    """A hash of every module's class and plain attributes, whether it trains left out; of the head also without one."""
     digest = blake2b(digest_size=8)
-    for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if _is_plain(value) and key != "training"}
-        shape = {key: repr(value) for key, value in vars(module).items() if key == "shape"}  # a dataclass of options
+    parts: dict[str, object] = {**dict(recognizer.named_modules()), "head": recognizer.head}
+    for name, module in parts.items():
+        own = {key: value for key, value in getattr(module, "__dict__", {}).items() if key not in OF_EVERY_MODULE}
+        plain = {key: _in_order(value) for key, value in own.items() if _is_plain(value)}
+        shape = {key: repr(value) for key, value in own.items() if key == "shape"}  # a dataclass of options
         digest.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {sorted(plain.items())}".encode())
         digest.update(f"{sorted(shape.items())}".encode())
     return digest.hexdigest()
 
 
 def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, SETTINGS) and _is_plain(entry) for key, entry in value.items())
     if isinstance(value, tuple | list):
-        return all(isinstance(entry, SETTINGS) for entry in value)
+        return all(map(_is_plain, value))
     return isinstance(value, SETTINGS)
+
+
+def _in_order(value: Any) -> Any:
+    """The same for dictionaries that are equal, in whatever order they were filled."""
+    if isinstance(value, dict):
+        return sorted((repr(key), _in_order(entry)) for key, entry in value.items())
+    if isinstance(value, tuple | list):
+        return [*map(_in_order, value)]
+    return value
 
 
 def _is_head(name: str) -> bool:

@@ -27,8 +27,8 @@ from ..frames import uniform_frames
 from ..transforms import TestTransform, short_side_to
 from ..video import DecoderName, StaleFrameCountError, VideoDecoder, VideoError, decoder_class, open_video, read_clip
 
-VERSION = 1
-"""Goes up with every change of what is stored, of the test transform, or of the choice of frames."""
+VERSION = 2
+"""Goes up with every change of what is stored, of its checksums, of the test transform, or of the choice of frames."""
 BYTES_AT_ONCE = 2**28
 """Of decoded frames: longer videos are decoded in several passes, so that memory stays bounded."""
 

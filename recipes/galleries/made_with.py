@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dmgal.episodes import FewShotRecognizer
+from dmgal.episodes.states.cache_key import normalization
 from dmgal.recipes.build import test_transform
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import to_mapping
@@ -34,6 +35,7 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
         "head": _text(options["head"]),
         "head weights": weights_hash(head),
         "pooling": _text(recipe.backbone.pooling),
+        "normalization": _text(normalization(recognizer)),
         "frames": str(recipe.data.num_frames),
         "transform": repr(test_transform(recipe, recognizer.encoder.image_size)),
         "decoder": recipe.data.decoder,

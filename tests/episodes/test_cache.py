@@ -9,13 +9,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from dmgal.episodes import EpisodeSampler, encode_videos, evaluate
+from dmgal.episodes import cache as cache_module
 from dmgal.episodes.cache import KEY, StateCache
+from dmgal.episodes.exclusive import exclusively
 from dmgal.episodes.states.cache_key import describe
 from dmgal.errors import DmgalError
 
@@ -83,6 +87,24 @@ def test_two_processes_write_what_one_writes(whole, tmp_path) -> None:
     assert content(folder) == content(whole)
 
 
+def test_states_are_opened_before_another_process_may_replace_them(whole, tmp_path, monkeypatch) -> None:
+    """Here the other one comes as soon as the lock is free."""
+    model, other = recognizer(), killed_cache.FewShotRecognizer(recognizer().encoder, killed_cache.BiMHM("none")).eval()
+
+    @contextmanager
+    def followed_at_once(*given) -> Iterator[None]:
+        with exclusively(*given):
+            yield
+        with monkeypatch.context() as patch:
+            patch.setattr(cache_module, "exclusively", exclusively)
+            cache(tmp_path / "cache", other).fill(other, Clips(-1), progress=False)
+
+    monkeypatch.setattr(cache_module, "exclusively", followed_at_once)
+    states = cache(tmp_path / "cache", model).fill(model, Clips(-1), progress=False).states
+    torch.testing.assert_close(dict(states), dict(cache(whole, model).open().states))
+    assert cache(tmp_path / "cache", other).open()
+
+
 def test_states_are_those_of_memory_and_are_mapped(whole) -> None:
     model = recognizer()
     found = cache(whole, model).open()
@@ -91,6 +113,33 @@ def test_states_are_those_of_memory_and_are_mapped(whole) -> None:
     for name, tensor in in_memory.items():
         torch.testing.assert_close(found.states[name], tensor, rtol=0, atol=1e-5)
     assert found.size == sum(tensor.nbytes for tensor in in_memory.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the system's list of mappings")
+def test_no_memory_is_set_aside_for_mapped_states(whole) -> None:
+    """The system charges a private mapping that may be written as memory: one larger than that could not be opened."""
+    found = cache(whole, recognizer()).open()
+    mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(whole) in line]
+    assert mappings and {permissions for _, permissions, *_ in mappings} <= {"r--p", "r--s"}
+    assert found.states["frames"].isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_states_of_every_type_are_opened_as_they_were_written(tmp_path, dtype) -> None:
+    values = torch.arange(2 * 3 * 5).view(2, 3, 5).to(dtype)
+    (tmp_path / "x.raw").write_bytes(values.view(torch.uint8).numpy().tobytes())
+    layout = {"x": {"dtype": str(dtype).removeprefix("torch."), "shape": [3, 5]}}
+    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._opened(layout, 0).states["x"], values)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5])])
+def test_a_file_that_is_lost_before_it_is_opened_is_told(filled, spoil, monkeypatch) -> None:
+    found = cache(filled, recognizer())
+    monkeypatch.setattr(found, "_problem", lambda block: None)
+    spoil(filled / "frames.raw")
+    with pytest.raises(DmgalError, match=r"cannot be opened(.|\n)*frames.raw"):
+        found.open()
 
 
 def test_a_full_cache_is_read_and_not_encoded_again(filled) -> None:

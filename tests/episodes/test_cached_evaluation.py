@@ -172,6 +172,18 @@ def test_few_or_many_tasks_at_a_time_are_the_same(name: str, monkeypatch) -> Non
     assert torch.equal(from_table.accuracies, together.accuracies)
 
 
+def test_each_group_of_tasks_is_looked_up_or_compared_as_its_shots_allow(monkeypatch) -> None:
+    recognizer = of_head("Prototype")
+    states = encode_videos(recognizer, list(clips()), progress=False)
+    mixed = [*tasks(1, 1, 2), *tasks(5, 60, 1), *tasks(1, 40, 2)]
+    tables: list[int] = []
+    monkeypatch.setattr(evaluation_module, "look_up", lambda *given: tables.append(len(given[1])) or look_up(*given))
+    found = evaluate(recognizer, states, mixed, progress=False).accuracies
+    alone = [evaluate(recognizer, states, [task], progress=False).accuracies for task in mixed]
+    assert torch.equal(found, torch.cat(alone))
+    assert sum(tables) == 1 + 40
+
+
 def test_answers_say_which_query_was_taken_for_what() -> None:
     recognizer = of_head("BiMHM")
     states = encode_videos(recognizer, list(clips()), progress=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dmgal.episodes.little_memory import device_memory
 from dmgal.episodes.little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
 
 CPU = torch.device("cpu")
@@ -34,6 +35,24 @@ def test_a_graph_holds_what_it_saves_and_backward_frees_it():
 
 def test_free_memory_is_told():
     assert 10**7 < free_bytes(CPU) < 10**14
+
+
+def test_processes_of_one_machine_share_its_memory(monkeypatch):
+    monkeypatch.setattr(device_memory, "_left_to_container", lambda: [8 * 10**6])
+    alone = free_bytes(CPU)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert alone == 8 * 10**6 and free_bytes(CPU) == 2 * 10**6
+
+
+def test_files_that_a_container_may_forget_are_no_memory_in_use(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert device_memory._left_to_container(tmp_path) == []
+    (tmp_path / "memory.current").write_text("900\n")
+    assert device_memory._left_to_container(tmp_path) == [100]
+    (tmp_path / "memory.stat").write_text("anon 300\nactive_file 50\ninactive_file 550\n")
+    assert device_memory._left_to_container(tmp_path) == [650]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert device_memory._left_to_container(tmp_path) == []
 
 
 def test_only_a_lack_of_memory_is_one():

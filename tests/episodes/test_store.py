@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,14 @@ class TestOtherContent:
     def test_frames(self, catalog, built):
         with pytest.raises(DmgalError, match=r"quality=90, short_side=256\n.*quality=80, short_side=128"):
             rebuild(catalog, built, frames=TrainingFrames(128, 80))
+
+    def test_a_store_of_before_checksums_knew_the_order(self, catalog, built, tmp_path):
+        old = tmp_path / "old"
+        shutil.copytree(built, old)
+        key = old / "test" / "key.json"
+        key.write_text(re.sub('"store version": [0-9]+', '"store version": 1', key.read_text()))
+        with pytest.raises(DmgalError, match=r"store version=1\n.*store version=2\n.*build it again"):
+            StoredClips(old, catalog.split("val"), CLIPS)
 
     @pytest.mark.parametrize("library", ["torch", "pillow", "av"])
     def test_versions(self, catalog, built, monkeypatch, library):

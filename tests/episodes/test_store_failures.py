@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dmgal.episodes import transforms
 from dmgal.episodes.catalog import VideoCatalog
 from dmgal.episodes.dataset import VideoDataset
 from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, build_store
-from dmgal.episodes.stores.store_blocks import RECORD, checksum, latest, video_key
+from dmgal.episodes.stores.store_blocks import RECORD, ROW, checksum, latest, video_key
 from dmgal.episodes.video import VideoError, read_clip
 
 CLIPS = EvaluationClips(4, transforms.TestTransform(40, resize=1.2))
@@ -90,6 +90,32 @@ def test_the_checksum_tells_every_wrong_byte_and_lost_end(content, data):
     wrong[place] ^= data.draw(st.integers(1, 255))
     assert checksum(content) != checksum(bytes(wrong))
     assert checksum(content) != checksum(content[:-1]) and checksum(content) == checksum(bytearray(content))
+
+
+@given(st.sampled_from([1, 8, 100, 2048, 8192, 30_000]), st.integers(2, 6), st.integers(0, 9), st.data())
+def test_the_checksum_tells_parts_that_changed_places(size, count, seed, data):
+    parts = np.random.default_rng(seed).permuted(np.arange(256, dtype=np.uint8))[:count, None].repeat(size, 1)
+    one, other = sorted(data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=2, unique=True)))
+    swapped = parts.copy()
+    swapped[[one, other]] = parts[[other, one]]
+    assert checksum(parts.ravel()) != checksum(swapped.ravel())
+
+
+@example(1, ROW)  # the number of a row times that of a word in it is the same, were they numbered alike
+@example(ROW + 2, 2 * ROW + 1)
+@given(st.integers(0, 3 * ROW), st.integers(0, 3 * ROW))
+def test_the_checksum_tells_words_that_changed_places(one, other):
+    words = np.random.default_rng(0).integers(0, 2**64, 3 * ROW + 1, dtype=np.uint64)
+    swapped = words.copy()
+    swapped[[one, other]] = words[[other, one]]
+    assert (checksum(words.view(np.uint8)) == checksum(swapped.view(np.uint8))) == (one == other)
+
+
+def test_the_checksum_tells_videos_of_a_block_that_changed_places():
+    states = np.random.default_rng(0).standard_normal((32, 8, 512), dtype=np.float32)
+    swapped = states.copy()
+    swapped[[3, 17]] = states[[17, 3]]
+    assert checksum(states.view(np.uint8).ravel()) != checksum(swapped.view(np.uint8).ravel())
 
 
 @given(st.lists(st.integers(0, 5), max_size=20), st.lists(st.integers(0, 7), max_size=8))

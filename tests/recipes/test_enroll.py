@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ import torch
 from PIL import Image
 
 from dmgal.cli import main
+from dmgal.episodes import exclusive
+from dmgal.episodes.galleries import gallery_file
 from dmgal.episodes.galleries.gallery_file import load_gallery
+from dmgal.recipes import enroll as enroll_module
 
 CLIPS = 4
 
@@ -85,6 +90,29 @@ def test_adding_and_removing_leave_the_rest_bit_for_bit(enroll, frame_folders, t
     assert len(stay) == 2
     for key in stay:
         assert all(torch.equal(now[key][name], before[key][name]) for name in before[key])
+
+
+def test_two_additions_at_once_are_both_kept(enroll, frame_folders, tmp_path, monkeypatch):
+    """The second comes while the first encodes its clips."""
+    clips, waits = frame_folders / "test", threading.Event()
+    first, *others = sorted(path.name for path in clips.iterdir())[:3]
+    assert enroll(clips / first / "0", "--class-name", first)[0] == 0
+    make_gallery, exclusively = enroll_module.make_gallery, exclusive.exclusively
+    added = [clips / others[1] / "0", "--class-name", others[1], "--add"]
+    second = threading.Thread(target=enroll, args=added)
+
+    def meanwhile(*given):
+        if not second.ident:
+            second.start()
+            while second.is_alive() and not waits.is_set():
+                time.sleep(0.01)
+        return make_gallery(*given)
+
+    monkeypatch.setattr(enroll_module, "make_gallery", meanwhile)
+    monkeypatch.setattr(gallery_file, "exclusively", lambda path, _: exclusively(path, waits.set), raising=False)
+    assert enroll(clips / others[0] / "0", "--class-name", others[0], "--add")[0] == 0
+    second.join()
+    assert set(load_gallery(tmp_path / "g.safetensors").class_names) == {first, *others}
 
 
 def test_names_that_are_no_utf8_and_accents_are_taken(enroll, frame_folders, tmp_path):

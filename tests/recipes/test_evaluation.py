@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -113,6 +114,21 @@ def test_exact_is_near_many_episodes_and_refused_where_there_is_no_closed_form(r
         assert reason in capsys.readouterr().err
 
 
+def test_an_interval_of_one_episode_is_null_in_files(runs, tmp_path, capsys) -> None:
+    def refuse(name: str) -> None:
+        pytest.fail(f"{name} is no JSON")
+
+    runs_given = [str(runs / name) for name in ("frozen", "smga0")]
+    out = tmp_path / "comparison.json"
+    assert main(["evaluate", runs_given[0], "--episodes", "1", "--quiet"]) == 0
+    assert main(["compare", *runs_given, "--episodes", "1", "--out", str(out), "--quiet"]) == 0
+    assert "± inf" in capsys.readouterr().out
+    evaluation = runs / "frozen" / "results" / "test_2way_1shot_1query_1episodes_seed0.json"
+    one, both = (json.loads(path.read_text(), parse_constant=refuse) for path in (evaluation, out))
+    assert one["results"]["accuracy"]["half_width"] is None and one["results"]["accuracy"]["percent"] >= 0
+    assert both["rows"][0]["results"] == one["results"] and both["pairings"][0]["half_width_over_episodes"] is None
+
+
 def test_until_the_interval_is_narrow(runs, capsys) -> None:
     run = runs / "smga0"
     assert main(["evaluate", str(run), "--until", "1.5", "--episodes", "1000"]) == 0
@@ -150,6 +166,44 @@ def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, ca
     assert all(query["video"] in html for one in pairing["disagreements"] for query in one["queries"])
 
 
+def test_states_of_compared_runs_may_be_kept_elsewhere_each_by_itself(runs, tmp_path, capsys) -> None:
+    folders = [tmp_path / place / "run" for place in ("a", "b")]
+    for name, folder in zip(("frozen", "smga0"), folders, strict=True):
+        shutil.copytree(runs / name, folder, ignore=shutil.ignore_patterns("states"))
+        (folder / "states").write_text("no folder: nothing can be kept here")
+    words = ["compare", *map(str, folders), "--episodes", "60"]
+    assert main([*words, "--quiet"]) == 2
+    assert "pass --cache" in capsys.readouterr().err
+    cache = ["--cache", str(tmp_path / "cache")]
+    for encoded in (NUM_VIDEOS, 0):
+        assert main([*words, *cache]) == 0
+        assert capsys.readouterr().out.count(f"{encoded} of {NUM_VIDEOS} videos encoded") == 2
+
+
+def test_a_video_that_can_be_read_again_is_no_longer_bad(runs, frame_folders, tmp_path, capsys) -> None:
+    """For a while its bytes came wrong, as from a disk that is far away; size and date are what they were."""
+    data, cache = tmp_path / "data", ["--cache", str(tmp_path / "cache"), "--data.root", str(tmp_path / "data")]
+    shutil.copytree(frame_folders, data)
+    frame = sorted(data.glob("test/*/2/3.png"))[1]
+    content, before = frame.read_bytes(), frame.stat()
+
+    def comes_as(some: bytes) -> None:
+        frame.write_bytes(some)
+        os.utime(frame, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    comes_as(bytes(len(content)))
+    split_file = ["--data.split-file", str(data / "split.csv")]
+    evaluated(runs / "frozen", *cache, *split_file, "--data.on-bad-video", "skip")
+    assert f"skipped 1 of {NUM_VIDEOS} videos" in capsys.readouterr().err
+    assert main(["evaluate", str(runs / "frozen"), *cache, *split_file, "--quiet"]) == 2
+    assert frame.parent.name in capsys.readouterr().err
+    comes_as(content)
+    found = evaluated(runs / "frozen", *cache, *split_file)
+    said = capsys.readouterr()
+    assert "can be read now" in said.err and "skipped" not in said.err and " of 16 videos encoded" in said.out
+    assert found == evaluated(runs / "frozen", *cache, *split_file) == evaluated(runs / "frozen", "--states", "memory")
+
+
 def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
     from dmgal.episodes.cache import Processes
     from dmgal.recipes import evaluate
@@ -157,3 +211,30 @@ def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
     monkeypatch.setattr(evaluate, "launched_processes", lambda: Processes(0, 2))
     assert main(["evaluate", str(runs / "cmga"), "--states", "memory", "--quiet"]) == 2
     assert "2 processes" in capsys.readouterr().err
+
+
+def test_names_that_are_no_utf8_are_evaluated_and_compared(runs, frame_folders, tmp_path, capsys) -> None:
+    data, out, page = tmp_path / "data", tmp_path / "comparison.json", tmp_path / "comparison.html"
+    shutil.copytree(frame_folders / "test", data / "test")
+    try:
+        for clip in [*data.glob("test/*/*")]:
+            clip.rename(clip.with_name(f"caf\udce9 {clip.name}"))
+        shutil.copytree(runs / "frozen", tmp_path / "frozen\udce9")
+    except OSError:
+        pytest.skip("the file system takes UTF-8 names only")
+    shutil.copytree(runs / "smga0", tmp_path / "smga0")  # safetensors does not read from the other kind of folder
+    folders = [str(tmp_path / name) for name in ("frozen\udce9", "smga0")]
+    flags = ["--data.root", str(data), "--episodes", "300"]
+    for folder in folders:
+        for file in ("recipe.yaml", "paths.yaml"):
+            text = (Path(folder) / file).read_text()
+            (Path(folder) / file).write_text(re.sub("split_file: .*", "split_file: null", text))
+    assert main(["evaluate", folders[0], *flags]) == 0
+    assert "frozen\\xe9" in capsys.readouterr().out
+    assert main(["compare", *folders, *flags, "--out", str(out), "--page", str(page)]) == 0
+    text, found, html = capsys.readouterr().out, json.loads(out.read_text()), page.read_text()
+    (pairing,) = found["pairings"]
+    named = [query["video"] for one in pairing["disagreements"] for query in one["queries"]]
+    assert named and all("caf\\xe9 " in name and name in text and name in html for name in named)
+    assert all("caf\\xe9 " in name for one in pairing["disagreements"] for name in one["support"])
+    assert [row["run"] for row in found["rows"]] == ["frozen\\xe9", "smga0"]

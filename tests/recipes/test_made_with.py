@@ -1,0 +1,19 @@
+"""What a gallery says of its model changes with what no weight shows."""
+
+from __future__ import annotations
+
+from dmgal.recipes.build import build_recognizer
+from dmgal.recipes.config import BackboneConfig, Recipe
+from dmgal.recipes.galleries.made_with import made_with
+
+
+def test_what_images_are_normalized_with_counts() -> None:
+    recipe = Recipe(backbone=BackboneConfig(name="tiny-clip"))
+    recognizer = build_recognizer(recipe)
+    before = made_with(recipe, recognizer)
+    assert made_with(recipe, recognizer) == before and all(isinstance(text, str) for text in before.values())
+    for name in ("mean", "std"):
+        getattr(recognizer.encoder, name).add_(0.1)
+        now = made_with(recipe, recognizer)
+        assert [key for key in before if now[key] != before[key]] == ["normalization"]
+        before = now
