@@ -1,7 +1,7 @@
 """Gives what is free inside the process's heap back to the system, where the C library can.
 
-What two passes keep of one chunk lies between what the chunk has freed, and glibc holds on to such holes: without this a
-process on a CPU takes more than twice what its tensors do.
+What two passes keep of one chunk lies between what the chunk has freed, and glibc holds on to such holes: without this
+a process on a CPU takes more than twice what its tensors do.
 """
 
 from __future__ import annotations
