@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,7 +113,7 @@ class Trainer:
     def fit(self) -> None:
         """All that remains; the best weights of the validation are in the run folder afterwards."""
         train, accelerator, progress = self.recipe.train, self.accelerator, self.progress
-        with self.tracking, self.stop.noting():
+        with self.tracking, closing(self._data), self.stop.noting():
             self.tracking.start(progress.step)
             self._validate_where_due()
             if self._is_over():

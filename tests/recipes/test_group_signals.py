@@ -57,3 +57,32 @@ def test_a_group_that_is_told_to_end_in_a_validation_with_workers_ends_with_75(t
         training.wait()
     assert code == 75, (tmp_path / "errors").read_text()[-3000:]
     assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] == 1
+
+
+BROKEN = """
+import sys
+from dmgal.cli import main
+from dmgal.recipes.training.loop import Trainer
+
+def broken(self, episodes):
+    raise RuntimeError("out of memory")
+
+Trainer._train_step = broken
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_error_of_a_training_with_workers_that_ignore_signals_ends_it(tmp_path, data_flags):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = ["train", "method/smga", *data_flags, "--train.steps", "200", "--data.num-workers", "2"]
+    command = [sys.executable, str(tmp_path / "broken.py"), *words, "--out", str(tmp_path / "run")]
+    with (tmp_path / "errors").open("w") as errors:
+        training = subprocess.Popen(command, stderr=errors, start_new_session=True)
+    try:
+        assert training.wait(timeout=120) == 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
+        training.wait()
+    assert "out of memory" in (tmp_path / "errors").read_text()
