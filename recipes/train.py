@@ -94,6 +94,8 @@ def run(
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # nothing here writes into a block's output, which FSDP fears where an adapter has reshaped it
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        # a step may be left out, and the scaler of fp16 takes steps by itself; the schedule counts all of them
+        warnings.filterwarnings("ignore", message=r".*`optimizer\.step\(\)`")
         trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet)
         changes = {}
         if trainer.main:

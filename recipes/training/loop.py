@@ -195,6 +195,8 @@ class Trainer:
             self._stepper.step()
             if self.average is not None:
                 self.average.update()
+        elif accelerator.scaler is not None:
+            accelerator.scaler.update()  # it has seen this gradient, and would refuse the next one
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         if problem is not None:
@@ -214,8 +216,8 @@ class Trainer:
     def _clipped_norm(self) -> float:
         """Clips the gradient; its length before."""
         longest = math.inf if self.recipe.train.clip_norm is None else self.recipe.train.clip_norm
-        trained = [p for p in self.recognizer.parameters() if p.requires_grad]
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(trained, longest)
+        every = list(self.recognizer.parameters())  # under FSDP Accelerate knows a model by all of them
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(every, longest)
         return 0.0 if norm is None else whole(norm).item()  # DeepSpeed clips by itself
 
     def _report(self, means: dict[str, float], norm: float, rate: float, seconds: float) -> None:
