@@ -47,6 +47,9 @@ from dmgal.recipes.training.training_data import TrainingData
 from dmgal.recipes.training.two_passes import make_two_pass, two_pass_gradient
 from dmgal.recipes.training.validation import Selection, Validation
 
+SMALLEST_SCALE = 1.0
+"""Of the loss in fp16: a gradient that overflows at this scale or below counts as bad."""
+
 
 @dataclass
 class Progress:
@@ -189,14 +192,16 @@ class Trainer:
         norm = self._clipped_norm()
         means, stopping = self._over_processes(numbers)
         self.progress.step = step + 1
-        scaled = accelerator.scaler is not None  # the scaler leaves out a step by itself, to find its scale
-        problem = self.bad_losses.verdict(means["loss"], 0.0 if scaled else norm)
+        scaler = accelerator.scaler
+        # the scaler leaves out a step by itself and halves its scale; where that is small, the gradient itself is bad
+        may_overflow = scaler is not None and scaler.get_scale() > SMALLEST_SCALE
+        problem = self.bad_losses.verdict(means["loss"], 0.0 if may_overflow else norm)
         if problem is None:
             self._stepper.step()
-            if self.average is not None:
+            if self.average is not None and not self._stepper.step_was_skipped:
                 self.average.update()
-        elif accelerator.scaler is not None:
-            accelerator.scaler.update()  # it has seen this gradient, and would refuse the next one
+        elif scaler is not None:
+            scaler.update()  # it has seen this gradient, and would refuse the next one
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         if problem is not None:

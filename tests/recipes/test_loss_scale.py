@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from safetensors.torch import load_file
 from trainings import log
 
 import dmgal.recipes.train as train
 from dmgal.episodes import VideoCatalog
 from dmgal.episodes.heads import BiMHM
+from dmgal.errors import DmgalError
 from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.training.loop import Trainer
 
@@ -86,3 +88,17 @@ def test_the_gradient_is_unscaled_once_under_fsdp_and_its_length_is_that_of_what
     assert len(lengths) == 2
     for length, of_trained in lengths:
         assert length == of_trained > 0
+
+
+def test_gradients_that_no_scale_makes_finite_end_the_run(trained, capsys):
+    """From a scale of 4: two overflows are the scaler's, which halves it; then three are the gradient's own."""
+    with pytest.raises(DmgalError, match=r"the gradient is not a finite number .* at step 5; 3 bad step\(s\) in a row"):
+        trained(Broken(gradients=range(1, 20)), steps=20, max_bad_losses=3)
+
+
+def test_an_average_does_not_follow_a_step_that_the_scaler_leaves_out(trained):
+    folder = trained(Broken(gradients=(2,)), steps=3, checkpoint_every=1, keep_checkpoints=3, ema=0.5)
+    assert [entry["step"] for entry in log(folder) if "overflow" in entry] == [2]
+    first, second, third = (load_file(folder / f"checkpoints/step_0000000{n}/average.safetensors") for n in (1, 2, 3))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(second[name], third[name]) for name in first)
