@@ -25,7 +25,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.build import count_parameters, freeze_batch_norm
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.runs import Run, writing
-from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.saving.checkpoints import Checkpoint, Checkpoints
 from dmgal.recipes.saving.weights import (
     best_state,
     clean_up_best,
@@ -118,6 +118,8 @@ class Trainer:
         train, accelerator, progress = self.recipe.train, self.accelerator, self.progress
         with self.tracking, closing(self._data), self.stop.noting():
             self.tracking.start(progress.step)
+            if self._under_deepspeed:
+                self.tracking.say("DeepSpeed keeps the state of the optimizer to itself: this run cannot be resumed")
             self._validate_where_due()
             if self._is_over():
                 return
@@ -165,10 +167,9 @@ class Trainer:
         """Everything that resuming needs; every process must take part. Nothing after a step that was left out."""
         if self.bad_losses.in_row:
             return
-        tensors = {
-            "model": trained_state(self.recognizer),
-            "optimizer": optimizer_state(self.optimizer, self.recognizer),
-        }
+        tensors = {"model": trained_state(self.recognizer)}
+        if not self._under_deepspeed:
+            tensors["optimizer"] = optimizer_state(self.optimizer, self.recognizer)
         if self.average is not None:
             tensors["average"] = {name: whole(value) for name, value in self.average.values.items()}
         if self.main:
@@ -223,7 +224,7 @@ class Trainer:
         longest = math.inf if self.recipe.train.clip_norm is None else self.recipe.train.clip_norm
         every = list(self.recognizer.parameters())  # under FSDP Accelerate knows a model by all of them
         norm: Tensor | None = self.accelerator.clip_grad_norm_(every, longest)
-        return 0.0 if norm is None else whole(norm).item()  # DeepSpeed clips by itself
+        return 0.0 if norm is None else float(whole(norm))  # DeepSpeed clips by itself
 
     def _report(self, means: dict[str, float], norm: float, rate: float, seconds: float) -> None:
         losses = {name: value for name, value in means.items() if name not in ("loss", "accuracy")}
@@ -290,15 +291,10 @@ class Trainer:
         }
 
     def _restore(self) -> None:
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise DmgalError(
-                "A run under DeepSpeed cannot be resumed.",
-                received="--resume",
-                expected="a launcher whose optimizer states are saved: DDP or FSDP",
-                remedy="resume with recipes/configs/launch/fsdp.yaml, or train from the beginning",
-            )
         found = self._checkpoints.newest()
         if found is not None:
+            if self._under_deepspeed or "optimizer" not in found.tensors:
+                raise _cannot_resume(found)
             load_trained_state(self.recognizer, found.tensors["model"], found.folder)
             before, now = found.progress["optimizer"], self.recipe.train.optimizer
             if before == now:
@@ -320,6 +316,11 @@ class Trainer:
                 kept = self.run.rewind_log(self.progress.step)
             self._plateau.losses = [entry["losses"]["cross_entropy"] for entry in kept if "losses" in entry]
         self.tracking.say(f"resumed at step {self.progress.step}")
+
+    @property
+    def _under_deepspeed(self) -> bool:
+        """Its optimizers hold parts of its own making, whose states belong to no parameter of the model."""
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def _check_shared_folder(self) -> None:
         """Every process reads the checkpoint itself, so all must see the same folder."""
@@ -351,3 +352,13 @@ def _check_something_trains(recipe: Recipe, recognizer: FewShotRecognizer) -> No
             expected="an adapter, a trainable backbone or a head that learns; or no steps",
             remedy="add a method such as method/dmgal_adapter, or pass --train.steps 0",
         )
+
+
+def _cannot_resume(found: Checkpoint) -> DmgalError:
+    without = "" if "optimizer" in found.tensors else ", without the state of its optimizer, as DeepSpeed's are"
+    return DmgalError(
+        "Under DeepSpeed a run cannot be resumed, nor can one that began there.",
+        received=f"--resume of {found.folder}{without}",
+        expected="a run that DDP, FSDP or one process has begun and goes on with",
+        remedy="train from the beginning; where it may be stopped with recipes/configs/launch/fsdp.yaml",
+    )
