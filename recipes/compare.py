@@ -90,7 +90,7 @@ def compare_in_depth(
     for folder in folders:
         recipe, recognizer = load_run(Run(folder))
         recipe = data.over(recipe)
-        catalog = build_catalog(recipe.data, progress=progress and not processes.rank)
+        catalog = build_catalog(recipe.data, progress and not processes.rank, Run(folder).split)
         keep = Keep(states, folder / "states", processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
         first = rows[0].evaluations if rows else None

@@ -29,6 +29,7 @@ from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.layers import bundled_layers
 from dmgal.recipes.runs import Run, writing
+from dmgal.recipes.saved_split import has_split_file
 from dmgal.recipes.saving.locking import locked
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing
 from dmgal.recipes.training.loop import Trainer
@@ -46,7 +47,7 @@ class Train:
     resume: bool = False
     """Continue the run in the folder, if there is one."""
     accept_changes: bool = False
-    """With --resume: go on though the recipe is not the one that the run began with."""
+    """With --resume: go on though the recipe, or the split of the classes, is not the one that the run began with."""
     list: bool = False
     """Print the bundled layers and stop."""
     quiet: bool = False
@@ -72,7 +73,7 @@ def run(
         out: the run folder.
         backbone, head, catalog: take the place of what the recipe names.
         resume: go on with the run in the folder, if there is one.
-        accept_changes: go on though that run's recipe is another.
+        accept_changes: go on though that run's recipe, or its split of the classes, is another.
         quiet: no progress bars.
         trackers: objects of Accelerate's ``GeneralTracker`` that get the log, too.
 
@@ -102,10 +103,8 @@ def run(
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(out))
-            changes = folder.start(recipe, resume, accept_changes)
-            if recipe.data.split_file is None and recipe.data.generate == "no":
-                with writing(out):
-                    catalog.to_csv(out / "split.csv")
+            kept = None if has_split_file(recipe.data) else catalog
+            changes = folder.start(recipe, resume, accept_changes, kept)
         accelerator.wait_for_everyone()
         warn_of_missing(accelerator)
         trainer.prepare(resume)
