@@ -3,7 +3,7 @@
     recipe.yaml          everything that shapes the run, complete
     paths.yaml           the recipe's absolute paths, of this machine only
     split.csv            classes and videos of each split, where the data has no split file
-    environment.json     command, versions, git revision, hardware
+    environment.json     command, versions, git revision, hardware, the run's id for trackers
     log.jsonl            one line per step and per validation
     checkpoints/         to resume from, the newest ones
     adapter/             the best adapter, as PEFT saves it; in it weights.safetensors: all else that was trained
@@ -21,6 +21,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import statistics
 import subprocess
 import sys
@@ -110,13 +111,20 @@ class Run:
                 catalog.to_csv(self.split)
             shared, paths = set_apart(to_mapping(recipe))
             if not changes:
-                write_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+                known = {**environment(), "tracker_id": secrets.token_hex(4)}  # not of the seed: runs share that
+                write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
             if paths:
                 write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
             else:
                 (self.folder / "paths.yaml").unlink(missing_ok=True)
             write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
         return changes
+
+    def tracker_id(self) -> str | None:
+        """Drawn when the run began, so that trackers tell it from others in folders of the same name."""
+        path = self.folder / "environment.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found.get("tracker_id")  # type: ignore[no-any-return]
 
     def recipe(self) -> Recipe:
         path, paths = self.folder / "recipe.yaml", self.folder / "paths.yaml"
