@@ -11,7 +11,7 @@ import gc
 import math
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -84,7 +84,7 @@ class Trainer:
             divide_blocks(accelerator, recognizer)
         self._weights = loss_weights(recognizer.head, train.loss_weights)
         self.optimizer = build_optimizer(recognizer, recipe)
-        self.progress, self.selection = Progress(), Selection()
+        self.progress = Progress()
         self.bad_losses = BadLosses(train, math.log(recipe.episode.n_way))
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._checkpoints = Checkpoints(run.checkpoints, train.keep_checkpoints)
@@ -92,6 +92,7 @@ class Trainer:
         self._validation = Validation(
             recipe, catalog.split("val"), recognizer, accelerator, progress=self.main and not quiet
         )
+        self.selection = Selection(tasks=self._validation.tasks_hash)
         self._data = TrainingData(recipe, catalog.split("train"), recognizer.encoder.image_size[0])
         self._model: nn.Module = recognizer
 
@@ -305,7 +306,11 @@ class Trainer:
                 average = found.tensors.get("average", found.tensors["model"])
                 self.average.load(placed_like(average, self.average.values))
             self.progress = Progress(**found.progress["progress"])
-            self.selection = Selection(**found.progress["selection"])
+            selection = Selection(**found.progress["selection"])
+            if selection.tasks in ("", self.selection.tasks):
+                self.selection = replace(selection, tasks=self.selection.tasks)
+            else:
+                self.tracking.say("the tasks of the validation are others now: the best weights are chosen anew")
             for name, value in found.progress["bad_losses"].items():
                 setattr(self.bad_losses, name, value)
             if self.accelerator.scaler is not None and found.progress["loss_scale"]:
