@@ -114,7 +114,7 @@ def run(
         try:
             _train(trainer)
         except Preempted as preempted:
-            trainer.tracking.say(f"{preempted.name}: saved; the same command with --resume goes on ({out})")
+            trainer.tracking.say(f"{preempted.name}: {trainer.what_is_saved()} ({out})")
             raise
         trainer.release()
         accelerator.end_training()

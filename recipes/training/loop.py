@@ -85,6 +85,7 @@ class Trainer:
         self._weights = loss_weights(recognizer.head, train.loss_weights)
         self.optimizer = build_optimizer(recognizer, recipe)
         self.progress = Progress()
+        self._saved: int | None = None
         self.bad_losses = BadLosses(train, math.log(recipe.episode.n_way))
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._checkpoints = Checkpoints(run.checkpoints, train.keep_checkpoints)
@@ -165,8 +166,8 @@ class Trainer:
                 self._validate()
 
     def checkpoint(self) -> None:
-        """Everything that resuming needs; every process must take part. Nothing after a step that was left out."""
-        if self.bad_losses.in_row:
+        """Everything that resuming needs; every process must take part."""
+        if self._is_doubtful:
             return
         tensors = {"model": trained_state(self.recognizer)}
         if not self._under_deepspeed:
@@ -176,6 +177,15 @@ class Trainer:
         if self.main:
             with writing(self.run.folder):
                 self._checkpoints.save(self.progress.step, tensors, self._saved_progress())
+        self._saved = self.progress.step
+
+    def what_is_saved(self) -> str:
+        """From where a run goes on that ends now."""
+        if self._under_deepspeed:
+            return "this run cannot be resumed"
+        if self._saved is None:
+            return "nothing is saved yet, and the same command with --resume begins again"
+        return f"saved at step {self._saved}, from where the same command with --resume goes on"
 
     def _train_step(self, episodes: list[Episode]) -> bool:
         """One step of the optimizer; whether the run was asked to stop, which all processes answer alike."""
@@ -208,7 +218,7 @@ class Trainer:
         self.schedule.step()
         if problem is not None:
             self.tracking.bad_step(step + 1, problem, self.bad_losses.in_row, train.max_bad_losses)
-            self.bad_losses.check(problem, step + 1, last=step + 1 == train.steps)
+            self.bad_losses.check(problem, step + 1)
         else:
             self._report(means, norm, rate, time.perf_counter() - start)
         return stopping
@@ -241,10 +251,10 @@ class Trainer:
             self.tracking.say(notice)
 
     def _validate_where_due(self) -> None:
-        """Also one that a kill cut short, when a run is resumed; never on weights of a step that was left out."""
+        """Also one that a kill cut short, when a run is resumed."""
         step = self.progress.step
         due = self._is_due(self.recipe.train.validate_every) and self.selection.step < step
-        if due and not self.bad_losses.in_row:
+        if due and not self._is_doubtful:
             self.validate()
 
     def _validate(self) -> None:
@@ -261,6 +271,11 @@ class Trainer:
                     self._checkpoints.amend(step, self._saved_progress())
         self.tracking.validation(step, Estimate.of(accuracies))
         self.tracking.say(line)
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """In a row of bad steps the weights may be at fault: they are not saved, unless the training ends with them."""
+        return self.bad_losses.in_row > 0 and self.progress.step < self.recipe.train.steps
 
     def _is_due(self, every: int) -> bool:
         step = self.progress.step
@@ -306,6 +321,7 @@ class Trainer:
                 average = found.tensors.get("average", found.tensors["model"])
                 self.average.load(placed_like(average, self.average.values))
             self.progress = Progress(**found.progress["progress"])
+            self._saved = self.progress.step
             selection = Selection(**found.progress["selection"])
             if selection.tasks in ("", self.selection.tasks):
                 self.selection = replace(selection, tasks=self.selection.tasks)
