@@ -197,6 +197,18 @@ class VideoCatalog:
                 f"one of {', '.join(SPLITS)}, with at least one class",
                 "choose another split, or make one by catalog.with_seeded_split(seed)",
             )
+        return self._of_classes(kept, (name,) * len(kept))
+
+    def with_split(self, split_of: Mapping[str, str]) -> VideoCatalog:
+        """The classes that a mapping names, in the splits that it gives them; others are left out, with their videos.
+
+        Args:
+            split_of: "train", "val" or "test" by class name.
+        """
+        kept = [c for c, name in enumerate(self.class_names) if name in split_of]
+        return self._of_classes(kept, tuple(split_of[self.class_names[c]] for c in kept))
+
+    def _of_classes(self, kept: list[int], class_splits: tuple[str, ...]) -> VideoCatalog:
         renumbered = np.full(len(self.class_names), -1, dtype=np.int64)
         renumbered[kept] = np.arange(len(kept))
         labels = renumbered[self.labels]
@@ -206,7 +218,7 @@ class VideoCatalog:
             videos=self._packed.take(np.flatnonzero(labels >= 0)),
             labels=labels[labels >= 0],
             class_names=tuple(self.class_names[c] for c in kept),
-            class_splits=(name,) * len(kept),
+            class_splits=class_splits,
             reversal_pairs=tuple((a, b) for a, b in pairs if a >= 0 and b >= 0),
         )
 

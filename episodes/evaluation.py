@@ -101,10 +101,11 @@ def encode_videos(
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
+    worker_init_fn: Callable[[int], None] | None = None,
 ) -> VideoState:
     """All that can be kept (see `sides`) of a data set of clips ``(T, 3, H, W)``, in its order, on the CPU.
 
-    ``batch_size`` None: as the device has it best.
+    ``batch_size`` None: as the device has it best. ``worker_init_fn``: as of torch's ``DataLoader``.
 
     Raises:
         DmgalError: a state would depend on what else is in its batch.
@@ -112,7 +113,9 @@ def encode_videos(
     check_states_can_be_kept(recognizer.eval())
     pinned = torch.device(device).type == "cuda"
     batch_size = batch_size or videos_at_a_time(device)
-    loader = DataLoader(videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned)
+    loader = DataLoader(
+        videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned, worker_init_fn=worker_init_fn
+    )
     bar = tqdm(loader, desc="encode", unit="batch", leave=False, disable=not progress)
     return VideoState.cat([encode_sides(recognizer, batch.to(device, non_blocking=pinned)).to("cpu") for batch in bar])
 

@@ -24,11 +24,14 @@ from dmgal.episodes.transforms import TestTransform
 from dmgal.errors import DmgalError
 from dmgal.recipes.bad_videos import tell_skipped, without_reported
 from dmgal.recipes.config import DataConfig, Recipe
+from dmgal.recipes.saved_split import with_saved_split
 from dmgal.recipes.saving.weights import is_added
 
 
-def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
-    """The catalog of all splits, a missing split drawn by class; bad videos follow ``on_bad_video``.
+def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | None = None) -> VideoCatalog:
+    """The catalog of all splits; bad videos follow ``on_bad_video``.
+
+    A missing split is drawn by class, or taken from the split file that a run has saved.
 
     Raises:
         DmgalError: videos are missing or bad, and not to be skipped; or a class has no other ones.
@@ -38,7 +41,7 @@ def build_catalog(data: DataConfig, progress: bool = True) -> VideoCatalog:
     catalog = without_reported(list_catalog(data, progress, on_missing), data)
     if missing:
         tell_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
-    return catalog if catalog.class_splits is not None else catalog.with_seeded_split(data.seed)
+    return catalog if catalog.class_splits is not None else with_saved_split(catalog, data.seed, saved_split)
 
 
 def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:

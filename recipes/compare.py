@@ -93,7 +93,7 @@ def compare_in_depth(
     for folder in folders:
         recipe, recognizer = load_run(Run(folder))
         recipe = data.over(recipe)
-        catalog = build_catalog(recipe.data, progress=progress and not processes.rank)
+        catalog = build_catalog(recipe.data, progress and not processes.rank, Run(folder).split)
         kept_in = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
         keep = Keep(states, kept_in, processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)

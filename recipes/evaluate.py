@@ -247,7 +247,7 @@ def main(argv: list[str] | None = None) -> int | None:
     if options.exact:
         check_exact(recognizer, recipe, protocol)
     keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
-    catalog = build_catalog(recipe.data, progress=progress and not keep.processes.rank)
+    catalog = build_catalog(recipe.data, progress and not keep.processes.rank, run.split)
     encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
     helps, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:

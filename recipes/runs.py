@@ -2,7 +2,8 @@
 
     recipe.yaml          everything that shapes the run, complete
     paths.yaml           the recipe's absolute paths, of this machine only
-    environment.json     command, versions, git revision, hardware
+    split.csv            classes and videos of each split, where the data has no split file
+    environment.json     command, versions, git revision, hardware, the run's id for trackers
     log.jsonl            one line per step and per validation
     checkpoints/         to resume from, the newest ones
     adapter/             the best adapter, as PEFT saves it; in it weights.safetensors: all else that was trained
@@ -21,6 +22,7 @@ import os
 import platform
 import re
 import resource
+import secrets
 import statistics
 import subprocess
 import sys
@@ -38,11 +40,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmgal import __version__
+from dmgal.episodes import VideoCatalog
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import from_mapping, to_mapping
+from dmgal.recipes.saved_split import SAVED_SPLIT, read_split, split_of
 from dmgal.recipes.saving.places import put_back, set_apart
 
+MOST_CHANGES = 20
+"""That a message names."""
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
 
 
@@ -55,21 +61,29 @@ class Run:
         self.checkpoints = folder / "checkpoints"
 
     @property
+    def split(self) -> Path:
+        """The split of the classes, where the data has no split file."""
+        return self.folder / SAVED_SPLIT
+
+    @property
     def weights(self) -> Path:
         """The best of everything trained that is not the adapter's, whether it exists or not."""
         alone, beside = self.folder / "weights.safetensors", self.adapter / "weights.safetensors"
         return beside if beside.exists() or (self.adapter.exists() and not alone.exists()) else alone
 
-    def start(self, recipe: Recipe, resume: bool, accept_changes: bool = False) -> dict[str, tuple[Any, Any]]:
+    def start(
+        self, recipe: Recipe, resume: bool, accept_changes: bool = False, catalog: VideoCatalog | None = None
+    ) -> dict[str, tuple[Any, Any]]:
         """Makes the folder and writes what is known beforehand.
 
         Args:
             recipe: of the run, complete.
             resume: go on with the run in the folder, if there is one.
-            accept_changes: go on though the folder's recipe is another, and write down the new one.
+            accept_changes: go on though the folder's recipe or split is another, and write down the new one.
+            catalog: whose split to keep, and to compare; None where the data has a split file.
 
         Returns:
-            What was accepted: values before and now, by the recipe's key.
+            What was accepted: values before and now, by the recipe's key; the split of a class by ``split.CLASS``.
 
         Raises:
             DmgalError: the folder holds a run that was not asked to be resumed, or one of another recipe; or it cannot
@@ -85,21 +99,33 @@ class Run:
                     remedy="pass --resume to continue the run, or another --out",
                 )
             changes = _differences(to_mapping(self.recipe()), to_mapping(recipe))
+            before = read_split(self.split) if catalog is not None else {}
+            if before and catalog is not None:
+                changes |= _differences({"split": before}, {"split": split_of(catalog)})
             if not changes:
                 return changes
             if not accept_changes:
                 raise _other_recipe(changes)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            if catalog is not None:
+                catalog.to_csv(self.split)
             shared, paths = set_apart(to_mapping(recipe))
             if not changes:
-                write_text(self.folder / "environment.json", json.dumps(environment(), indent=2) + "\n")
+                known = {**environment(), "tracker_id": secrets.token_hex(4)}  # not of the seed: runs share that
+                write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
             if paths:
                 write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
             else:
                 (self.folder / "paths.yaml").unlink(missing_ok=True)
             write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
         return changes
+
+    def tracker_id(self) -> str | None:
+        """Drawn when the run began, so that trackers tell it from others in folders of the same name."""
+        path = self.folder / "environment.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return found.get("tracker_id")  # type: ignore[no-any-return]
 
     def recipe(self) -> Recipe:
         path, paths = self.folder / "recipe.yaml", self.folder / "paths.yaml"
@@ -171,10 +197,13 @@ def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 
 def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
+    received = [f"{key}={now!r}" for key, (_, now) in changes.items()]
+    expected = [f"{key}={before!r}" for key, (before, _) in changes.items()]
+    more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
     return DmgalError(
-        "This run was made by another recipe.",
-        received=", ".join(f"{key}={now!r}" for key, (_, now) in changes.items()),
-        expected=", ".join(f"{key}={before!r}" for key, (before, _) in changes.items()),
+        "This run was made by another recipe, or of other classes.",
+        received=", ".join(received[:MOST_CHANGES]) + more,
+        expected=", ".join(expected[:MOST_CHANGES]) + more,
         remedy="resume with the run's own recipe, pass --accept-changes to go on with this one, or give another --out",
     )
 

@@ -29,6 +29,7 @@ from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import as_description, run_recipe
 from dmgal.recipes.layers import bundled_layers
 from dmgal.recipes.runs import Run, writing
+from dmgal.recipes.saved_split import has_split_file
 from dmgal.recipes.saving.locking import locked
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing
 from dmgal.recipes.training.loop import Trainer
@@ -46,7 +47,7 @@ class Train:
     resume: bool = False
     """Continue the run in the folder, if there is one."""
     accept_changes: bool = False
-    """With --resume: go on though the recipe is not the one that the run began with."""
+    """With --resume: go on though the recipe, or the split of the classes, is not the one that the run began with."""
     list: bool = False
     """Print the bundled layers and stop."""
     quiet: bool = False
@@ -72,7 +73,7 @@ def run(
         out: the run folder.
         backbone, head, catalog: take the place of what the recipe names.
         resume: go on with the run in the folder, if there is one.
-        accept_changes: go on though that run's recipe is another.
+        accept_changes: go on though that run's recipe, or its split of the classes, is another.
         quiet: no progress bars.
         trackers: objects of Accelerate's ``GeneralTracker`` that get the log, too.
 
@@ -94,16 +95,16 @@ def run(
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # nothing here writes into a block's output, which FSDP fears where an adapter has reshaped it
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
+        # a step may be left out, and the scaler of fp16 takes steps by itself; the schedule counts all of them
+        warnings.filterwarnings("ignore", message=r".*`optimizer\.step\(\)`")
         trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet)
         changes = {}
         if trainer.main:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
                 held.enter_context(locked(out))
-            changes = folder.start(recipe, resume, accept_changes)
-            if recipe.data.split_file is None and recipe.data.generate == "no":
-                with writing(out):
-                    catalog.to_csv(out / "split.csv")
+            kept = None if has_split_file(recipe.data) else catalog
+            changes = folder.start(recipe, resume, accept_changes, kept)
         accelerator.wait_for_everyone()
         warn_of_missing(accelerator)
         trainer.prepare(resume)
@@ -113,7 +114,7 @@ def run(
         try:
             _train(trainer)
         except Preempted as preempted:
-            trainer.tracking.say(f"{preempted.name}: saved; the same command with --resume goes on ({out})")
+            trainer.tracking.say(f"{preempted.name}: {trainer.what_is_saved()} ({out})")
             raise
         trainer.release()
         accelerator.end_training()

@@ -95,7 +95,7 @@ class Checkpoints:
         for place in places:
             try:
                 return _read(place)
-            except _DamagedError as damage:
+            except (_DamagedError, OSError) as damage:
                 tqdm.write(f"warning: the checkpoint {place} is damaged ({damage}) and is passed over", file=sys.stderr)
         if not places:
             return None

@@ -1,6 +1,7 @@
 """A loss that is not finite, or explodes: told, counted, its step left out; too many of them in a row end the run.
 
-A step is left out whole: neither weights nor moments change, so a single bad batch does no harm.
+A step is left out whole: neither weights nor moments change, so a single bad batch does no harm. Where several are bad
+in a row the weights may be at fault, so nothing is saved until a good one, or the end of the training.
 """
 
 from __future__ import annotations
@@ -45,15 +46,14 @@ class BadLosses:
             self.in_row, self.total = self.in_row + 1, self.total + 1
         return problem
 
-    def check(self, problem: str, step: int, last: bool) -> None:
+    def check(self, problem: str, step: int) -> None:
         """DmgalError where the policy says that a bad step ends the run.
 
         Args:
             problem: of this step.
             step: its number.
-            last: whether the training ends with it.
         """
-        if self.train.on_bad_loss == "skip" and self.in_row < self.train.max_bad_losses and not last:
+        if self.train.on_bad_loss == "skip" and self.in_row < self.train.max_bad_losses:
             return
         raise DmgalError(
             "The training has come apart.",

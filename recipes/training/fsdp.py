@@ -47,12 +47,13 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
             remedy="use recipes/configs/launch/fsdp.yaml",
         )
     plugin.auto_wrap_policy = None
+    plugin.mixed_precision_policy = None  # half precisions are autocast's: Accelerate would cast the weights as well
     for block in blocks_of(recognizer):
         if task_layer_after(block) is None:
             fully_shard(
                 block,
                 reshard_after_forward=plugin.reshard_after_forward,
-                mp_policy=plugin.mixed_precision_policy or MixedPrecisionPolicy(),
+                mp_policy=MixedPrecisionPolicy(),
                 offload_policy=plugin.cpu_offload or OffloadPolicy(),
             )
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.build import count_parameters, freeze_batch_norm
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.runs import Run, writing
-from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.saving.checkpoints import Checkpoint, Checkpoints
 from dmgal.recipes.saving.weights import (
     best_state,
     clean_up_best,
@@ -46,6 +47,9 @@ from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_data import TrainingData
 from dmgal.recipes.training.two_passes import make_two_pass, two_pass_gradient
 from dmgal.recipes.training.validation import Selection, Validation
+
+SMALLEST_SCALE = 1.0
+"""Of the loss in fp16: a gradient that overflows at this scale or below counts as bad."""
 
 
 @dataclass
@@ -81,7 +85,8 @@ class Trainer:
             divide_blocks(accelerator, recognizer)
         self._weights = loss_weights(recognizer.head, train.loss_weights)
         self.optimizer = build_optimizer(recognizer, recipe)
-        self.progress, self.selection = Progress(), Selection()
+        self.progress = Progress()
+        self._saved: int | None = None
         self.bad_losses = BadLosses(train, math.log(recipe.episode.n_way))
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._checkpoints = Checkpoints(run.checkpoints, train.keep_checkpoints)
@@ -89,6 +94,7 @@ class Trainer:
         self._validation = Validation(
             recipe, catalog.split("val"), recognizer, accelerator, progress=self.main and not quiet
         )
+        self.selection = Selection(tasks=self._validation.tasks_hash)
         self._data = TrainingData(recipe, catalog.split("train"), recognizer.encoder.image_size[0])
         self._model: nn.Module = recognizer
 
@@ -115,8 +121,10 @@ class Trainer:
     def fit(self) -> None:
         """All that remains; the best weights of the validation are in the run folder afterwards."""
         train, accelerator, progress = self.recipe.train, self.accelerator, self.progress
-        with self.tracking, self.stop.noting():
+        with self.tracking, closing(self._data), self.stop.noting():
             self.tracking.start(progress.step)
+            if self._under_deepspeed:
+                self.tracking.say("DeepSpeed keeps the state of the optimizer to itself: this run cannot be resumed")
             self._validate_where_due()
             if self._is_over():
                 return
@@ -161,18 +169,26 @@ class Trainer:
                 self._validate()
 
     def checkpoint(self) -> None:
-        """Everything that resuming needs; every process must take part. Nothing after a step that was left out."""
-        if self.bad_losses.in_row:
+        """Everything that resuming needs; every process must take part."""
+        if self._is_doubtful:
             return
-        tensors = {
-            "model": trained_state(self.recognizer),
-            "optimizer": optimizer_state(self.optimizer, self.recognizer),
-        }
+        tensors = {"model": trained_state(self.recognizer)}
+        if not self._under_deepspeed:
+            tensors["optimizer"] = optimizer_state(self.optimizer, self.recognizer)
         if self.average is not None:
             tensors["average"] = {name: whole(value) for name, value in self.average.values.items()}
         if self.main:
             with writing(self.run.folder):
                 self._checkpoints.save(self.progress.step, tensors, self._saved_progress())
+        self._saved = self.progress.step
+
+    def what_is_saved(self) -> str:
+        """From where a run goes on that ends now."""
+        if self._under_deepspeed:
+            return "this run cannot be resumed"
+        if self._saved is None:
+            return "nothing is saved yet, and the same command with --resume begins again"
+        return f"saved at step {self._saved}, from where the same command with --resume goes on"
 
     def _train_step(self, episodes: list[Episode]) -> bool:
         """One step of the optimizer; whether the run was asked to stop, which all processes answer alike."""
@@ -191,17 +207,21 @@ class Trainer:
         norm = self._clipped_norm()
         means, stopping = self._over_processes(numbers)
         self.progress.step = step + 1
-        scaled = accelerator.scaler is not None  # the scaler leaves out a step by itself, to find its scale
-        problem = self.bad_losses.verdict(means["loss"], 0.0 if scaled else norm)
+        scaler = accelerator.scaler
+        # the scaler leaves out a step by itself and halves its scale; where that is small, the gradient itself is bad
+        may_overflow = scaler is not None and scaler.get_scale() > SMALLEST_SCALE
+        problem = self.bad_losses.verdict(means["loss"], 0.0 if may_overflow else norm)
         if problem is None:
             self._stepper.step()
-            if self.average is not None:
+            if self.average is not None and not self._stepper.step_was_skipped:
                 self.average.update()
+        elif scaler is not None:
+            scaler.update()  # it has seen this gradient, and would refuse the next one
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         if problem is not None:
             self.tracking.bad_step(step + 1, problem, self.bad_losses.in_row, train.max_bad_losses)
-            self.bad_losses.check(problem, step + 1, last=step + 1 == train.steps)
+            self.bad_losses.check(problem, step + 1)
         else:
             self._report(means, norm, rate, time.perf_counter() - start)
         return stopping
@@ -216,9 +236,9 @@ class Trainer:
     def _clipped_norm(self) -> float:
         """Clips the gradient; its length before."""
         longest = math.inf if self.recipe.train.clip_norm is None else self.recipe.train.clip_norm
-        trained = [p for p in self.recognizer.parameters() if p.requires_grad]
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(trained, longest)
-        return 0.0 if norm is None else whole(norm).item()  # DeepSpeed clips by itself
+        every = list(self.recognizer.parameters())  # under FSDP Accelerate knows a model by all of them
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(every, longest)
+        return 0.0 if norm is None else float(whole(norm))  # DeepSpeed clips by itself
 
     def _report(self, means: dict[str, float], norm: float, rate: float, seconds: float) -> None:
         losses = {name: value for name, value in means.items() if name not in ("loss", "accuracy")}
@@ -234,10 +254,10 @@ class Trainer:
             self.tracking.say(notice)
 
     def _validate_where_due(self) -> None:
-        """Also one that a kill cut short, when a run is resumed; never on weights of a step that was left out."""
+        """Also one that a kill cut short, when a run is resumed."""
         step = self.progress.step
         due = self._is_due(self.recipe.train.validate_every) and self.selection.step < step
-        if due and not self.bad_losses.in_row:
+        if due and not self._is_doubtful:
             self.validate()
 
     def _validate(self) -> None:
@@ -254,6 +274,11 @@ class Trainer:
                     self._checkpoints.amend(step, self._saved_progress())
         self.tracking.validation(step, Estimate.of(accuracies))
         self.tracking.say(line)
+
+    @property
+    def _is_doubtful(self) -> bool:
+        """In a row of bad steps the weights may be at fault: they are not saved, unless the training ends with them."""
+        return self.bad_losses.in_row > 0 and self.progress.step < self.recipe.train.steps
 
     def _is_due(self, every: int) -> bool:
         step = self.progress.step
@@ -285,15 +310,10 @@ class Trainer:
         }
 
     def _restore(self) -> None:
-        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
-            raise DmgalError(
-                "A run under DeepSpeed cannot be resumed.",
-                received="--resume",
-                expected="a launcher whose optimizer states are saved: DDP or FSDP",
-                remedy="resume with recipes/configs/launch/fsdp.yaml, or train from the beginning",
-            )
         found = self._checkpoints.newest()
         if found is not None:
+            if self._under_deepspeed or "optimizer" not in found.tensors:
+                raise _cannot_resume(found)
             load_trained_state(self.recognizer, found.tensors["model"], found.folder)
             before, now = found.progress["optimizer"], self.recipe.train.optimizer
             if before == now:
@@ -304,7 +324,12 @@ class Trainer:
                 average = found.tensors.get("average", found.tensors["model"])
                 self.average.load(placed_like(average, self.average.values))
             self.progress = Progress(**found.progress["progress"])
-            self.selection = Selection(**found.progress["selection"])
+            self._saved = self.progress.step
+            selection = Selection(**found.progress["selection"])
+            if selection.tasks in ("", self.selection.tasks):
+                self.selection = replace(selection, tasks=self.selection.tasks)
+            else:
+                self.tracking.say("the tasks of the validation are others now: the best weights are chosen anew")
             for name, value in found.progress["bad_losses"].items():
                 setattr(self.bad_losses, name, value)
             if self.accelerator.scaler is not None and found.progress["loss_scale"]:
@@ -315,6 +340,11 @@ class Trainer:
                 kept = self.run.rewind_log(self.progress.step)
             self._plateau.losses = [entry["losses"]["cross_entropy"] for entry in kept if "losses" in entry]
         self.tracking.say(f"resumed at step {self.progress.step}")
+
+    @property
+    def _under_deepspeed(self) -> bool:
+        """Its optimizers hold parts of its own making, whose states belong to no parameter of the model."""
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def _check_shared_folder(self) -> None:
         """Every process reads the checkpoint itself, so all must see the same folder."""
@@ -346,3 +376,13 @@ def _check_something_trains(recipe: Recipe, recognizer: FewShotRecognizer) -> No
             expected="an adapter, a trainable backbone or a head that learns; or no steps",
             remedy="add a method such as method/dmgal_adapter, or pass --train.steps 0",
         )
+
+
+def _cannot_resume(found: Checkpoint) -> DmgalError:
+    without = "" if "optimizer" in found.tensors else ", without the state of its optimizer, as DeepSpeed's are"
+    return DmgalError(
+        "Under DeepSpeed a run cannot be resumed, nor can one that began there.",
+        received=f"--resume of {found.folder}{without}",
+        expected="a run that DDP, FSDP or one process has begun and goes on with",
+        remedy="train from the beginning; where it may be stopped with recipes/configs/launch/fsdp.yaml",
+    )

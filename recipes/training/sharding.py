@@ -19,6 +19,7 @@ from dmgal.backbones import VideoState
 from dmgal.episodes import Evaluation, FewShotRecognizer, encode_videos, evaluate
 from dmgal.episodes.evaluation import LOOK_EVERY, Answers
 from dmgal.episodes.sampler import EpisodeIndices, TaskSampler
+from dmgal.recipes.training.signals import ignore_in_worker
 
 CHUNK = 32
 """Videos that are encoded in one batch."""
@@ -37,7 +38,7 @@ def encode_shared(
     shares = [_chunks_of(videos, rank, process.num_processes, CHUNK) for rank in range(process.num_processes)]
     mine = shares[process.process_index] or shares[0]  # more processes than chunks: an idle one learns the shapes
     options = {"batch_size": CHUNK, "num_workers": num_workers, "device": device, "progress": progress}
-    states = encode_videos(recognizer, Subset(clips, mine), **options)  # type: ignore[arg-type]
+    states = encode_videos(recognizer, Subset(clips, mine), worker_init_fn=ignore_in_worker, **options)  # type: ignore[arg-type]
     if process.num_processes == 1:
         return states
     return VideoState({name: _merged(tensor, shares, process.device) for name, tensor in states.items()})

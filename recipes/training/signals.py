@@ -41,6 +41,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.requested: str | None = None
         self._noting = False
+        self._process = os.getpid()
         self._before: dict[int, Any] = {}
         self._ended = threading.Event()
 
@@ -81,6 +82,8 @@ class StopSignal:
             raise Preempted(self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:
+            return  # a fork that will load data, and has not come to `ignore_in_worker`
         self.requested = signal.Signals(number).name
         if not self._noting:
             self.check()

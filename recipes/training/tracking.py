@@ -117,6 +117,10 @@ class Tracking:
             self._accelerator.log(numbers, step=step)
 
     def _options(self) -> dict[str, Any]:
-        """A run that is resumed goes on under its name."""
-        name = self._run.folder.resolve().name
-        return {"wandb": {"name": name, "id": name, "resume": "allow"}, "trackio": {"name": name, "resume": "allow"}}
+        """A run that is resumed goes on under its id; trackio knows runs by their names."""
+        name, key = self._run.folder.resolve().name, self._run.tracker_id()
+        one = name if key is None else f"{name}-{key}"  # older runs have no id
+        return {
+            "wandb": {"name": name, "id": key or name, "resume": "allow"},
+            "trackio": {"name": one, "resume": "allow"},
+        }

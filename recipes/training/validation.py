@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,9 @@ class Validation:
         recognizer: what trains.
         accelerator: of the run; on several processes each encodes and answers its share.
         progress: whether to show bars.
+
+    Attributes:
+        tasks_hash: accuracies are of the same tasks where this is the same.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class Validation:
         self._accelerator, self._progress = accelerator, progress
         self._clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
         self._tasks(catalog)
+        self.tasks_hash = self._hash_of_tasks()
 
     def accuracies(self) -> torch.Tensor:
         """Of every task ``(E,)`` in ``[0, 1]``, the same on every process; all must ask for it."""
@@ -62,6 +67,14 @@ class Validation:
         """How many videos any process met that cannot be read; all must ask for it."""
         tell_met(self._clips.bad_videos, "val")
 
+    def _hash_of_tasks(self) -> str:
+        """Of all that makes an accuracy comparable with one of before: which tasks, and of which frames."""
+        data, episode, train = self._recipe.data, self._recipe.episode, self._recipe.train
+        frames = data.num_frames, data.test_resize, data.decoder, data.generate, data.seed
+        tasks = episode.n_way, episode.k_shot, train.validation_episodes, VALIDATION_SEED
+        videos = self._catalog.class_names, self._catalog.labels.tolist(), tuple(self._catalog.videos)
+        return blake2b(repr((frames, tasks, videos)).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
     def _tasks(self, catalog: VideoCatalog) -> EpisodeSampler:
         episode, episodes = self._recipe.episode, self._recipe.train.validation_episodes
         tasks = episode.n_way, episode.k_shot, 1, episodes, VALIDATION_SEED
@@ -77,12 +90,14 @@ class Selection:
         accuracies: of the best one, by task: the same tasks each time, so that gains are paired.
         step: of the last validation.
         since_best: validations since the best one.
+        tasks: hash of the tasks; empty in older checkpoints.
     """
 
     best: float | None = None
     accuracies: list[float] = field(default_factory=list)
     step: int = -1
     since_best: int = 0
+    tasks: str = ""
 
     def take(self, step: int, accuracies: torch.Tensor) -> tuple[bool, str]:
         """Whether a validation is the best so far, and a line that says so."""

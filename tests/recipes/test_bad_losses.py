@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -12,8 +14,11 @@ from dmgal.episodes import VideoCatalog
 from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.saving.checkpoints import Checkpoints
 from dmgal.recipes.train import run
 from dmgal.recipes.training.bad_losses import NEEDED, BadLosses
+from dmgal.recipes.training.signals import Preempted
+from dmgal.recipes.training.tracking import Tracking
 
 
 def policy(**options) -> BadLosses:
@@ -46,20 +51,18 @@ def test_a_wrong_but_confident_task_after_perfect_ones_is_not_an_explosion():
     assert seen.verdict(20.0, 1.0) is None
 
 
-def test_so_many_in_a_row_end_the_run_and_so_does_the_last_step():
+def test_so_many_in_a_row_end_the_run():
     seen = policy(max_bad_losses=3)
     for step in (1, 2):
-        seen.check(seen.verdict(math.nan, 1.0), step, last=False)
+        seen.check(seen.verdict(math.nan, 1.0), step)
     with pytest.raises(DmgalError, match=r"at step 3; 3 bad step\(s\) in a row"):
-        seen.check(seen.verdict(math.nan, 1.0), 3, last=False)
-    with pytest.raises(DmgalError, match="at step 9"):
-        policy().check("the loss is not a finite number", 9, last=True)
+        seen.check(seen.verdict(math.nan, 1.0), 3)
 
 
 def test_stop_means_the_first():
     seen = policy(on_bad_loss="stop")
     with pytest.raises(DmgalError, match="not a finite number"):
-        seen.check(seen.verdict(math.nan, 1.0), 1, last=False)
+        seen.check(seen.verdict(math.nan, 1.0), 1)
 
 
 class Broken(BiMHM):
@@ -83,7 +86,7 @@ def trained_with(head, tmp_path, frame_folders, **options):
         data=DataConfig(num_workers=0, keep_in_memory=True),
         adapter={"peft_type": "DMGAL"},
         episode=EpisodeConfig(n_way=2, n_query=1),
-        train=TrainConfig(steps=5, validate_every=5, validation_episodes=2, **options),
+        train=TrainConfig(**{"steps": 5, "validate_every": 5, "validation_episodes": 2, **options}),
     )
     catalog = VideoCatalog.from_folders(frame_folders)
     return run(recipe, tmp_path / "run", catalog=catalog, head=head, quiet=True)
@@ -106,3 +109,26 @@ def test_a_training_leaves_out_bad_steps_and_says_and_counts_them(tmp_path, fram
 def test_a_training_that_has_come_apart_ends(tmp_path, frame_folders):
     with pytest.raises(DmgalError, match=r"at step 4; 3 bad step\(s\) in a row"):
         trained_with(Broken(2, 3, 4), tmp_path, frame_folders, max_bad_losses=3)
+
+
+def test_a_run_whose_last_steps_are_bad_is_finished_with_the_weights_that_it_has(tmp_path, frame_folders):
+    folder = trained_with(Broken(2, 3), tmp_path, frame_folders, steps=3).folder
+    last = Checkpoints(folder / "checkpoints").newest().progress
+    assert last["progress"]["step"] == 3 and last["bad_losses"]["in_row"] == 2
+    assert log(folder)[-1]["step"] == 3 and "validation_accuracy" in log(folder)[-1]
+
+
+def test_a_run_that_is_stopped_in_a_row_of_bad_steps_says_from_where_it_goes_on(
+    tmp_path, frame_folders, monkeypatch, capsys
+):
+    tell = Tracking.bad_step
+
+    def signaled(self, *arguments):
+        tell(self, *arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Tracking, "bad_step", signaled)
+    with pytest.raises(Preempted):
+        trained_with(Broken(3, 4), tmp_path, frame_folders, checkpoint_every=2)
+    assert "SIGTERM: saved at step 2, from where" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] == 2

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+import dmgal.recipes.saving.checkpoints as module
 from dmgal.errors import DmgalError
 from dmgal.recipes.saving.checkpoints import INDEX, Checkpoints
 
@@ -65,6 +66,19 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(checkpoints, damage, 
     assert str(place) in capsys.readouterr().err
     checkpoints.save(6, TENSORS, {"step": 6})  # training comes here again
     assert checkpoints.newest().progress == {"step": 6}
+
+
+def test_one_that_the_disk_does_not_give_back_is_passed_over(checkpoints, monkeypatch, capsys):
+    content, place = module._content, checkpoints.folder / "step_00000006"
+
+    def unreadable(path):
+        if path.parent == place:
+            raise OSError(5, "Input/output error", str(path))
+        return content(path)
+
+    monkeypatch.setattr(module, "_content", unreadable)
+    assert checkpoints.newest().progress["step"] == 4
+    assert f"{place} is damaged ([Errno 5] Input/output error" in capsys.readouterr().err
 
 
 def test_no_undamaged_one_is_an_error_and_none_at_all_is_not(checkpoints, tmp_path):

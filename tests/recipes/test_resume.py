@@ -83,6 +83,19 @@ def test_another_recipe_is_listed_and_accepted_only_where_asked(tmp_path, words,
     assert "steps: 7" in (out / "recipe.yaml").read_text()
 
 
+@pytest.mark.parametrize(
+    ("change", "anew"), [(["--train.validation-episodes", "6"], True), (["--train.learning-rate", "1e-3"], False)]
+)
+def test_the_best_of_other_tasks_is_forgotten(tmp_path, words, whole, change, anew, capsys):
+    out = tmp_path / "run"
+    shutil.copytree(whole, out)
+    assert main([*words, "--out", str(out), "--resume", *change, "--accept-changes"]) == 0
+    assert ("the best weights are chosen anew" in capsys.readouterr().out) == anew
+    before, now = (Checkpoints(run / "checkpoints").newest().progress["selection"] for run in (whole, out))
+    assert len(before["accuracies"]) == 8 and len(now["accuracies"]) == (6 if anew else 8)
+    assert (before == now) == (not anew)
+
+
 @pytest.mark.parametrize("optimizer", [["adam"], ["sgd", "--train.momentum", "0.9"]])
 def test_every_optimizer_goes_on_to_the_same_bits(tmp_path, data_flags, monkeypatch, optimizer):
     words = ["train", "method/smga", *data_flags, "--train.steps", "3", "--train.optimizer", *optimizer]

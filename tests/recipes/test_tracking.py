@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
+from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 from trainings import log
 
@@ -60,6 +62,23 @@ def test_a_tracker_gets_what_the_log_gets_and_the_console_shows_it(tmp_path, fra
     assert "1 process(es) on cpu, float32, 1 task(s) a step of 4 videos" in printed.out
     for shown in ("episode/s", "loss=", "base_classes=", "accuracy=", "data=", "memory=", "<"):
         assert shown in printed.err, shown
+
+
+def test_a_run_of_the_same_name_is_another_for_trackers_and_one_that_is_resumed_the_same(
+    tmp_path, frame_folders, monkeypatch
+):
+    options = []
+    monkeypatch.setattr(
+        Accelerator, "init_trackers", lambda self, name, config, init_kwargs: options.append(init_kwargs)
+    )
+    recipe = replace(RECIPE, train=TrainConfig(steps=1, validation_episodes=2))
+    catalog = VideoCatalog.from_folders(frame_folders)
+    for folder, resume in (("one", False), ("other", False), ("one", True)):
+        run(recipe, tmp_path / folder / "run", catalog=catalog, quiet=True, resume=resume, trackers=[Notebook()])
+    ids = [given["wandb"]["id"] for given in options]
+    assert ids[0] == ids[2] != ids[1]
+    assert {given["wandb"]["name"] for given in options} == {"run"}
+    assert [given["trackio"]["name"] for given in options] == [f"run-{key}" for key in ids]
 
 
 def test_training_stops_early_and_says_so(tmp_path, frame_folders, capsys):

@@ -146,6 +146,7 @@ def test_a_class_with_too_few_videos_and_too_many_ways(tmp_path, data_flags, cap
 def test_a_loss_that_explodes_stops_the_run_and_spoils_nothing(tmp_path, data_flags, capsys):
     out = tmp_path / "run"
     flags = [*data_flags, *STEPS, "--train.learning-rate", "1e30", "--train.warmup-steps", "0"]
+    flags += ["--train.max-bad-losses", "3"]
     assert main(["train", "method/smga", *flags, "--out", str(out)]) == 2
     assert "not a finite number" in capsys.readouterr().err
     assert "NaN" not in (out / "log.jsonl").read_text() and not out.joinpath("checkpoints").exists()

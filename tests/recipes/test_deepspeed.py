@@ -1,0 +1,47 @@
+"""What holds where DeepSpeed has an optimizer in its hands; its package is not needed for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate.utils import DistributedType
+
+from dmgal.cli import main
+from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.training.loop import Trainer
+
+
+@pytest.fixture
+def as_under_deepspeed(monkeypatch):
+    """The optimizer's groups hold flat parts, as ZeRO makes them, and what steps is not ours."""
+    prepare = Trainer.prepare
+
+    def prepared(self, resume):
+        prepare(self, resume)
+        monkeypatch.setattr(self.accelerator.state, "distributed_type", DistributedType.DEEPSPEED)
+        for group in self.optimizer.param_groups:
+            group["params"] = [torch.nn.Parameter(torch.cat([p.detach().flatten() for p in group["params"]]))]
+
+    def step(self, episodes):
+        self.progress.step += 1
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "prepare", prepared)
+        patch.setattr(Trainer, "_train_step", step)
+        yield patch
+
+
+def test_weights_are_saved_and_the_best_is_usable_but_such_a_run_is_not_resumed(
+    tmp_path, data_flags, as_under_deepspeed, capsys
+):
+    out = tmp_path / "run"
+    words = ["train", "method/smga", *data_flags, "--train.steps", "2", "--out", str(out)]
+    assert main(words) == 0
+    assert "DeepSpeed keeps the state of the optimizer to itself: this run cannot be resumed" in capsys.readouterr().out
+    assert set(Checkpoints(out / "checkpoints").newest().tensors) == {"model"}
+    assert main(["evaluate", str(out), "--episodes", "4", "--quiet"]) == 0
+    as_under_deepspeed.undo()
+    assert main([*words, "--resume"]) == 2
+    message = capsys.readouterr().err
+    assert "cannot be resumed" in message and "step_00000002, without the state of its optimizer" in message

@@ -1,0 +1,88 @@
+"""A signal to the whole group, as torchrun and many schedulers send it, is for the training and not for its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from dmgal.recipes.saving.checkpoints import Checkpoints
+
+SLOW_VALIDATION = """
+import sys
+from pathlib import Path
+
+import torch
+
+import dmgal.episodes.evaluation as evaluation
+import dmgal.recipes.training.sharding as sharding
+from dmgal.cli import main
+
+encode, begun, numbers = evaluation.encode_sides, Path(sys.argv.pop(1)), torch.ones(3000, 3000)
+
+def slowly(recognizer, clips):
+    begun.touch()
+    numbers @ numbers  # no handler of Python's runs meanwhile, but the workers may end
+    return encode(recognizer, clips)
+
+evaluation.encode_sides, sharding.CHUNK = slowly, 1
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
+def test_a_group_that_is_told_to_end_in_a_validation_with_workers_ends_with_75(tmp_path, data_flags):
+    flags = [flag for flag in data_flags if flag != "--data.keep-in-memory"]
+    steps = ["--train.steps", "2", "--train.validate-every", "1", "--data.num-workers", "2"]
+    (tmp_path / "slow.py").write_text(SLOW_VALIDATION)
+    words = ["train", "method/smga", *flags, *steps, "--out", str(tmp_path / "run")]
+    command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "begun"), *words]
+    with (tmp_path / "errors").open("w") as errors:
+        training = subprocess.Popen(command, stderr=errors, start_new_session=True)
+    try:
+        while not (tmp_path / "begun").exists():
+            assert training.poll() is None, (tmp_path / "errors").read_text()[-3000:]
+            time.sleep(0.01)
+        os.killpg(training.pid, signal.SIGTERM)
+        code = training.wait(timeout=120)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
+        training.wait()
+    assert code == 75, (tmp_path / "errors").read_text()[-3000:]
+    assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] == 1
+
+
+BROKEN = """
+import sys
+from dmgal.cli import main
+from dmgal.recipes.training.loop import Trainer
+
+def broken(self, episodes):
+    raise RuntimeError("out of memory")
+
+Trainer._train_step = broken
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_error_of_a_training_with_workers_that_ignore_signals_ends_it(tmp_path, data_flags):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = ["train", "method/smga", *data_flags, "--train.steps", "200", "--data.num-workers", "2"]
+    command = [sys.executable, str(tmp_path / "broken.py"), *words, "--out", str(tmp_path / "run")]
+    with (tmp_path / "errors").open("w") as errors:
+        training = subprocess.Popen(command, stderr=errors, start_new_session=True)
+    try:
+        assert training.wait(timeout=120) == 1
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(training.pid, signal.SIGKILL)
+        training.wait()
+    assert "out of memory" in (tmp_path / "errors").read_text()

@@ -1,0 +1,74 @@
+"""A split that was drawn stays that of its run, also where classes come or go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from dmgal.cli import main
+from dmgal.episodes import VideoCatalog
+from dmgal.recipes.saved_split import read_split, split_of, with_saved_split
+
+
+@pytest.fixture
+def root(tmp_path, frame_folders):
+    """Folders of classes, without splits."""
+    for folder in frame_folders.glob("*/*/"):
+        shutil.copytree(folder, tmp_path / "videos" / folder.name)
+    return tmp_path / "videos"
+
+
+def train(root, out, *flags):
+    data = ["--data.root", str(root), "--data.num-workers", "0", "--ways", "2", "--queries", "1"]
+    steps = ["--train.steps", "1", "--train.validation-episodes", "4"]
+    return main(["train", "method/smga", *data, *steps, "--quiet", "--out", str(out), *flags])
+
+
+def evaluated(out):
+    assert main(["evaluate", str(out), "--episodes", "10", "--quiet"]) == 0
+    return json.loads((out / "results" / "test_2way_1shot_1query_10episodes_seed0.json").read_text())["results"]
+
+
+def test_a_new_class_is_left_out_of_what_is_measured_and_refused_where_a_run_goes_on(root, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(root, out) == 0
+    before, split = evaluated(out), read_split(out / "split.csv")
+    assert len(split) == 13 and set(split.values()) == {"train", "val", "test"}
+    for name in ("aaa", "zzz"):
+        shutil.copytree(next(root.iterdir()), root / name)
+    assert split_of(VideoCatalog.from_folders(root).with_seeded_split(0)).items() & split.items() != split.items()
+    capsys.readouterr()
+    assert evaluated(out) == before
+    assert "new and left out: aaa, zzz" in capsys.readouterr().err
+    assert main(["compare", str(out), str(out), "--episodes", "10", "--quiet"]) == 0
+    assert "new and left out: aaa, zzz" in capsys.readouterr().err
+    assert train(root, out, "--resume") == 2
+    message = capsys.readouterr().err
+    assert "split.aaa=" in message and "split.zzz=" in message and "--accept-changes" in message
+    assert read_split(out / "split.csv") == split
+    assert train(root, out, "--resume", "--accept-changes") == 0
+    assert {"aaa", "zzz"} < set(read_split(out / "split.csv"))
+
+
+def test_a_class_that_is_gone_is_named_and_other_data_gets_a_split_of_its_own(root, tmp_path, capsys):
+    catalog, gone, saved = VideoCatalog.from_folders(root), next(root.iterdir()).name, tmp_path / "split.csv"
+    catalog.with_seeded_split(0).to_csv(saved)
+    shutil.rmtree(root / gone)
+    found = with_saved_split(VideoCatalog.from_folders(root), 0, saved)
+    assert split_of(found).items() < read_split(saved).items()
+    assert f"no longer there: {gone}" in capsys.readouterr().err
+    for name in catalog.class_names:
+        if name != gone:
+            (root / name).rename(root / f"other {name}")
+    other = VideoCatalog.from_folders(root)
+    assert split_of(with_saved_split(other, 0, saved)) == split_of(other.with_seeded_split(0))
+
+
+def test_lists_that_name_no_split_get_one_that_is_kept(root, tmp_path):
+    catalog = VideoCatalog.from_folders(root)
+    lines = [f"{video} {label}\n" for video, label in zip(catalog.videos, catalog.labels, strict=True)]
+    (tmp_path / "all.txt").write_text("".join(lines))
+    assert train(root, tmp_path / "run", "--data.split-file", str(tmp_path / "all.txt")) == 0
+    assert set(read_split(tmp_path / "run" / "split.csv").values()) == {"train", "val", "test"}
