@@ -31,7 +31,7 @@ from tqdm import tqdm
 from ..backbones.video_state import VideoState
 from ..errors import DmgalError
 from .exclusive import exclusively
-from .listing import listed
+from .listing import listed, printable
 from .recognizer import FewShotRecognizer
 from .states.cache_key import differences, refuse_other
 from .states.sides import check_states_can_be_kept, encode_sides
@@ -362,4 +362,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _tell(text: str) -> None:
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
