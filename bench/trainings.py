@@ -131,7 +131,7 @@ class Comparison:
         }
         tables = [workshop.compare(chosen[seed], episodes, k) for k in shots for seed in seeds]
         return {
-            "environment": tables[0]["environment"],
+            "environment": {key: value for key, value in tables[0]["environment"].items() if key != "command"},
             "validation_by_seed_method_and_rate": {
                 seed: {m: {str(r): round(v, 2) for r, v in rates.items()} for m, rates in found.items()}
                 for seed, found in validation.items()
