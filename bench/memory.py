@@ -48,7 +48,9 @@ from dmgal.errors import DmgalError
 
 WAYS = 5
 WANTED = {"memory_share_at_most": 0.2, "time_ratio_at_most": 1.25, "gradient_difference_at_most": 1e-5}
+SMALL_VIDEOS = 3
 Trained = Literal["adapters", "everything"]
+Way = Literal["plain", "checkpointed", "two passes"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class Case:
     trained: Trained
     shots: int
     queries: int
-    way: Literal["plain", "checkpointed", "two passes"]
+    way: Way
     share: float | None = None
 
     @property

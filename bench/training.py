@@ -37,6 +37,7 @@ from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.bench import memory
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import (
+    Episode,
     EpisodeSampler,
     FewShotRecognizer,
     VideoCatalog,
@@ -46,6 +47,7 @@ from dmgal.episodes import (
 )
 from dmgal.episodes.dataset import VideoDataset
 from dmgal.episodes.heads import BiMHM
+from dmgal.episodes.little_memory.device_memory import memory_of
 from dmgal.episodes.transforms import TestTransform
 
 WANTED = {
@@ -62,12 +64,16 @@ class Case:
 
     Args:
         chunk: videos in a chunk of two passes; None: one pass.
+        share: of what one pass takes, counted on a small task, the budget of two passes; None: no budget.
+        half_backbone: the frozen weights in bf16, too.
         compiled: the backbone's blocks, by torch.compile.
     """
 
     trained: memory.Trained
     precision: Literal["float32", "bf16"]
     chunk: int | None = None
+    share: float | None = None
+    half_backbone: bool = False
     compiled: bool = False
 
 
@@ -75,10 +81,13 @@ CASES = {
     "everything_float32": Case("everything", "float32"),
     "adapters_float32": Case("adapters", "float32"),
     "adapters_float32_two_passes": Case("adapters", "float32", chunk=1),
+    "adapters_float32_two_passes_half": Case("adapters", "float32", chunk=1, share=0.5),
     "everything_bf16": Case("everything", "bf16"),
     "adapters_bf16": Case("adapters", "bf16"),
+    "adapters_bf16_half_backbone": Case("adapters", "bf16", half_backbone=True),
 }
 """bf16 is autocast."""
+ENCODING = ("adapters_float32", "adapters_bf16", "adapters_bf16_half_backbone")
 COMPILED = {
     "adapters_float32": CASES["adapters_float32"],
     "adapters_float32_compiled": Case("adapters", "float32", compiled=True),
@@ -90,10 +99,14 @@ RATIOS = {
     "adapters_over_full_memory": ("peak_mb", "adapters_float32", "everything_float32"),
     "two_passes_over_full_time": ("seconds", "adapters_float32_two_passes", "everything_float32"),
     "two_passes_over_full_memory": ("peak_mb", "adapters_float32_two_passes", "everything_float32"),
+    "two_passes_half_over_full_time": ("seconds", "adapters_float32_two_passes_half", "everything_float32"),
+    "two_passes_half_over_full_memory": ("peak_mb", "adapters_float32_two_passes_half", "everything_float32"),
     "adapters_over_full_time_in_bf16": ("seconds", "adapters_bf16", "everything_bf16"),
     "adapters_over_full_memory_in_bf16": ("peak_mb", "adapters_bf16", "everything_bf16"),
     "float32_over_bf16_training_time": ("seconds", "adapters_float32", "adapters_bf16"),
     "float32_over_bf16_encoding_time": ("encoding_seconds", "adapters_float32", "adapters_bf16"),
+    "float32_over_bf16_backbone_training_time": ("seconds", "adapters_float32", "adapters_bf16_half_backbone"),
+    "float32_over_bf16_backbone_encoding_time": ("encoding_seconds", "adapters_float32", "adapters_bf16_half_backbone"),
 }
 COMPILED_RATIOS = {
     "compiled_over_plain_time": ("seconds", "adapters_float32_compiled", "adapters_float32"),
@@ -136,16 +149,25 @@ def measure_case(options: Options) -> dict[str, float]:
     device = torch.device(options.device)
     before = _held_mb(device)
     model = memory.recognizer(case.trained, options.image_size, options.frames).to(device)
+    if case.half_backbone:
+        for parameter in model.encoder.backbone.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    way: Literal["plain", "two passes"] = "plain" if case.chunk is None else "two passes"
+    way: memory.Way = "plain" if case.chunk is None else "two passes"
     episode = memory.task(options.shots, options.queries, options.image_size, options.frames).to(device)
-    gradient = memory.step_of(
-        memory.Case(case.trained, options.shots, options.queries, way),
-        memory.Options(precision=case.precision, device=options.device, chunk=case.chunk or 1),
-        model,
-        episode,
-        budget=None,
-    )
+    sizes = memory.Options(precision=case.precision, device=options.device, chunk=case.chunk or 1)
+
+    def step_of(way: memory.Way, budget: float | None = None) -> Callable[[Episode], object]:
+        return memory.step_of(
+            memory.Case(case.trained, options.shots, options.queries, way), sizes, model, episode, budget
+        )
+
+    budget = None
+    if case.share is not None:
+        few = memory_of(lambda: memory.small_step(step_of("plain"), episode), device).peak
+        budget = case.share * few * (episode.num_support + episode.num_query) / memory.SMALL_VIDEOS
+    gradient = step_of(way, budget)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -160,7 +182,7 @@ def measure_case(options: Options) -> dict[str, float]:
         step()
     seconds = [_seconds(step, device, options.threads) for _ in range(options.steps)]
     result = {"seconds": statistics.median(seconds), "peak_mb": _peak_mb(device) - before}
-    if case == CASES["adapters_float32"] or case == CASES["adapters_bf16"]:
+    if options.case in ENCODING:
         model.eval()
 
         def encode() -> None:

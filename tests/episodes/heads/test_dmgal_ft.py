@@ -13,6 +13,7 @@ from dmgal.errors import DmgalError
 
 
 def awake_head(matcher=None) -> DmgalFT:
+    torch.manual_seed(0)
     head = DmgalFT(16, num_frames=4, matcher=matcher).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
