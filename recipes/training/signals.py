@@ -6,12 +6,14 @@ signal is only noted; elsewhere it ends the process at once, because everything 
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
@@ -103,3 +105,13 @@ def ignore_in_worker(_: int) -> None:
     """For processes that load data: a signal to the whole group is for the training process, which ends them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _kill_workers() -> None:
+    """Those that somebody still holds on to when Python ends, which would wait for them as long as they ignore it."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
+
+
+Finalize(None, _kill_workers, exitpriority=100)  # type: ignore[no-untyped-call]
