@@ -52,10 +52,12 @@ def test_released_weights_of_the_three_parts_make_the_whole(read_golden, assert_
         head.load_reference_state_dict({"s_mga.conv1.weight": weights["s_mga"]["conv1.weight"]})
 
 
-def test_preparing_videos_alone_or_together() -> None:
-    head, videos = awake_head(), maps(3, 1)
+def test_preparing_videos_alone_or_together(assert_relatively_close) -> None:
+    head, videos = awake_head().double(), maps(3, 1).double()  # in float32 weights this large miss 1e-5 by rounding
     alone = VideoState.cat([head.prepare(video[None]) for video in videos])
-    torch.testing.assert_close(dict(head.prepare(videos)), dict(alone))
+    together = head.prepare(videos)
+    for name, tensor in alone.items():
+        assert_relatively_close(together[name], tensor, 1e-12)
 
 
 def test_parameters_of_the_paper() -> None:
