@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -121,7 +120,7 @@ class Trainer:
     def fit(self) -> None:
         """All that remains; the best weights of the validation are in the run folder afterwards."""
         train, accelerator, progress = self.recipe.train, self.accelerator, self.progress
-        with self.tracking, closing(self._data), self.stop.noting():
+        with self.tracking, self.stop.noting():
             self.tracking.start(progress.step)
             if self._under_deepspeed:
                 self.tracking.say("DeepSpeed keeps the state of the optimizer to itself: this run cannot be resumed")

@@ -108,7 +108,10 @@ def ignore_in_worker(_: int) -> None:
 
 
 def _kill_workers() -> None:
-    """Those that somebody still holds on to when Python ends, which would wait for them as long as they ignore it."""
+    """Those that somebody still holds on to when Python ends, as the traceback of an error does.
+
+    They ignore the signal that Python ends them with, and it would wait for them without end.
+    """
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

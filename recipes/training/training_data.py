@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -49,7 +48,6 @@ class TrainingData:
             decoder=data.decoder,
             on_bad_video=data.on_bad_video,
         )
-        self._batches: Any = None
 
     def steps(self, first: int, rank: int, world: int, pin_memory: bool) -> Iterator[list[Episode]]:
         """This process's tasks of every step from ``first`` on: every ``world``-th of the step's."""
@@ -64,17 +62,7 @@ class TrainingData:
             pin_memory=pin_memory,
             worker_init_fn=ignore_in_worker,
         )
-        self._batches = iter(loader)
-        return self._batches  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        """Ends the processes that load data.
-
-        They ignore the signal that Python ends them with (`ignore_in_worker`), and the traceback of an error holds on
-        to them: such a training would never end.
-        """
-        if hasattr(self._batches, "_shutdown_workers"):  # there is no public way
-            self._batches._shutdown_workers()
+        return iter(loader)
 
     def task(self, number: int) -> Episode:
         """One of all tasks, whatever process trains on it."""
