@@ -17,6 +17,7 @@ from ..errors import DmgalError
 from .cnn import MapEncoder, find_cnn
 from .finding import find_spec
 from .layout import Layout
+from .quick_gelu import use_quick_gelu
 from .spec import BackboneSpec, base_model
 from .task_layer import DividedTaskLayer, TaskLayer, task_layer_after
 from .video_state import VideoState
@@ -27,6 +28,9 @@ POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")
 
 class FrameEncoder(nn.Module):
     """Wraps a backbone, PEFT-wrapped or not; adapters inside are found, none is needed.
+
+    The backbone stays as it is, but for quick GELUs in its blocks: modules that give the same bits, and keep half as
+    much for the way back, take their places (see ``quick_gelu``).
 
     Args:
         backbone: an image model whose spec is found (see ``find_spec``) or given.
@@ -60,6 +64,7 @@ class FrameEncoder(nn.Module):
         self.pooling = pooling
         self.checkpoint_blocks = checkpoint_blocks
         self.spec = spec or find_spec(backbone)
+        use_quick_gelu(self._blocks())
         self.register_buffer("mean", torch.tensor(self.spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.spec.std).view(3, 1, 1), persistent=False)
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 RESAMPLES = 2000
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""Of x86, as Linux names them: products of bf16, twice as wide as of float32, and of whole tiles."""
 Work = Callable[[], object]
 
 
@@ -59,19 +61,25 @@ def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """What the numbers rest on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    told = _told_of_cpu()
+    flags = told.get("flags", "").split()
     return {
         "date": date.today().isoformat(),
-        "cpu": cpu,
+        "cpu": told.get("model name") or platform.processor() or platform.machine(),
+        "bf16_instructions": [name for name in BF16_INSTRUCTIONS if name in flags],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
     }
+
+
+def _told_of_cpu() -> dict[str, str]:
+    """What Linux says of the first core."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _cpu_seconds(work: Work) -> float:

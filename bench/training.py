@@ -304,7 +304,8 @@ def main(argv: list[str] | None = None) -> None:
         report["compiled"] = {**_conditions(options), **measure(options, COMPILED, COMPILED_RATIOS)}
     else:
         assert options.run is not None, "--part accuracy needs --run"
-        report["accuracy_in_bf16"] = accuracy_in_bf16(options.run, options.videos, options.episodes, options.device)
+        found = accuracy_in_bf16(options.run, options.videos, options.episodes, options.device)
+        report["accuracy_in_bf16"] = {"hardware": hardware(), **found}
     options.out.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

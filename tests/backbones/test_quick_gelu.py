@@ -1,0 +1,100 @@
+"""CLIP's activation in half of the memory: the bits of each library's own, in results and in gradients."""
+
+from __future__ import annotations
+
+import open_clip.transformer
+import pytest
+import timm.layers
+import torch
+import transformers.activations
+from tiny_backbones import TINY_BACKBONES, of_transformers, timm_vit
+from torch import nn
+
+from dmgal.backbones import FrameEncoder, find_spec
+from dmgal.backbones.quick_gelu import NAMES, QuickGELU
+from dmgal.episodes.little_memory.live_bytes import LiveBytes
+
+LIBRARIES = {
+    "open_clip": open_clip.transformer.QuickGELU,
+    "timm": timm.layers.create_act.get_act_layer("quick_gelu"),
+    "transformers": transformers.activations.QuickGELUActivation,
+}
+BACKBONES = {
+    "open_clip": lambda: open_clip.transformer.VisionTransformer(
+        *(32, 8, 32, 3, 2), mlp_ratio=2, act_layer=open_clip.transformer.QuickGELU
+    ),
+    "timm": lambda: timm_vit(act_layer="quick_gelu"),
+    "transformers": lambda: of_transformers("CLIPVision", hidden_act="quick_gelu"),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_results_and_gradients_are_the_librarys_to_the_bit(library, dtype):
+    torch.manual_seed(0)
+    entering = torch.cat([8 * torch.randn(5000), torch.tensor([0.0, -0.0, 60.0, -60.0, 1e4, -1e4])]).to(dtype)
+    upstream = torch.randn(len(entering)).to(dtype)
+    found = []
+    for activation in (LIBRARIES[library](), QuickGELU()):
+        leaf = entering.clone().requires_grad_()
+        result = activation(1 * leaf)
+        result.backward(upstream)
+        found.append((result, leaf.grad))
+    (expected, expected_gradient), (result, gradient) = found
+    assert torch.equal(result, expected) and result.dtype == dtype
+    assert torch.equal(gradient, expected_gradient)
+    with torch.no_grad():
+        assert torch.equal(QuickGELU()(entering), expected)
+    assert torch.isfinite(gradient).all()
+
+
+def test_it_keeps_its_input_alone():
+    leaf = torch.randn(1000, requires_grad=True)
+
+    def held(activation: nn.Module) -> int:
+        with LiveBytes() as live:
+            results = [1 * leaf]
+            results.append(activation(results[0]))
+        assert results[-1].requires_grad
+        return live.now
+
+    for library in LIBRARIES.values():
+        assert held(library()) - held(QuickGELU()) == leaf.nbytes
+
+
+def test_compiled_it_gives_the_same():
+    torch.manual_seed(0)
+    entering = torch.randn(100)
+    compiled = torch.compile(QuickGELU(), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(entering), QuickGELU()(entering))
+
+
+@pytest.mark.parametrize("library", BACKBONES)
+def test_an_encoder_uses_it_in_every_block_and_changes_no_bit(library):
+    torch.manual_seed(0)
+    backbone = BACKBONES[library]().eval()
+    blocks, images = 3, torch.randn(2, 3, 32, 32)
+    names = list(backbone.state_dict())
+    before = backbone(images)
+    assert sum(type(module).__name__ in NAMES for module in backbone.modules()) == blocks
+    encoder = FrameEncoder(backbone)
+    assert sum(isinstance(module, QuickGELU) for module in encoder.modules()) == blocks
+    assert list(backbone.state_dict()) == names
+    after = backbone(images)
+    for one, other in zip(_tensors(before), _tensors(after), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", TINY_BACKBONES)
+def test_all_else_is_left_alone(name):
+    model = TINY_BACKBONES[name].make()
+    spec = find_spec(model)
+    before = dict(model.named_modules())
+    FrameEncoder(model, spec=spec)
+    for path, module in model.named_modules():
+        replaced = path.startswith(spec.blocks) and type(before[path]).__name__ in NAMES
+        assert isinstance(module, QuickGELU) if replaced else module is before[path]
+
+
+def _tensors(output):
+    return [output] if isinstance(output, torch.Tensor) else [t for t in output.values() if t is not None]
