@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from .recomputation import add_change
 from .video_tokens import check_video_tokens
 
 Scales = Literal["single", "multi"]
@@ -82,17 +83,17 @@ class MotionBottleneck(nn.Module):
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` in the bottleneck, ``(V, T, N, a)``, prefix tokens included."""
-        return self.activated(self.reduced(tokens))
+        self.check(tokens)
+        return self.activated(self.down(tokens))
 
-    def reduced(self, tokens: Tensor) -> Tensor:
-        """The first, linear half of ``hidden``."""
+    def check(self, tokens: Tensor) -> None:
+        """DmgalError where these are not tokens ``(V, T, N, C)`` of the backbone and the length it was made for."""
         rows, columns = self.shape.grid
         check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
         self._check_frames(tokens.shape[1])
-        return self.down(tokens)
 
     def activated(self, reduced: Tensor) -> Tensor:
-        """The second half of ``hidden``."""
+        """What ``down`` gives, with the temporal code and GELU."""
         return F.gelu(reduced + self.temporal if self.shape.temporal else reduced)
 
     def motion(self, hidden: Tensor) -> Motion:
@@ -108,9 +109,8 @@ class MotionBottleneck(nn.Module):
         return Motion(*map(self.scales, motion)) if self.shape.scales == "multi" else motion
 
     def back(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """``tokens + up(hidden)``, in the memory of what ``up`` gives where it has the tokens' type."""
-        change = self.up(hidden)
-        return change.add_(tokens) if change.dtype == tokens.dtype else tokens + change
+        """``tokens + up(hidden)``."""
+        return add_change(self.up(hidden), tokens)
 
     def _check_frames(self, num_frames: int) -> None:
         if self.shape.temporal and num_frames != self.shape.num_frames:

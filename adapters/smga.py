@@ -8,10 +8,15 @@ Our reconstruction (see ``motion``). With ``h = GELU(down(x) + temporal)``, moti
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .motion import BottleneckShape, MotionBottleneck, Placement, motion_attention
-from .recomputation import recomputed
+from .recomputation import recomputed, residual_bottleneck
+
+FULL = (torch.float32, torch.float64)
+"""Tokens of these types are found again well enough, not those of half precision; nor does a LoRA on ``down`` or
+``up``, which may drop at random, do the same twice."""
 
 
 class SmgaAdapter(MotionBottleneck):
@@ -23,8 +28,11 @@ class SmgaAdapter(MotionBottleneck):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens ``(V, T, N, C)`` to the same shape."""
+        self.check(tokens)
         within = [p for name, p in self.named_parameters() if not name.startswith(("down.", "up."))]
-        return self.back(recomputed(self._between, self.reduced(tokens), within), tokens)
+        if tokens.dtype in FULL and type(self.down) is type(self.up) is nn.Linear:
+            return residual_bottleneck(tokens, self.down, self._between, self.up, within)
+        return self.back(recomputed(self._between, self.down(tokens), within), tokens)
 
     def _between(self, reduced: Tensor) -> Tensor:
         """From what ``down`` gives to what ``up`` takes, ``(V, T, N, a)``."""

@@ -1,4 +1,4 @@
-"""CLIP's activation ``x * sigmoid(1.702 x)``: the bits of every library's, in half of the memory for training.
+"""CLIP's activation ``x * sigmoid(1.702 x)``: results to the bit as every library's, half of the memory in training.
 
 Written as that product, autograd keeps the sigmoid beside ``x``: together eight widths of the tokens in each block of
 a ViT, more than all that a frozen block keeps otherwise. Here ``x`` alone is kept. The sigmoid is computed again on the
@@ -40,12 +40,11 @@ class _QuickGELU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """The sums and products of autograd's own, so that the bits are the same."""
+        """As it is ``silu(1.702 x) / 1.702``, its derivative is that of silu: one kernel, which rounds once."""
         (entering,) = ctx.saved_tensors
-        sigmoid = (SLOPE * entering).sigmoid_()
-        through = gradient * entering
-        torch.ops.aten.sigmoid_backward.grad_input(through, sigmoid, grad_input=through)
-        return sigmoid.mul_(gradient).add_(through.mul_(SLOPE))
+        steeper = SLOPE * entering
+        result: Tensor = torch.ops.aten.silu_backward.grad_input(gradient, steeper, grad_input=steeper)
+        return result
 
 
 def use_quick_gelu(blocks: Iterable[nn.Module]) -> None:
