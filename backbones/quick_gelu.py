@@ -43,6 +43,8 @@ class _QuickGELU(torch.autograd.Function):
         """As it is ``silu(1.702 x) / 1.702``, its derivative is that of silu: one kernel, which rounds once."""
         (entering,) = ctx.saved_tensors
         steeper = SLOPE * entering
+        if steeper.dtype == torch.float16:  # beyond its range the derivative would be no number
+            steeper.clamp_(torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
         result: Tensor = torch.ops.aten.silu_backward.grad_input(gradient, steeper, grad_input=steeper)
         return result
 
@@ -51,5 +53,12 @@ def use_quick_gelu(blocks: Iterable[nn.Module]) -> None:
     """Puts this module where blocks of a backbone have their library's; results and weights stay as they are."""
     for block in blocks:
         for name, module in list(block.named_modules()):
-            if type(module).__name__ in NAMES and not isinstance(module, QuickGELU):
+            if type(module).__name__ in NAMES and not isinstance(module, QuickGELU) and _is_the_same(module):
                 block.set_submodule(name, QuickGELU())
+
+
+@torch.no_grad()
+def _is_the_same(module: nn.Module) -> bool:
+    """Somebody's own of that name may have another slope."""
+    numbers = torch.linspace(-9, 9, 37, device="cpu")
+    return torch.equal(module(numbers.clone()), QuickGELU()(numbers))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import tyro
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmgal.bench.measuring import hardware, median_with_interval
@@ -118,6 +118,7 @@ def evaluation(options: Options, model: FewShotRecognizer, shots: int) -> dict[s
 
     model.eval()
     with torch.autocast(device.type, torch.bfloat16):
+        encode_videos(model, Subset(clips, range(BATCH)), BATCH, device=device, progress=False)  # warms up
         start = time.perf_counter()
         states = encode_videos(model, clips, BATCH, device=device, progress=False)
         encoded = time.perf_counter()

@@ -230,7 +230,7 @@ def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dic
     sampler = EpisodeSampler(catalog.labels, memory.WAYS, 1, 1, episodes, 0, catalog.class_names)
     results = {}
     for precision in ("float32", "bf16"):
-        with torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext():
+        with torch.autocast(device.partition(":")[0], torch.bfloat16) if precision == "bf16" else nullcontext():
             states = encode_videos(model, clips, device=device, progress=False)
             results[precision] = evaluate(model, states, sampler, device, progress=False)
     change = paired_difference(results["bf16"], results["float32"])

@@ -86,6 +86,7 @@ class TwoPass:
         self.chunk = chunk
         self.memory_budget = memory_budget
         self.keep_products = keep_products
+        self._asked = [chunk, memory_budget, keep_products]
         self._autocast, self._notify = autocast, notify
         self._start: FrozenStart | None = None
         self._start_found_for: tuple[bool, ...] = ()
@@ -125,6 +126,19 @@ class TwoPass:
             gradients.add_to_parameters()
             outputs.append(EpisodeOutput(output.logits.detach(), {k: v.detach() for k, v in output.losses.items()}))
         return outputs
+
+    @property
+    def choice(self) -> dict[str, Any] | None:
+        """What was chosen by the memory that was free, as JSON holds it; None before. Other choices sum otherwise."""
+        if not self._planned:
+            return None
+        return {"chunk": self.chunk, "kept": None if self._kept is None else sorted(self._kept), "of": self._asked}
+
+    def take_up(self, choice: dict[str, Any] | None) -> None:
+        """Chooses as before, where the same was asked for: so a training goes on to the same bits."""
+        if choice is not None and choice["of"] == self._asked:
+            self.chunk, self._planned = choice["chunk"], True
+            self._kept = None if choice["kept"] is None else frozenset(choice["kept"])
 
     def plan(self, episode: Episode) -> None:
         """Spends the budget, by what encoding one video takes: on a chunk, then on results to keep.

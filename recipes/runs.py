@@ -21,7 +21,6 @@ import math
 import os
 import platform
 import re
-import resource
 import secrets
 import statistics
 import subprocess
@@ -46,6 +45,11 @@ from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import from_mapping, to_mapping
 from dmgal.recipes.saved_split import SAVED_SPLIT, read_split, split_of
 from dmgal.recipes.saving.places import put_back, set_apart
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
 
 MOST_CHANGES = 20
 """That a message names."""
@@ -152,10 +156,14 @@ class Run:
                 remedy="let it go on with dmgal train ... --resume",
             )
 
-    def rewind_log(self, step: int) -> list[dict[str, Any]]:
-        """Forgets what was logged after a checkpoint, and a line that a kill left half; returns what is left."""
+    def rewind_log(self, step: int, validated: int) -> list[dict[str, Any]]:
+        """Forgets what was logged after a checkpoint, and a line that a kill left half; returns what is left.
+
+        A validation of the checkpoint's own step counts only where it is ``validated``, the last one that was saved.
+        """
         path = self.folder / "log.jsonl"
-        kept = [entry for entry in _whole_lines(path) if entry.get("step", 0) <= step]
+        until = {False: step, True: validated}
+        kept = [e for e in _whole_lines(path) if e.get("step", 0) <= until["validation_accuracy" in e]]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         return kept
 
@@ -251,9 +259,11 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held: on the GPU where there is one, else resident in RAM."""
+    """The most memory this process has held: on the GPU where there is one, else resident in RAM; 0 on Windows."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

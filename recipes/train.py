@@ -5,8 +5,8 @@
     torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes --train.tasks-per-step 2
 
 What a recipe's layers leave open has a default; flags win over layers. A run that was stopped or killed goes on with
---resume to the same bits. SIGTERM and SIGUSR1 save within a step and end with exit code 75: start the same command
-again with --resume.
+--resume, on CPUs to the same bits. SIGTERM and SIGUSR1 to the training process save within a step and end it with exit
+code 75: start the same command again with --resume. (torchrun and accelerate launch make a code of their own of it.)
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
 from dmgal.episodes import VideoCatalog
+from dmgal.errors import DmgalError
 from dmgal.recipes.build import build_catalog, build_recognizer, with_base_classes
 from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import as_description, run_recipe
@@ -31,7 +33,7 @@ from dmgal.recipes.layers import bundled_layers
 from dmgal.recipes.runs import Run, writing
 from dmgal.recipes.saved_split import has_split_file
 from dmgal.recipes.saving.locking import locked
-from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing
+from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing, warn_of_precision
 from dmgal.recipes.training.loop import Trainer
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tracking import check_tracker
@@ -93,6 +95,8 @@ def run(
         accelerator = make_accelerator(recipe, out, trackers)
         # depth-wise convolutions leave their gradients in another memory order than DDP's buckets: harmless
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # it is told to look for them for the sake of its buckets, see make_accelerator
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         # nothing here writes into a block's output, which FSDP fears where an adapter has reshaped it
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
         # a step may be left out, and the scaler of fp16 takes steps by itself; the schedule counts all of them
@@ -107,6 +111,7 @@ def run(
             changes = folder.start(recipe, resume, accept_changes, kept)
         accelerator.wait_for_everyone()
         warn_of_missing(accelerator)
+        warn_of_precision(accelerator, recipe)
         trainer.prepare(resume)
         trainer.tracking.say(start_line(accelerator, recipe, recognizer))
         if changes:
@@ -116,9 +121,23 @@ def run(
         except Preempted as preempted:
             trainer.tracking.say(f"{preempted.name}: {trainer.what_is_saved()} ({out})")
             raise
+        except KeyboardInterrupt as interruption:
+            raise KeyboardInterrupt(f"{trainer.what_is_saved()} ({out})") from interruption
+        except torch.OutOfMemoryError as error:
+            raise _no_memory(error) from error
         trainer.release()
         accelerator.end_training()
     return folder
+
+
+def _no_memory(error: torch.OutOfMemoryError) -> DmgalError:
+    return DmgalError(
+        "The device has no memory left for this training.",
+        received=str(error).splitlines()[0],
+        expected="memory for the tasks of one pass: their videos' activations, beside weights and optimizer",
+        remedy="fewer tasks at a time (--train.tasks-per-pass 1), --train.precision bf16, "
+        "--backbone.checkpoint-blocks, or --train.two-pass auto, which needs least",
+    )
 
 
 def _train(trainer: Trainer) -> None:

@@ -15,6 +15,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
 
 from dmgal.backbones.spec import base_model
 from dmgal.backbones.task_layer import task_layer_after
@@ -30,7 +31,7 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
     Accelerate offers FSDP on accelerators only; torch's works between CPUs as well, so it is opened for them here.
 
     Raises:
-        DmgalError: FSDP of version 1 was asked for.
+        DmgalError: FSDP of version 1 was asked for, or an adapter hides weights from it.
     """
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if asked and accelerator.distributed_type == DistributedType.MULTI_CPU:
@@ -50,12 +51,31 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
     plugin.mixed_precision_policy = None  # half precisions are autocast's: Accelerate would cast the weights as well
     for block in blocks_of(recognizer):
         if task_layer_after(block) is None:
-            fully_shard(
-                block,
-                reshard_after_forward=plugin.reshard_after_forward,
-                mp_policy=MixedPrecisionPolicy(),
-                offload_policy=plugin.cpu_offload or OffloadPolicy(),
-            )
+            try:
+                fully_shard(
+                    block,
+                    reshard_after_forward=plugin.reshard_after_forward,
+                    mp_policy=MixedPrecisionPolicy(),
+                    offload_policy=plugin.cpu_offload or OffloadPolicy(),
+                )
+            except AssertionError as error:  # a LoRA on nn.MultiheadAttention hides the weights below it
+                raise _hidden_weights(error) from error
+
+
+@contextmanager
+def optimizer_follows(accelerator: Accelerator, optimizer: Optimizer, model: nn.Module) -> Iterator[None]:
+    """Within it FSDP may replace the model's parameters; afterwards the optimizer holds those of the same names.
+
+    Accelerate tells parameters apart by where their parts lie, which empty parts, of parameters with fewer rows than
+    there are processes, do not tell.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+    yield
+    if accelerator.distributed_type == DistributedType.FSDP:
+        now = dict(model.named_parameters())
+        for group, members in zip(optimizer.param_groups, groups, strict=True):
+            group["params"] = [now[name] for name in members]
 
 
 @contextmanager
@@ -88,6 +108,16 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
     """A whole tensor with the device and the dtype of another, and divided as that one is."""
     value = value.to(device=like.device, dtype=like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
+
+
+def _hidden_weights(error: AssertionError) -> DmgalError:
+    return DmgalError(
+        "FSDP cannot divide the blocks of this model.",
+        received=str(error).splitlines()[0][:200],
+        expected="blocks whose weights are all their modules' own; a LoRA on nn.MultiheadAttention hides some",
+        remedy="leave the attention out, as --adapter.target_modules '[c_fc, c_proj]' does for open_clip; or use DDP "
+        "(recipes/configs/launch/several_gpus.yaml)",
+    )
 
 
 def blocks_of(recognizer: Any) -> list[nn.Module]:

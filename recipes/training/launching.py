@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 
 from dmgal.episodes import FewShotRecognizer
 from dmgal.recipes.build import count_parameters
@@ -24,6 +24,8 @@ from dmgal.recipes.training.precision import autocast_of
 
 COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 """In which launchers leave the number of processes that they start."""
+ASKED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+"""In which ``accelerate launch`` leaves the precision that it was asked for."""
 
 
 def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[Any] = ()) -> Accelerator:
@@ -34,14 +36,14 @@ def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[Any] = ()
         project: the run folder, where TensorBoard writes.
         trackers: objects of Accelerate's ``GeneralTracker``, beside the recipe's.
     """
-    # several processes without an accelerator: Accelerate has to be told, or each would train by itself
-    on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+    on_cpu = _belongs_on_cpu()
     process = PartialState(cpu=True) if on_cpu else PartialState()
     half = autocast_of(recipe, process.device)
     if process.num_processes == 1:  # a program may train twice, each time in other numbers
         AcceleratorState._reset_state(reset_partial_state=True)
-    # a trained backbone may have parts that the pooling does not read, such as the projection behind a map
-    unused = DistributedDataParallelKwargs(find_unused_parameters=recipe.backbone.trainable)
+    # A trained backbone may have parts that the pooling does not read. And where DDP looks for such, it keeps its first
+    # buckets; else it makes others after the first step, and a resumed run would add gradients in another order.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     wanted = [*([recipe.train.tracker] if recipe.train.tracker else []), *trackers]
     accelerator = Accelerator(
         mixed_precision=half,
@@ -57,11 +59,28 @@ def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[Any] = ()
     return accelerator
 
 
+def _belongs_on_cpu() -> bool:
+    """As Accelerate's launcher was told; or several processes without devices that can work together.
+
+    Accelerate has to be told of the latter, or each would train by itself.
+    """
+    if parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return True
+    device = torch.accelerator.current_accelerator()
+    alone = device is None or not torch.accelerator.is_available() or device.type == "mps"
+    return alone and int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def has_launcher() -> bool:
+    """Whether the parent process is torchrun or ``accelerate launch``, whose end should be this process's."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or _is_accelerate(_command_line(os.getppid()))
+
+
 def asked_processes() -> int:
     """How many processes the launcher was asked for; 1 where there is no launcher."""
     told = [int(os.environ[name]) for name in COUNTS if os.environ.get(name, "").isdigit()]
     told += _of_accelerate(_command_line(os.getppid()))
-    if "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+    if {"MASTER_ADDR", ASKED_PRECISION} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
         told.append(2)  # accelerate launch sets the one without the other where it was asked for several
     return max(told, default=1)
 
@@ -74,6 +93,18 @@ def warn_of_missing(accelerator: Accelerator) -> None:
             f"warning: {asked} processes were asked for, {came} came. On CPUs start several with "
             f"'torchrun --nproc_per_node {asked} -m dmgal.recipes.train ...' "
             f"or 'accelerate launch --multi_gpu --num_processes {asked} -m dmgal.recipes.train ...'",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def warn_of_precision(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Tells on the main process where the launcher was asked for numbers that are not the recipe's, which hold."""
+    asked, holds = os.environ.get(ASKED_PRECISION, "no"), recipe.train.precision
+    if asked not in ("no", holds) and accelerator.is_main_process:
+        print(
+            f"warning: the launcher was asked for {asked}, the recipe for {holds}, which holds. "
+            f"For {asked} pass --train.precision {asked}",
             file=sys.stderr,
             flush=True,
         )
@@ -102,9 +133,13 @@ def _command_line(process: int) -> list[str]:
         return []
 
 
+def _is_accelerate(words: list[str]) -> bool:
+    return any("accelerate" in word for word in words[:4])
+
+
 def _of_accelerate(words: list[str]) -> list[int]:
     """What ``accelerate launch`` was asked for by its flags, else by its config file."""
-    if not any("accelerate" in word for word in words[:4]):
+    if not _is_accelerate(words):
         return []
     options = _options(words)
     if "num_processes" in options:

@@ -36,11 +36,12 @@ from dmgal.recipes.saving.weights import (
 )
 from dmgal.recipes.training.averaging import MovingAverage
 from dmgal.recipes.training.bad_losses import BadLosses
-from dmgal.recipes.training.fsdp import divide_blocks, placed_like, whole
+from dmgal.recipes.training.fsdp import divide_blocks, optimizer_follows, placed_like, whole
 from dmgal.recipes.training.head_norms import measure_head_norms
 from dmgal.recipes.training.optimization import Plateau, build_optimizer, build_schedule, loss_weights
 from dmgal.recipes.training.passes import Numbers, step_gradient
 from dmgal.recipes.training.precision import compile_blocks, set_precision
+from dmgal.recipes.training.sharding import alike_everywhere
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_data import TrainingData
@@ -109,7 +110,8 @@ class Trainer:
         if train.compile:
             compile_blocks(self.recognizer)
         if train.steps:
-            self._model, self._stepper = self.accelerator.prepare(self.recognizer, self.optimizer)
+            with optimizer_follows(self.accelerator, self.optimizer, self.recognizer):
+                self._model, self._stepper = self.accelerator.prepare(self.recognizer, self.optimizer)
         self.average = MovingAverage(self.recognizer, train.ema) if train.ema else None
         if resume:
             self._restore()
@@ -227,7 +229,8 @@ class Trainer:
 
     def _over_processes(self, numbers: Numbers) -> tuple[dict[str, float], bool]:
         """Means over all processes, and whether any of them was asked to stop: one exchange a step."""
-        mine = torch.stack([value.double() for value in numbers.values()])
+        exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # which mps has not
+        mine = torch.stack([value.to(exact) for value in numbers.values()])
         asked = mine.new_tensor([float(self.stop.requested is not None)])
         *means, stopping = self.accelerator.reduce(torch.cat([mine, asked]), "mean").tolist()
         return dict(zip(numbers, means, strict=True)), stopping > 0
@@ -260,18 +263,19 @@ class Trainer:
             self.validate()
 
     def _validate(self) -> None:
+        alike_everywhere(self.recognizer)
         with self.stop.ending():  # everything is saved, and a validation may take long
             accuracies = self._validation.accuracies()
         step = self.progress.step
         better, line = self.selection.take(step, accuracies)
         state = best_state(self.recognizer) if better else {}  # every process takes part
+        self.tracking.validation(step, Estimate.of(accuracies))  # first: a kill behind it only repeats the validation
         if self.main:
             with writing(self.run.folder):
                 if better:
                     save_best(self.recognizer, state, self.run)
                 if step:
                     self._checkpoints.amend(step, self._saved_progress())
-        self.tracking.validation(step, Estimate.of(accuracies))
         self.tracking.say(line)
 
     @property
@@ -306,10 +310,11 @@ class Trainer:
             "bad_losses": bad,
             "optimizer": self.recipe.train.optimizer,
             "loss_scale": scaler.state_dict() if scaler is not None else None,
+            "two_pass": self._two_pass.choice if self._two_pass is not None else None,
         }
 
     def _restore(self) -> None:
-        found = self._checkpoints.newest()
+        found, validated = self._checkpoints.newest(), -1
         if found is not None:
             if self._under_deepspeed or "optimizer" not in found.tensors:
                 raise _cannot_resume(found)
@@ -325,6 +330,7 @@ class Trainer:
             self.progress = Progress(**found.progress["progress"])
             self._saved = self.progress.step
             selection = Selection(**found.progress["selection"])
+            validated = selection.step
             if selection.tasks in ("", self.selection.tasks):
                 self.selection = replace(selection, tasks=self.selection.tasks)
             else:
@@ -333,10 +339,12 @@ class Trainer:
                 setattr(self.bad_losses, name, value)
             if self.accelerator.scaler is not None and found.progress["loss_scale"]:
                 self.accelerator.scaler.load_state_dict(found.progress["loss_scale"])
+            if self._two_pass is not None:
+                self._two_pass.take_up(found.progress.get("two_pass"))
         self._check_shared_folder()
         if self.main:
             with writing(self.run.folder):
-                kept = self.run.rewind_log(self.progress.step)
+                kept = self.run.rewind_log(self.progress.step, validated)
             self._plateau.losses = [entry["losses"]["cross_entropy"] for entry in kept if "losses" in entry]
         self.tracking.say(f"resumed at step {self.progress.step}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
@@ -39,9 +40,10 @@ def set_precision(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Ac
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = faster
     recognizer.to(accelerator.device, dtype_of(recipe.train.precision))
     if recipe.backbone.dtype == "bf16":
-        for name, parameter in recognizer.encoder.backbone.named_parameters():
-            if not is_added(name):
-                parameter.data = parameter.data.to(torch.bfloat16)
+        for path, module in recognizer.encoder.backbone.named_modules():
+            for name, parameter in module.named_parameters(path, recurse=False):
+                if not is_added(name) and not isinstance(module, _BatchNorm):  # its statistics stay in float32, too
+                    parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def compile_blocks(recognizer: FewShotRecognizer) -> None:

@@ -11,8 +11,8 @@ from hashlib import blake2b
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather
-from torch import Tensor
+from accelerate.utils import broadcast, gather
+from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from dmgal.backbones import VideoState
@@ -79,6 +79,13 @@ def _merged_answers(mine: Answers, num_tasks: int, shares: list[list[int]], devi
     columns = {n: _merged(getattr(mine, n).view(num_tasks, num_queries), shares, device).flatten() for n in names}
     episode = torch.arange(sum(map(len, shares)), dtype=torch.int32).repeat_interleave(num_queries)
     return Answers(episode, **columns, offered=_merged(mine.offered, shares, device))
+
+
+def alike_everywhere(model: nn.Module) -> None:
+    """Gives every process the buffers of the first one: batch norms in training mode have seen other tasks on each."""
+    if PartialState().num_processes > 1:
+        for buffer in model.buffers():
+            broadcast(buffer)
 
 
 def any_process(flags: Tensor) -> Tensor:

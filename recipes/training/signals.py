@@ -17,6 +17,8 @@ from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
+from dmgal.recipes.training.launching import has_launcher
+
 PREEMPTED = 75
 """The exit code: a temporary failure (EX_TEMPFAIL); the same command with ``--resume`` goes on."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -50,7 +52,7 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's, and that of accelerate launch for several processes
+            if has_launcher():
                 threading.Thread(target=self._watch_launcher, args=(os.getppid(),), daemon=True).start()
         return self
 

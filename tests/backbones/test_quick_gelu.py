@@ -11,7 +11,7 @@ from tiny_backbones import TINY_BACKBONES, of_transformers, timm_vit
 from torch import nn
 
 from dmgal.backbones import FrameEncoder, find_spec
-from dmgal.backbones.quick_gelu import NAMES, QuickGELU
+from dmgal.backbones.quick_gelu import NAMES, QuickGELU, use_quick_gelu
 from dmgal.episodes.little_memory.live_bytes import LiveBytes
 
 LIBRARIES = {
@@ -60,6 +60,13 @@ def test_gradients_are_nearer_to_the_true_ones_than_the_librarys(dtype):
         assert ours <= (gradient(librarys, dtype) - true).abs().max()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_are_numbers_out_to_the_ends_of_half_precision(dtype):
+    leaf = torch.tensor([6e4, -6e4], dtype=dtype, requires_grad=True)
+    QuickGELU()(leaf).backward(torch.ones(2, dtype=dtype))
+    assert leaf.grad.tolist() == [1, 0]
+
+
 def test_it_keeps_its_input_alone():
     leaf = torch.randn(1000, requires_grad=True)
 
@@ -95,6 +102,16 @@ def test_an_encoder_uses_it_in_every_block_and_changes_no_bit(library):
     after = backbone(images)
     for one, other in zip(_tensors(before), _tensors(after), strict=True):
         assert torch.equal(one, other)
+
+
+def test_one_of_that_name_that_gives_otherwise_is_left_alone():
+    class QuickGELU(nn.Module):
+        def forward(self, x):
+            return x * torch.sigmoid(1.7 * x)
+
+    block = nn.Sequential(QuickGELU())
+    use_quick_gelu([block])
+    assert type(block[0]) is QuickGELU
 
 
 @pytest.mark.parametrize("name", TINY_BACKBONES)

@@ -8,17 +8,21 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from trainings import log, losses
 
 import dmgal.recipes.training.launching as launching
+from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import bundled_layers
-from dmgal.recipes.training.launching import COUNTS, asked_processes
+from dmgal.recipes.training.launching import ASKED_PRECISION, COUNTS, asked_processes
 
 LAUNCH = Path(str(files("dmgal.recipes").joinpath("configs", "launch")))
 CONFIGS = {
@@ -86,9 +90,39 @@ def test_what_the_environment_tells(told, monkeypatch, name):
     assert asked_processes() == 4
 
 
-def test_an_address_without_a_count_means_several(told, monkeypatch):
+def test_an_address_without_a_count_means_several_where_accelerate_launched(told, monkeypatch):
+    monkeypatch.delenv(ASKED_PRECISION, raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    assert asked_processes() == 1
+    monkeypatch.setenv(ASKED_PRECISION, "no")
     assert asked_processes() == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "flag", "on_cpu"),
+    [
+        (None, "1", "", False),
+        (None, "2", "", True),
+        ("mps", "1", "", False),
+        ("mps", "2", "", True),  # one alone can use it
+        ("cuda", "2", "", False),
+        ("cuda", "2", "true", True),
+    ],
+)
+def test_where_several_processes_train(monkeypatch, device, processes, flag, on_cpu):
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
+    found = None if device is None else torch.device(device)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: found is not None)
+    assert launching._belongs_on_cpu() == on_cpu
+
+
+@pytest.mark.parametrize(("asked", "warned"), [("bf16", True), ("no", False), ("float32", False)])
+def test_a_precision_that_the_launcher_was_asked_for_does_not_hold_and_that_is_told(monkeypatch, capsys, asked, warned):
+    monkeypatch.setenv(ASKED_PRECISION, asked)
+    launching.warn_of_precision(SimpleNamespace(is_main_process=True), Recipe())
+    assert ("pass --train.precision bf16" in capsys.readouterr().err) == warned
 
 
 # ---- the launchers themselves ----
@@ -134,6 +168,29 @@ def test_fewer_processes_than_asked_for_are_told(tmp_path, data_flags):
     assert "torchrun --nproc_per_node 2" in result.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
+def test_a_training_ends_with_the_launcher_of_its_one_process(tmp_path, data_flags):
+    config = ["--config_file", str(LAUNCH / "one_gpu.yaml"), "-m", "dmgal.recipes.train"]
+    words = ["method/smga", *data_flags, "--train.steps", "2000", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *config, *words]
+    launcher = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while not (tmp_path / "run" / "log.jsonl").exists():
+            assert launcher.poll() is None
+            time.sleep(0.05)
+        (training,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+        launcher.terminate()
+        launcher.wait()
+        end = time.monotonic() + 60
+        while Path(f"/proc/{training}").exists() and "zombie" not in Path(f"/proc/{training}/status").read_text():
+            assert time.monotonic() < end, "the training goes on alone"
+            time.sleep(0.05)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*"))
+
+
 STAND_INS = {
     # starts the tasks as srun does, passes a signal on to them, and ends with the highest exit code
     "srun": """#!{python}
@@ -154,11 +211,11 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_to_end(tmp_path, data_flags):
     (tmp_path / "bin").mkdir()
-    for name, text in STAND_INS.items():
+    # of python a script, because a link would not find the packages of a virtual environment
+    for name, text in {**STAND_INS, "python": '#!/bin/sh\nexec "{python}" "$@"\n'}.items():
         path = tmp_path / "bin" / name
         path.write_text(text.replace("{python}", sys.executable))
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    (tmp_path / "bin" / "python").symlink_to(sys.executable)
     flags = ["--train.steps", "200", "--train.tasks-per-step", "2", "--train.validate-every", "1000"]
     words = ["method/smga", *data_flags, *flags, "--out", str(tmp_path / "run")]
     told = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from trainings import losses, validations
 
@@ -103,3 +105,15 @@ def test_compiled_blocks_train_alike_and_save_under_the_same_names(tmp_path, dat
     assert losses(run) == pytest.approx(losses(in_float32), abs=1e-4)
     one, other = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (in_float32, run))
     assert one.keys() == other.keys()
+
+
+def test_a_frozen_resnet_in_bf16_keeps_its_batch_norms_in_float32():
+    resnet = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
+    recipe = Recipe(backbone=BackboneConfig(dtype="bf16"), head={"name": "BiMHM"})
+    recognizer = build_recognizer(recipe, backbone=resnet.requires_grad_(False))
+    set_precision(recipe, recognizer, make_accelerator(recipe, Path("none")))
+    kinds = {type(m).__name__: p.dtype for m in recognizer.modules() for p in m.parameters(recurse=False)}
+    assert kinds["Conv2d"] == torch.bfloat16 and kinds["BatchNorm2d"] == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        features = recognizer.encoder.encode(torch.zeros(2, 2, 3, 224, 224, dtype=torch.uint8))["features"]
+    assert torch.isfinite(features).all()

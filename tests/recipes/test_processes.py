@@ -111,3 +111,14 @@ def test_killed_three_times_two_processes_come_to_the_same_bits(tmp_path, data_f
     assert_same_bits(tmp_path / "whole", tmp_path / "killed")
     assert len(log(tmp_path / "whole")) == 15
     assert not list((tmp_path / "killed").rglob("*.partial"))
+
+
+def test_three_processes_that_were_stopped_come_to_the_same_bits(tmp_path, data_flags):
+    """From three on the order in which processes add their gradients shows; DDP changes its own after a first step."""
+    flags = ["--train.tasks-per-step", "3", "--train.steps", "6", "--train.checkpoint-every", "3"]
+    words = ["method/dmgal_adapter", *data_flags, *flags, "--resume", "--out"]
+    jobs_of = [{"processes": 3, "words": [*words, str(tmp_path / name)]} for name in ("whole", "stopped", "stopped")]
+    jobs_of[1]["befalls"] = {"signal": "SIGUSR1", "rank": 1, "lines": 3, "log": str(tmp_path / "stopped/log.jsonl")}
+    codes, errors = trained_together(*jobs_of)
+    assert codes == [[0, 0, 0], [75, 75, 75], [0, 0, 0]], errors[-3000:]
+    assert_same_bits(tmp_path / "whole", tmp_path / "stopped")

@@ -10,10 +10,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from trainings import assert_same_bits, log
 
 from dmgal.cli import main
+from dmgal.recipes.entry import exit_code
 from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.train import main as main_of_training
+from dmgal.recipes.training.loop import Trainer
 from dmgal.recipes.training.tracking import Tracking
 
 STEPS = ["--train.steps", "6", "--train.checkpoint-every", "2", "--train.validate-every", "3"]
@@ -122,6 +126,47 @@ def test_another_optimizer_begins_anew(tmp_path, words, whole, capsys):
     assert "what adamw remembers is of no use to sgd" in capsys.readouterr().out
     saved = Checkpoints(out / "checkpoints").newest().tensors["optimizer"]
     assert {name.partition(".")[0] for name in saved} == {"momentum_buffer"}
+
+
+def test_a_validation_that_a_kill_cut_off_before_it_was_saved_is_done_again(tmp_path, words, whole, monkeypatch):
+    """And stands in the log once, wherever the kill came."""
+    for name, place in (("amend", Checkpoints), ("validation", Tracking)):
+        out = tmp_path / name
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, killed)
+            with pytest.raises(Killed):
+                main([*words, "--out", str(out)])
+        assert main([*words, "--out", str(out), "--resume"]) == 0
+        assert_same_bits(whole, out)
+
+
+class Killed(BaseException):
+    """As good as a kill: nothing handles it."""
+
+
+def killed(*arguments, **options):
+    raise Killed
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), 2, "--train.tasks-per-pass 1"),
+        (KeyboardInterrupt(), 130, "interrupted: saved at step 2, from where the same command with --resume goes on"),
+    ],
+    ids=["out of memory", "Ctrl-C"],
+)
+def test_what_ends_a_training_says_how_to_go_on(tmp_path, words, monkeypatch, capsys, error, code, told):
+    step = Trainer._train_step
+
+    def ended_at_three(self, episodes):
+        if self.progress.step == 2:
+            raise error
+        return step(self, episodes)
+
+    monkeypatch.setattr(Trainer, "_train_step", ended_at_three)
+    assert exit_code(main_of_training, [*words[1:], "--out", str(tmp_path / "run")]) == code
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")

@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+from dmgal.cli import main
+from dmgal.recipes.training import loop
+
 SCRIPT = """
 import json, os, socket, sys
 import torch
@@ -41,8 +44,12 @@ def answer(ways):
     answers = {name: [len(column), hash(str(column.tolist()))] for name, column in vars(found.answers).items()}
     bad = torch.zeros(6, dtype=torch.bool)
     bad[PartialState().process_index] = True
+    norm = torch.nn.BatchNorm1d(2)
+    norm(torch.full((4, 2), float(PartialState().process_index)))
+    sharding.alike_everywhere(norm)
     hashes = {name: hash(tensor.numpy().tobytes()) for name, tensor in states.items()}
-    return [hashes, [found.accuracies.tolist(), found.episodes, answers], sharding.any_process(bad).tolist()]
+    of_all = sharding.any_process(bad).tolist(), norm.running_mean.tolist()
+    return [hashes, [found.accuracies.tolist(), found.episodes, answers], *of_all]
 
 for world in (1, 2, 3, 6):
     with socket.socket() as free:
@@ -78,14 +85,23 @@ def answers():
 def test_every_process_gets_what_one_would(answers):
     """Also where there are more processes than chunks of videos or groups of tasks."""
     assert [world for world, *_ in answers] == [1, *[2] * 2, *[3] * 3, *[6] * 6]
-    _, states, evaluation, _ = answers[0]
+    _, states, evaluation, *_ = answers[0]
     accuracies, _, columns = evaluation
     assert len(states) >= 1 and len(accuracies) == 30 and len(set(accuracies)) > 1
     assert columns["video"][0] == 120 and columns["offered"][0] == 30
-    for _, other, found, _ in answers[1:]:
+    for _, other, found, *_ in answers[1:]:
         assert other == states and found == evaluation
 
 
 def test_a_flag_of_one_process_is_known_to_all(answers):
-    for world, _, _, flags in answers:
+    for world, _, _, flags, _ in answers:
         assert flags == [place < world for place in range(6)]
+
+
+def test_every_process_validates_with_the_buffers_of_the_first(answers, tmp_path, data_flags, monkeypatch):
+    assert {tuple(mean) for *_, mean in answers} == {(0.0, 0.0)}  # the others had seen numbers of their own
+    validated = []
+    monkeypatch.setattr(loop, "alike_everywhere", lambda model: validated.append(model.training))
+    words = ["method/smga", *data_flags, "--train.steps", "2", "--train.validate-every", "1"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+    assert len(validated) == 2

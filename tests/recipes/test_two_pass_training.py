@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
 from accelerate.utils import DistributedType
-from trainings import log, losses, trained_together
+from trainings import assert_same_bits, log, losses, trained_together
 
 from dmgal.cli import main
+from dmgal.episodes import two_pass
 from dmgal.errors import DmgalError
 from dmgal.recipes.config import Recipe, TrainConfig
 from dmgal.recipes.layers import from_mapping
+from dmgal.recipes.saving.checkpoints import Checkpoints
 from dmgal.recipes.training.two_passes import make_two_pass
 
 STEPS = ["--train.steps", "4", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "4"]
@@ -97,3 +100,18 @@ def test_a_layer_may_name_the_chunk():
     assert [from_mapping(TrainConfig, {"two_pass": value}).two_pass for value in ("no", "auto", 4)] == ["no", "auto", 4]
     with pytest.raises(DmgalError, match="two_pass: 'always'"):
         from_mapping(TrainConfig, {"two_pass": "always"})
+
+
+def test_a_run_goes_on_with_the_chunk_it_had_whatever_is_free_now(tmp_path, data_flags, monkeypatch):
+    words = ["train", "method/dmgal_adapter", *data_flags, "--train.two-pass", "auto", "--train.checkpoint-every", "2"]
+    words += ["--train.steps", "4", "--out", str(tmp_path / "run"), "--resume"]
+    monkeypatch.setattr(two_pass, "free_bytes", lambda device: 3e7)
+    assert main(words) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "whole")
+    before = Checkpoints(tmp_path / "whole" / "checkpoints").newest().progress["two_pass"]
+    assert before["chunk"] < 4 and before["kept"]
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
+    monkeypatch.setattr(two_pass, "free_bytes", lambda device: 1e12)
+    assert main(words) == 0
+    assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["two_pass"] == before
+    assert_same_bits(tmp_path / "whole", tmp_path / "run")

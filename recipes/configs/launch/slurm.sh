@@ -4,7 +4,8 @@
 #   sbatch --nodes 2 --gpus-per-node 4 --ntasks-per-node 4 --time 04:00:00 recipes/configs/launch/slurm.sh \
 #     method/dmgal_adapter data/ssv2_small --train.tasks-per-step 8 --out RUN
 # RUN lies on a disk that all nodes share. One task is one process and one GPU. Slurm sends SIGUSR1 90 seconds before the
-# end; the training saves within a step and leaves with code 75, and the job is put into the queue again.
+# end; the training saves within a step and leaves with code 75, and the job is put into the queue again, unless it was
+# cancelled. A signal that comes before the training can answer (138, 143) loses nothing either.
 #SBATCH --job-name=dmgal
 #SBATCH --signal=USR1@90
 #SBATCH --requeue
@@ -14,6 +15,7 @@ set -u
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_PORT=${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export MASTER_ADDR MASTER_PORT
+[ -n "${SLURM_CPUS_PER_TASK:-}" ] && export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it by itself
 
 # no torchrun between: the signal and the exit code pass through srun as they are
 srun --kill-on-bad-exit=1 bash -c '
@@ -24,7 +26,9 @@ trap '' USR1 TERM # for the steps, not for this script
 wait "$step"
 code=$?
 
-if [ "$code" -eq 75 ]; then
-  scontrol requeue "$SLURM_JOB_ID"
-fi
+case "$code" in
+  75 | 138 | 143)
+    scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=CANCELLED' || scontrol requeue "$SLURM_JOB_ID"
+    ;;
+esac
 exit "$code"
