@@ -129,8 +129,8 @@ def _through_linear(
 
 
 def _numbers_now(device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What sets autocast as it is now; backward passes run without it."""
+    """What sets autocast as it is now; backward passes run without it, or where it still holds casts of before."""
     if not torch.amp.is_autocast_available(device):  # the meta device has none
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
-    return lambda: torch.autocast(device, dtype, enabled=enabled)
+    return lambda: torch.autocast(device, dtype, enabled=enabled, cache_enabled=False)

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from ..backbones.video_state import VideoState
 from ..errors import DmgalError
 from .episode import Episode, EpisodeOutput
+from .little_memory.agreement import least_of_all_processes
 from .little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
 from .little_memory.frozen_start import FrozenStart
 from .little_memory.heap import give_back_free_memory
@@ -87,6 +88,8 @@ class TwoPass:
         self.memory_budget = memory_budget
         self.keep_products = keep_products
         self._asked = [chunk, memory_budget, keep_products]
+        self._sizes: list[int] = []
+        self._before: dict[str, Any] | None = None
         self._autocast, self._notify = autocast, notify
         self._start: FrozenStart | None = None
         self._start_found_for: tuple[bool, ...] = ()
@@ -132,13 +135,12 @@ class TwoPass:
         """What was chosen by the memory that was free, as JSON holds it; None before. Other choices sum otherwise."""
         if not self._planned:
             return None
-        return {"chunk": self.chunk, "kept": None if self._kept is None else sorted(self._kept), "of": self._asked}
+        kept = None if self._kept is None else sorted(self._kept)
+        return {"chunk": self.chunk, "kept": kept, "of": [*self._asked, *self._sizes]}
 
     def take_up(self, choice: dict[str, Any] | None) -> None:
-        """Chooses as before, where the same was asked for: so a training goes on to the same bits."""
-        if choice is not None and choice["of"] == self._asked:
-            self.chunk, self._planned = choice["chunk"], True
-            self._kept = None if choice["kept"] is None else frozenset(choice["kept"])
+        """Will choose as before, for tasks of the same sizes and where the same was asked for: to the same bits."""
+        self._before = choice
 
     def plan(self, episode: Episode) -> None:
         """Spends the budget, by what encoding one video takes: on a chunk, then on results to keep.
@@ -146,6 +148,11 @@ class TwoPass:
         The first `backward` does it; calling it before is for who wants the first step to be like the others.
         """
         if self._planned:
+            return
+        self._sizes = [_num_videos(episode), *episode.support.shape[1:]]
+        if self._before is not None and self._before["of"] == [*self._asked, *self._sizes]:
+            self._adopt(self._before)
+            self._notify(f"two-pass training: {self.chunk} videos at once, as before")
             return
         start = RandomState.now(episode.support.device)
         video, device, videos = episode.support[:1], start.device, _num_videos(episode)
@@ -167,7 +174,12 @@ class TwoPass:
         results = costly.results if again > 0 else []
         self._kept = dearest(results, max(left, 0) / max(again, 1))
         self._planned = True
+        self._adopt(least_of_all_processes(self.choice))
         self._say_plan(videos, peak, budget, results, least="" if left >= 0 else ", although one needs more")
+
+    def _adopt(self, choice: Any) -> None:
+        self.chunk, self._planned = choice["chunk"], True
+        self._kept = None if choice["kept"] is None else frozenset(choice["kept"])
 
     def _answered(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
         """A whole task or nothing of it, so that one that failed can be done again in another way."""

@@ -38,6 +38,8 @@ from dmgal.recipes.training.loop import Trainer
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tracking import check_tracker
 
+LAUNCH = Path(__file__).parent / "configs" / "launch"
+
 
 @dataclass(frozen=True)
 class Train:
@@ -51,7 +53,7 @@ class Train:
     accept_changes: bool = False
     """With --resume: go on though the recipe, or the split of the classes, is not the one that the run began with."""
     list: bool = False
-    """Print the bundled layers and stop."""
+    """Print the bundled layers, and where the launch files are, and stop."""
     quiet: bool = False
     """No progress bars."""
 
@@ -133,7 +135,7 @@ def run(
 def _no_memory(error: torch.OutOfMemoryError) -> DmgalError:
     return DmgalError(
         "The device has no memory left for this training.",
-        received=str(error).splitlines()[0],
+        received=(str(error).splitlines() or [type(error).__name__])[0],
         expected="memory for the tasks of one pass: their videos' activations, beside weights and optimizer",
         remedy="fewer tasks at a time (--train.tasks-per-pass 1), --train.precision bf16, "
         "--backbone.checkpoint-blocks, or --train.two-pass auto, which needs least",
@@ -152,6 +154,7 @@ def main(argv: list[str] | None = None) -> int | None:
     options, names = parse(argv, prog="dmgal train", description=as_description(__doc__), wrapper=Train)
     if options.list:
         print("\n".join(bundled_layers()))
+        print(f"\nfor accelerate launch --config_file, and for sbatch: {LAUNCH}")
         return 0
     out = options.out or Path("runs") / "_".join(Path(name).stem for name in names or ["default"])
     try:

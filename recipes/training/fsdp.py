@@ -21,6 +21,9 @@ from dmgal.backbones.spec import base_model
 from dmgal.backbones.task_layer import task_layer_after
 from dmgal.errors import DmgalError
 
+_HIDDEN = "not in the module tree"
+"""So torch says of weights that a LoRA on nn.MultiheadAttention hides."""
+
 
 def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
     """Divides the weights of each block, where the launcher asked for FSDP; Accelerate does the same to the rest.
@@ -58,7 +61,9 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
                     mp_policy=MixedPrecisionPolicy(),
                     offload_policy=plugin.cpu_offload or OffloadPolicy(),
                 )
-            except AssertionError as error:  # a LoRA on nn.MultiheadAttention hides the weights below it
+            except AssertionError as error:
+                if _HIDDEN not in str(error):
+                    raise
                 raise _hidden_weights(error) from error
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, par
 
 from dmgal.episodes import FewShotRecognizer
 from dmgal.recipes.build import count_parameters
-from dmgal.recipes.config import Recipe
+from dmgal.recipes.config import Precision, Recipe
 from dmgal.recipes.training.precision import autocast_of
 
 COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -71,9 +71,9 @@ def _belongs_on_cpu() -> bool:
     return alone and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def has_launcher() -> bool:
+def is_launcher(parent: int) -> bool:
     """Whether the parent process is torchrun or ``accelerate launch``, whose end should be this process's."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or _is_accelerate(_command_line(os.getppid()))
+    return "TORCHELASTIC_RUN_ID" in os.environ or _is_accelerate(_command_line(parent))
 
 
 def asked_processes() -> int:
@@ -104,7 +104,7 @@ def warn_of_precision(accelerator: Accelerator, recipe: Recipe) -> None:
     if asked not in ("no", holds) and accelerator.is_main_process:
         print(
             f"warning: the launcher was asked for {asked}, the recipe for {holds}, which holds. "
-            f"For {asked} pass --train.precision {asked}",
+            f"--train.precision chooses one of {', '.join(get_args(Precision))}",
             file=sys.stderr,
             flush=True,
         )
@@ -134,7 +134,11 @@ def _command_line(process: int) -> list[str]:
 
 
 def _is_accelerate(words: list[str]) -> bool:
-    return any("accelerate" in word for word in words[:4])
+    """Whether a command line is ``accelerate launch`` in one of its forms, not what merely lies in such a folder."""
+    return any(
+        word.startswith("accelerate.commands.launch") or Path(word).name in ("accelerate", "accelerate-launch")
+        for word in words[:8]
+    )
 
 
 def _of_accelerate(words: list[str]) -> list[int]:

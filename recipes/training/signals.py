@@ -17,7 +17,7 @@ from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
-from dmgal.recipes.training.launching import has_launcher
+from dmgal.recipes.training.launching import is_launcher
 
 PREEMPTED = 75
 """The exit code: a temporary failure (EX_TEMPFAIL); the same command with ``--resume`` goes on."""
@@ -52,8 +52,9 @@ class StopSignal:
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
             self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
-            if has_launcher():
-                threading.Thread(target=self._watch_launcher, args=(os.getppid(),), daemon=True).start()
+            parent = os.getppid()
+            if is_launcher(parent):
+                threading.Thread(target=self._watch_launcher, args=(parent,), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:

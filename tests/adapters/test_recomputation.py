@@ -98,6 +98,23 @@ def held(made, tokens):
     return live.now
 
 
+def test_backward_may_be_called_within_the_region():
+    made, tokens = adapter(torch.float32), torch.randn(2, 4, 65, 32)
+
+    def gradients(inside: bool) -> dict[str, torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = made(tokens).square().sum()
+            if inside:
+                loss.backward()
+        if not inside:
+            loss.backward()
+        found = {name: parameter.grad for name, parameter in made.named_parameters()}
+        made.zero_grad(set_to_none=True)
+        return found
+
+    assert_close(gradients(inside=True), gradients(inside=False), 0.0)
+
+
 def test_it_keeps_no_attention_maps(monkeypatch):
     made, tokens = adapter(torch.bfloat16), torch.randn(3, 4, 65, 32, dtype=torch.bfloat16)
     less = held(made, tokens)

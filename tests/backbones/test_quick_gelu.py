@@ -114,6 +114,24 @@ def test_one_of_that_name_that_gives_otherwise_is_left_alone():
     assert type(block[0]) is QuickGELU
 
 
+def test_one_that_is_watched_is_left_alone():
+    block = nn.Sequential(transformers.activations.QuickGELUActivation())
+    block[0].register_forward_hook(lambda *arguments: None)
+    use_quick_gelu([block])
+    assert not isinstance(block[0], QuickGELU)
+
+
+def test_it_can_be_differentiated_twice_and_mapped():
+    ours, librarys = QuickGELU(), LIBRARIES["transformers"]()
+    numbers = ENTERING[:50].double()
+    assert torch.autograd.gradgradcheck(ours, numbers.clone().requires_grad_())
+
+    def of_each(activation: nn.Module) -> torch.Tensor:
+        return torch.func.vmap(torch.func.grad(lambda number: activation(number).sum()))(numbers)
+
+    torch.testing.assert_close(of_each(ours), of_each(librarys), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", TINY_BACKBONES)
 def test_all_else_is_left_alone(name):
     model = TINY_BACKBONES[name].make()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,8 +22,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from trainings import log, losses
 
 import dmgal.recipes.training.launching as launching
+from dmgal.cli import main
 from dmgal.recipes.config import Recipe
 from dmgal.recipes.layers import bundled_layers
+from dmgal.recipes.saving.checkpoints import Checkpoints
 from dmgal.recipes.training.launching import ASKED_PRECISION, COUNTS, asked_processes
 
 LAUNCH = Path(str(files("dmgal.recipes").joinpath("configs", "launch")))
@@ -37,6 +41,12 @@ CONFIGS = {
 def test_every_launch_config_is_known_here_and_is_no_recipe_layer():
     assert {path.stem for path in LAUNCH.rglob("*.yaml")} == set(CONFIGS)
     assert not [name for name in bundled_layers() if name.startswith("launch")]
+
+
+def test_the_list_of_layers_says_where_they_are(capsys):
+    assert main(["train", "--list"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "method/dmgal_adapter" in printed and printed[-1].endswith(str(LAUNCH))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -77,6 +87,9 @@ def told(monkeypatch):
         (["accelerate", "launch", "--config_file", str(LAUNCH / "ddp.yaml"), "train.py"], 8),
         (["accelerate", "launch", "--cpu", "train.py"], 1),
         (["python", "train.py", "--num_processes", "4"], 1),
+        (["/opt/accelerate-env/bin/python", "driver.py", "--num_processes", "4"], 1),
+        (["bash", "-c", "cd accelerate && dmgal train --num_processes 4"], 1),
+        (["python", "-X", "dev", "-W", "error", "-m", "accelerate.commands.launch", "--num_processes", "2"], 2),
     ],
 )
 def test_what_the_launcher_was_asked_for(told, words, asked):
@@ -122,7 +135,7 @@ def test_where_several_processes_train(monkeypatch, device, processes, flag, on_
 def test_a_precision_that_the_launcher_was_asked_for_does_not_hold_and_that_is_told(monkeypatch, capsys, asked, warned):
     monkeypatch.setenv(ASKED_PRECISION, asked)
     launching.warn_of_precision(SimpleNamespace(is_main_process=True), Recipe())
-    assert ("pass --train.precision bf16" in capsys.readouterr().err) == warned
+    assert ("asked for bf16, the recipe for float32, which holds" in capsys.readouterr().err) == warned
 
 
 # ---- the launchers themselves ----
@@ -188,7 +201,9 @@ def test_a_training_ends_with_the_launcher_of_its_one_process(tmp_path, data_fla
     finally:
         launcher.kill()
         launcher.wait()
-    assert list((tmp_path / "run" / "checkpoints").glob("step_*"))
+        with suppress(ProcessLookupError, NameError):
+            os.kill(int(training), signal.SIGKILL)
+    assert 1 <= Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] < 2000
 
 
 STAND_INS = {
@@ -202,14 +217,19 @@ signal.signal(signal.SIGUSR1, lambda *_: [task.send_signal(signal.SIGUSR1) for t
 sys.exit(max(task.wait() for task in tasks))
 """,
     "scontrol": """#!/bin/bash
-if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$REQUEUED"; fi
+case "$1 $2" in
+  "show hostnames") echo 127.0.0.1 ;;
+  "show job") echo "   JobState=$STATE Reason=None" ;;
+  *) echo "$@" >> "$REQUEUED" ;;
+esac
 """,
 }
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
-def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_to_end(tmp_path, data_flags):
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
+def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_to_end(tmp_path, data_flags, state):
     (tmp_path / "bin").mkdir()
     # of python a script, because a link would not find the packages of a virtual environment
     for name, text in {**STAND_INS, "python": '#!/bin/sh\nexec "{python}" "$@"\n'}.items():
@@ -219,7 +239,7 @@ def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_t
     flags = ["--train.steps", "200", "--train.tasks-per-step", "2", "--train.validate-every", "1000"]
     words = ["method/smga", *data_flags, *flags, "--out", str(tmp_path / "run")]
     told = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}
-    told |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "REQUEUED": str(tmp_path / "requeued")}
+    told |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "REQUEUED": str(tmp_path / "requeued"), "STATE": state}
     script = ["bash", str(LAUNCH / "slurm.sh"), *words]
     job = subprocess.Popen(script, env={**os.environ, **told}, stdout=subprocess.PIPE, text=True)
     try:
@@ -233,6 +253,9 @@ def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_t
     finally:
         job.kill()
         job.stdout.close()
-    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    if state == "CANCELLED":
+        assert not (tmp_path / "requeued").exists()
+    else:
+        assert (tmp_path / "requeued").read_text() == "requeue 7\n"
     saved = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert re.fullmatch(r"step_0{5,}\d+", saved[0])

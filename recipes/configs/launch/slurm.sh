@@ -28,7 +28,7 @@ code=$?
 
 case "$code" in
   75 | 138 | 143)
-    scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=CANCELLED' || scontrol requeue "$SLURM_JOB_ID"
+    scontrol show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING' && scontrol requeue "$SLURM_JOB_ID"
     ;;
 esac
 exit "$code"
