@@ -23,3 +23,8 @@ class DmgalError(ValueError):
             super().__init__(failed.rpartition(f"{type(self).__name__}: ")[2].strip())
         else:
             super().__init__(f"{failed}\n  received: {received}\n  expected: {expected}\n  what to do: {remedy}")
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says in its first line; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from ..backbones.video_state import VideoState
-from ..errors import DmgalError
+from ..errors import DmgalError, first_line
 from .episode import Episode, EpisodeOutput
 from .little_memory.agreement import least_of_all_processes
 from .little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
@@ -288,19 +288,19 @@ class TwoPass:
         chunk = min(self.chunk or 1, _num_videos(episode))
         if chunk == 1 and self._kept:
             self._kept = frozenset()
-            self._notify(f"two-pass training: out of memory, going on with nothing kept ({_first_line(error)})")
+            self._notify(f"two-pass training: out of memory, going on with nothing kept ({first_line(error)})")
             return
         if chunk == 1:
             raise DmgalError(
                 "The memory does not suffice for a task, even with one video encoded at a time.",
-                received=f"{_num_videos(episode)} videos of {tuple(episode.support.shape[1:])}; {_first_line(error)}",
+                received=f"{_num_videos(episode)} videos of {tuple(episode.support.shape[1:])}; {first_line(error)}",
                 expected="memory for encoding one video and for comparing those of one task",
                 remedy="use fewer frames, smaller images, fewer queries, or mixed precision",
             ) from error
         self.chunk = chunk // 2
         self._notify(
             f"two-pass training: out of memory with {chunk} videos at once, going on with {self.chunk} "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         )
 
     def _trained(self) -> list[nn.Parameter]:
@@ -365,7 +365,3 @@ def _mixes_videos(norm: _BatchNorm) -> bool:
 
 def _num_videos(episode: Episode) -> int:
     return episode.num_support + episode.num_query
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -162,8 +162,11 @@ class Run:
         A validation of the checkpoint's own step counts only where it is ``validated``, the last one that was saved.
         """
         path = self.folder / "log.jsonl"
-        until = {False: step, True: validated}
-        kept = [e for e in _whole_lines(path) if e.get("step", 0) <= until["validation_accuracy" in e]]
+        kept = [
+            entry
+            for entry in _whole_lines(path)
+            if entry.get("step", 0) <= (validated if "validation_accuracy" in entry else step)
+        ]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
         return kept
 

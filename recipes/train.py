@@ -25,7 +25,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from dmgal.episodes import VideoCatalog
-from dmgal.errors import DmgalError
+from dmgal.errors import DmgalError, first_line
 from dmgal.recipes.build import build_catalog, build_recognizer, with_base_classes
 from dmgal.recipes.config import Recipe, parse
 from dmgal.recipes.entry import as_description, run_recipe
@@ -135,7 +135,7 @@ def run(
 def _no_memory(error: torch.OutOfMemoryError) -> DmgalError:
     return DmgalError(
         "The device has no memory left for this training.",
-        received=(str(error).splitlines() or [type(error).__name__])[0],
+        received=first_line(error),
         expected="memory for the tasks of one pass: their videos' activations, beside weights and optimizer",
         remedy="fewer tasks at a time (--train.tasks-per-pass 1), --train.precision bf16, "
         "--backbone.checkpoint-blocks, or --train.two-pass auto, which needs least",

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from dmgal.backbones.spec import base_model
 from dmgal.backbones.task_layer import task_layer_after
-from dmgal.errors import DmgalError
+from dmgal.errors import DmgalError, first_line
 
 _HIDDEN = "not in the module tree"
 """So torch says of weights that a LoRA on nn.MultiheadAttention hides."""
@@ -118,7 +118,7 @@ def placed(value: Tensor, like: Tensor) -> Tensor:
 def _hidden_weights(error: AssertionError) -> DmgalError:
     return DmgalError(
         "FSDP cannot divide the blocks of this model.",
-        received=str(error).splitlines()[0][:200],
+        received=first_line(error)[:200],
         expected="blocks whose weights are all their modules' own; a LoRA on nn.MultiheadAttention hides some",
         remedy="leave the attention out, as --adapter.target_modules '[c_fc, c_proj]' does for open_clip; or use DDP "
         "(recipes/configs/launch/several_gpus.yaml)",
