@@ -1,6 +1,7 @@
-"""Few-shot action recognition from video to task: the dozen names most programs need, imported when first used.
+"""Few-shot action recognition: the names that most programs need, imported on first use.
 
-``import dmgal`` is cheap: it imports no torch. Importing ``dmgal.adapters`` is what registers our adapters with PEFT.
+``import dmgal`` is cheap because it does not import torch. Importing ``dmgal.adapters`` registers our adapters with
+PEFT.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name from its folder at its first use (PEP 562)."""
+    """Import a public name from its folder on first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_HOME[name], __name__), name)

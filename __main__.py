@@ -1,4 +1,4 @@
-"""``python -m dmgal`` is the command line."""
+"""Entry point of ``python -m dmgal``: the command line."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The command ``dmgal``: finds the recipe that a subcommand names and hands the remaining arguments on to it.
+"""The command ``dmgal``, which passes the arguments after a subcommand to the recipe of that name.
 
-A recipe is imported only when it is asked for, so that ``dmgal --help`` answers without importing torch.
+Recipes are imported on demand, so ``dmgal --help`` does not import torch.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from .recipes.entry import BAD_INPUT, exit_code
 
 SUBCOMMANDS = {
     "train": "train an adapter, a head or a whole model on episodes of the base classes",
-    "evaluate": "measure a trained run, or a frozen backbone, on episodes of classes it has never seen",
-    "compare": "put several runs side by side on the same episodes, with their paired differences",
-    "enroll": "keep new actions, each known by a few clips, in a gallery file",
-    "recognize": "tell which of a gallery's actions clips show, or when long videos show them",
-    "store": "decode a data set's videos once, so that training and evaluation need not",
-    "prepare": "find a data set's videos in your download, check all of them, write what recipes take",
-    "demo": "make videos, train and compare four methods, and write one table and one web page",
+    "evaluate": "measure a trained run, or a frozen backbone, on episodes of unseen classes",
+    "compare": "compare several runs on the same episodes, with their paired differences",
+    "enroll": "store new actions, each defined by a few clips, in a gallery file",
+    "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
+    "store": "decode a data set's videos once, ahead of training and evaluation",
+    "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
+    "demo": "generate videos, train and compare four methods, and write a table and a web page",
 }
-"""Each is the module of the same name in ``dmgal.recipes``, with a function ``main(argv) -> int | None``."""
+"""Summaries by command. Each command is a module of ``dmgal.recipes`` with a ``main(argv) -> int | None``."""
 
 EXAMPLES = (
     "dmgal demo",
@@ -40,10 +40,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: the arguments behind ``dmgal``; ``None`` means those of this process.
+        argv: the arguments after ``dmgal``, or ``None`` for those of this process.
 
     Returns:
-        The exit code: 0 for success, 2 for a mistake in what the user gave, 130 after Ctrl-C.
+        The exit code: 0 for success, 2 for a mistake of the user, 130 after Ctrl-C.
     """
     return exit_code(_dispatch, sys.argv[1:] if argv is None else argv)
 
@@ -74,15 +74,15 @@ def _dispatch(argv: list[str] | None) -> int | None:
         print(f"dmgal {__version__}")
         return 0
     if command not in SUBCOMMANDS:
-        raise _unknown(command)
+        raise _unknown_command(command)
     return import_module(f"dmgal.recipes.{command}").main(arguments)  # type: ignore[no-any-return]
 
 
-def _unknown(command: str) -> DmgalError:
-    nearest = get_close_matches(command, SUBCOMMANDS, n=1, cutoff=0.5)
+def _unknown_command(command: str) -> DmgalError:
+    similar = get_close_matches(command, SUBCOMMANDS, n=1, cutoff=0.5)
     return DmgalError(
-        "dmgal has no such command",
+        "Unknown command.",
         received=repr(command),
         expected=f"one of {', '.join(SUBCOMMANDS)}",
-        remedy=f"did you mean 'dmgal {nearest[0]}'?" if nearest else "see 'dmgal --help'",
+        remedy=f"Did you mean 'dmgal {similar[0]}'?" if similar else "See 'dmgal --help'.",
     )

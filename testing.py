@@ -1,4 +1,6 @@
-"""What an adapter promises, as checks that anybody can run on an adapter or a backbone of their own:
+"""The contract of an adapter, as checks to run on an adapter or a backbone of your own.
+
+An example with pytest:
 
     import pytest
     from dmgal import testing
@@ -9,7 +11,7 @@
     def test_my_backbone(check, tmp_path):
         check(CASE, tmp_path)
 
-A check raises ``AssertionError`` where the promise is broken. All of them are about PEFT's own calls.
+A check raises ``AssertionError`` if the contract is violated. All checks concern PEFT's own calls.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 import peft
 import torch
+from einops import rearrange
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -33,11 +36,11 @@ from .backbones.finding import find_spec
 from .backbones.spec import base_model
 
 TOLERANCE = 1e-5
-"""Of features that are computed in batches of other sizes, relative to the largest."""
+"""Tolerance for features computed in batches of other sizes, relative to the largest feature."""
 
 
 def image_features(model: nn.Module, images: Tensor, **layout: int) -> Tensor:
-    """A model's own features of images, from what its ``forward`` returns: a tensor, or an output of transformers."""
+    """Return a model's own image features from the output of its ``forward``: a tensor, or a transformers output."""
     output: Any = model(images, **layout)
     for name in ("image_embeds", "pooler_output"):
         if getattr(output, name, None) is not None:
@@ -50,11 +53,11 @@ class AdapterCase:
     """An adapter on a backbone.
 
     Args:
-        make_backbone: makes the backbone, with the same weights each time.
-        config: the adapter; any PEFT config.
+        make_backbone: returns a new backbone with the same weights at each call.
+        config: the config of the adapter, which may be any PEFT config.
         videos: ``(V, T, 3, H, W)``, normalized.
-        num_support: how many of them are the support, the first ones.
-        features: what the model says of images or videos.
+        num_support: number of support videos, which come first.
+        features: returns the model's features of images or videos.
     """
 
     make_backbone: Callable[[], nn.Module]
@@ -68,54 +71,60 @@ class AdapterCase:
             raise ValueError(f"num_support={self.num_support} leaves no query among {len(self.videos)} videos")
 
     def backbone(self) -> nn.Module:
-        """Frozen and in evaluation mode, as PEFT leaves it: torch picks its attention kernel by that."""
+        """Return a new backbone, frozen and in evaluation mode.
+
+        PEFT leaves it in this state, and torch selects its attention kernel accordingly.
+        """
         return self.make_backbone().eval().requires_grad_(False)
 
     def inject(self, model: nn.Module | None = None, name: str = "default") -> Any:
-        """The adapter in a new backbone, or in a model."""
+        """Inject the adapter into a new backbone, or into ``model``."""
         with ignored_warnings():
             model = self.backbone() if model is None else model
             return peft.get_peft_model(model, copy.deepcopy(self.config), adapter_name=name).eval()
 
     def load(self, folder: Path, model: nn.Module | None = None, **options: Any) -> Any:
-        """A saved adapter in a new backbone, or in a model; trainable, because torch picks its kernels by that."""
+        """Load a saved adapter into a new backbone, or into ``model``.
+
+        The adapter is trainable by default, because torch selects its kernels accordingly.
+        """
         options.setdefault("is_trainable", True)
         with ignored_warnings():
             model = self.backbone() if model is None else model
             return peft.PeftModel.from_pretrained(model, str(folder), **options).eval()
 
     def answer(self, model: nn.Module) -> Tensor:
-        """Features of the videos' frames, ``(V*T, D)``, straight through the model."""
+        """Return the features ``(V*T, D)`` of the videos' frames from one call of the model."""
         if isinstance(self.config, BlockAdapterConfig):
             return self.features(model, self.videos, num_support=self.num_support)
         return self.plain_answer(model)
 
     def plain_answer(self, model: nn.Module) -> Tensor:
-        """The same as a backbone without adapters sees them: images."""
-        return self.features(model, self.videos.flatten(0, 1))
+        """Return the same features from a call with images, as for a backbone without adapters."""
+        return self.features(model, rearrange(self.videos, "v t c h w -> (v t) c h w"))
 
     def is_added(self, name: str) -> bool:
-        """Whether a parameter belongs to the adapter."""
+        """Return True if the parameter belongs to the adapter."""
         prefixes: dict[Any, str] = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
         return prefixes[self.config.peft_type] in name
 
     def perturb(self, model: nn.Module) -> None:
-        """Moves every weight of the adapter away from where it starts."""
+        """Move every weight of the adapter away from its initial value."""
         generator = torch.Generator().manual_seed(2)
         for name, parameter in model.named_parameters():
             if self.is_added(name) or "lora_" in name:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
 
     def awake(self, model: nn.Module | None = None, name: str = "default") -> Any:
-        """Injected and perturbed."""
+        """Inject the adapter and perturb its weights."""
         model = self.inject(model, name)
         self.perturb(model)
         return model
 
 
-@torch.no_grad()  # with gradients torch picks another attention kernel for a frozen model than for one that is trained
+@torch.no_grad()  # with gradients, torch selects different attention kernels for frozen and for trainable models
 def check_injected_model_is_its_backbone_bit_for_bit(case: AdapterCase, folder: Path) -> None:
-    """In float32 and under autocast to bfloat16."""
+    """Check an adapter before training, in float32 and under autocast to bfloat16."""
     assert torch.equal(case.answer(case.inject()), case.plain_answer(case.backbone()))
     with torch.autocast(case.videos.device.type, torch.bfloat16):
         assert torch.equal(case.answer(case.inject()), case.plain_answer(case.backbone()))
@@ -123,7 +132,7 @@ def check_injected_model_is_its_backbone_bit_for_bit(case: AdapterCase, folder: 
 
 @torch.no_grad()
 def check_output_changes_once_perturbed_and_disabling_restores_it(case: AdapterCase, folder: Path) -> None:
-    """``disable_adapter`` gives the backbone's own output, bit for bit."""
+    """Check that ``disable_adapter`` restores the backbone's own output bit for bit."""
     expected = case.plain_answer(case.backbone())
     model = case.awake()
     assert (case.answer(model) - expected).abs().max() > 1e-3, "the perturbed adapter does nothing"
@@ -133,7 +142,7 @@ def check_output_changes_once_perturbed_and_disabling_restores_it(case: AdapterC
 
 @torch.no_grad()
 def check_two_adapters_switch_and_are_deleted(case: AdapterCase, folder: Path) -> None:
-    """``add_adapter``, ``set_adapter``, ``delete_adapter``."""
+    """Check ``add_adapter``, ``set_adapter`` and ``delete_adapter``."""
     model = case.awake()
     first = case.answer(model)
     model.add_adapter("other", copy.deepcopy(case.config))
@@ -150,7 +159,7 @@ def check_two_adapters_switch_and_are_deleted(case: AdapterCase, folder: Path) -
 
 @torch.no_grad()
 def check_unload_leaves_no_trace(case: AdapterCase, folder: Path) -> None:
-    """Also of a copy."""
+    """Check ``unload`` on the model and on a deep copy."""
     plain = case.backbone()
     model = case.awake()
     for unloaded in (copy.deepcopy(model).unload(), model.unload()):
@@ -161,7 +170,7 @@ def check_unload_leaves_no_trace(case: AdapterCase, folder: Path) -> None:
 
 
 def check_gradients_reach_all_adapter_parameters_and_no_others(case: AdapterCase, folder: Path) -> None:
-    """Under a loss that reads class token and patches."""
+    """Check the gradients of a loss that depends on the class token and the patches."""
     model = case.awake()
     encoder = FrameEncoder(model, pooling="cls+patch_mean")
     features = torch.cat(encoder(case.videos[: case.num_support], case.videos[case.num_support :]))
@@ -175,7 +184,10 @@ def check_gradients_reach_all_adapter_parameters_and_no_others(case: AdapterCase
 
 @torch.no_grad()
 def check_saved_adapter_holds_only_itself_and_loads_anywhere(case: AdapterCase, folder: Path) -> None:
-    """Under its own name and another, with ``low_cpu_mem_usage``, beside another adapter, and as a deep copy."""
+    """Check loading under the same and another name, with ``low_cpu_mem_usage``, and beside another adapter.
+
+    A deep copy of the model has to give the same features, too.
+    """
     model = case.awake()
     expected = case.answer(model)
     model.save_pretrained(folder)
@@ -185,22 +197,22 @@ def check_saved_adapter_holds_only_itself_and_loads_anywhere(case: AdapterCase, 
     assert (folder / "README.md").is_file()
     for options in ({}, {"adapter_name": "renamed"}, {"low_cpu_mem_usage": True}):
         assert torch.equal(case.answer(case.load(folder, **options)), expected), options
-    beside = case.inject()
+    second = case.inject()
     with ignored_warnings():
-        beside.load_adapter(str(folder), "second")
-    beside.set_adapter("second")
-    assert torch.equal(case.answer(beside.eval()), expected)
+        second.load_adapter(str(folder), "second")
+    second.set_adapter("second")
+    assert torch.equal(case.answer(second.eval()), expected)
     assert torch.equal(case.answer(copy.deepcopy(model)), expected)
 
 
 @torch.no_grad()
 def check_lora_stands_below_and_above(case: AdapterCase, folder: Path) -> None:
-    """Whichever came first, both act, both are saved and loaded again."""
-    alone = case.answer(case.awake())
+    """Check that LoRA and the adapter act, are saved and are loaded in either order."""
+    without_lora = case.answer(case.awake())
     for order in ("lora first", "adapter first"):
         inner, outer = _stacked(case, order)
         expected = case.answer(outer)
-        assert (expected - alone).abs().max() > 1e-3, "LoRA does nothing"
+        assert (expected - without_lora).abs().max() > 1e-3, "LoRA does nothing"
         for model, name in ((inner, "inner"), (outer, "outer")):
             with ignored_warnings():
                 model.save_pretrained(folder / order / name, selected_adapters=[name])
@@ -212,7 +224,7 @@ def check_lora_stands_below_and_above(case: AdapterCase, folder: Path) -> None:
 
 @torch.no_grad()
 def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase, folder: Path) -> None:
-    """A LoRA below or above is merged, one below also unloaded; and the adapter goes while the LoRA stays."""
+    """Check merging a LoRA in either order, unloading an inner LoRA, and unloading the adapter around a LoRA."""
     for order in ("lora first", "adapter first"):
         inner, outer = _stacked(case, order)
         expected = case.answer(outer)
@@ -223,13 +235,13 @@ def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase, folder: Path
     inner.merge_and_unload()
     _assert_close(case.answer(outer), expected)
     inner, outer = _stacked(case, "lora first")
-    below = outer.unload()
-    assert torch.equal(case.plain_answer(below), case.plain_answer(_lora(case, case.backbone())))
+    remaining = outer.unload()
+    assert torch.equal(case.plain_answer(remaining), case.plain_answer(_lora(case, case.backbone())))
 
 
 @torch.no_grad()
 def check_modules_to_save_are_saved(case: AdapterCase, folder: Path) -> None:
-    """PEFT's ``modules_to_save``: a part of the backbone is trained, kept beside the adapter, and goes with it."""
+    """Check PEFT's ``modules_to_save``: a trained part of the backbone is saved and unloaded with the adapter."""
     config: Any = copy.deepcopy(case.config)
     backbone = case.backbone()
     name = next(n for n, module in reversed(list(backbone.named_modules())) if isinstance(module, nn.LayerNorm))
@@ -247,22 +259,22 @@ def check_modules_to_save_are_saved(case: AdapterCase, folder: Path) -> None:
 
 @torch.no_grad()
 def check_straight_through_equals_relate_of_encode(case: AdapterCase, folder: Path) -> None:
-    """The task boundary changes nothing: videos encoded one by one, then related, give the same features."""
+    """Check that videos encoded one by one and then related have the features of one call."""
     model = case.awake()
     encoder = FrameEncoder(model)
     states = [encoder.encode(video[None]) for video in case.videos]
     support, query = (type(states[0]).cat(part) for part in (states[: case.num_support], states[case.num_support :]))
-    related = torch.cat(encoder.relate(support, query)).flatten(0, 1)  # (V*T, D)
-    _assert_close(related, case.answer(model))
+    related = torch.cat(encoder.relate(support, query))
+    _assert_close(rearrange(related, "v t d -> (v t) d"), case.answer(model))
 
 
 def check_checkpointed_blocks_give_the_same_gradients(case: AdapterCase, folder: Path) -> None:
-    """``FrameEncoder(..., checkpoint_blocks=True)`` recomputes in the backward pass what it did not keep."""
+    """Check that recomputation by ``FrameEncoder(..., checkpoint_blocks=True)`` gives the same gradients."""
     gradients = []
     for checkpoint in (False, True):
         model = case.awake()
         encoder = FrameEncoder(model, checkpoint_blocks=checkpoint)
-        for _ in range(2):  # what a step leaves behind shows in the next
+        for _ in range(2):  # the second step would show state left over from the first
             model.zero_grad()
             features = torch.cat(encoder(case.videos[: case.num_support], case.videos[case.num_support :]))
             features.square().sum().backward()
@@ -273,7 +285,7 @@ def check_checkpointed_blocks_give_the_same_gradients(case: AdapterCase, folder:
 
 @torch.no_grad()
 def check_half_precision_weights_run(case: AdapterCase, folder: Path) -> None:
-    """A backbone in bfloat16 or float16, under adapters in float32 (PEFT's default) or as it is."""
+    """Check a bfloat16 or float16 backbone with adapters in float32 (PEFT's default) or in the same precision."""
     expected = case.answer(case.awake())
     for dtype in (torch.bfloat16, torch.float16):
         half = AdapterCase(
@@ -308,14 +320,14 @@ ADAPTER_CHECKS: tuple[Callable[[AdapterCase, Path], None], ...] = (
 
 @contextmanager
 def ignored_warnings() -> Iterator[None]:
-    """PEFT warns of every second adapter in one model, which is what some checks are about."""
+    """Ignore warnings, because PEFT warns about a second adapter in one model and some checks need one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
-    """The inner and the outer of two PEFT models, one of them a LoRA."""
+    """Return the inner and the outer of two nested PEFT models, one of which is a LoRA."""
     if order == "lora first":
         inner = _lora(case, case.backbone(), "inner")
         outer = case.inject(inner, "outer")
@@ -328,7 +340,7 @@ def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
 
 
 def _lora(case: AdapterCase, model: nn.Module, name: str = "default") -> Any:
-    """A LoRA on the linear layers of the blocks' MLPs, with weights that do something."""
+    """Add a LoRA with nonzero weights to the linear layers of the blocks' MLPs."""
     spec = find_spec(model)
     linear = [
         f"{block}.{path}"
@@ -361,7 +373,7 @@ def _assert_close(features: Tensor, expected: Tensor) -> None:
 
 
 def _assert_near(features: Tensor, expected: Tensor) -> None:
-    """Within a tenth of the largest feature: half precision, through a few layers of random weights."""
+    """Compare up to a tenth of the largest feature: half precision through a few layers of random weights."""
     assert features.isfinite().all()
     difference = (features.float() - expected.float()).abs().max() / expected.abs().max()
     assert difference < 0.1, f"differs by {difference:.3f} of the largest feature"

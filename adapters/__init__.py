@@ -1,4 +1,4 @@
-"""What is added to a frozen backbone. Importing this package registers the adapters with PEFT:
+"""Adapters for a frozen backbone. Importing this package registers them with PEFT:
 
     import dmgal.adapters, peft
 
@@ -6,7 +6,7 @@
     model.save_pretrained("adapter")
     model = peft.PeftModel.from_pretrained(backbone, "adapter")
 
-All of PEFT's own calls work from there on.
+All of PEFT's own functions work with the result.
 """
 
 from ..backbones import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before peft imports torchvision)
@@ -27,11 +27,11 @@ TUNERS: dict[type[BlockAdapterConfig], type[BlockTuner]] = {
     D2STConfig: D2STModel,
     BitFitConfig: BitFitModel,
 }
-for _config, _tuner in TUNERS.items():
-    register(_config, _tuner)
+for _config_class, _tuner_class in TUNERS.items():
+    register(_config_class, _tuner_class)
 
 PREFIXES = ("lora_", *(tuner.prefix for tuner in TUNERS.values()))
-"""One of them is in the name of every parameter that an adapter or a LoRA brought."""
+"""Name prefixes of the parameters that adapters and LoRAs add."""
 
 __all__ = [
     "PREFIXES",

@@ -1,11 +1,11 @@
-"""AIM (arXiv 2302.03024): a frozen block's attention used twice, over frames and over patches, with adapters.
+"""AIM (arXiv 2302.03024): adapters around a frozen block's attention, which runs over frames and over patches.
 
     x = x + T(attention_over_frames(LN1 x))
     x = x + S(attention_over_patches(LN1 x)),  S(y) = y + bottleneck(y)
     x = x + MLP(LN2 x) + 0.5 M(LN2 x)
 
-``AIMAdapter`` is what is trained; whoever holds the block calls its parts in these places. ``AIMBlock`` is the authors'
-whole block with CLIP's layers, for released checkpoints.
+``AIMAdapter`` holds the trained parts ``T``, ``S`` and ``M``. Its owner calls them at these positions. ``AIMBlock`` is
+the authors' complete block with CLIP's layers, for released checkpoints.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
@@ -35,8 +36,8 @@ class AIMShape:
 
     Args:
         width: channels ``C`` of the tokens.
-        bottleneck: channels in the three bottlenecks; the paper has ``C / 4``.
-        scale: multiplies what is added beside the MLP.
+        bottleneck: channels of the three bottlenecks, ``C / 4`` in the paper.
+        scale: factor of the adapter parallel to the MLP.
     """
 
     width: int
@@ -45,13 +46,13 @@ class AIMShape:
 
 
 class Bottleneck(nn.Module):
-    """``[x +] scale * up(GELU(down(x)))``; ``up`` starts at zero.
+    """``[x +] scale * up(GELU(down(x)))`` with ``up`` initialized to zero.
 
     Args:
         width: channels ``C`` of the tokens.
         bottleneck: channels between ``down`` and ``up``.
-        skip: add the input.
-        scale: multiplies what the bottleneck gives.
+        skip: add the input to the output.
+        scale: factor of the bottleneck's output.
     """
 
     def __init__(self, width: int, bottleneck: int, *, skip: bool = False, scale: float = 1.0) -> None:
@@ -63,14 +64,14 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(..., C)`` to the same shape."""
+        """Map tokens ``(..., C)`` to the same shape."""
         width = self.down.in_features
         if tokens.shape[-1] != width:
             raise DmgalError(
-                "AIM's adapter cannot take these tokens.",
+                "The tokens do not fit the AIM adapter.",
                 received=f"a tensor of shape {tuple(tokens.shape)}",
                 expected=f"{width} channels in the last dimension",
-                remedy="build the adapter with the width of the backbone",
+                remedy="Build the adapter with the width of the backbone.",
             )
         result = self.up(F.gelu(self.down(tokens)))
         if self.scale != 1:
@@ -81,11 +82,11 @@ class Bottleneck(nn.Module):
 class AIMAdapter(nn.Module):
     """The three bottlenecks of one block, called as ``temporal``, ``spatial`` and ``parallel``.
 
-    - ``temporal``: of the attention over frames, what is added to the tokens.
-    - ``spatial``: of the attention over patches, what is added to the tokens: the attention itself and a correction.
-    - ``parallel``: of the normed tokens, what is added beside the block's own MLP; times ``shape.scale``.
+    - ``temporal`` maps the output of the attention over frames to what is added to the tokens.
+    - ``spatial`` does the same for the attention over patches: it returns the attention output plus a correction.
+    - ``parallel`` maps the normed tokens to what is added to the output of the block's MLP, times ``shape.scale``.
 
-    All three take and give ``(..., C)``, in any layout.
+    All three map ``(..., C)`` to the same shape, in any layout.
     """
 
     def __init__(self, shape: AIMShape) -> None:
@@ -96,21 +97,21 @@ class AIMAdapter(nn.Module):
         self.parallel = Bottleneck(shape.width, shape.bottleneck, scale=shape.scale)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load a block's ``T_Adapter``, ``S_Adapter`` and ``MLP_Adapter`` of the authors' released code."""
+        """Load ``T_Adapter``, ``S_Adapter`` and ``MLP_Adapter`` of a block of the authors' released code."""
         load_reference_state(self, state, _REFERENCE_NAMES)
 
 
 class AIMBlock(nn.Module):
-    """The authors' whole block: CLIP's attention, layer norms and QuickGELU MLP with an adapter.
+    """The authors' complete block: CLIP's attention, layer norms and QuickGELU MLP with an adapter.
 
-    The released code can also put a second bottleneck in front of the attention over frames; this block has none.
+    The released code has an optional second bottleneck before the attention over frames. This block does not.
 
     Args:
         width: channels ``C``.
-        num_heads: heads of the attention; ``width`` divides by it.
-        num_frames: frames ``T`` of a video.
-        ratio: the bottlenecks' width over ``C``.
-        scale: multiplies what is added beside the MLP.
+        num_heads: attention heads, a divisor of ``width``.
+        num_frames: frames ``T`` per video.
+        ratio: bottleneck width divided by ``C``.
+        scale: factor of the adapter parallel to the MLP.
     """
 
     def __init__(self, width: int, num_heads: int, num_frames: int, ratio: float = 0.25, scale: float = 0.5) -> None:
@@ -124,7 +125,7 @@ class AIMBlock(nn.Module):
         self.adapter = AIMAdapter(AIMShape(width, int(width * ratio), scale))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(N, V*T, C)``, the authors' layout, to the same shape."""
+        """Map tokens ``(N, V*T, C)``, the authors' layout, to the same shape."""
         tokens = tokens + self.adapter.temporal(self._attend_over_frames(self.attention_norm(tokens)))
         tokens = tokens + self.adapter.spatial(self._attend(self.attention_norm(tokens)))
         normed = self.mlp_norm(tokens)
@@ -143,16 +144,16 @@ class AIMBlock(nn.Module):
         load_reference_state(self, state, block | {key: f"adapter.{ours}" for key, ours in _REFERENCE_NAMES.items()})
 
     def _attend_over_frames(self, tokens: Tensor) -> Tensor:
-        """Each token attends to the tokens in its place in the other frames of its video; ``(N, V*T, C)``."""
+        """Attend from each token to the tokens at its position in all frames of its video, ``(N, V*T, C)``."""
         if tokens.shape[1] % self.num_frames:
             raise DmgalError(
-                "AIM cannot divide these frames into videos.",
+                "The frames do not form complete videos.",
                 received=f"{tokens.shape[1]} frames in tokens of shape {tuple(tokens.shape)}",
                 expected=f"(tokens, videos * {self.num_frames} frames, channels)",
-                remedy="build the block with the number of frames of a video",
+                remedy="Build the block with the number of frames per video.",
             )
-        places = tokens.unflatten(1, (-1, self.num_frames)).flatten(0, 1).transpose(0, 1)  # (T, N*V, C)
-        return self._attend(places).transpose(0, 1).reshape(tokens.shape)  # (N, V*T, C)
+        attended = self._attend(rearrange(tokens, "n (v t) c -> t (n v) c", t=self.num_frames))
+        return rearrange(attended, "t (n v) c -> n (v t) c", n=len(tokens))
 
     def _attend(self, tokens: Tensor) -> Tensor:
         return self.attention(tokens, tokens, tokens, need_weights=False)[0]

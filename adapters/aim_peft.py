@@ -1,4 +1,4 @@
-"""AIM in a backbone: its parts hang on the attention and the MLP of each block, and the attention is used twice."""
+"""PEFT config, layer and tuner of AIM: hooks on the attention and the MLP of each block, and a second attention."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,12 +22,12 @@ from .tuner import BlockTuner
 
 @dataclass
 class AIMConfig(BlockAdapterConfig):
-    """AIM (Yang et al., ICLR 2023), with one temporal adapter.
+    """Config of AIM (Yang et al., ICLR 2023) with one temporal adapter per block.
 
     Args:
-        blocks: indices of the blocks that get one (negative ones count from the end); None: all.
-        bottleneck: width of its three adapters; None: a quarter of the backbone's.
-        scale: multiplies the adapter beside the MLP.
+        blocks: indices of the blocks with an adapter, negative ones counting from the end. None: all blocks.
+        bottleneck: width of the three bottlenecks. None: a quarter of the backbone's width.
+        scale: factor of the adapter parallel to the MLP.
     """
 
     blocks: list[int] | None = None
@@ -45,13 +46,13 @@ class AIMConfig(BlockAdapterConfig):
     def complete(self, spec: BackboneSpec) -> None:
         if spec.rotary:
             raise self.refuse_backbone(
-                "its attention turns queries and keys by their place in the image, and AIM would use it over frames",
-                "take a backbone with learned positions, or another adapter",
+                "its attention rotates queries and keys by their image position, and AIM would apply it over frames",
+                "Use a backbone with learned positions, or another adapter.",
             )
         if spec.attend is None or spec.parts is None or None in (*vars(spec.parts).values(),):
             raise self.refuse_backbone(
                 "the norms, the attention and the MLP of its blocks are not all known",
-                "name them in the spec's parts and attend, or take another adapter",
+                "Name them in the spec's `parts` and `attend`, or use another adapter.",
             )
         self.blocks = self.block_indices("blocks", spec.num_blocks)
         self.bottleneck = self.bottleneck or max(1, spec.width // 4)
@@ -62,43 +63,45 @@ class AIMConfig(BlockAdapterConfig):
 
 
 class AIMLayer(AdapterLayer):
-    """The temporal pass runs in front of the block, through the block's own norm and attention."""
+    """AIM at one block. The temporal pass runs before the block, through the block's own norm and attention."""
 
     child = "aim"
     prefix = "aim_"
 
     def __init__(self, block: nn.Module, layout: Layout, spec: BackboneSpec) -> None:
-        self._over_frames = False
+        self._in_temporal_pass = False
         super().__init__(block, layout, spec)
 
     def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
         assert self.spec.parts is not None
-        yield self.before(block, self._temporal_pass)
-        yield self._part("attention").register_forward_hook(self._behind_attention, prepend=True)
-        yield self._part("mlp").register_forward_hook(self._beside_mlp, prepend=True, with_kwargs=True)
+        yield self._part("attention").register_forward_hook(self._after_attention, prepend=True)
+        yield self._part("mlp").register_forward_hook(self._after_mlp, prepend=True, with_kwargs=True)
+
+    def enter_block(self, tokens: Tensor) -> Tensor:
+        return self.through(tokens, self._temporal_pass)
 
     def _part(self, name: str) -> nn.Module:
         return own_module(self.block.get_submodule(getattr(self.spec.parts, name)))
 
     def _temporal_pass(self, adapter: AIMAdapter, tokens: Tensor) -> Tensor:
-        """Each token attends to the tokens in its place in the other frames of its video; ``(V, T, N, C)``."""
+        """Attend from each token to the tokens at its position in all frames of its video, ``(V, T, N, C)``."""
         normed = self._part("attention_norm")(cast_for(self.block, tokens))
-        places = normed.transpose(1, 2).flatten(0, 1)  # (V*N, T, C)
-        attended = self._attend(places if self.spec.batch_first else places.transpose(0, 1))
-        places = attended if self.spec.batch_first else attended.transpose(0, 1)  # (V*N, T, C)
-        added = adapter.temporal(cast_for(adapter, places))
-        return tokens + added.unflatten(0, (tokens.shape[0], -1)).transpose(1, 2)  # (V, T, N, C)
+        sequences = rearrange(normed, "v t n c -> (v n) t c")
+        attended = self._attend(sequences if self.spec.batch_first else sequences.transpose(0, 1))
+        sequences = attended if self.spec.batch_first else attended.transpose(0, 1)
+        added = adapter.temporal(cast_for(adapter, sequences))
+        return tokens + rearrange(added, "(v n) t c -> v t n c", n=tokens.shape[2])
 
     def _attend(self, tokens: Tensor) -> Tensor:
         assert self.spec.attend is not None
-        self._over_frames = True
+        self._in_temporal_pass = True
         try:
             return self.spec.attend(self.block, tokens)
         finally:
-            self._over_frames = False
+            self._in_temporal_pass = False
 
-    def _behind_attention(self, attention: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._over_frames:
+    def _after_attention(self, attention: nn.Module, inputs: Any, output: Any) -> Any:
+        if self._in_temporal_pass:
             return output
         return with_tokens(output, self._spatial)
 
@@ -107,9 +110,7 @@ class AIMLayer(AdapterLayer):
             tokens = adapter.spatial(cast_for(adapter, tokens)).to(tokens.dtype)
         return tokens
 
-    def _beside_mlp(
-        self, mlp: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
-    ) -> Tensor:
+    def _after_mlp(self, mlp: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
         normed = (*args, *kwargs.values())[0]
         for _, adapter in self.active():
             output = output + adapter.parallel(cast_for(adapter, normed)).to(output.dtype)

@@ -1,7 +1,7 @@
 """BitFit (Ben Zaken et al., ACL 2022) as a PEFT adapter: only biases are trained.
 
-The frozen bias stays, and what is learned is added to it while its module runs: ``bias + delta``, delta from zero. So
-several adapters can be kept, switched and saved, which training the biases themselves would not allow.
+The bias stays frozen. While its module runs, the layer replaces it by ``bias + delta``, with ``delta`` initialized to
+zero. Unlike trained biases, several such adapters can share a backbone, be switched and saved.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from .registration import ExternalPeftType
 from .tuner import BlockTuner
 
 Owned = dict[str, tuple[nn.Module, str]]
-"""By key: the module that owns a bias, and the bias's name there."""
+"""Owner module and attribute name of each bias, by its key."""
 
 
 @dataclass
 class BitFitConfig(BlockAdapterConfig):
-    """All biases of the chosen blocks. The saved names are those of the library's own modules.
+    """Config of BitFit for the chosen blocks. Saved weights carry the names of the library's own modules.
 
     Args:
-        blocks: indices of the blocks whose biases are trained (negative ones count from the end); None: all.
+        blocks: indices of the blocks whose biases are trained, negative ones counting from the end. None: all blocks.
     """
 
     blocks: list[int] | None = None
@@ -47,13 +47,13 @@ class BitFitConfig(BlockAdapterConfig):
         assert self.blocks is not None
         if block not in self.blocks:
             return None
-        if not any(True for _ in _biases(module)):
-            raise self.refuse_backbone(f"block {block} has no bias", "take another adapter")
+        if next(_biases(module), None) is None:
+            raise self.refuse_backbone(f"block {block} has no bias", "Use another adapter.")
         return BiasDeltas(module)
 
 
 class BiasDeltas(nn.Module):
-    """One vector for each bias of a block, by the bias's name."""
+    """One trained vector per bias of a block, by the bias's key."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class BiasDeltas(nn.Module):
 
 
 class BitFitLayer(AdapterLayer):
-    """Swaps each bias for its sum with the deltas while the module runs that reads it."""
+    """BitFit at one block. Each bias is replaced by ``bias + delta`` while the module that reads it runs."""
 
     child = "bitfit"
     prefix = "bitfit_"
@@ -70,18 +70,18 @@ class BitFitLayer(AdapterLayer):
     def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
         for reader, owned in _by_reader(block).items():
             originals: dict[str, Tensor] = {}
-            yield reader.register_forward_pre_hook(partial(self._add, owned, originals))
+            yield reader.register_forward_pre_hook(partial(self._add_deltas, owned, originals))
             yield reader.register_forward_hook(partial(self._restore, owned, originals), always_call=True)
 
-    def _add(self, owned: Owned, originals: dict[str, Tensor], reader: nn.Module, inputs: Any) -> None:
+    def _add_deltas(self, owned: Owned, originals: dict[str, Tensor], reader: nn.Module, inputs: Any) -> None:
         for key, (owner, attribute) in owned.items():
             bias: Any = owner._parameters[attribute]
             if key in originals:
                 raise DmgalError(
-                    "BitFit changes biases while their module runs, so only one call may run it at a time.",
+                    "BitFit replaces biases while their module runs, so only one call at a time may run the module.",
                     received=f"a second call of the module that reads {key}",
                     expected="one thread",
-                    remedy="give each thread a copy of the model",
+                    remedy="Give each thread a copy of the model.",
                 )
             originals[key] = bias
             for _, adapter in self.active():
@@ -102,27 +102,27 @@ class BitFitModel(BlockTuner):
 
 
 def _biases(block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and biases of a block, without those that adapters brought."""
-    added = tuple(mapping.PEFT_TYPE_TO_PREFIX_MAPPING.values())
+    """Yield names and biases of a block, except those of adapters."""
+    adapter_prefixes = tuple(mapping.PEFT_TYPE_TO_PREFIX_MAPPING.values())
     for name, parameter in block.named_parameters():
         is_copy = "modules_to_save" in name.split(".")
-        if name.endswith("bias") and not is_copy and not any(prefix in name for prefix in added):
+        if name.endswith("bias") and not is_copy and not any(prefix in name for prefix in adapter_prefixes):
             yield name, parameter
 
 
 def _by_reader(block: nn.Module) -> dict[nn.Module, Owned]:
-    """The biases by the module whose ``forward`` reads them."""
+    """Group the biases of a block by the module whose ``forward`` reads them."""
     readers: dict[nn.Module, Owned] = {}
     for name, _ in _biases(block):
         path, _, attribute = name.rpartition(".")
         owner = block.get_submodule(path)
         above = block.get_submodule(path.removesuffix(".base_layer").rpartition(".")[0])
-        # torch's attention reads the bias of its output layer without calling that layer
+        # torch's attention reads the bias of its output layer without calling that layer.
         reader = above if isinstance(above, nn.MultiheadAttention) else owner
         readers.setdefault(reader, {})[_key(name)] = (owner, attribute)
     return readers
 
 
 def _key(name: str) -> str:
-    """A bias's name for a ``ParameterDict``, the same whether or not PEFT has wrapped its module."""
+    """Return a key for a ``ParameterDict`` that does not change if PEFT wraps the module."""
     return name.replace(".base_layer", "").replace(".original_module", "").replace(".", "/")

@@ -1,6 +1,6 @@
-"""What every adapter of ours tells PEFT and saves: where it goes, and which backbone it belongs to.
+"""Base config of dmgal's adapters: block choice, sizes and fingerprint of the backbone.
 
-A new adapter is one file with a module, a subclass of ``BlockAdapterConfig`` and a layer that says where it acts.
+A new adapter needs a module, a subclass of ``BlockAdapterConfig`` and a subclass of ``AdapterLayer``.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .registration import ExternalPeftType
 
 @dataclass
 class BlockAdapterConfig(PeftConfig):
-    """The part that all adapters share; everything left at ``None`` is filled in when the adapter is injected.
+    """Options that all adapters share. Injection fills in every option that is ``None``.
 
     Args:
-        num_frames: frames ``T`` of a video, where a call does not tell (by ``num_frames=...`` or a 5-D input).
-        backbone, width, num_blocks, num_prefix_tokens, grid, fingerprint: of the backbone, filled in; a saved adapter
-            is refused by a backbone that differs.
-        command: the command that made the adapter, for its model card; filled in when it is saved.
+        num_frames: frames ``T`` per video, unless a call passes ``num_frames=...`` or a 5-D input.
+        backbone, width, num_blocks, num_prefix_tokens, grid, fingerprint: facts about the backbone, filled in at
+            injection. Loading a saved adapter into a different backbone raises an error.
+        command: command that produced the adapter, for its model card. Saving fills it in.
     """
 
     num_frames: int = 8
@@ -38,15 +38,16 @@ class BlockAdapterConfig(PeftConfig):
     fingerprint: list[float] | None = None
     command: str | None = None
     modules_to_save: list[str] | None = None
-    target_modules: list[str] | None = field(default=None, metadata={"help": "Read by PEFT; unused."})
-    exclude_modules: list[str] | None = field(default=None, metadata={"help": "Read by PEFT; unused."})
-    target_parameters: list[str] | None = field(default=None, metadata={"help": "Read by PEFT; unused."})
+    # PEFT reads these three options of every config. They must stay None.
+    target_modules: list[str] | None = field(default=None, metadata={"help": "Not supported."})
+    exclude_modules: list[str] | None = field(default=None, metadata={"help": "Not supported."})
+    target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported."})
 
     kind: ClassVar[ExternalPeftType]
     title: ClassVar[str]
-    """Name and source, for the model card."""
+    """Name and source of the method, for the model card."""
     chosen_by: ClassVar[str] = "blocks"
-    """The options that choose blocks, for messages."""
+    """Names of the options that choose blocks, for error messages."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,25 +58,25 @@ class BlockAdapterConfig(PeftConfig):
                 raise self.wrong(name, f"None: blocks are chosen by {self.chosen_by}")
 
     def complete(self, spec: BackboneSpec) -> None:
-        """Fills in what was left open, for a backbone that is known to fit.
+        """Fill in the options that are ``None``, for a backbone of the right shape.
 
         Raises:
-            DmgalError: an option does not fit the backbone, or the method makes no sense on it.
+            DmgalError: an option does not fit the backbone, or the method does not support it.
         """
         raise NotImplementedError
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
-        """A new adapter for a block, ``module``, of a completed config; None where the block gets none."""
+        """Return a new adapter for block number ``block``, ``module``, or None if the config excludes the block."""
         raise NotImplementedError
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """As PEFT's, and the model card beside it."""
+        """Save config and weights as PEFT does, and write the model card."""
         self.command = self.command or command_line()
         super().save_pretrained(save_directory, **kwargs)
         write_model_card(save_directory, self)
 
     def check_whole_number(self, name: str, least: int, most: int | None = None) -> None:
-        """Of an option that is None or in a range."""
+        """Raise DmgalError unless the option is an integer in ``[least, most]``, or None for options with a default."""
         value = getattr(self, name)
         if value is None and name != "num_frames":
             return
@@ -89,23 +90,24 @@ class BlockAdapterConfig(PeftConfig):
             raise self.wrong(name, f"a whole number, {limits}")
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        """Of an option that takes one of a few words."""
+        """Raise DmgalError unless the option is one of ``choices``."""
         if getattr(self, name) not in choices:
             raise self.wrong(name, " or ".join(map(repr, choices)))
 
     def wrong(self, name: str, expected: str) -> DmgalError:
+        """Return the error for an option with an invalid value."""
         return DmgalError(
-            f"{type(self).__name__} cannot take this {name}.",
+            f"{type(self).__name__} does not accept this value of {name}.",
             received=f"{name}={getattr(self, name)!r}",
             expected=expected,
-            remedy=f"give another {name}",
+            remedy=f"Change {name}.",
         )
 
     def block_indices(self, name: str, depth: int) -> list[int]:
-        """The blocks that an option names, counted from 0; all of them where it is None.
+        """Return the block indices of an option, sorted and counted from 0. None means all blocks.
 
         Raises:
-            DmgalError: it is not a list of indices of blocks that exist.
+            DmgalError: the option is not a list of indices of existing blocks.
         """
         blocks = getattr(self, name)
         if blocks is None:
@@ -116,17 +118,17 @@ class BlockAdapterConfig(PeftConfig):
             raise self.wrong(name, "at least one block, or None for all")
         if outside := [index for index in blocks if not -depth <= index < depth]:
             raise DmgalError(
-                "An adapter was asked for at a block that does not exist.",
+                "The config names blocks that do not exist.",
                 received=f"{name}={list(blocks)}",
                 expected=f"indices from {-depth} to {depth - 1}: the backbone has {depth} blocks",
-                remedy=f"take {outside} out",
+                remedy=f"Remove {outside}.",
             )
         return sorted({index % depth for index in blocks})
 
     def refuse_backbone(self, reason: str, remedy: str) -> DmgalError:
-        """For pairs of adapter and backbone that make no sense."""
+        """Return the error for a backbone that the method does not support."""
         return DmgalError(
-            f"{type(self).__name__} makes no sense on this backbone.",
+            f"{type(self).__name__} is not supported on this backbone.",
             received=reason,
             expected="a backbone that has what the method needs (docs/adapters.md lists the pairs)",
             remedy=remedy,
@@ -134,6 +136,6 @@ class BlockAdapterConfig(PeftConfig):
 
 
 def options_of(config: BlockAdapterConfig, names: Iterable[str]) -> dict[str, Any]:
-    """Options of a completed config by their names, lists as tuples: what a module's shape is made of."""
+    """Return the named options of a completed config, with lists as tuples, as arguments of a module's shape."""
     values = {name: getattr(config, name) for name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Takes ``num_frames`` and ``num_support``, or a 5-D input, off a call of the backbone and keeps them while it runs."""
+"""Hooks that read ``num_frames`` and ``num_support``, or a 5-D input, from a call of the backbone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import DmgalError
 
 
 def layout_of(model: Any, spec: BackboneSpec) -> Layout:
-    """The layout that all adapters of a backbone share; with the first one, its calls begin to tell it."""
+    """Return the layout that all adapters of a backbone share. The first call installs the hooks that fill it."""
     if getattr(model, "dmgal_layout", None) is None:
         model.dmgal_layout = Layout()
         for module in spec.modules_above_blocks(model):
@@ -22,7 +22,7 @@ def layout_of(model: Any, spec: BackboneSpec) -> Layout:
 
 
 def remove_layout(model: Any) -> None:
-    """Leaves the backbone as it was before ``layout_of``."""
+    """Undo ``layout_of``: remove the hooks and the layout."""
     for module in model.modules():
         for handle in module.__dict__.pop("_dmgal_handles", ()):
             handle.remove()
@@ -30,6 +30,8 @@ def remove_layout(model: Any) -> None:
 
 
 class _CallHooks:
+    """Hook pair that keeps the layout of a call while the call runs."""
+
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
 
@@ -40,15 +42,16 @@ class _CallHooks:
         )
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        self.layout.enter()  # at once, because ``after`` is called where this fails, too
+        self.layout.enter()  # first, because torch calls ``after`` even if the rest fails
         num_frames, num_support = _count(kwargs, "num_frames"), _count(kwargs, "num_support")
-        told = num_frames
+        requested_frames = num_frames
         if args and _is_video(args[0]):
             num_frames, args = args[0].shape[1], (args[0].flatten(0, 1), *args[1:])
         for name in [name for name, value in kwargs.items() if _is_video(value)]:
             num_frames, kwargs[name] = kwargs[name].shape[1], kwargs[name].flatten(0, 1)
-        if told not in (None, num_frames):
-            raise _wrong_count("num_frames", f"{told}, with videos of {num_frames} frames", "the videos' own number")
+        if requested_frames not in (None, num_frames):
+            received = f"{requested_frames}, with videos of {num_frames} frames"
+            raise _wrong_count("num_frames", received, "the number of frames of the videos")
         self.layout.tell(num_frames, num_support)
         return args, kwargs
 
@@ -65,10 +68,10 @@ def _count(kwargs: dict[str, Any], name: str) -> int | None:
 
 def _wrong_count(name: str, received: str, expected: str) -> DmgalError:
     return DmgalError(
-        "A call tells its frames and support videos by whole numbers.",
+        "The numbers of frames and support videos of a call must be valid whole numbers.",
         received=f"{name}={received}",
         expected=expected,
-        remedy=f"mend {name}, or leave it out",
+        remedy=f"Correct {name}, or omit it.",
     )
 
 

@@ -1,20 +1,21 @@
-"""The Cmga-Adapter: motion of a query video attends to the motion of all support videos of its task, frame by frame.
+"""The Cmga-Adapter: the motion of a query video attends to the motion of all support videos of its task, per frame.
 
-Our reconstruction (see ``motion``). Everything but the cross attention belongs to one video alone, so it is prepared
-once and may be kept; only ``cross`` is per task:
+Our reconstruction (see ``motion``). Only ``cross`` depends on the task. Everything else depends on one video alone, so
+it is computed once per video and may be cached:
 
     support: y = h + signed(f, g) + values
     query:   y = h + signed(f, g) + values + cross
     cross_t = (softmax(f_q f_s^T / sqrt(d)) + softmax(g_q g_s^T / sqrt(d))) / 2 @ values_s
     out = x + up(y)
 
-with ``f, g`` layer-normed in the attention, and the softmax over all tokens of frame ``t`` of all support videos. The
-support is not cross-attended and queries never see each other.
+The attention layer-norms ``f, g``. Its softmax runs over all tokens of frame ``t`` of all support videos. Support
+videos have no cross attention, and queries do not see each other.
 """
 
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..backbones.video_state import VideoState
@@ -22,9 +23,9 @@ from .motion import BottleneckShape, Motion, MotionBottleneck, motion_attention
 
 
 class CmgaAdapter(MotionBottleneck):
-    """Split at the task boundary into ``prepare`` (per video) and ``relate`` (per task).
+    """A Cmga, split at the task boundary into ``prepare`` (per video) and ``relate`` (per task).
 
-    Of what ``relate`` does, the support's half belongs to each video alone, too: only ``relate_query`` is per task.
+    The support half of ``relate`` depends on each video alone, too. Only ``relate_query`` depends on the task.
     """
 
     def __init__(self, shape: BottleneckShape) -> None:
@@ -33,11 +34,15 @@ class CmgaAdapter(MotionBottleneck):
             self.normalization = nn.LayerNorm(shape.motion_width)
 
     def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
-        """From tokens ``(V, T, N, C)``; ``rows`` are the tokens that are read behind this layer.
+        """Compute the per-video state of tokens ``(V, T, N, C)``.
+
+        Args:
+            tokens: ``(V, T, N, C)``.
+            rows: the ``R`` tokens that later layers read.
 
         Returns:
-            ``tokens (V, T, R, C)`` and ``hidden (V, T, R, a)``, the per-video part of the result; ``forward`` and
-            ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, what queries attend to (and with), where they do.
+            ``tokens (V, T, R, C)`` and ``hidden (V, T, R, a)``, the per-video part of the result. With attention also
+            ``forward`` and ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, its queries or keys and values.
         """
         hidden = self.hidden(tokens)
         motion = self.motion(hidden) if self.shape.reads_motion else None
@@ -49,12 +54,12 @@ class CmgaAdapter(MotionBottleneck):
         return VideoState(tokens=tokens[:, :, rows], hidden=result[:, :, rows], **attended)
 
     def support_side(self, state: VideoState) -> tuple[Tensor, VideoState]:
-        """Of support videos: tokens ``(S, T, R, C)`` and what queries attend to; neither depends on the task."""
+        """Return output tokens ``(S, T, R, C)`` of support videos, and their keys and values for queries."""
         attended = VideoState({name: state[name] for name in (*Motion._fields, "values") if self.shape.attention})
         return self.back(state["hidden"], state["tokens"]), attended
 
     def query_side(self, state: VideoState, rows: slice) -> VideoState:
-        """What a query needs of its own: the rows that are read, also of its motion."""
+        """Return the part of a state that ``relate_query`` needs of a query, with motion cut to ``rows``."""
         side = VideoState(tokens=state["tokens"], hidden=state["hidden"])
         if self.shape.attention:
             side |= {name: state[name][:, :, rows] for name in Motion._fields}
@@ -63,9 +68,14 @@ class CmgaAdapter(MotionBottleneck):
     def relate_query(
         self, attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
     ) -> Tensor:
-        """Tokens ``(E*Q, T, R, C)`` of the queries of ``E`` tasks of equal sizes, from both sides, task after task.
+        """Return output tokens ``(E*Q, T, R, C)`` of the queries of ``E`` tasks of equal size, task after task.
 
-        Given ``places (E, S)``, ``attended`` holds any videos, and the places say which are a task's support.
+        Args:
+            attended: keys and values of support videos, from ``support_side``.
+            query: query states, from ``query_side``.
+            num_tasks: number of tasks ``E``.
+            places: ``(E, S)``, indices of each task's support videos in ``attended``. None: ``attended`` holds them
+                task after task.
         """
         hidden = query["hidden"]
         if self.shape.attention:
@@ -73,12 +83,12 @@ class CmgaAdapter(MotionBottleneck):
         return self.back(hidden, query["tokens"])
 
     def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
-        """Tokens ``(S, T, R, C)`` and ``(Q, T, R, C)`` of one task."""
+        """Return output tokens ``(S, T, R, C)`` and ``(Q, T, R, C)`` of one task."""
         related, attended = self.support_side(support)
         return related, self.relate_query(attended, self.query_side(query, rows))
 
     def forward(self, tokens: Tensor, num_support: int) -> Tensor:
-        """Support and query videos in one batch, the support first: ``(S+Q, T, N, C)`` to the same shape."""
+        """Map support and query videos in one batch, support first, ``(S+Q, T, N, C)``, to the same shape."""
         everything = slice(None)
         state = self.prepare(tokens, everything)
         support, query = state.split([num_support, len(tokens) - num_support])
@@ -86,24 +96,28 @@ class CmgaAdapter(MotionBottleneck):
 
     @staticmethod
     def _cross(attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None) -> Tensor:
-        """Attention of all query videos to all support videos of their task, ``(E*Q, T, R, a)``.
+        """Attend from all query videos to all support videos of their task, ``(E*Q, T, R, a)``.
 
-        One frame index at a time: the maps of all frames at once would need ``T`` times the memory.
+        The loop handles one frame index at a time, because the maps of all frames would take ``T`` times the memory.
         """
         rows = query["forward"].shape[2]
         frames = []
         for t in range(attended["values"].shape[1]):
             frame = {name: tensor[:, t] for name, tensor in attended.items()}
-            if places is not None:  # one frame at a time here, too: nothing is copied twice
-                frame = {name: tensor[places].flatten(0, 1).to(query["hidden"]) for name, tensor in frame.items()}
+            if places is not None:  # inside the loop, so that only one frame's copy exists at a time
+                frame = {
+                    name: rearrange(tensor[places], "e s n c -> (e s) n c").to(query["hidden"])
+                    for name, tensor in frame.items()
+                }
             keys = Motion(*(_by_task(frame[name], num_tasks) for name in Motion._fields))  # (E, S*N, d)
             queries = Motion(*(_by_task(query[name][:, t], num_tasks) for name in Motion._fields))  # (E, Q*R, d)
             cross = motion_attention(queries, keys, _by_task(frame["values"], num_tasks))  # (E, Q*R, a)
-            frames.append(cross.flatten(0, -2).unflatten(0, (-1, rows)))  # (E*Q, R, a)
+            frames.append(cross.flatten(0, -2).unflatten(0, (-1, rows)))  # (E*Q, R, a); one task has no axis E
         return torch.stack(frames, dim=1)
 
 
 def _by_task(tokens: Tensor, num_tasks: int) -> Tensor:
-    """Tokens ``(E*V, N, c)`` of one frame, each task's together: ``(E, V*N, c)``; of a single task ``(V*N, c)``."""
-    together = tokens.flatten(0, 1)  # (E*V*N, c)
-    return together if num_tasks == 1 else together.unflatten(0, (num_tasks, -1))
+    """Merge the tokens of each task, ``(E*V, N, c)`` to ``(E, V*N, c)``; for a single task to ``(V*N, c)``."""
+    if num_tasks == 1:
+        return rearrange(tokens, "v n c -> (v n) c")
+    return rearrange(tokens, "(e v) n c -> e (v n) c", e=num_tasks)

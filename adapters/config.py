@@ -1,7 +1,7 @@
-"""What a user chooses about DMGAL-Adapters: which blocks, how wide, and which of their parts.
+"""Configs of DMGAL-Adapters: their blocks, widths and parts.
 
-One PEFT type holds both adapters, because PEFT takes one type per injection: Smga at some blocks, Cmga behind others.
-``SmgaConfig`` and ``CmgaConfig`` are the same with only one kind.
+PEFT takes one type per injection. One type therefore holds both adapters: Smga at some blocks, Cmga after others.
+``SmgaConfig`` and ``CmgaConfig`` have only one of the two.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ DMGAL = ExternalPeftType("DMGAL")
 
 @dataclass
 class DmgalConfig(BlockAdapterConfig):
-    """Smga-Adapters behind all blocks but the last, a Cmga-Adapter behind the last (our reconstruction of the paper's).
+    """Smga-Adapters at all blocks but the last, a Cmga-Adapter after the last (our reconstruction of the paper).
 
     Args:
-        smga_blocks: indices of the blocks that get an Smga (negative ones count from the end); None: all but the last.
-        cmga_blocks: indices of the blocks that get a Cmga; None: the last.
-        bottleneck: width ``a`` of the adapter; None: a quarter of the backbone's.
-        motion_width: width ``d`` of the motion features; None: ``max(8, width / 32)``. Keep it at or under ``a / 4``.
+        smga_blocks: indices of the blocks with an Smga, negative ones counting from the end. None: all without a Cmga.
+        cmga_blocks: indices of the blocks with a Cmga. None: the last block.
+        bottleneck: width ``a`` of the adapter. None: a quarter of the backbone's width.
+        motion_width: width ``d`` of the motion features. None: ``max(8, width / 32)``. Keep it at or under ``a / 4``.
         scales: ``"single"``, or ``"multi"`` for motion at three resolutions.
-        attention: attention over motion, the paper's core.
-        signed: motion itself as a value, each direction with its own weights (ours).
-        temporal: a learned code for each frame (ours).
-        directions: ``"shared"``: both directions of motion read the same features (the paper's); ``"separate"``: each
-            has its own (ours).
-        smga_placement: ``"after"`` its block, or ``"before"`` it. A Cmga always stands behind its block.
+        attention: use attention over motion, the paper's core.
+        signed: use motion itself as a value, with separate weights for each direction (ours).
+        temporal: add a learned code to each frame (ours).
+        directions: ``"shared"`` if both directions of motion read the same features (the paper), ``"separate"`` if
+            each has its own (ours).
+        smga_placement: ``"after"`` or ``"before"`` the block. A Cmga always acts after its block.
 
-    The other options are those of ``BlockAdapterConfig``.
+    ``BlockAdapterConfig`` documents the other options.
     """
 
     smga_blocks: list[int] | None = None
@@ -79,10 +79,10 @@ class DmgalConfig(BlockAdapterConfig):
         both = sorted(set(smga) & set(cmga))
         if both or not smga + cmga:
             raise DmgalError(
-                "The adapters cannot be placed.",
+                "The lists of Smga and Cmga blocks are not valid.",
                 received=f"smga_blocks={self.smga_blocks}, cmga_blocks={self.cmga_blocks}",
                 expected="at least one block, and no block in both lists",
-                remedy=f"take {both} out of one list" if both else "name a block in one of the lists",
+                remedy=f"Remove {both} from one list." if both else "Name a block in one of the lists.",
             )
         self.smga_blocks, self.cmga_blocks = smga, cmga
         self.bottleneck = self.bottleneck or max(1, spec.width // 4)
@@ -97,13 +97,13 @@ class DmgalConfig(BlockAdapterConfig):
 
 @dataclass
 class SmgaConfig(DmgalConfig):
-    """Smga-Adapters only; None: at every block."""
+    """Config of Smga-Adapters alone. ``smga_blocks=None`` means every block."""
 
     cmga_blocks: list[int] | None = field(default_factory=list)
 
 
 @dataclass
 class CmgaConfig(DmgalConfig):
-    """A Cmga-Adapter only; None: behind the last block."""
+    """Config of Cmga-Adapters alone. ``cmga_blocks=None`` means the last block."""
 
     smga_blocks: list[int] | None = field(default_factory=list)

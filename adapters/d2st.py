@@ -1,9 +1,9 @@
-"""D2ST-Adapter (arXiv 2312.01431): behind each block, deformable attention for space and for time in a bottleneck.
+"""D2ST-Adapter (arXiv 2312.01431): deformable attention over space and over time in a bottleneck after each block.
 
     h = GELU(down(x)),  patches of h += dw3x3x3(patches of h)
     out = x + GELU(up(GELU((h + S(LN h) + h + T(LN h)) / 2)))
 
-The spatial path ``S`` samples many places at few moments, the temporal path ``T`` few places at every moment.
+The spatial path ``S`` samples many positions in few frames, the temporal path ``T`` few positions in every frame.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .video_tokens import check_video_tokens, patch_tokens, patch_volume
 
 
 class _Axis(NamedTuple):
-    """The paper's window along one axis: at ``length`` it stops at ``points`` places."""
+    """The paper's window along one axis. On an axis of size ``length`` it gives ``points`` points."""
 
     length: int
     kernel: int
@@ -39,12 +39,12 @@ _MANY_PATCHES, _FEW_PATCHES = _Axis(14, 5, 3, 4), _Axis(14, 7, 7, 2)
 class D2STShape:
     """Sizes of one D2ST-Adapter.
 
-    A window of ``None`` is the paper's, made for 8 frames of 14 x 14 patches: kernels (4, 5, 5) and (1, 7, 7), strides
-    (4, 3, 3) and (1, 7, 7). Along a shorter axis it has as many points as the paper's, or one for each frame or patch
-    where these are fewer: the largest stride that leaves room for them, and the kernel that covers the axis (ours).
+    A window of ``None`` is the paper's, designed for 8 frames of 14 x 14 patches: kernels (4, 5, 5) and (1, 7, 7),
+    strides (4, 3, 3) and (1, 7, 7). A shorter axis gets the same number of points, but at most one per frame or patch.
+    It uses the largest stride with room for these points, and the kernel that then covers the axis (ours).
 
     Raises:
-        DmgalError: the bottleneck does not divide by heads and groups, or a given window is larger than the volume.
+        DmgalError: heads or groups do not divide the bottleneck, or a window is larger than the volume.
     """
 
     width: int
@@ -60,16 +60,16 @@ class D2STShape:
     def __post_init__(self) -> None:
         if self.bottleneck % self.num_heads or self.bottleneck % self.num_groups:
             raise DmgalError(
-                "D2ST-Adapter cannot divide its bottleneck.",
+                "Heads and groups do not divide the bottleneck of D2ST-Adapter.",
                 received=f"bottleneck={self.bottleneck}, num_heads={self.num_heads}, num_groups={self.num_groups}",
                 expected="a bottleneck that divides by both",
-                remedy="give another bottleneck, or other numbers of heads and groups",
+                remedy="Change the bottleneck, or the numbers of heads and groups.",
             )
         for window in self.windows():
             window.points((self.num_frames, *self.grid))
 
     def windows(self) -> tuple[SamplingWindow, SamplingWindow]:
-        """Of the spatial and of the temporal path."""
+        """Return the windows of the spatial and of the temporal path."""
         size = (self.num_frames, *self.grid)
         return (
             self.spatial_window or _window(size, _FEW_FRAMES, _MANY_PATCHES),
@@ -78,10 +78,10 @@ class D2STShape:
 
 
 class D2STAdapter(nn.Module):
-    """Per video; ``up`` starts at zero, so nothing changes at the start.
+    """D2ST-Adapter of one block, which handles each video alone. ``up`` starts at zero, so it starts as the identity.
 
     Raises:
-        DmgalError: tokens do not fit the shape, or have too few frames for its windows.
+        DmgalError: the tokens do not fit the shape, or have too few frames for its windows.
     """
 
     def __init__(self, shape: D2STShape) -> None:
@@ -103,10 +103,10 @@ class D2STAdapter(nn.Module):
         nn.init.zeros_(self.up.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(V, T, N, C)`` to the same shape; ``T`` may differ from the shape's while the windows fit."""
+        """Map tokens ``(V, T, N, C)`` to the same shape. ``T`` may be any number of frames that fits the windows."""
         rows, columns = self.shape.grid
         check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
-        hidden = self._positioned(F.gelu(self.down(tokens)))  # (V, T, N, a)
+        hidden = self._add_position_code(F.gelu(self.down(tokens)))
         mixed = self.spatial(self.spatial_normalization(hidden)) + self.temporal(self.temporal_normalization(hidden))
         return tokens + F.gelu(self.up(F.gelu(torch.add(hidden, mixed, alpha=0.5))))
 
@@ -132,8 +132,8 @@ class D2STAdapter(nn.Module):
             names |= {f"{path}.{part}": f"{ours}.{our_part}" for part, our_part in attention.items()}
         load_reference_state(self, {key: _as_linear(key, tensor) for key, tensor in state.items()}, names)
 
-    def _positioned(self, hidden: Tensor) -> Tensor:
-        """Adds a convolutional position code to the patches of ``(V, T, N, a)``."""
+    def _add_position_code(self, hidden: Tensor) -> Tensor:
+        """Add a convolutional position code to the patches of ``(V, T, N, a)``."""
         prefix, patches = hidden.tensor_split([self.shape.num_prefix_tokens], dim=2)
         code = self.positions(patch_volume(hidden, self.shape.num_prefix_tokens, self.shape.grid))
         return torch.cat([prefix, patches + patch_tokens(code)], dim=2)
@@ -145,7 +145,7 @@ def _window(size: tuple[int, int, int], time: _Axis, space: _Axis) -> SamplingWi
 
 
 def _fit(length: int, axis: _Axis) -> tuple[int, int]:
-    """Kernel and stride; the same formula gives the paper's where the axis has the paper's length."""
+    """Return kernel and stride for an axis. At the paper's length the formula for short axes gives the same values."""
     if length >= axis.length:
         return axis.kernel, axis.stride
     points = min(axis.points, length)
@@ -154,6 +154,6 @@ def _fit(length: int, axis: _Axis) -> tuple[int, int]:
 
 
 def _as_linear(key: str, tensor: Tensor) -> Tensor:
-    """The released code maps to offsets by a convolution of size one, which is a linear layer here."""
+    """Reshape the released code's 1x1x1 offset convolution to the linear layer that replaces it here."""
     is_offset = key.endswith("conv_offset.3.weight") and tensor.shape[2:] == (1, 1, 1)
     return tensor.flatten(1) if is_offset else tensor

@@ -1,14 +1,12 @@
-"""D2ST-Adapter in a backbone: behind each block."""
+"""PEFT config, layer and tuner of D2ST-Adapter, which acts after each block."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..backbones.spec import BackboneSpec
 from .block_config import BlockAdapterConfig, options_of
@@ -20,14 +18,14 @@ from .tuner import BlockTuner
 
 @dataclass
 class D2STConfig(BlockAdapterConfig):
-    """D2ST-Adapter (Pei et al.).
+    """Config of D2ST-Adapter (Pei et al.).
 
     Args:
-        blocks: indices of the blocks that get one (negative ones count from the end); None: all.
-        bottleneck: width of the adapter, which divides by heads and groups; None: a quarter of the backbone's, rounded
-            down to what divides.
-        num_heads: of its deformable attention.
-        num_groups: groups of channels, each with sampling places of its own.
+        blocks: indices of the blocks with an adapter, negative ones counting from the end. None: all blocks.
+        bottleneck: width of the adapter, a multiple of heads and groups. None: a quarter of the backbone's width,
+            rounded down to such a multiple.
+        num_heads: heads of the deformable attention.
+        num_groups: groups of channels, each with its own sampling points.
     """
 
     blocks: list[int] | None = None
@@ -59,14 +57,14 @@ class D2STConfig(BlockAdapterConfig):
 
 
 class D2STLayer(AdapterLayer):
-    """Acts on what the block returns."""
+    """D2ST-Adapters of one block, applied to its output."""
 
     rank = 1
     child = "d2st"
     prefix = "d2st_"
 
-    def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
-        yield self.after(block, _act)
+    def leave_block(self, tokens: Tensor) -> Tensor:
+        return self.through(tokens, _apply)
 
 
 class D2STModel(BlockTuner):
@@ -76,5 +74,5 @@ class D2STModel(BlockTuner):
     tuner_layer_cls = D2STLayer
 
 
-def _act(adapter: D2STAdapter, tokens: Tensor) -> Tensor:
+def _apply(adapter: D2STAdapter, tokens: Tensor) -> Tensor:
     return adapter(tokens)

@@ -1,7 +1,7 @@
-"""What hangs on one block: a child module of the block plus hooks, never a wrapper.
+"""Adapters at one block: a child module of the block plus hooks, never a wrapper.
 
-Because the block stays itself, its name and type stay, LoRA can be added to its linear layers before or after, and
-``unload`` leaves no trace. A method's own layer says where its adapters act, by the hooks that ``attach`` sets.
+The block keeps its name and type, so LoRA can wrap its linear layers before or after, and ``unload`` leaves no trace.
+Each block has one hook pair, which runs its adapter layers in the order of their rank.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -20,25 +21,29 @@ from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
 
 Act = Callable[[Any, Tensor], Tensor]
-"""What an adapter does with tokens ``(V, T, N, C)``: ``act(adapter, tokens)`` gives tokens of the same shape."""
+"""Function ``act(adapter, tokens)`` that maps tokens ``(V, T, N, C)`` to the same shape."""
 Acts = Callable[[Any], bool]
-"""Whether an adapter acts at a place at all."""
+"""Predicate that selects the adapters that act at a position."""
 
 
 def always(adapter: nn.Module) -> bool:
-    """Of adapters that act wherever they are asked to."""
+    """Return True for every adapter."""
     return True
 
 
 class AdapterLayer(nn.Module, BaseTunerLayer):
-    """Holds the adapters of one block by name, and lets the active ones act on what passes through the block."""
+    """The adapters of one block by name. The active ones change the tokens that pass through the block.
+
+    A subclass overrides ``enter_block`` or ``leave_block`` to change tokens before or after the block. It overrides
+    ``attach`` to set hooks on parts of the block.
+    """
 
     rank: ClassVar[int] = 0
-    """Where several layers act at one place of a block, lower ranks come first, in whatever order they were added."""
+    """Order of layers at one block. Lower ranks act first. Among equal ranks, the layer added last acts first."""
     child: ClassVar[str]
-    """Name in the block. PEFT's ``delete_adapter`` passes over names that contain the prefix, so it must not."""
+    """Name in the block. It must not contain the prefix, because PEFT's ``delete_adapter`` skips such names."""
     prefix: ClassVar[str]
-    """Begins the names of what holds parameters; PEFT knows a method's parameters by it."""
+    """Prefix of the names of submodules with parameters. PEFT recognizes a method's parameters by it."""
 
     def __init_subclass__(cls) -> None:
         cls.adapter_layer_names = (f"{cls.prefix}adapter",)
@@ -53,20 +58,22 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
         self.merged_adapters: list[str] = []
-        self._handles = list(self.attach(block))
-        for layer in sorted([*_layers(block), self], key=lambda layer: layer.rank, reverse=True):
-            layer._act_before_the_rest()
-
-    def _act_before_the_rest(self) -> None:
-        hooks: Any
-        for hooks in (self.block._forward_pre_hooks, self.block._forward_hooks):
-            for handle in reversed(self._handles):
-                if handle.id in hooks:
-                    hooks.move_to_end(handle.id, last=False)
+        self._part_handles = list(self.attach(block))
+        siblings = [child for child in block.children() if isinstance(child, AdapterLayer)]
+        self._block_hooks = siblings[0]._block_hooks if siblings else _BlockHooks(block)
+        self._block_hooks.add(self)
 
     def attach(self, block: nn.Module) -> Iterable[RemovableHandle]:
-        """Sets the hooks on the block or its parts."""
-        raise NotImplementedError
+        """Set hooks on parts of the block and return their handles."""
+        return ()
+
+    def enter_block(self, tokens: Tensor) -> Tensor:
+        """Return the input tokens of the block after the active adapters, in the block's layout."""
+        return tokens
+
+    def leave_block(self, tokens: Tensor) -> Tensor:
+        """Return the output tokens of the block after the active adapters, in the block's layout."""
+        return tokens
 
     @property
     def block(self) -> nn.Module:
@@ -74,104 +81,145 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     @property
     def adapters(self) -> nn.ModuleDict:
-        """Every adapter by its name, active or not."""
+        """All adapters by name, active or not."""
         return getattr(self, f"{self.prefix}adapter")
 
     @property
     def weight(self) -> Tensor:
-        raise AttributeError("an adapter at a block has no base weight")
+        raise AttributeError("An adapter layer has no base weight.")
 
     @property
     def bias(self) -> Tensor:
-        raise AttributeError("an adapter at a block has no base bias")
+        raise AttributeError("An adapter layer has no base bias.")
 
     def get_base_layer(self) -> nn.Module:
         return self.block
 
     def add(self, name: str, adapter: nn.Module, num_frames: int) -> None:
-        """Takes one adapter more; ``num_frames`` holds where a call does not tell."""
+        """Add an adapter. ``num_frames`` is its default for calls that do not pass a number of frames."""
         if name in self.adapters:
             raise DmgalError(
                 "This backbone already has an adapter of this kind and name.",
                 received=f"adapter_name={name!r}",
-                expected="a name that is not taken",
-                remedy="pass another adapter_name, or delete_adapter first",
+                expected="an unused name",
+                remedy="Pass another adapter_name, or call delete_adapter first.",
             )
         self.adapters[name] = adapter
         self._num_frames[name] = num_frames
 
     def remove(self, names: Collection[str]) -> None:
-        """Drops adapters; with the last one the layer itself leaves its block."""
+        """Remove adapters. Without adapters the layer removes itself from its block."""
         for name in set(names) & set(self.adapters):
             del self.adapters[name]
         if not len(self.adapters):
-            for handle in self._handles:
+            for handle in self._part_handles:
                 handle.remove()
-            del self.block._modules[self.child]
+            self._block_hooks.remove(self)
+            delattr(self.block, self.child)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Nothing to do: PEFT asks every layer when it merges a LoRA beside this one."""
+        """Do nothing. PEFT calls every layer when it merges a LoRA in the same model."""
 
     def unmerge(self) -> None:
-        """Nothing to do, as in ``merge``."""
+        """Do nothing, as ``merge``."""
 
     def active(self) -> list[tuple[str, Any]]:
-        """Names and adapters that act now."""
+        """Return names and modules of the active adapters."""
         if self.disable_adapters:
             return []
         return [(name, self.adapters[name]) for name in self.active_adapters if name in self.adapters]
 
     def through(self, tokens: Tensor, act: Act, acts: Acts = always) -> Tensor:
-        """Tokens as the block has them, ``(V*T, N, C)`` or ``(N, V*T, C)``, after all active adapters that act here."""
+        """Apply all active adapters that ``acts`` selects to tokens in the block's layout.
+
+        Args:
+            tokens: ``(V*T, N, C)``, or ``(N, V*T, C)`` if the block is not batch first.
+            act: applies one adapter to ``(V, T, N, C)``.
+            acts: selects adapters.
+        """
         for name, adapter in self.active():
             if not acts(adapter):
                 continue
-            flat = tokens if self.spec.batch_first else tokens.transpose(0, 1)  # (V*T, N, C)
-            videos = self.layout.videos(flat, self._num_frames[name])  # (V, T, N, C)
-            result = act(adapter, cast_for(adapter, videos)).flatten(0, 1).to(tokens.dtype)  # (V*T, N, C)
+            frames = tokens if self.spec.batch_first else tokens.transpose(0, 1)
+            videos = self.layout.videos(frames, self._num_frames[name])
+            result = rearrange(act(adapter, cast_for(adapter, videos)), "v t n c -> (v t) n c").to(tokens.dtype)
             tokens = result if self.spec.batch_first else result.transpose(0, 1)
         return tokens
 
     def before(self, module: nn.Module, act: Act, acts: Acts = always) -> RemovableHandle:
-        """Lets the adapters act on what enters a module."""
-        return module.register_forward_pre_hook(partial(self._enter, act, acts), with_kwargs=True)
+        """Apply the adapters to the input of a part of the block."""
+        # Partials of methods can be copied with the model, unlike closures.
+        return module.register_forward_pre_hook(partial(self._enter_part, act, acts), with_kwargs=True)
 
-    def after(self, module: nn.Module, act: Act, acts: Acts = always) -> RemovableHandle:
-        """Lets the adapters act on what a module returns; of a tuple, on its first element."""
-        return module.register_forward_hook(partial(self._leave, act, acts), prepend=True)
-
-    # Partials of methods, not closures: they are copied with the model.
-
-    def _enter(
+    def _enter_part(
         self, act: Act, acts: Acts, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        if args:
-            return (self.through(args[0], act, acts), *args[1:]), kwargs
-        name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim == 3)
-        return args, {**kwargs, name: self.through(kwargs[name], act, acts)}
+        return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts))
 
-    def _leave(self, act: Act, acts: Acts, module: nn.Module, inputs: Any, output: Any) -> Any:
-        return with_tokens(output, lambda tokens: self.through(tokens, act, acts))
+
+class _BlockHooks:
+    """The hook pair of one block, which runs the block's adapter layers in the order of their rank."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._layers: list[AdapterLayer] = []
+        self._handles = (
+            block.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True),
+            block.register_forward_hook(self._leave, prepend=True),
+        )
+
+    def add(self, layer: AdapterLayer) -> None:
+        self._layers = sorted([layer, *self._layers], key=lambda layer: layer.rank)
+
+    def remove(self, layer: AdapterLayer) -> None:
+        self._layers = [other for other in self._layers if other is not layer]
+        if not self._layers:
+            for handle in self._handles:
+                handle.remove()
+
+    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        return _change_input(args, kwargs, self._enter_layers)
+
+    def _leave(self, block: nn.Module, inputs: Any, output: Any) -> Any:
+        return with_tokens(output, self._leave_layers)
+
+    def _enter_layers(self, tokens: Tensor) -> Tensor:
+        for layer in self._layers:
+            tokens = layer.enter_block(tokens)
+        return tokens
+
+    def _leave_layers(self, tokens: Tensor) -> Tensor:
+        for layer in self._layers:
+            tokens = layer.leave_block(tokens)
+        return tokens
+
+
+def _change_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with changed tokens: the first positional one, or the first 3-D keyword tensor."""
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim == 3)
+    return args, {**kwargs, name: change(kwargs[name])}
 
 
 def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """What a module returned, with its tokens changed; of a tuple they are the first element."""
+    """Return the output of a module with changed tokens, which are the first element of a tuple."""
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 def own_module(module: nn.Module) -> nn.Module:
-    """The backbone's own module, where a LoRA has wrapped it."""
+    """Return the backbone's module below any LoRA wrappers."""
     while isinstance(module, BaseTunerLayer) and not isinstance(module, AdapterLayer):
         module = module.get_base_layer()
     return module
 
 
-def _layers(block: nn.Module) -> list[AdapterLayer]:
-    return [child for child in block.children() if isinstance(child, AdapterLayer)]
-
-
 def cast_for(adapter: nn.Module, tokens: Tensor) -> Tensor:
-    """Adapters may be kept in float32 over a half-precision backbone; under autocast torch chooses itself."""
+    """Cast tokens to the dtype of the adapter, which may be float32 over a half-precision backbone.
+
+    Under autocast the tokens stay as they are, because torch chooses the precision of each operation.
+    """
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         return tokens

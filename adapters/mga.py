@@ -1,8 +1,8 @@
 """Motion-guided attention at the backbone's full width: S-MGA within a video, C-MGA from support videos to a query.
 
-Both are DMGAL's (arXiv 2411.11335), reproduced from the released code. Attention says where motion is alike; what it
-carries are appearance values. Both directions of motion average their attention maps before one product with the
-values, which equals the authors' two products and is faster.
+Both are from DMGAL (arXiv 2411.11335), reproduced from the released code. The attention weights compare motion, its
+values are appearance. The attention maps of both directions are averaged before one product with the values. This
+equals the authors' two products and is faster.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..backbones.video_state import VideoState
@@ -28,22 +29,22 @@ C_MGA_NAMES = {
     "gamma1": "gamma_values",
     "gamma2": "gamma_cross",
 }
-"""The released code's names of the parts of both modules."""
+"""Our names of the parts of both modules, by their names in the released code."""
 
 
 class SelfMotionGuidedAttention(nn.Module):
-    """S-MGA: within each frame, patches that move alike share their appearance.
+    """S-MGA: patches of a frame with similar motion share their appearance.
 
     ``out = x + gamma * (A_f + A_b) / 2 @ dw3x3(x)`` with ``A = softmax(m m^T / sqrt(C'))`` over the patches of a frame,
     ``m`` the motion tokens plus a sinusoidal position code, and gamma starting at 0.
 
-    ``m m^T`` does not see the sign of motion: a clip and its time reversal get the same frame features in reverse
-    order.
+    ``m m^T`` does not depend on the sign of motion. A clip and its time reversal get the same frame features, in
+    reverse order.
 
     Args:
         channels: width ``C`` of the patch maps.
-        reduction: the motion has ``C' = C // reduction`` channels.
-        dropout: on the motion tokens, in training; all videos of a batch share its mask (ours).
+        reduction: ``C' = C // reduction`` channels of motion.
+        dropout: rate on the motion tokens in training. All videos of a batch share the mask (ours).
     """
 
     def __init__(self, channels: int, reduction: int = 8, dropout: float = 0.1) -> None:
@@ -55,32 +56,33 @@ class SelfMotionGuidedAttention(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(V,T,C,H,W)`` to the same shape."""
-        tokens = self.motion(features).flatten(4).transpose(3, 4)  # (2,V,T,P,C')
+        """Map ``(V,T,C,H,W)`` to the same shape."""
+        tokens = rearrange(self.motion(features), "d v t c h w -> d v t (h w) c")
         code = sinusoidal_position_code(tokens.shape[3], tokens.shape[4], like=tokens)
-        tokens = self.dropout(tokens + code).flatten(1, 2)  # (2,V*T,P,C')
-        attention = _average_attention(tokens, tokens)  # (V*T,P,P)
-        values = self.values(features.flatten(0, 1)).flatten(2)  # (V*T,C,P)
+        tokens = rearrange(self.dropout(tokens + code), "d v t p c -> d (v t) p c")
+        attention = _average_attention(tokens, tokens)
+        values = self.values(rearrange(features, "v t c h w -> (v t) c h w"))
+        values = rearrange(values, "b c h w -> b c (h w)")
         attended = values @ attention.transpose(1, 2)
         return features + self.gamma * attended.view_as(features)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under the names of DMGAL's released code; its stored position code is computed here instead."""
+        """Load weights under the names of DMGAL's released code, except the position code, which is computed here."""
         load_reference_state(self, state, S_MGA_NAMES, ignored=("pe.pe",))
 
 
 class CrossMotionGuidedAttention(nn.Module):
-    """C-MGA: each patch of a query frame gathers appearance from the support patches that move as it does.
+    """C-MGA: each patch of a query frame gathers appearance from support patches with similar motion.
 
     For a query video and frame t: ``query' = q + gamma_values * dw(q) + gamma_cross * cross``, where ``cross`` attends
-    from its motion tokens of frame t to those of frame t of ALL support videos of the task, with one softmax over all
+    from its motion tokens of frame t to those of frame t of all support videos of the task, with one softmax over all
     of them. A support video gets ``s + gamma_values * dw(s)``. Both gammas start at 0. Motion tokens are layer-normed.
 
-    Everything but ``cross`` belongs to one video: `prepare` computes it once, `relate` adds what belongs to the task.
+    Everything but ``cross`` depends on one video alone. `prepare` computes it once, `relate` adds the cross attention.
 
     Args:
         channels: width ``C`` of the patch maps.
-        reduction: the motion has ``C' = C // reduction`` channels.
+        reduction: ``C' = C // reduction`` channels of motion.
     """
 
     def __init__(self, channels: int, reduction: int = 8) -> None:
@@ -93,64 +95,66 @@ class CrossMotionGuidedAttention(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """``(S,T,C,H,W)`` and ``(Q,T,C,H,W)`` to the same shapes."""
+        """Map ``(S,T,C,H,W)`` and ``(Q,T,C,H,W)`` to the same shapes."""
         return self.relate(self.prepare(support), self.prepare(query))
 
     def prepare(self, features: Tensor) -> VideoState:
-        """All that is a function of one video.
+        """Compute the per-video state.
 
         Args:
             features: ``(V,T,C,H,W)``.
 
         Returns:
-            ``residual`` ``(V,T,C,H,W)``, the video before any cross attention; ``motion`` ``(V,2,T,P,C')``, its motion
-            tokens forward and backward; ``values`` ``(V,T,P,C)``, what it gives when it is a support video.
+            ``residual`` ``(V,T,C,H,W)``, the features without cross attention; ``motion`` ``(V,2,T,P,C')``, the motion
+            tokens forward and backward; ``values`` ``(V,T,P,C)``, the values of the attention to a support video.
         """
-        videos, frames = check_patch_maps(features)[:2]
-        tokens = self.motion(features).flatten(4).transpose(3, 4)  # (2,V,T,P,C')
-        values = self.values(features.flatten(0, 1)).unflatten(0, (videos, frames))  # (V,T,C,H,W)
+        frames = check_patch_maps(features)[1]
+        tokens = rearrange(self.motion(features), "d v t c h w -> d v t (h w) c")
+        values = self.values(rearrange(features, "v t c h w -> (v t) c h w"))
+        values = rearrange(values, "(v t) c h w -> v t c h w", t=frames)
         return VideoState(
             residual=features + self.gamma_values * values,
-            motion=self.token_norm(tokens).transpose(0, 1),
-            values=values.flatten(3).transpose(2, 3),
+            motion=rearrange(self.token_norm(tokens), "d v t p c -> v d t p c"),
+            values=rearrange(values, "v t c h w -> v t (h w) c"),
         )
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
-        """The features of a task's videos, from two states of `prepare`; ``(S,T,C,H,W)`` and ``(Q,T,C,H,W)``."""
+        """Return the features of a task's videos, ``(S,T,C,H,W)`` and ``(Q,T,C,H,W)``, from two states of `prepare`."""
         residual = query["residual"]
-        # One frame at a time: the maps of all frames together would take T times the memory, and are not faster.
+        # The maps of all frames at once would take T times the memory and are not faster.
         cross = [
             self._attention(support, query, frame) @ _all_patches(support["values"], frame)
             for frame in range(_common_frames(support, query))
-        ]  # T times (Q*P,C)
-        patches = torch.stack(cross).unflatten(1, (residual.shape[0], -1))  # (T,Q,P,C)
-        return support["residual"], residual + self.gamma_cross * patches.permute(1, 0, 3, 2).reshape(residual.shape)
+        ]
+        height, width = residual.shape[-2:]
+        maps = rearrange(torch.stack(cross), "t (q h w) c -> q t c h w", h=height, w=width)
+        return support["residual"], residual + self.gamma_cross * maps
 
     @staticmethod
     def pool(state: VideoState) -> VideoState:
-        """A state for `relate_pooled`: the residual averaged over patches, ``(V,T,C)``; a fraction of the memory."""
+        """Return a smaller state for `relate_pooled`, with the residual averaged over patches, ``(V,T,C)``."""
         return VideoState({**state, "residual": state["residual"].mean(dim=(-2, -1))})
 
     def relate_pooled(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
-        """`relate` followed by the mean over patches, for states of `pool`; ``(S,T,C)`` and ``(Q,T,C)``.
+        """Return `relate` averaged over patches, ``(S,T,C)`` and ``(Q,T,C)``, from states of `pool`.
 
-        The mean of ``A @ values`` over patches is the mean of A's rows times the values, so that the product with the
-        values is done once per query frame instead of once per query patch.
+        The mean of ``A @ values`` over patches equals the mean of A's rows times the values. The product with the
+        values therefore runs once per query frame instead of once per query patch.
         """
         residual = query["residual"]
         cross = [
             self._attention(support, query, frame).unflatten(0, (residual.shape[0], -1)).mean(dim=1)
             @ _all_patches(support["values"], frame)
             for frame in range(_common_frames(support, query))
-        ]  # T times (Q,C)
+        ]
         return support["residual"], residual + self.gamma_cross * torch.stack(cross, dim=1)
 
     @staticmethod
     def _attention(support: VideoState, query: VideoState, frame: int) -> Tensor:
-        """How much each query patch of one frame takes from each support patch, ``(Q*P,S*P)``."""
+        """Return the attention of the query patches of one frame to the support patches, ``(Q*P,S*P)``."""
         query_tokens, support_tokens = (
-            state["motion"][:, :, frame].transpose(0, 1).flatten(1, 2) for state in (query, support)
-        )  # (2,Q*P,C') and (2,S*P,C')
+            rearrange(state["motion"][:, :, frame], "v d p c -> d (v p) c") for state in (query, support)
+        )
         return _average_attention(query_tokens, support_tokens)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -159,15 +163,15 @@ class CrossMotionGuidedAttention(nn.Module):
 
 
 def _average_attention(queries: Tensor, keys: Tensor) -> Tensor:
-    """The mean of both directions' attention maps; ``(2,...,N,C')`` and ``(2,...,M,C')`` to ``(...,N,M)``."""
+    """Return the mean attention map of both directions, ``(...,N,M)``, from ``(2,...,N,C')`` and ``(2,...,M,C')``."""
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-2, -1)
     forward, backward = scores.softmax(dim=-1)
     return (forward + backward) * 0.5
 
 
 def _all_patches(values: Tensor, frame: int) -> Tensor:
-    """The patches of one frame of all videos; ``(S,T,P,C)`` to ``(S*P,C)``."""
-    return values[:, frame].flatten(0, 1)
+    """Return the patches of one frame of all videos, ``(S,T,P,C)`` to ``(S*P,C)``."""
+    return rearrange(values[:, frame], "s p c -> (s p) c")
 
 
 def _common_frames(support: VideoState, query: VideoState) -> int:

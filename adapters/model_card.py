@@ -1,4 +1,4 @@
-"""The model card beside a saved adapter: method, backbone, shapes, what is a reconstruction, and how it was made."""
+"""The model card of a saved adapter: method and its source, backbone, options and the command that produced it."""
 
 from __future__ import annotations
 
@@ -13,43 +13,45 @@ if TYPE_CHECKING:
     from .block_config import BlockAdapterConfig
 
 _SECRET = re.compile(r"token|secret|password|api.?key", re.IGNORECASE)
-_BEGIN, _END = "<!-- dmgal: written anew at every save -->", "<!-- dmgal: end -->"
-_UNFILLED, _UNFILLED_PLACES = "[More Information Needed]", 10
+_BEGIN, _END = "<!-- dmgal: replaced at every save -->", "<!-- dmgal: end -->"
+_OUR_SECTION = re.compile(r"<!-- dmgal: (?!end).*?<!-- dmgal: end -->", re.DOTALL)  # also of earlier versions
+_UNFILLED, _MAX_UNFILLED = "[More Information Needed]", 10
 _BACKBONE = ("backbone", "width", "num_blocks", "num_prefix_tokens", "grid", "num_frames")
 _NOT_OPTIONS = (*_BACKBONE, "fingerprint", "command", "inference_mode", "peft_version", "auto_mapping")
 
 
 def write_model_card(folder: str | Path, config: BlockAdapterConfig) -> None:
-    """Fills the card that PEFT wrote; of a card that a person wrote, only our own section changes."""
+    """Fill in the card that PEFT wrote. In a card with the user's text, replace only dmgal's section."""
     from huggingface_hub import ModelCard, ModelCardData
 
     path = Path(folder) / "README.md"
     card = ModelCard(path.read_text(encoding="utf-8")) if path.is_file() else ModelCard("---\n---\n")
     card.data = card.data or ModelCardData()
     card.data["library_name"] = "peft"
-    if base_model := _on_the_hub(config.backbone or ""):
+    if base_model := _hub_repository(config.backbone or ""):
         card.data["base_model"] = base_model
     section = f"{_BEGIN}\n{_section(config)}\n{_END}"
-    card.text = (
-        f"\n# {config.title.split(' (')[0]}\n\n{section}\n" if _is_unfilled(card.text) else _with(card.text, section)
-    )
+    if _is_unfilled(card.text):
+        card.text = f"\n# {config.title.split(' (')[0]}\n\n{section}\n"
+    else:
+        card.text = _replace_section(card.text, section)
     path.write_text(str(card), encoding="utf-8")
 
 
 def _is_unfilled(text: str) -> bool:
-    """Whether nobody has written anything yet: PEFT's template asks for more at dozens of places."""
-    return not text.strip() or (_BEGIN not in text and text.count(_UNFILLED) > _UNFILLED_PLACES)
+    """Return True for an empty card or PEFT's template, which has dozens of unfilled fields."""
+    return not text.strip() or (not _OUR_SECTION.search(text) and text.count(_UNFILLED) > _MAX_UNFILLED)
 
 
-def _on_the_hub(backbone: str) -> str | None:
-    """The repository that a hub can link, of ``hf:OWNER/NAME`` and ``timm:MODEL.TAG``."""
+def _hub_repository(backbone: str) -> str | None:
+    """Return the Hugging Face repository of ``hf:OWNER/NAME`` or ``timm:MODEL.TAG``, or None for other sources."""
     source, _, name = backbone.partition(":")
     return {"hf": name, "timm": f"timm/{name}"}.get(source)
 
 
-def _with(text: str, section: str) -> str:
-    if _BEGIN in text and _END in text:
-        return text[: text.index(_BEGIN)] + section + text[text.index(_END) + len(_END) :]
+def _replace_section(text: str, section: str) -> str:
+    if match := _OUR_SECTION.search(text):
+        return text[: match.start()] + section + text[match.end() :]
     return f"{text.rstrip()}\n\n{section}\n"
 
 
@@ -87,17 +89,19 @@ def _section(config: BlockAdapterConfig) -> str:
 
 
 def command_line() -> str:
-    """The command of this process as it may be read by others: no folders of this machine, and no secrets."""
+    """Return the command line of this process without secrets and without folders of this machine."""
     program = Path(sys.argv[0]).name
     if program in ("", "-c", "ipykernel_launcher.py"):
         return "an interactive session"
-    words, hide = [program], False
+    words, follows_secret_flag = [program], False
     for word in sys.argv[1:]:
         flag, equals, value = word.partition("=")
-        secret = bool(_SECRET.search(flag))
-        shown = "***" if hide or (secret and equals) else _without_folders(value if equals else word)
+        is_secret = bool(_SECRET.search(flag))
+        shown = _without_folders(value if equals else word)
+        if follows_secret_flag or (is_secret and equals):
+            shown = "***"
         words.append(f"{flag}={shown}" if equals else shown)
-        hide = secret and not equals
+        follows_secret_flag = is_secret and not equals
     return shlex.join(words)
 
 

@@ -1,9 +1,9 @@
-"""What moves in a bottleneck of tokens, and attention over it: the part that Smga and Cmga share.
+"""Motion features in a bottleneck of tokens and attention over them, shared by Smga and Cmga.
 
-Our reconstruction of DMGAL-Adapter (arXiv 2411.11335): the paper calls its adapters simplified versions of S-MGA and
-C-MGA, and neither code nor equations of the two are public. The motion features follow DMGAL's and M2ACL's published
-differences, ``f_t = dw(b)_{t+1} - b_t`` and ``g_t = dw(b)_{t-1} - b_t``, on tokens. Temporal code and signed values are
-ours: without one of them a clip and its reversal look alike.
+Our reconstruction of DMGAL-Adapter (arXiv 2411.11335). The paper calls its adapters simplified versions of S-MGA and
+C-MGA. Neither code nor equations of the two are public. The motion features apply DMGAL's and M2ACL's published
+differences, ``f_t = dw(b)_{t+1} - b_t`` and ``g_t = dw(b)_{t-1} - b_t``, to tokens. Temporal code and signed values are
+ours. Without at least one of them, the adapter cannot distinguish a clip from its reversal.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
@@ -23,7 +24,7 @@ Scales = Literal["single", "multi"]
 Directions = Literal["shared", "separate"]
 Placement = Literal["after", "before"]
 MAP_ENTRIES_IN_CACHE = 2**19
-"""Of the attention maps that are held at a time on a CPU; 2 MB in float32."""
+"""Number of attention map entries computed at a time on a CPU, 2 MB in float32."""
 
 
 class Motion(NamedTuple):
@@ -55,10 +56,10 @@ class BottleneckShape:
 
 
 class MotionBottleneck(nn.Module):
-    """Down to the bottleneck, motion in it, and back up; ``up`` starts at zero, so nothing changes at the start."""
+    """Linear layers into and out of a bottleneck with motion. ``up`` starts at zero, so nothing changes at first."""
 
     def __init__(self, shape: BottleneckShape, reads_values: bool) -> None:
-        """What the shape's switches leave unread is not made, so every parameter is trained."""
+        """Create only the modules that the switches of the shape use, so that every parameter is trained."""
         super().__init__()
         self.shape = shape
         bottleneck, motion_width = shape.bottleneck, shape.motion_width
@@ -82,53 +83,53 @@ class MotionBottleneck(nn.Module):
             self.align_backward = PatchConvolution(motion_width, shape)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(V, T, N, C)`` in the bottleneck, ``(V, T, N, a)``, prefix tokens included."""
+        """Map tokens ``(V, T, N, C)``, prefix tokens included, into the bottleneck, ``(V, T, N, a)``."""
         self.check(tokens)
         return self.activated(self.down(tokens))
 
     def check(self, tokens: Tensor) -> None:
-        """DmgalError where these are not tokens ``(V, T, N, C)`` of the backbone and the length it was made for."""
+        """Raise DmgalError unless tokens ``(V, T, N, C)`` have the shape and number of frames of this adapter."""
         rows, columns = self.shape.grid
         check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
         self._check_frames(tokens.shape[1])
 
     def activated(self, reduced: Tensor) -> Tensor:
-        """What ``down`` gives, with the temporal code and GELU."""
+        """Add the temporal code to the output of ``down`` and apply GELU."""
         return F.gelu(reduced + self.temporal if self.shape.temporal else reduced)
 
     def motion(self, hidden: Tensor) -> Motion:
-        """Differences between each frame and the aligned next and previous one; zero at the ends."""
-        here = self.reduce(hidden)
-        aligned = self.align(here)
-        nothing = torch.zeros_like(here[:, :1])
-        forward = torch.cat([aligned[:, 1:] - here[:, :-1], nothing], dim=1)
+        """Return the differences of each frame to its aligned next and previous frame, zero at the ends."""
+        frames = self.reduce(hidden)
+        aligned = self.align(frames)
+        zero = torch.zeros_like(frames[:, :1])
+        forward = torch.cat([aligned[:, 1:] - frames[:, :-1], zero], dim=1)
         if self.shape.directions == "separate":
-            here = self.reduce_backward(hidden)
-            aligned = self.align_backward(here)
-        motion = Motion(forward, backward=torch.cat([nothing, aligned[:, :-1] - here[:, 1:]], dim=1))
+            frames = self.reduce_backward(hidden)
+            aligned = self.align_backward(frames)
+        motion = Motion(forward, backward=torch.cat([zero, aligned[:, :-1] - frames[:, 1:]], dim=1))
         return Motion(*map(self.scales, motion)) if self.shape.scales == "multi" else motion
 
     def back(self, hidden: Tensor, tokens: Tensor) -> Tensor:
-        """``tokens + up(hidden)``."""
+        """Return ``tokens + up(hidden)``."""
         return add_change(self.up(hidden), tokens)
 
     def _check_frames(self, num_frames: int) -> None:
         if self.shape.temporal and num_frames != self.shape.num_frames:
             raise DmgalError(
-                "An adapter with a temporal code takes videos of one length only.",
-                received=f"{num_frames} frames a video",
-                expected=f"{self.shape.num_frames}, as it was made (num_frames of its DmgalConfig)",
-                remedy=f"sample {self.shape.num_frames} frames, or make the adapter with num_frames={num_frames} "
-                "or temporal=False",
+                "An adapter with a temporal code accepts only the number of frames of its config.",
+                received=f"{num_frames} frames per video",
+                expected=f"{self.shape.num_frames} frames (num_frames of its DmgalConfig)",
+                remedy=f"Sample {self.shape.num_frames} frames, or create the adapter with num_frames={num_frames} "
+                "or temporal=False.",
             )
 
     def signed_values(self, motion: Motion) -> Tensor | float:
-        """What motion itself adds, each direction with weights of its own; this is what tells a reversal apart."""
+        """Map signed motion to values with separate weights per direction, which make time reversal visible."""
         return self.signed(torch.cat(motion, dim=-1)) if self.shape.signed else 0.0
 
 
 class PatchConvolution(nn.Module):
-    """Depth-wise 3x3 convolution over the patch grid of tokens ``(V, T, N, c)``; prefix tokens pass unchanged."""
+    """Depth-wise 3x3 convolution over the patch grid of tokens ``(V, T, N, c)``. Prefix tokens pass unchanged."""
 
     def __init__(self, channels: int, shape: BottleneckShape) -> None:
         super().__init__()
@@ -141,9 +142,9 @@ class PatchConvolution(nn.Module):
 
 
 class MultiScale(nn.Module):
-    """Motion at its own, at double and at half resolution, averaged; layer norm where S-MGA has batch norm.
+    """Average of motion at three scales, after S-MGA's multi-scale block (arXiv 2411.11335).
 
-    S-MGA's multi-scale block (arXiv 2411.11335), with layer norms because an adapter holds no batch statistics.
+    Layer norms replace S-MGA's batch norms, because an adapter holds no batch statistics.
     """
 
     def __init__(self, channels: int, shape: BottleneckShape) -> None:
@@ -163,19 +164,21 @@ class MultiScale(nn.Module):
 
 
 def split_patches(tokens: Tensor, num_prefix_tokens: int, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Tokens ``(V, T, N, c)`` as prefix ``(V, T, p, c)`` and maps ``(V*T, c, H, W)``."""
+    """Split tokens ``(V, T, N, c)`` into prefix ``(V, T, p, c)`` and maps ``(V*T, c, H, W)``."""
     prefix, patches = tokens[:, :, :num_prefix_tokens], tokens[:, :, num_prefix_tokens:]
-    return prefix, patches.flatten(0, 1).transpose(1, 2).unflatten(2, grid)  # (V*T, c, H, W)
+    return prefix, rearrange(patches, "v t (h w) c -> (v t) c h w", h=grid[0], w=grid[1])
 
 
 def join_patches(prefix: Tensor, maps: Tensor) -> Tensor:
-    """The inverse of ``split_patches``."""
-    patches = maps.flatten(2).transpose(1, 2).unflatten(0, prefix.shape[:2])  # (V, T, P, c)
+    """Invert ``split_patches``."""
+    patches = rearrange(maps, "(v t) c h w -> v t (h w) c", t=prefix.shape[1])
     return torch.cat([prefix, patches], dim=2)
 
 
 def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
-    """``(softmax(f f'^T / sqrt(d)) + softmax(g g'^T / sqrt(d))) / 2 @ values``, one product with the values.
+    """Compute ``(softmax(f f'^T / sqrt(d)) + softmax(g g'^T / sqrt(d))) / 2 @ values``.
+
+    The maps are averaged first, so that there is one product with the values.
 
     Args:
         queries: each ``(..., n, d)``.
@@ -185,10 +188,10 @@ def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
     Returns:
         ``(..., n, a)``.
     """
-    each_has_its_own = queries.forward.shape[:-2] == values.shape[:-2]
-    if torch.is_grad_enabled() or values.device.type != "cpu" or not each_has_its_own:
+    batch_dims_match = queries.forward.shape[:-2] == values.shape[:-2]
+    if torch.is_grad_enabled() or values.device.type != "cpu" or not batch_dims_match:
         return _attend(queries, keys, values)
-    # Without gradients no map is kept, so as much of the maps at a time as fits the cache: the same sums, but faster.
+    # Without gradients no map is saved. Pieces of the maps that fit the CPU cache give the same sums faster.
     rows = max(1, MAP_ENTRIES_IN_CACHE // values.shape[-2])
     frames = max(1, rows // queries.forward.shape[-2])
     parts = [part.reshape(-1, *part.shape[-2:]).split(frames) for part in (*queries, *keys, values)]
@@ -199,13 +202,13 @@ def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
 
 
 def _attend_by_rows(queries: Motion, keys: Motion, values: Tensor, rows: int) -> Tensor:
-    """`motion_attention`, some rows of the maps at a time."""
+    """Compute `motion_attention` for some rows of the maps at a time."""
     pieces = zip(*(direction.split(rows, dim=-2) for direction in queries), strict=True)
     return torch.cat([_attend(Motion(*piece), keys, values) for piece in pieces], dim=-2)
 
 
 def _attend(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
-    """`motion_attention`, all at once."""
+    """Compute `motion_attention` at once."""
     scale = queries.forward.shape[-1] ** -0.5
     to_next = torch.softmax((queries.forward * scale) @ keys.forward.transpose(-1, -2), dim=-1)
     to_previous = torch.softmax((queries.backward * scale) @ keys.backward.transpose(-1, -2), dim=-1)

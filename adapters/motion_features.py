@@ -1,7 +1,7 @@
-"""Motion as the difference between a frame and its spatially aligned neighbor, seen at three scales.
+"""Motion as the difference between a frame and its spatially aligned neighbor, at three scales.
 
-The shared front of S-MGA and C-MGA (DMGAL, arXiv 2411.11335) and of TDSAM (M2ACL, ICASSP 2024), on patch maps at the
-backbone's full width. In evaluation mode, or with frozen batch norms, the features of a video depend on nothing else.
+S-MGA and C-MGA (DMGAL, arXiv 2411.11335) and TDSAM (M2ACL, ICASSP 2024) share this module. It reads patch maps at the
+backbone's full width. In evaluation mode, or with frozen batch norms, a video's features depend on that video alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -24,7 +25,7 @@ REFERENCE_NAMES = {
     "bn3_smallscale4": "fine_norm",
     "conv3": "merge",
 }
-"""The released code's names of the parts of `MotionFeatures`."""
+"""Our names of the parts of `MotionFeatures`, by their names in the released code."""
 
 
 class MotionFeatures(nn.Module):
@@ -34,18 +35,18 @@ class MotionFeatures(nn.Module):
     ``g_t = c_{t-1} - b_t`` (zero at the first). Each difference ``d`` becomes
     ``merge((d + up(coarse(pool(d))) + fine(d)) / 3)``, with the same weights for both directions.
 
-    In training mode both directions pass the batch norms as one batch: ours, without difference in evaluation mode.
+    In training mode both directions pass the batch norms as one batch (ours). Evaluation mode is not affected.
 
     Args:
         channels: width of the patch maps.
-        reduction: the motion has ``channels // reduction`` channels.
+        reduction: ``channels // reduction`` channels of motion.
     """
 
     def __init__(self, channels: int, reduction: int) -> None:
         super().__init__()
         if not 1 <= reduction <= channels:
             raise DmgalError(
-                "Motion features cannot be built.",
+                "The reduction of the motion features is not valid.",
                 received=f"channels={channels}, reduction={reduction}",
                 expected="a reduction from 1 to the number of channels",
                 remedy="Lower the reduction.",
@@ -63,7 +64,7 @@ class MotionFeatures(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Both directions' motion.
+        """Return the motion features of both directions.
 
         Args:
             features: ``(V,T,C,H,W)``.
@@ -71,26 +72,27 @@ class MotionFeatures(nn.Module):
         Returns:
             ``(2,V,T,C',H,W)``: forward motion, backward motion.
         """
-        videos, frames, _, height, width = check_patch_maps(features)
-        frame_features = self.reduce_norm(self.reduce(features.flatten(0, 1)))
-        aligned = self.align(frame_features)
+        frames = check_patch_maps(features)[1]
+        reduced = self.reduce_norm(self.reduce(rearrange(features, "v t c h w -> (v t) c h w")))
+        aligned = self.align(reduced)
         differences = _differences(
-            frame_features.unflatten(0, (videos, frames)), aligned.unflatten(0, (videos, frames))
-        )  # (2,V,T,C',H,W)
-        merged = self._multi_scale(differences.flatten(0, 2))
-        return merged.view(2, videos, frames, self.width, height, width)
+            rearrange(reduced, "(v t) c h w -> v t c h w", t=frames),
+            rearrange(aligned, "(v t) c h w -> v t c h w", t=frames),
+        )
+        merged = self._multi_scale(rearrange(differences, "d v t c h w -> (d v t) c h w"))
+        return rearrange(merged, "(d v t) c h w -> d v t c h w", d=2, t=frames)
 
     def _multi_scale(self, differences: Tensor) -> Tensor:
-        """``(B,C',H,W)`` to the same shape."""
+        """Map differences ``(B,C',H,W)`` to the same shape."""
         size = differences.shape[-2:]
-        window = [min(2, side) for side in size]  # a grid of one row has nothing to pool along it
+        window = [min(2, side) for side in size]  # a grid of one row cannot be pooled along it
         coarse = self.coarse_norm(self.coarse(functional.avg_pool2d(differences, window)))
         fine = self.fine_norm(self.fine(differences))
         return self.merge((differences + functional.interpolate(coarse, size=size) + fine) / 3)
 
 
 def check_patch_maps(features: Tensor) -> torch.Size:
-    """The five sizes of ``(V,T,C,H,W)`` patch maps; anything else is a `DmgalError`."""
+    """Return the sizes of patch maps ``(V,T,C,H,W)``. Raise DmgalError for any other number of dimensions."""
     if features.dim() != 5:
         raise DmgalError(
             "Motion attention needs the patch maps of whole videos.",
@@ -102,7 +104,7 @@ def check_patch_maps(features: Tensor) -> torch.Size:
 
 
 def initialize_convolutions(module: nn.Module) -> None:
-    """Normal with std ``sqrt(2 / (k * k * out))`` in every convolution, the released code's choice."""
+    """Initialize every convolution from a normal of std ``sqrt(2 / (k * k * out))``, as in the released code."""
     for convolution in module.modules():
         if isinstance(convolution, nn.Conv2d):
             fan_out = math.prod(convolution.kernel_size) * convolution.out_channels
@@ -110,8 +112,8 @@ def initialize_convolutions(module: nn.Module) -> None:
 
 
 def _differences(frames: Tensor, aligned: Tensor) -> Tensor:
-    """Aligned neighbor minus frame, to the next and to the previous frame; ``(V,T,...)`` each to ``(2,V,T,...)``."""
-    still = torch.zeros_like(frames[:, :1])
-    to_next = torch.cat((aligned[:, 1:] - frames[:, :-1], still), dim=1)
-    to_previous = torch.cat((still, aligned[:, :-1] - frames[:, 1:]), dim=1)
+    """Return the next and the previous aligned frame minus each frame, ``(2,V,T,...)``."""
+    zero = torch.zeros_like(frames[:, :1])
+    to_next = torch.cat((aligned[:, 1:] - frames[:, :-1], zero), dim=1)
+    to_previous = torch.cat((zero, aligned[:, :-1] - frames[:, 1:]), dim=1)
     return torch.stack((to_next, to_previous))

@@ -1,4 +1,4 @@
-"""Where Smga- and Cmga-Adapters act: behind their block (an Smga also before it), a Cmga as the task layer."""
+"""Adapter layer of Smga- and Cmga-Adapters: after their block (an Smga optionally before), a Cmga as task layer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..backbones.layout import Layout
 from ..backbones.spec import BackboneSpec
@@ -21,30 +20,32 @@ MotionAdapter = SmgaAdapter | CmgaAdapter
 
 
 class MotionLayer(AdapterLayer):
-    """Implements the backbones' ``DividedTaskLayer`` protocol while a Cmga is active."""
+    """Motion adapters of one block. The ``DividedTaskLayer`` protocol is in effect while a Cmga is active."""
 
-    rank = 2  # behind all others, as a task layer stands in FrameEncoder
+    rank = 2  # last, as FrameEncoder runs a task layer after the other adapters
     child = "motion"
     prefix = "dmgal_"
 
     def __init__(self, block: nn.Module, layout: Layout, spec: BackboneSpec) -> None:
         super().__init__(block, layout, spec)
-        self._set_aside = False
+        self._cmga_is_set_aside = False
 
-    def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
-        yield self.before(block, _alone, _stands_before)
-        yield self.after(block, self._act, self._stands_behind)
+    def enter_block(self, tokens: Tensor) -> Tensor:
+        return self.through(tokens, _apply_smga, _acts_before_block)
+
+    def leave_block(self, tokens: Tensor) -> Tensor:
+        return self.through(tokens, self._adapt, self._acts_after_block)
 
     def is_task_layer(self) -> bool:
         return self._active_cmga() is not None
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
-        self._set_aside = True
+        self._cmga_is_set_aside = True
         try:
             yield
         finally:
-            self._set_aside = False
+            self._cmga_is_set_aside = False
 
     def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
         adapter = self._cmga()
@@ -67,17 +68,17 @@ class MotionLayer(AdapterLayer):
         return self._as_block(self._cmga().relate_query(attended, query, num_tasks, places))
 
     def _as_block(self, tokens: Tensor) -> Tensor:
-        """In the type of the block, which an adapter need not have."""
+        """Cast tokens to the dtype of the block, which may differ from that of the adapter."""
         return tokens.to(next(p.dtype for p in self.block.parameters() if p.is_floating_point()))
 
-    def _act(self, adapter: MotionAdapter, tokens: Tensor) -> Tensor:
+    def _adapt(self, adapter: MotionAdapter, tokens: Tensor) -> Tensor:
         if isinstance(adapter, CmgaAdapter):
             return adapter(tokens, self._num_support(len(tokens)))
         return adapter(tokens)
 
-    def _stands_behind(self, adapter: MotionAdapter) -> bool:
+    def _acts_after_block(self, adapter: MotionAdapter) -> bool:
         if isinstance(adapter, CmgaAdapter):
-            return not self._set_aside
+            return not self._cmga_is_set_aside
         return adapter.placement == "after"
 
     def active(self) -> list[tuple[str, Any]]:
@@ -86,8 +87,8 @@ class MotionLayer(AdapterLayer):
             raise DmgalError(
                 "A Cmga-Adapter cannot share its block with another active motion adapter.",
                 received=f"active adapters {self.active_adapters}",
-                expected="one active motion adapter behind this block",
-                remedy="activate one by set_adapter, or place them behind different blocks",
+                expected="one active motion adapter after this block",
+                remedy="Activate one by set_adapter, or inject them after different blocks.",
             )
         return active
 
@@ -96,24 +97,24 @@ class MotionLayer(AdapterLayer):
 
     def _cmga(self) -> CmgaAdapter:
         adapter = self._active_cmga()
-        assert adapter is not None, "asked to relate videos while no Cmga is active"
+        assert adapter is not None, "no Cmga is active"
         return adapter
 
     def _num_support(self, num_videos: int) -> int:
         num_support = self.layout.num_support
         if num_support is None or not 0 < num_support <= num_videos:
             raise DmgalError(
-                "A Cmga-Adapter relates query videos to support videos and has to know which are which.",
+                "A Cmga-Adapter needs the number of support videos.",
                 received=f"num_support={num_support} with {num_videos} videos",
                 expected=f"a number from 1 to {num_videos}; the support videos come first",
-                remedy="pass num_support=... with the call, or use FrameEncoder's encode and relate",
+                remedy="Pass num_support=... with the call, or use encode and relate of FrameEncoder.",
             )
         return num_support
 
 
-def _alone(adapter: SmgaAdapter, tokens: Tensor) -> Tensor:
+def _apply_smga(adapter: SmgaAdapter, tokens: Tensor) -> Tensor:
     return adapter(tokens)
 
 
-def _stands_before(adapter: MotionAdapter) -> bool:
+def _acts_before_block(adapter: MotionAdapter) -> bool:
     return isinstance(adapter, SmgaAdapter) and adapter.placement == "before"

@@ -1,8 +1,8 @@
-"""Cheap work that keeps next to nothing for the backward pass, and is done again there.
+"""Autograd functions that recompute cheap intermediate results in the backward pass instead of saving them.
 
-What a bottleneck computes costs little beside a frozen block, but its attention maps would take more memory than what a
-block keeps of its own attention. Unlike ``torch.utils.checkpoint`` it can stand inside a checkpointed block whose
-products are kept, and the first time runs as without gradients, which is faster.
+A bottleneck is cheap compared to a frozen block, but its attention maps would take more memory than the block saves for
+its own attention. Unlike ``torch.utils.checkpoint``, these functions work inside a checkpointed block that saves its
+products. Their forward pass runs without gradients, which is faster.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def recomputed(work: Callable[[Tensor], Tensor], entering: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """``work(entering)``, whose intermediate results are not kept.
+def recomputed(work: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return ``work(inputs)`` without saving its intermediate results.
 
     Args:
-        work: without anything random in it.
-        entering: its only input that is not a parameter.
-        parameters: all that ``work`` reads.
+        work: deterministic function.
+        inputs: its only input besides parameters.
+        parameters: all parameters that ``work`` reads.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler chooses by itself what it keeps
-        return work(entering)
-    result: Tensor = _Recomputed.apply(work, entering, *parameters)  # type: ignore[no-untyped-call]
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler chooses what it saves
+        return work(inputs)
+    result: Tensor = _Recomputed.apply(work, inputs, *parameters)  # type: ignore[no-untyped-call]
     return result
 
 
 def residual_bottleneck(
     tokens: Tensor, down: nn.Linear, between: Callable[[Tensor], Tensor], up: nn.Linear, within: Sequence[nn.Parameter]
 ) -> Tensor:
-    """``tokens + up(between(down(tokens)))``, of which only what ``down`` gives is kept.
+    """Return ``tokens + up(between(down(tokens)))`` and save only the output of ``down``.
 
-    The weights of ``down`` want the tokens for their gradient. They are found again as the result less the change, to
-    rounding; and the result is kept anyway by whatever reads it, such as the next block's norm.
+    The weight gradient of ``down`` needs the tokens. The backward pass reconstructs them, up to rounding, as the result
+    minus the change. Whatever reads the result, such as the next block's norm, saves it anyway.
 
     Args:
-        tokens: in full precision, ``(..., C)``.
-        down, between, up: without anything random in them.
+        tokens: ``(..., C)`` in full precision.
+        down, between, up: deterministic functions.
         within: all parameters that ``between`` reads.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -51,28 +51,28 @@ def residual_bottleneck(
 
 
 def add_change(change: Tensor, tokens: Tensor) -> Tensor:
-    """Their sum, in the memory of the change where it has the tokens' type."""
+    """Return the sum, computed in place in ``change`` if both dtypes are equal."""
     return change.add_(tokens) if change.dtype == tokens.dtype else tokens + change
 
 
 class _Recomputed(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, work: Callable[[Tensor], Tensor], entering: Tensor, *parameters: nn.Parameter) -> Tensor:
-        ctx.work, ctx.parameters, ctx.numbers = work, parameters, _numbers_now(entering.device.type)
-        ctx.save_for_backward(entering)
-        return work(entering)
+    def forward(ctx: Any, work: Callable[[Tensor], Tensor], inputs: Tensor, *parameters: nn.Parameter) -> Tensor:
+        ctx.work, ctx.parameters, ctx.autocast = work, parameters, _current_autocast(inputs.device.type)
+        ctx.save_for_backward(inputs)
+        return work(inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (entering,) = ctx.saved_tensors
-        entering = entering.detach().requires_grad_(ctx.needs_input_grad[1])
-        with torch.enable_grad(), ctx.numbers():
-            result = ctx.work(entering)
-        inputs = (entering, *ctx.parameters)
-        wanted = [tensor for tensor in inputs if tensor.requires_grad]
-        found = iter(torch.autograd.grad(result, wanted, gradient, allow_unused=True))
-        return None, *(next(found) if tensor.requires_grad else None for tensor in inputs)
+        (inputs,) = ctx.saved_tensors
+        inputs = inputs.detach().requires_grad_(ctx.needs_input_grad[1])
+        with torch.enable_grad(), ctx.autocast():
+            result = ctx.work(inputs)
+        sources = (inputs, *ctx.parameters)
+        trained = [tensor for tensor in sources if tensor.requires_grad]
+        gradients = iter(torch.autograd.grad(result, trained, gradient, allow_unused=True))
+        return None, *(next(gradients) if tensor.requires_grad else None for tensor in sources)
 
 
 class _ResidualBottleneck(torch.autograd.Function):
@@ -88,8 +88,8 @@ class _ResidualBottleneck(torch.autograd.Function):
         reduced = down(tokens)
         result = add_change(up(between(reduced)), tokens)
         ctx.change = lambda reduced: up(between(reduced))
-        ctx.down, ctx.others = parameters[:2], parameters[2:]
-        ctx.numbers = _numbers_now(tokens.device.type)
+        ctx.down, ctx.other_parameters = parameters[:2], parameters[2:]
+        ctx.autocast = _current_autocast(tokens.device.type)
         ctx.save_for_backward(reduced, result)
         return result
 
@@ -98,38 +98,41 @@ class _ResidualBottleneck(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         reduced, result = ctx.saved_tensors
         reduced = reduced.detach().requires_grad_()
-        with torch.enable_grad(), ctx.numbers():
+        with torch.enable_grad(), ctx.autocast():
             change = ctx.change(reduced)
-        inputs = (reduced, *(parameter for parameter in ctx.others if parameter.requires_grad))
-        found = torch.autograd.grad(change, inputs, gradient.to(change.dtype), allow_unused=True)
-        of_others = iter(found[1:])
-        tokens = result - change.detach()
-        return (
-            *(None, None, None),
-            *_through_linear(ctx, found[0], tokens, gradient),
-            *(next(of_others) if parameter.requires_grad else None for parameter in ctx.others),
+        trained = [parameter for parameter in ctx.other_parameters if parameter.requires_grad]
+        of_reduced, *of_trained = torch.autograd.grad(
+            change, (reduced, *trained), gradient.to(change.dtype), allow_unused=True
         )
+        remaining = iter(of_trained)
+        of_others = [next(remaining) if parameter.requires_grad else None for parameter in ctx.other_parameters]
+        tokens = result - change.detach()
+        # `down`, `between` and `up` are no tensors and get no gradient.
+        return None, None, None, *_down_gradients(ctx, of_reduced, tokens, gradient), *of_others
 
 
-def _through_linear(
+def _down_gradients(
     ctx: Any, of_reduced: Tensor, tokens: Tensor, gradient: Tensor
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of the tokens, on both of their ways, and of the weight and the bias of ``down``."""
+    """Return the gradients of the tokens (through ``down`` and the residual), and of weight and bias of ``down``."""
     weight, bias = ctx.down
-    wants_tokens, wants_weight, wants_bias = ctx.needs_input_grad[3:6]
+    needs_tokens, needs_weight, needs_bias = ctx.needs_input_grad[3:6]
     narrow = of_reduced.flatten(0, -2)
     of_tokens = of_weight = of_bias = None
-    if wants_tokens:
+    if needs_tokens:
         of_tokens = add_change((narrow @ weight.to(narrow.dtype)).view_as(gradient), gradient)
-    if wants_weight:
+    if needs_weight:
         of_weight = (narrow.T @ tokens.flatten(0, -2).to(narrow.dtype)).to(weight.dtype)
-    if wants_bias:
+    if needs_bias:
         of_bias = narrow.sum(0).to(bias.dtype)
     return of_tokens, of_weight, of_bias
 
 
-def _numbers_now(device: str) -> Callable[[], AbstractContextManager[Any]]:
-    """What sets autocast as it is now; backward passes run without it, or where it still holds casts of before."""
+def _current_autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
+    """Return a context manager that restores the current autocast state in the backward pass.
+
+    Backward passes run without autocast, or inside a region whose cache holds casts of the forward pass.
+    """
     if not torch.amp.is_autocast_available(device):  # the meta device has none
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)

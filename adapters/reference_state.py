@@ -1,4 +1,4 @@
-"""Loading weights under the names of the authors' released code into modules that name their parts otherwise."""
+"""Loading of weights under the names of the authors' released code into modules with other names."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from ..errors import DmgalError
 def load_reference_state(
     module: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str], ignored: Collection[str] = ()
 ) -> None:
-    """Fill all of ``module`` from ``state``; nothing is changed where a name or a shape does not fit.
+    """Load ``state`` into all of ``module``. An error leaves the module unchanged.
 
     Args:
         module: the module to fill.
         state: tensors under the authors' names.
-        names: the authors' name of a parameter, or of a submodule with parameters, to ours.
-        ignored: authors' names that stand for nothing that is learned, or that their forward never uses.
+        names: our names of parameters, or of submodules with parameters, by the authors' names.
+        ignored: authors' names of tensors that are not learned, or that their forward never uses.
 
     Raises:
-        DmgalError: for names that are unknown or missing, and for shapes that differ.
+        DmgalError: names are unknown or missing, or shapes differ.
     """
-    renamed = {ours: tensor for key, tensor in state.items() if (ours := _our_name(key, names, ignored)) is not None}
+    renamed = {}
+    for key, tensor in state.items():
+        our_name = _our_name(key, names, ignored)
+        if our_name is not None:
+            renamed[our_name] = tensor
     current = module.state_dict()
-    # A batch norm counts its batches only to choose a momentum that is not used here; exports often lack the count.
+    # Exports often lack the batch counts of batch norms, which matter only to a momentum that is not used here.
     missing = [key for key in current if key not in renamed and not key.endswith("num_batches_tracked")]
     unknown = [key for key in renamed if key not in current]
     if missing or unknown:
@@ -51,7 +55,10 @@ def load_reference_state(
 
 
 def _our_name(key: str, names: Mapping[str, str], ignored: Collection[str]) -> str | None:
-    """Our name of an authors' tensor, None for an ignored one, its own for an unknown one (reported by the caller)."""
+    """Return our name of an authors' tensor, None for an ignored one.
+
+    An unknown tensor keeps its name with a mark. The caller reports it.
+    """
     if key in ignored:
         return None
     if key in names:

@@ -1,4 +1,4 @@
-"""Tells stock PEFT of a method from outside its tree, by filling the tables that PEFT's own methods fill."""
+"""Registration of a method with PEFT, by the tables that PEFT fills for its own methods."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class ExternalPeftType(str):
-    """A string that passes where PEFT expects a member of its closed ``PeftType`` enumeration."""
+    """String that PEFT accepts as a member of its closed ``PeftType`` enumeration."""
 
     __slots__ = ()
 
@@ -27,25 +27,25 @@ class ExternalPeftType(str):
 
 
 def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
-    """Makes PEFT know a method, yours too; doing it again (a reload) changes nothing.
+    """Register a method with PEFT, also one from outside dmgal. A second call, as after a reload, changes nothing.
 
     Raises:
-        RuntimeError: PEFT has another method of this name or with this parameter prefix.
+        RuntimeError: PEFT has another method with this name or parameter prefix.
     """
     peft_type = config.kind
     configs: dict[str, type[PeftConfig]] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[assignment]
     tuners: dict[str, type[BaseTuner]] = mapping.PEFT_TYPE_TO_TUNER_MAPPING  # type: ignore[assignment]
     prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
-    known = configs.get(peft_type)
-    if known is not None and _qualified(known) != _qualified(config):
-        raise RuntimeError(f"PEFT already has a method named {peft_type}: {_qualified(known)}")
+    registered = configs.get(peft_type)
+    if registered is not None and _qualified_name(registered) != _qualified_name(config):
+        raise RuntimeError(f"PEFT already has a method named {peft_type}: {_qualified_name(registered)}.")
     for other, prefix in prefixes.items():
         if prefix == tuner.prefix and other != peft_type:
-            raise RuntimeError(f"The parameter prefix {prefix!r} belongs to PEFT's method {other}")
+            raise RuntimeError(f"The parameter prefix {prefix!r} belongs to PEFT's method {other}.")
     configs[peft_type] = config
     tuners[peft_type] = tuner
     prefixes[peft_type] = tuner.prefix
 
 
-def _qualified(cls: type) -> str:
+def _qualified_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -1,4 +1,4 @@
-"""Dropout whose mask all videos of a batch share, so that it does not matter which process holds which video."""
+"""Dropout with one mask for all videos of a batch, so that results do not depend on which process has which video."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 
 class SharedDropout(nn.Dropout):
-    """Drops the same entries of every video, other ones at every call.
+    """Dropout that drops the same entries of every video, and different ones in every call.
 
-    With the random state seeded alike, a batch gives the same result whole, in parts, and spread over processes. (The
-    released code drops entries of each video for itself.)
+    With the same random state, a batch gives the same result at once, in parts, or distributed over processes. The
+    released code draws a mask for each video.
 
     Args:
-        p: how likely an entry is dropped.
-        video_dim: the dimension that counts videos; of ``(..., V, T, P, C)`` if not given.
+        p: probability that an entry is dropped.
+        video_dim: dimension of the videos. The default fits ``(..., V, T, P, C)``.
     """
 
     def __init__(self, p: float = 0.5, video_dim: int = -4) -> None:
@@ -23,10 +23,10 @@ class SharedDropout(nn.Dropout):
         self.video_dim = video_dim
 
     def forward(self, values: Tensor) -> Tensor:
-        """Values to the same shape; the mask is their shape with one video."""
+        """Map values to the same shape, with a mask of the shape of one video."""
         if not self.training or self.p == 0:
             return values
         shape = list(values.shape)
         shape[self.video_dim] = 1
-        # drawn on the CPU, so that every device drops the same
+        # The CPU draws the mask, so that every device drops the same entries.
         return values * F.dropout(torch.ones(shape), self.p).to(values)

@@ -1,9 +1,9 @@
-"""ST-Adapter (arXiv 2206.13559): a depth-wise convolution over space and time in a bottleneck of the patch tokens.
+"""ST-Adapter (arXiv 2206.13559): depth-wise convolution over space and time in a bottleneck of the patch tokens.
 
     x_patches + up(dw(down(x_patches)))
 
-It stands in front of a block's attention (12 adapters in a ViT-B) and in the 24-adapter form also in front of its MLP.
-Prefix tokens pass unchanged.
+It acts before a block's attention (12 adapters in a ViT-B), in the 24-adapter form also before its MLP. Prefix tokens
+pass unchanged.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
@@ -26,10 +27,10 @@ class STAdapterShape:
 
     Args:
         width: channels ``C`` of the tokens.
-        bottleneck: channels ``a`` of the convolution; the paper has 384 at width 768.
+        bottleneck: channels ``a`` of the convolution, 384 at width 768 in the paper.
         num_prefix_tokens: tokens before the patches.
         grid: rows and columns of patches.
-        kernel: frames, rows and columns of the convolution, each odd.
+        kernel: odd sizes of the convolution over frames, rows and columns.
 
     Raises:
         DmgalError: the kernel is not three odd numbers.
@@ -44,18 +45,18 @@ class STAdapterShape:
     def __post_init__(self) -> None:
         if len(self.kernel) != 3 or any(size < 1 or size % 2 == 0 for size in self.kernel):
             raise DmgalError(
-                "ST-Adapter cannot take this kernel.",
+                "ST-Adapter does not accept this kernel.",
                 received=f"kernel={self.kernel}",
                 expected="three odd numbers: frames, rows and columns",
-                remedy="the paper's kernels are (3, 1, 1) and (3, 3, 3)",
+                remedy="Use one of the paper's kernels, (3, 1, 1) or (3, 3, 3), or another odd one.",
             )
 
 
 class STAdapter(nn.Module):
-    """The convolution starts at zero and ``up`` without a bias, so nothing changes at the start.
+    """ST-Adapter at one position. The convolution and the bias of ``up`` start at zero, so it starts as the identity.
 
     Raises:
-        DmgalError: tokens do not fit the shape.
+        DmgalError: the tokens do not fit the shape.
     """
 
     def __init__(self, shape: STAdapterShape) -> None:
@@ -71,12 +72,12 @@ class STAdapter(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(V, T, N, C)`` to the same shape."""
+        """Map tokens ``(V, T, N, C)`` to the same shape."""
         prefix, patches = tokens.tensor_split([self.shape.num_prefix_tokens], dim=2)
         return torch.cat([prefix, patches + self._patch_delta(tokens)], dim=2)
 
     def delta(self, tokens: Tensor) -> Tensor:
-        """What is added to tokens ``(V, T, N, C)``, in the same shape; zero for prefix tokens."""
+        """Return the change of tokens ``(V, T, N, C)``, in the same shape and zero for prefix tokens."""
         return F.pad(self._patch_delta(tokens), (0, 0, self.shape.num_prefix_tokens, 0))
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -84,18 +85,18 @@ class STAdapter(nn.Module):
         load_reference_state(self, state, {"fc1": "down", "conv": "convolution", "fc2": "up"})
 
     def _patch_delta(self, tokens: Tensor) -> Tensor:
-        """``(V, T, P, C)`` from ``(V, T, N, C)``."""
+        """Return the change of the patches, ``(V, T, P, C)``, of tokens ``(V, T, N, C)``."""
         rows, columns = self.shape.grid
         check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
-        hidden = self.down(tokens)  # all tokens: leaving the prefix out first would copy the others
+        hidden = self.down(tokens)  # of all tokens, because slicing off the prefix first would copy the others
         return self.up(self._convolve(hidden))
 
     def _convolve(self, hidden: Tensor) -> Tensor:
-        """Hidden tokens ``(V, T, N, a)`` to convolved patches ``(V, T, P, a)``."""
+        """Convolve the patches of hidden tokens ``(V, T, N, a)``, giving ``(V, T, P, a)``."""
         if self.shape.kernel[1:] != (1, 1):
             return patch_tokens(self.convolution(patch_volume(hidden, self.shape.num_prefix_tokens, self.shape.grid)))
-        # A kernel over time alone needs no grid, and two dimensions are several times faster than three on CPUs.
+        # A kernel over time alone needs no grid. On CPUs, conv2d is several times faster than conv3d.
         weight, padding = self.convolution.weight.flatten(3), (self.shape.kernel[0] // 2, 0)  # (a, 1, k, 1)
-        maps = hidden.permute(0, 3, 1, 2)  # (V, a, T, N)
-        mixed = F.conv2d(maps, weight, self.convolution.bias, padding=padding, groups=self.shape.bottleneck)
-        return mixed.permute(0, 2, 3, 1)[:, :, self.shape.num_prefix_tokens :]
+        maps = rearrange(hidden, "v t n a -> v a t n")
+        convolved = F.conv2d(maps, weight, self.convolution.bias, padding=padding, groups=self.shape.bottleneck)
+        return rearrange(convolved, "v a t n -> v t n a")[:, :, self.shape.num_prefix_tokens :]

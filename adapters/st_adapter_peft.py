@@ -1,18 +1,22 @@
-"""ST-Adapter in a backbone: in front of each block's attention, and in the 24-adapter form in front of its MLP too."""
+"""PEFT config, layer and tuner of ST-Adapter.
+
+An adapter acts before each block's attention. In the 24-adapter form a second one acts before its MLP.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..backbones.layout import Layout
 from ..backbones.spec import BackboneSpec
 from .block_config import BlockAdapterConfig
-from .layer import AdapterLayer, own_module, with_tokens
+from .layer import AdapterLayer, own_module
 from .registration import ExternalPeftType
 from .st_adapter import STAdapter, STAdapterShape
 from .tuner import BlockTuner
@@ -22,13 +26,13 @@ Places = Literal["attention", "attention+mlp"]
 
 @dataclass
 class STAdapterConfig(BlockAdapterConfig):
-    """ST-Adapter (Pan et al., NeurIPS 2022).
+    """Config of ST-Adapter (Pan et al., NeurIPS 2022).
 
     Args:
-        blocks: indices of the blocks that get one (negative ones count from the end); None: all.
-        bottleneck: width of the adapter; None: half of the backbone's.
-        kernel: of the convolution over frames, rows and columns; odd numbers.
-        places: in front of the attention (12 adapters in a ViT-B), or of attention and MLP (24).
+        blocks: indices of the blocks with an adapter, negative ones counting from the end. None: all blocks.
+        bottleneck: width of the adapter. None: half of the backbone's width.
+        kernel: odd sizes of the convolution over frames, rows and columns.
+        places: before the attention (12 adapters in a ViT-B), or before attention and MLP (24).
     """
 
     blocks: list[int] | None = None
@@ -49,13 +53,13 @@ class STAdapterConfig(BlockAdapterConfig):
     def complete(self, spec: BackboneSpec) -> None:
         if self.places == "attention+mlp" and (spec.parts is None or spec.parts.mlp_norm is None):
             raise self.refuse_backbone(
-                "the norm in front of the MLP is not known in its blocks",
-                "give places='attention', the 12-adapter form",
+                "the norm before the MLP of its blocks is not known",
+                "Use places='attention', the 12-adapter form.",
             )
         self.blocks = self.block_indices("blocks", spec.num_blocks)
         self.bottleneck = self.bottleneck or max(1, spec.width // 2)
         frames, rows, columns = self.kernel
-        self.kernel = (frames, rows, columns)  # a list, where it was read from JSON
+        self.kernel = (frames, rows, columns)  # JSON turns the tuple into a list
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
         assert self.blocks is not None and self.bottleneck is not None
@@ -66,7 +70,7 @@ class STAdapterConfig(BlockAdapterConfig):
 
 
 class _STAdapters(nn.Module):
-    """Those of one block: in front of its attention, and of its MLP."""
+    """The ST-Adapters of one block, before its attention and before its MLP."""
 
     def __init__(self, shape: STAdapterShape, places: Places) -> None:
         super().__init__()
@@ -75,41 +79,39 @@ class _STAdapters(nn.Module):
 
 
 class STAdapterLayer(AdapterLayer):
-    """The block's own residual would miss what is added in front of its MLP, so it is added behind the block again."""
+    """ST-Adapters of one block.
+
+    The block's residual branch bypasses what the second adapter adds before the MLP. The layer therefore adds it again
+    after the block.
+    """
 
     child = "spatiotemporal"
     prefix = "spatiotemporal_"
 
     def __init__(self, block: nn.Module, layout: Layout, spec: BackboneSpec) -> None:
-        self._added: list[Tensor] = []
+        self._pending_deltas: list[Tensor] = []
         super().__init__(block, layout, spec)
 
     def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
-        yield block.register_forward_pre_hook(self._begin)
-        yield self.before(block, _in_front_of_attention)
         if self.spec.parts is not None and self.spec.parts.mlp_norm is not None:
             mlp_norm = own_module(block.get_submodule(self.spec.parts.mlp_norm))
-            yield self.before(mlp_norm, self._in_front_of_mlp, _has_second)
-            yield block.register_forward_hook(self._correct, prepend=True)
+            yield self.before(mlp_norm, self._before_mlp, _has_second)
 
-    def _begin(self, block: nn.Module, inputs: Any) -> None:
-        """A call that failed, or was computed again in part, may have left something."""
-        self._added.clear()
+    def enter_block(self, tokens: Tensor) -> Tensor:
+        self._pending_deltas.clear()  # a failed or partly recomputed call may have left some
+        return self.through(tokens, _before_attention)
 
-    def _in_front_of_mlp(self, adapters: _STAdapters, tokens: Tensor) -> Tensor:
-        assert adapters.second is not None
-        added = adapters.second.delta(tokens)  # (V, T, N, C)
-        self._added.append(added.flatten(0, 1))
-        return tokens + added
-
-    def _correct(self, block: nn.Module, inputs: Any, output: Any) -> Any:
-        return with_tokens(output, self._with_added)
-
-    def _with_added(self, tokens: Tensor) -> Tensor:
-        while self._added:
-            added = self._added.pop()
-            tokens = tokens + (added if self.spec.batch_first else added.transpose(0, 1)).to(tokens.dtype)
+    def leave_block(self, tokens: Tensor) -> Tensor:
+        while self._pending_deltas:
+            delta = self._pending_deltas.pop()
+            tokens = tokens + (delta if self.spec.batch_first else delta.transpose(0, 1)).to(tokens.dtype)
         return tokens
+
+    def _before_mlp(self, adapters: _STAdapters, tokens: Tensor) -> Tensor:
+        assert adapters.second is not None
+        delta = adapters.second.delta(tokens)
+        self._pending_deltas.append(rearrange(delta, "v t n c -> (v t) n c"))
+        return tokens + delta
 
 
 class STAdapterModel(BlockTuner):
@@ -119,7 +121,7 @@ class STAdapterModel(BlockTuner):
     tuner_layer_cls = STAdapterLayer
 
 
-def _in_front_of_attention(adapters: _STAdapters, tokens: Tensor) -> Tensor:
+def _before_attention(adapters: _STAdapters, tokens: Tensor) -> Tensor:
     return adapters.first(tokens)
 
 

@@ -1,10 +1,11 @@
-"""TDSAM of M2ACL (ICASSP 2024): motion-guided attention whose values look along time instead of around the patch."""
+"""TDSAM of M2ACL (ICASSP 2024): motion-guided attention with values convolved over time instead of space."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .motion import Motion, motion_attention
@@ -13,18 +14,18 @@ from .reference_state import load_reference_state
 
 
 class TDSAM(nn.Module):
-    """Within each frame, patches that move alike share their appearance over three frames.
+    """Attention within each frame by which patches with similar motion share their appearance over three frames.
 
     ``out = x + gamma * (A_f + A_b) / 2 @ values`` with ``A = softmax(m m^T / sqrt(C'))`` over the patches of a frame
-    and ``values`` a depth-wise convolution of ``x`` over time, kernel 3; gamma starts at 0. DMGAL's S-MGA is a variant:
-    its motion is narrower and has a position code, its values are convolved over space.
+    and ``values`` a depth-wise convolution of ``x`` over time with kernel 3. Gamma starts at 0. DMGAL's S-MGA is a
+    variant with narrower motion, a position code, and values convolved over space.
 
-    As in S-MGA the attention of a clip and of its reversal is the same, in reverse order; but the weights over time
-    tell them apart.
+    As in S-MGA, a clip and its reversal have the same attention in reverse order. The convolution over time
+    distinguishes them.
 
     Args:
         channels: width ``C`` of the patch maps.
-        reduction: the motion has ``C' = C // reduction`` channels.
+        reduction: ``C' = C // reduction`` channels of motion.
     """
 
     def __init__(self, channels: int, reduction: int = 2) -> None:
@@ -34,11 +35,11 @@ class TDSAM(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(V,T,C,H,W)`` to the same shape; each video alone in evaluation mode or with frozen batch norms."""
-        motion = Motion(*self.motion(features).flatten(4).transpose(3, 4))  # each (V,T,P,C')
-        values = self.values(features.transpose(1, 2)).transpose(1, 2)  # (V,T,C,H,W)
-        attended = motion_attention(motion, motion, values.flatten(3).transpose(2, 3))  # (V,T,P,C)
-        return features + self.gamma * attended.transpose(2, 3).reshape(features.shape)
+        """Map ``(V,T,C,H,W)`` to the same shape. With batch norms in evaluation mode, each video is handled alone."""
+        motion = Motion(*rearrange(self.motion(features), "d v t c h w -> d v t (h w) c"))
+        values = self.values(rearrange(features, "v t c h w -> v c t h w"))
+        attended = motion_attention(motion, motion, rearrange(values, "v c t h w -> v t (h w) c"))
+        return features + self.gamma * rearrange(attended, "v t (h w) c -> v t c h w", h=features.shape[3])
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of M2ACL's released code."""

@@ -1,7 +1,6 @@
-"""Injects adapters through PEFT. Every method of PEFT that is overridden, private ones included, is in this file.
+"""Injection of adapters through PEFT. All overrides of PEFT methods, private ones included, are in this file.
 
-A method of its own subclasses ``BlockTuner`` with nothing but its layer; all that differs stands in the layer and the
-config.
+A new method subclasses ``BlockTuner`` and only sets its layer class. Everything else is in the layer and the config.
 """
 
 from __future__ import annotations
@@ -25,30 +24,30 @@ from .plan import resolve
 
 
 class BlockTuner(BaseTuner):
-    """PEFT's tuner for a ``BlockAdapterConfig``; users meet it through ``peft.get_peft_model``."""
+    """PEFT tuner for a ``BlockAdapterConfig``, created by ``peft.get_peft_model``."""
 
     prefix: str
     tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
 
     def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
-        # before PEFT notes the new config under the name of the old one
+        # The check precedes PEFT's constructor, which would replace the config of that name.
         if adapter_name in getattr(model, "peft_config", {}):
             raise DmgalError(
                 "This model already has an adapter of this name.",
                 received=f"adapter_name={adapter_name!r}",
-                expected="a name that is not taken",
-                remedy="pass another adapter_name, or delete_adapter first",
+                expected="an unused name",
+                remedy="Pass another adapter_name, or call delete_adapter first.",
             )
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
-        """Finds the backbone's parts, completes the config from them, and lets calls tell frames and support.
+        """Find the parts of the backbone, complete the config from them, and install the layout hooks.
 
-        PEFT asks at every injection, into a new model and beside other adapters alike.
+        PEFT calls this at every injection, into a new model as well as beside other adapters.
         """
         assert isinstance(peft_config, BlockAdapterConfig)
-        model: Any = base_model(self.model)  # where PEFT has wrapped the backbone before, it comes wrapped
+        model: Any = base_model(self.model)  # PEFT may already have wrapped the backbone
         self._spec = find_spec(model)
         root = next(f"{name}." if name else "" for name, module in self.model.named_modules() if module is model)
         self._blocks = {root + name: index for index, name in enumerate(self._spec.block_names())}
@@ -86,7 +85,7 @@ class BlockTuner(BaseTuner):
         self.__dict__.setdefault("_own_names", set()).add(adapter_name)
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        raise NotImplementedError("these adapters cannot be merged into the weights; use unload()")
+        raise NotImplementedError("These adapters cannot be merged into the weights. Use unload().")
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -95,23 +94,23 @@ class BlockTuner(BaseTuner):
         safe_merge: bool = False,
         adapter_names: list[str] | None = None,
     ) -> nn.Module:
-        """Takes off what this PEFT model brought; what others brought stays, and so does a LoRA."""
+        """Remove the adapters of this PEFT model. Those of other PEFT models stay, and so does a LoRA."""
         if merge:
             self.merge_adapter()
         names: set[str] = self.__dict__.get("_own_names", set())
         for layer in [module for module in self.model.modules() if isinstance(module, self.tuner_layer_cls)]:
             layer.remove(names)
-        self._put_back_saved_modules(names)
+        self._restore_saved_modules(names)
         for name in names:
-            self.peft_config.pop(name, None)  # shared with a PEFT model below, which goes on without it
+            self.peft_config.pop(name, None)  # a PEFT model below shares this dictionary and stays in use
         if not self.peft_config:
             vars(self.model).pop("peft_config", None)
         if not any(isinstance(module, AdapterLayer) for module in self.model.modules()):
             remove_layout(base_model(self.model))
         return self.model
 
-    def _put_back_saved_modules(self, names: set[str]) -> None:
-        """Of ``modules_to_save``: the backbone's own modules, where no other adapter has a copy."""
+    def _restore_saved_modules(self, names: set[str]) -> None:
+        """Restore the backbone's modules named in ``modules_to_save``, unless another adapter has a copy."""
         for path, module in list(self.model.named_modules()):
             if isinstance(module, ModulesToSaveWrapper) and set(module.modules_to_save) <= names:
                 parent, _, name = path.rpartition(".")
@@ -126,14 +125,12 @@ class BlockTuner(BaseTuner):
         state_dict: dict[str, Tensor],
         unwanted_adapter_names: list[str],
     ) -> dict[str, Tensor]:
-        """Only our own layers (a LoRA beside them is saved by its own PeftModel), blocks named by their index."""
-        places = cls._places(model, adapter_name)
-        mark = f"{cls.prefix}adapter.{adapter_name}"
-        child = cls.tuner_layer_cls.child
+        """Return the weights of our layers, with blocks named by index. The PeftModel of a LoRA saves the LoRA."""
+        path = f"{cls.tuner_layer_cls.child}.{cls.prefix}adapter.{adapter_name}"
         return {
-            f"base_model.model.blocks.{places[key][0]}.{child}.{mark}.{places[key][1]}": tensor
-            for key, tensor in state_dict.items()
-            if key in places
+            f"base_model.model.blocks.{block}.{path}.{name}": state_dict[key]
+            for key, (block, name) in cls._weight_locations(model, adapter_name).items()
+            if key in state_dict
         }
 
     @classmethod
@@ -144,31 +141,31 @@ class BlockTuner(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: PeftConfig, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Finds each weight's place by the index of its block: another library names the blocks otherwise.
+        """Rename saved weights to the names of this backbone, by the index of their block.
 
         Raises:
-            DmgalError: the weights are not those that the injected adapter has.
+            DmgalError: the weights differ from those of the injected adapter.
         """
-        keys = {place: key for key, place in cls._places(model, adapter_name).items()}
+        keys = {location: key for key, location in cls._weight_locations(model, adapter_name).items()}
         pattern = re.compile(rf"\.(\d+)\.{cls.tuner_layer_cls.child}\.{cls.prefix}adapter\.(.+)$")
         matches = {key: pattern.search(key) for key in state_dict}
         saved = {(int(match[1]), match[2]): state_dict[key] for key, match in matches.items() if match}
         if saved.keys() != keys.keys():
-            raise _other_weights(sorted(saved.keys() ^ keys.keys()), len(saved), len(keys))
+            raise _weights_do_not_fit(sorted(saved.keys() ^ keys.keys()), len(saved), len(keys))
         others = {key: state_dict[key] for key, match in matches.items() if not match}
-        return others | {keys[place]: tensor for place, tensor in saved.items()}
+        return others | {keys[location]: tensor for location, tensor in saved.items()}
 
     @classmethod
-    def _places(cls, model: nn.Module, adapter_name: str) -> dict[str, tuple[int, str]]:
-        """By full name: the index of the block of each weight of an adapter, and its name within the adapter."""
-        places, names = {}, list(model.state_dict())
+    def _weight_locations(cls, model: nn.Module, adapter_name: str) -> dict[str, tuple[int, str]]:
+        """Return the block index and the name within the adapter of each weight of an adapter, by its full name."""
+        locations, names = {}, list(model.state_dict())
         for index, block in enumerate(find_spec(model).block_names()):
             mark = f".{block}.{cls.tuner_layer_cls.child}.{cls.prefix}adapter.{adapter_name}."
             for key in names:
-                _, found, name = f".{key}".partition(mark)
-                if found:
-                    places[key] = (index, name)
-        return places
+                _, separator, name = f".{key}".partition(mark)
+                if separator:
+                    locations[key] = (index, name)
+        return locations
 
 
 class DmgalModel(BlockTuner):
@@ -178,12 +175,12 @@ class DmgalModel(BlockTuner):
     tuner_layer_cls = MotionLayer
 
 
-def _other_weights(differing: list[tuple[int, str]], saved: int, wanted: int) -> DmgalError:
+def _weights_do_not_fit(differing: list[tuple[int, str]], num_saved: int, num_expected: int) -> DmgalError:
     names = ", ".join(f"{name} of block {block}" for block, name in differing[:3])
     return DmgalError(
         "Saved weights do not fit the adapter that their config describes.",
-        received=f"{saved} tensors; without a partner: {names}{', ...' if len(differing) > 3 else ''}",
-        expected=f"the {wanted} tensors of the adapter as it was injected",
-        remedy="load the weights with the config that was saved beside them, into a backbone of the same library "
-        "if the adapter's weights are named after its parts",
+        received=f"{num_saved} tensors; unmatched: {names}{', ...' if len(differing) > 3 else ''}",
+        expected=f"the {num_expected} tensors of the injected adapter",
+        remedy="Load the weights with the config saved beside them. BitFit also needs a backbone of the same library, "
+        "because its weights are named after the backbone's parts.",
     )

@@ -1,4 +1,4 @@
-"""Frozen foundation models: loading them, finding their parts, frames in and features out."""
+"""Frozen foundation models: loading, description of their parts, and encoding of frames into features."""
 
 from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip, timm, transformers or peft)
 from .encoder import FrameEncoder, make_encoder

@@ -1,6 +1,6 @@
-"""Feature maps of a convolutional backbone (transformers or timm), with the encoder's contract.
+"""Feature maps of a convolutional backbone (transformers or timm), with the interface of the encoder.
 
-Nothing in it relates videos, so everything is on the videos' side of the task boundary.
+No layer of it relates videos, so ``encode`` does all the work and ``relate`` has none.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from .normalization import IMAGENET, Normalization, preprocessing, told_or
@@ -17,7 +18,7 @@ from .video_state import VideoState
 
 
 class CnnSpec(NamedTuple):
-    """How a convolutional network gives maps ``(B, C, h, w)`` of normalized images ``(B, 3, H, W)``."""
+    """The way a convolutional network turns normalized images ``(B, 3, H, W)`` into maps ``(B, C, h, w)``."""
 
     maps: Callable[[Any, Tensor], Tensor]
     width: int
@@ -26,45 +27,45 @@ class CnnSpec(NamedTuple):
 
 
 def find_cnn(backbone: nn.Module) -> CnnSpec | None:
-    """The spec of a ResNet, ConvNeXt or the like of transformers or timm; None for any other model."""
+    """Return the spec of a ResNet, ConvNeXt or similar model of transformers or timm, or None for any other model."""
     inner: Any = base_model(backbone)
     if hasattr(getattr(inner, "config", None), "hidden_sizes"):
-        return _transformers(inner)
+        return _describe_transformers(inner)
     if type(inner).__module__.startswith("timm.models.") and not hasattr(inner, "patch_embed"):
-        return _timm(inner)
+        return _describe_timm(inner)
     return None
 
 
-def _transformers(model: Any) -> CnnSpec:
-    told = preprocessing(model)
-    edge = told.get("size", {}).get("shortest_edge", 224)
+def _describe_transformers(model: Any) -> CnnSpec:
+    config = preprocessing(model)
+    edge = config.get("size", {}).get("shortest_edge", 224)
     return CnnSpec(
         maps=lambda backbone, images: backbone(images).last_hidden_state,
         width=model.config.hidden_sizes[-1],
         image_size=(edge, edge),
-        normalization=told_or(IMAGENET, told.get("image_mean"), told.get("image_std")),
+        normalization=told_or(IMAGENET, config.get("image_mean"), config.get("image_std")),
     )
 
 
-def _timm(model: Any) -> CnnSpec:
-    told = model.pretrained_cfg or {}
-    _, height, width = told.get("input_size") or (3, 224, 224)
+def _describe_timm(model: Any) -> CnnSpec:
+    config = model.pretrained_cfg or {}
+    _, height, width = config.get("input_size") or (3, 224, 224)
     return CnnSpec(
         maps=lambda backbone, images: backbone.forward_features(images),
         width=model.num_features,
         image_size=(height, width),
-        normalization=told_or(IMAGENET, told.get("mean"), told.get("std")),
+        normalization=told_or(IMAGENET, config.get("mean"), config.get("std")),
     )
 
 
 class MapEncoder(nn.Module):
-    """Wraps a convolutional network whose spec ``find_cnn`` finds.
+    """An encoder that wraps a convolutional network.
 
     Args:
-        backbone: e.g. transformers' ``ResNetModel`` or timm's ``resnet50``; size, mean and standard deviation of its
-            images are those that ``load_backbone`` or timm left on it, else ImageNet's.
-        spec: what ``find_cnn`` says of it.
-        pooling: ``"map"`` for whole maps ``(C, h, w)``; ``None`` for their mean ``(C,)``.
+        backbone: e.g. transformers' ``ResNetModel`` or timm's ``resnet50``. Size, mean and standard deviation of its
+            images are those that ``load_backbone`` or timm stored on it, else ImageNet's.
+        spec: the result of ``find_cnn`` for this backbone.
+        pooling: ``"map"`` for maps ``(C, h, w)``, or ``None`` for their mean ``(C,)``.
     """
 
     has_task_layer = False
@@ -82,15 +83,18 @@ class MapEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(spec.normalization.std).view(3, 1, 1), persistent=False)
 
     def encode(self, videos: Tensor) -> VideoState:
-        """Maps ``(V, T, C, h, w)`` or features ``(V, T, C)`` of videos ``(V, T, 3, H, W)``; uint8 is normalized."""
-        images = videos.flatten(0, 1)  # (V*T, 3, H, W)
+        """Return maps ``(V, T, C, h, w)`` or features ``(V, T, C)`` of videos ``(V, T, 3, H, W)``.
+
+        uint8 videos are normalized. Floating-point videos have to be normalized.
+        """
+        images = rearrange(videos, "v t c h w -> (v t) c h w")
         if images.dtype == torch.uint8:
             dtype = next(self.backbone.parameters()).dtype
             images = ((images / 255 - self.mean) / self.std).to(dtype)
-        maps = self._maps(self.backbone, images)  # (V*T, C, h, w)
+        maps = self._maps(self.backbone, images)
         features = maps if self.pooling == "map" else maps.mean((2, 3))
-        return VideoState(features=features.unflatten(0, videos.shape[:2]))
+        return VideoState(features=rearrange(features, "(v t) ... -> v t ...", t=videos.shape[1]))
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
-        """Nothing is left to relate."""
+        """Return the features of support and query, which no layer relates."""
         return support["features"], query["features"]

@@ -1,7 +1,7 @@
-"""Frames in, frame features out, divided at the task boundary: ``encode`` per video, ``relate`` per task.
+"""Encoder from frames to frame features, split at the task boundary: ``encode`` per video, ``relate`` per task.
 
-Up to the first task layer (a Cmga) everything is computed for each video alone; from there on the videos of one task
-meet. Without a task layer ``encode`` goes to the end and nothing is left to relate.
+Up to the first task layer (a Cmga), each video is computed independently. From there on, the videos of one task
+interact. Without a task layer, ``encode`` computes the features and ``relate`` has no work.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from typing import Literal, cast
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -27,19 +28,19 @@ POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")
 
 
 class FrameEncoder(nn.Module):
-    """Wraps a backbone, PEFT-wrapped or not; adapters inside are found, none is needed.
+    """An encoder around a backbone, which may be wrapped by PEFT and may contain adapters.
 
-    The backbone stays as it is, but for quick GELUs in its blocks: modules that give the same bits, and keep half as
-    much for the way back, take their places (see ``quick_gelu``).
+    The encoder changes one thing in the backbone: it replaces the QuickGELU modules of the blocks. The new modules
+    are bit-identical and save half as much for backward (see ``quick_gelu``).
 
     Args:
-        backbone: an image model whose spec is found (see ``find_spec``) or given.
-        pooling: how a frame's tokens become its feature. ``None``: the backbone's own, projected where it projects;
-            ``"patch_mean"``: mean of the normed patch tokens, projected; ``"cls+patch_mean"``: both, one after the
-            other; ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.
-        spec: where the backbone's parts are, if they are not found automatically.
-        checkpoint_blocks: keep only what enters each block for the backward pass and compute the rest again, as
-            gradient checkpointing does: less memory for a third more time.
+        backbone: an image model.
+        pooling: how a frame's tokens become its feature. ``None``: the backbone's own pooling and projection, if it
+            has one. ``"patch_mean"``: projected mean of the normed patch tokens. ``"cls+patch_mean"``: both,
+            concatenated. ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.
+        spec: the parts of the backbone, by default as found by ``find_spec``.
+        checkpoint_blocks: use gradient checkpointing: save only the input of each block for backward and recompute
+            the rest. This needs less memory and a third more time.
     """
 
     mean: Tensor
@@ -58,7 +59,7 @@ class FrameEncoder(nn.Module):
                 "Unknown pooling.",
                 received=repr(pooling),
                 expected=", ".join(map(repr, POOLINGS)),
-                remedy="choose one of these; None is the backbone's own",
+                remedy="Choose one of these. None is the backbone's own pooling.",
             )
         self.backbone = backbone
         self.pooling = pooling
@@ -70,17 +71,17 @@ class FrameEncoder(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that the backbone takes."""
+        """Height and width of the backbone's input images."""
         return self.spec.image_size
 
     @property
     def width(self) -> int:
-        """Channels ``C`` of the tokens and of the maps that ``pooling="map"`` gives."""
+        """Number of channels ``C`` of the tokens and of the maps of ``pooling="map"``."""
         return self.spec.width
 
     @property
     def feature_width(self) -> int:
-        """Channels of what a head is given: ``D`` of the frame features, which may be projected, or ``C`` of maps."""
+        """Number of channels that a head receives: ``D`` of (projected) frame features, or ``C`` of maps."""
         num_tokens = self.spec.num_prefix_tokens + self.spec.grid[0] * self.spec.grid[1]
         weight = self._model.get_parameter(f"{self.spec.patch_embedding}.weight")
         with torch.no_grad():
@@ -88,56 +89,58 @@ class FrameEncoder(nn.Module):
 
     @property
     def first_task_block(self) -> int | None:
-        """Index of the first block with an active task layer behind it."""
+        """Index of the first block with an active task layer after it, or None."""
         return next((i for i, block in enumerate(self._blocks()) if task_layer_after(block)), None)
 
     @property
     def has_task_layer(self) -> bool:
+        """True if an adapter relates the videos of a task."""
         return self.first_task_block is not None
 
     def encode(self, videos: Tensor) -> VideoState:
-        """Everything that belongs to each video alone.
+        """Compute the part of the features that depends on each video alone.
 
         Args:
-            videos: ``(V, T, 3, H, W)``; uint8 is normalized here, floating point is taken as normalized.
+            videos: ``(V, T, 3, H, W)``. uint8 is normalized here. Floating-point videos have to be normalized.
 
         Returns:
-            ``{"features": (V, T, D)}`` without a task layer, else what its ``prepare`` returns.
+            ``{"features": (V, T, D)}`` without a task layer, else the result of the task layer's ``prepare``.
         """
         num_frames = videos.shape[1]
         first = self.first_task_block
-        tokens = self.spec.stem(self._model, self._normalize(videos.flatten(0, 1)))  # (V*T, N, C)
+        images = self._normalize(rearrange(videos, "v t c h w -> (v t) c h w"))
+        tokens = self.spec.stem(self._model, images)
         if first is None:
             tokens = self._run(tokens, 0, self.spec.num_blocks, num_frames)
-            return VideoState(features=self._pool(tokens.unflatten(0, (-1, num_frames))))
+            return VideoState(features=self._pool(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames)))
         tokens, layer = self._run_up_to_task_layer(tokens, 0, first, num_frames)
-        return layer.prepare(tokens.unflatten(0, (-1, num_frames)), self._rows_after(first))
+        return layer.prepare(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames), self._rows_after(first))
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
-        """Frame features of one task, ``(S, T, D)`` and ``(Q, T, D)``: the first task layer and all after it."""
+        """Return frame features ``(S, T, D)`` and ``(Q, T, D)`` of one task, from the first task layer on."""
         index = self.first_task_block
         if index is None:
             return support["features"], query["features"]
         layer: TaskLayer | None = task_layer_after(self._blocks()[index])
         while layer is not None:
             tokens = layer.relate(support, query, self._rows_after(index))
-            index, layer, (one, other) = self._to_next_task_layer(index, *tokens)
-            tokens = one, other
+            index, layer, (support_tokens, query_tokens) = self._to_next_task_layer(index, *tokens)
+            tokens = support_tokens, query_tokens
             if layer is not None:
                 support, query = (layer.prepare(part, self._rows_after(index)) for part in tokens)
         return self._pool(tokens[0]), self._pool(tokens[1])
 
     @property
     def has_divided_task_layers(self) -> bool:
-        """Whether a support video is the same in every task, so that `support_side` and `relate_query` may be used."""
+        """True if support videos do not depend on their task, as `support_side` and `relate_query` require."""
         layers = [layer for block in self._blocks() if (layer := task_layer_after(block)) is not None]
         return bool(layers) and all(hasattr(type(layer), "relate_query") for layer in layers)
 
     def support_side(self, state: VideoState) -> VideoState:
-        """What support videos are to any query, from their state: all task layers and all after them.
+        """Compute the support state of videos: their features, and everything that queries attend to.
 
         Returns:
-            ``features (S, T, D)``, and of task layer ``i`` what queries attend to, under ``i.NAME``.
+            ``features (S, T, D)``, and for task layer ``i`` the tensors that queries attend to, as ``i.NAME``.
         """
         layer: DividedTaskLayer | None
         index, layer = self._first_divided()
@@ -151,17 +154,23 @@ class FrameEncoder(nn.Module):
         return VideoState(side, features=self._pool(tokens))
 
     def query_side(self, state: VideoState) -> VideoState:
-        """The part of a state that a query video needs of its own."""
+        """Return the query state of videos: the entries of their state that they need as queries."""
         index, layer = self._first_divided()
         return layer.query_side(state, self._rows_after(index))
 
     def relate_query(
         self, support: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
     ) -> Tensor:
-        """Frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes; both sides come task after task.
+        """Return frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes.
 
-        With `support_side`'s ``features`` this is what `relate` gives, up to rounding, at the queries' cost alone.
-        Given ``places (E, S)``, ``support`` holds any videos, and the places say which of them are a task's support.
+        ``support`` and ``query`` are support states and query states, task after task. Together with the ``features``
+        of `support_side`, the result equals that of `relate` up to rounding, at the cost of the queries alone.
+
+        Args:
+            support: support states of ``E*S`` videos, or of any videos if ``places`` is given.
+            query: query states of ``E*Q`` videos.
+            num_tasks: the number of tasks ``E``.
+            places: ``(E, S)``, indices of each task's support videos in ``support``.
         """
         layer: DividedTaskLayer | None
         index, layer = self._first_divided()
@@ -177,43 +186,47 @@ class FrameEncoder(nn.Module):
         return self._pool(tokens)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Frame features ``(S, T, D)``, ``(Q, T, D)`` of one task from its videos."""
+        """Return frame features ``(S, T, D)`` and ``(Q, T, D)`` of one task from its videos."""
         state = self.encode(torch.cat([support, query]))
         return self.relate(*state.split([len(support), len(query)]))
 
     def _to_next_task_layer(
         self, index: int, *parts: Tensor
     ) -> tuple[int, DividedTaskLayer | None, tuple[Tensor, ...]]:
-        """Runs the blocks behind task layer ``index`` up to the next one, or to the end, on each part by itself."""
+        """Run the blocks after task layer ``index`` up to the next task layer or the end, on each part separately."""
         blocks = self._blocks()
-        later = next((i for i in range(index + 1, len(blocks)) if task_layer_after(blocks[i])), None)
-        stop = len(blocks) if later is None else later
+        next_index = next((i for i in range(index + 1, len(blocks)) if task_layer_after(blocks[i])), None)
+        stop = len(blocks) if next_index is None else next_index
         results, layer = [], None
         for part in parts:
-            num_frames, flat = part.shape[1], part.flatten(0, 1)  # (V*T, N, C)
-            if later is None:
+            num_frames = part.shape[1]
+            flat = rearrange(part, "v t n c -> (v t) n c")
+            if next_index is None:
                 flat = self._run(flat, index + 1, stop, num_frames)
             else:
-                flat, layer = self._run_up_to_task_layer(flat, index + 1, later, num_frames)
-            results.append(flat.unflatten(0, (-1, num_frames)))
+                flat, layer = self._run_up_to_task_layer(flat, index + 1, next_index, num_frames)
+            results.append(rearrange(flat, "(v t) n c -> v t n c", t=num_frames))
         return stop, cast("DividedTaskLayer | None", layer), tuple(results)
 
     def _first_divided(self) -> tuple[int, DividedTaskLayer]:
         index = self.first_task_block
-        assert index is not None, "asked for the sides of a task where no task layer is active"
+        assert index is not None, "support and query states require an active task layer"
         return index, cast(DividedTaskLayer, task_layer_after(self._blocks()[index]))
 
     def _run_up_to_task_layer(
         self, tokens: Tensor, start: int, index: int, num_frames: int
     ) -> tuple[Tensor, TaskLayer]:
-        """Blocks ``start`` to ``index``, with all that hangs on the last but its task layer: the caller splits that."""
+        """Run blocks ``start`` to ``index`` and all adapters of the last one, except its task layer.
+
+        The caller splits that layer into ``prepare`` and ``relate``.
+        """
         layer = task_layer_after(self._blocks()[index])
         assert layer is not None
         tokens = self._run(tokens, start, index, num_frames)
         return self._run(tokens, index, index + 1, num_frames, aside=layer), layer
 
     def _run(self, tokens: Tensor, start: int, stop: int, num_frames: int, aside: TaskLayer | None = None) -> Tensor:
-        """Tokens ``(V*T, N, C)`` through some blocks, without the task layer ``aside``."""
+        """Run blocks ``start`` to ``stop - 1`` on tokens ``(V*T, N, C)``, without the task layer ``aside``."""
         if start == stop:
             return tokens
         tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
@@ -225,31 +238,32 @@ class FrameEncoder(nn.Module):
         return tokens if self.spec.batch_first else tokens.transpose(0, 1)
 
     def _run_block(self, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None) -> Tensor:
-        """Tells the layout by itself, because a checkpointed block runs again when the call around it is over."""
+        """Run one block. It sets the layout itself, because a checkpointed block runs again after the outer call."""
         with self._layout.of(num_frames=num_frames), aside.set_aside() if aside else nullcontext():
             return self.spec.run_block(self._model, block, tokens)
 
     def _rows_after(self, index: int) -> slice:
-        """The tokens that are read behind block ``index``."""
+        """Return the rows of tokens that are used after block ``index``."""
         if index == self.spec.num_blocks - 1 and self.pooling is None and self.spec.pools_prefix:
             return slice(0, 1)
         return slice(None)
 
     def _pool(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(V, T, N, C)`` of the last block to frame features ``(V, T, D)`` or maps ``(V, T, C, H, W)``."""
-        spec, model, (videos, frames) = self.spec, self._model, tokens.shape[:2]
-        flat = tokens.flatten(0, 1)  # (V*T, N, C)
+        """Turn the last block's tokens ``(V, T, N, C)`` into features ``(V, T, D)`` or maps ``(V, T, C, H, W)``."""
+        spec, model, num_frames = self.spec, self._model, tokens.shape[1]
+        flat = rearrange(tokens, "v t n c -> (v t) n c")
         if self.pooling is None:
             features = spec.project(model, spec.pool(model, flat))
         else:
-            patches = spec.norm(model, flat)[:, spec.num_prefix_tokens :]  # (V*T, P, C)
+            patches = spec.norm(model, flat)[:, spec.num_prefix_tokens :]
             if self.pooling == "map":
-                features = patches.transpose(1, 2).unflatten(2, spec.grid)  # (V*T, C, H, W)
+                rows, columns = spec.grid
+                features = rearrange(patches, "b (h w) c -> b c h w", h=rows, w=columns)
             else:
                 features = spec.project(model, patches.mean(1))
             if self.pooling == "cls+patch_mean":
                 features = torch.cat([spec.project(model, spec.pool(model, flat)), features], dim=-1)
-        return features.unflatten(0, (videos, frames))
+        return rearrange(features, "(v t) ... -> v t ...", t=num_frames)
 
     def _normalize(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
@@ -272,15 +286,15 @@ class FrameEncoder(nn.Module):
 def make_encoder(
     backbone: nn.Module, pooling: Pooling | None = None, checkpoint_blocks: bool = False
 ) -> FrameEncoder | MapEncoder:
-    """The encoder that fits a backbone: of tokens for a vision transformer, of maps for a convolutional network."""
+    """Return a `FrameEncoder` for a vision transformer, or a `MapEncoder` for a convolutional network."""
     spec = find_cnn(backbone)
     if spec is None:
         return FrameEncoder(backbone, pooling, checkpoint_blocks=checkpoint_blocks)
     if checkpoint_blocks:
         raise DmgalError(
-            "A convolutional backbone has no blocks to compute again.",
+            "A convolutional backbone has no blocks to checkpoint.",
             received="checkpoint_blocks=True",
             expected="a vision transformer, or checkpoint_blocks=False",
-            remedy="leave it out",
+            remedy="Remove checkpoint_blocks=True.",
         )
     return MapEncoder(backbone, spec, "map" if pooling == "map" else None)

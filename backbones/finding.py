@@ -1,4 +1,4 @@
-"""The spec of a backbone: as it says itself, by the files in ``families/``, or found by watching it work."""
+"""Lookup of a backbone's spec: its own ``dmgal_spec``, a known family, or observation of a forward pass."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .spec import BackboneSpec, base_model
 
 
 def find_spec(model: nn.Module) -> BackboneSpec:
-    """The spec of a backbone, PEFT-wrapped or not.
+    """Return the spec of a backbone, which may be wrapped by PEFT.
 
-    ``model.dmgal_spec`` counts first, then the libraries that are known. Any other vision transformer is run on five
-    dummy images to find its parts; the spec is then kept as its ``dmgal_spec``.
+    ``model.dmgal_spec`` takes precedence, followed by the known libraries. Any other vision transformer is run on five
+    dummy images to find its parts. The spec is then stored as its ``dmgal_spec``.
 
     Raises:
-        DmgalError: the parts were not found; the message lists the stacks of equal blocks that were seen, and says
-            what to write by hand.
+        DmgalError: the parts were not found. The message lists the stacks of equal blocks in the model and explains
+            how to describe it by hand.
     """
     inner: Any = base_model(model)
     spec = getattr(inner, "dmgal_spec", None)
@@ -40,10 +40,10 @@ def _check_depth(model: nn.Module, spec: BackboneSpec) -> None:
     blocks = len(list(model.get_submodule(spec.blocks).children()))
     if blocks != spec.num_blocks:
         raise DmgalError(
-            "The blocks of this backbone are no longer those of its spec.",
+            "The number of blocks in this backbone differs from its spec.",
             received=f"{blocks} blocks in {spec.blocks}",
             expected=f"{spec.num_blocks}, as its dmgal_spec says",
-            remedy="delete model.dmgal_spec to have it found anew, or give it anew",
+            remedy="Delete model.dmgal_spec so that the spec is found again, or set a new one.",
         )
 
 
@@ -55,29 +55,30 @@ def describe_backbone(
     run: Run | None = None,
     **known: Any,
 ) -> BackboneSpec:
-    """Finds the parts of any vision transformer, helped by what is known, and keeps them as ``model.dmgal_spec``.
+    """Find the parts of any vision transformer, with the help of known parts, and store them in ``model.dmgal_spec``.
 
-    The mean and standard deviation are ImageNet's unless they are given, or told by what ``load_backbone`` or timm left
-    on the model. A classifier at the model's end counts as its own feature; set it to ``nn.Identity()`` first.
+    The mean and standard deviation are those in ``known``, else those that ``load_backbone`` or timm stored on the
+    model, else ImageNet's. The output of a final classifier counts as the model's own feature. Replace the classifier
+    by ``nn.Identity()`` first to use the feature before it.
 
     Args:
-        model: PEFT-wrapped or not.
-        blocks: path of the stack of blocks, where there are several.
-        image_size: height and width of its images, where no attribute tells.
-        run: how the model is run on images, ``run(model, images)``, where ``model(images)`` is not it. It returns the
-            feature ``(B, D)``, or what has it as ``image_embeds`` or ``pooler_output``.
-        known: fields of ``BackboneSpec``, taken as they are: ``mean``, ``std``, ``grid``, ``stem``, ``pool``, ...
+        model: the backbone, which may be wrapped by PEFT.
+        blocks: path of the stack of blocks, if there are several stacks.
+        image_size: height and width of the images, if no attribute of the model contains them.
+        run: ``run(model, images)``, if ``model(images)`` is not the right call. It returns the feature ``(B, D)``, or
+            an output with that feature as ``image_embeds`` or ``pooler_output``.
+        known: fields of ``BackboneSpec``, used without a check: ``mean``, ``std``, ``grid``, ``stem``, ``pool``, ...
 
     Raises:
-        DmgalError: something is still missing, or a field is not one.
+        DmgalError: a part is still missing, or a name in ``known`` is not a field.
     """
     names = [field.name for field in fields(BackboneSpec)]
     if unknown := sorted(set(known) - set(names)):
         raise DmgalError(
-            "A backbone cannot be described by this.",
+            "Unknown fields in the description of a backbone.",
             received=", ".join(unknown),
             expected=", ".join(names),
-            remedy="check the names",
+            remedy="Check the names.",
         )
     inner: Any = base_model(model)
     inner.dmgal_spec = any_vit.describe(inner, run or call_model, blocks, image_size, known)

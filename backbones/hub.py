@@ -1,4 +1,4 @@
-"""Looks whether there is a network before a library does: where there is none, they try again for half a minute."""
+"""Network check ahead of downloads, because without a network the libraries retry for half a minute."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from urllib.request import getproxies
 
 @contextmanager
 def offline_if_unreachable() -> Iterator[None]:
-    """Puts Hugging Face's hub into its offline mode for a while, where its name cannot be looked up.
+    """Put Hugging Face's hub into offline mode inside the context if its host name cannot be resolved.
 
-    What is in the local cache is still found. Behind a proxy, which looks names up itself, nothing is done.
+    Files in the local cache are still found. If there is a proxy, which resolves names itself, nothing changes.
     """
     from huggingface_hub import constants
 
-    if constants.is_offline_mode() or getproxies() or _is_known(urlsplit(constants.ENDPOINT).hostname):
+    if constants.is_offline_mode() or getproxies() or _is_resolvable(urlsplit(constants.ENDPOINT).hostname):
         yield
         return
     constants.HF_HUB_OFFLINE = True
@@ -27,7 +27,7 @@ def offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = False
 
 
-def _is_known(host: str | None) -> bool:
+def _is_resolvable(host: str | None) -> bool:
     try:
         return bool(socket.getaddrinfo(host, 443))
     except OSError:

@@ -1,4 +1,4 @@
-"""Means and standard deviations that backbones were trained with, per channel of an image in [0, 1]."""
+"""Channel means and standard deviations of backbones' training images, for pixel values in [0, 1]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Channels = tuple[float, float, float]
 
 
 class Normalization(NamedTuple):
-    """``(image - mean) / std``."""
+    """Parameters of ``(image - mean) / std``."""
 
     mean: Channels
     std: Channels
@@ -22,10 +22,10 @@ HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def preprocessing(model: nn.Module) -> dict[str, Any]:
-    """What ``load_backbone`` read from the ``preprocessor_config.json`` beside a transformers model, else nothing."""
+    """Return the ``preprocessor_config.json`` that ``load_backbone`` stored on a transformers model, or ``{}``."""
     return getattr(model, "dmgal_preprocessing", None) or {}
 
 
 def told_or(default: Normalization, mean: Any, std: Any) -> Normalization:
-    """A configuration's own values, where it says any."""
+    """Return the mean and std of a configuration, falling back to ``default`` for missing values."""
     return Normalization(tuple(mean or default.mean), tuple(std or default.std))

@@ -1,7 +1,7 @@
-"""Watches a model of any make while it works on a few images, and tells where its tokens and their places are.
+"""Observation of an unknown model on a few images, to find its tokens and their positions.
 
-The dummy images differ in single pixels of the corners: the tokens that change with them say which token is the first
-patch, how many patches a row has and which is the last, whatever the model does to cut its patches.
+The dummy images differ in single corner pixels. The tokens that change with them show which token is the first patch,
+how many patches are in a row and which token is the last patch, however the model cuts its patches.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 Run = Callable[[nn.Module, Tensor], Any]
-"""How a model is run on images."""
+"""A function that runs a model on images."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module while it was watched."""
+    """One recorded call of a module."""
 
     path: str
     module: nn.Module
@@ -30,30 +30,30 @@ class Call:
 
     @property
     def input(self) -> Any:
-        """The first argument, by position or by name."""
+        """The first argument, positional or named."""
         return self.args[0] if self.args else next(iter(self.kwargs.values()), None)
 
     @property
     def result(self) -> Any:
-        """What the module returned; of a tuple, its first element."""
+        """The output of the module, or its first element if it is a tuple."""
         return self.output[0] if isinstance(self.output, tuple) and self.output else self.output
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether it made a tensor of tokens from one of the same shape."""
-        both = (self.input, self.result)
-        return all(isinstance(x, Tensor) and x.ndim == 3 for x in both) and self.input.shape == self.result.shape
+        """True if input and result are tensors of tokens with the same shape."""
+        tensors = (self.input, self.result)
+        return all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors) and self.input.shape == self.result.shape
 
     @property
     def other_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """All but the first."""
+        """All arguments but the first, positional and named."""
         if self.args:
             return self.args[1:], self.kwargs
         return (), dict(list(self.kwargs.items())[1:])
 
     @property
     def is_plain(self) -> bool:
-        """Whether the other arguments are constants, so that the call can be made again with other tokens."""
+        """True if the other arguments are constants, so that the call can be repeated with other tokens."""
         others, named = self.other_arguments
         return _is_constant((*others, *named.values()))
 
@@ -65,8 +65,11 @@ def _is_constant(value: Any) -> bool:
 
 
 def corner_images(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
-    """A batch of two and one of three: noise; with another first pixel; again noise; other last pixels of the first and
-    of the last row."""
+    """Return a batch of two and one of three dummy images, which differ in single pixels.
+
+    The first image of both batches is the same noise. In the others, one pixel differs: the first pixel of the first
+    row, the last pixel of the first row, and the last pixel of the last row.
+    """
     height, width = size
     base = torch.randn(3, height, width, generator=torch.Generator().manual_seed(0))
     changed = []
@@ -80,7 +83,7 @@ def corner_images(size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def watch(model: nn.Module, run: Run, images: Tensor, paths: Sequence[str]) -> tuple[list[Call], Any]:
-    """The calls of the named modules in the order in which they ended, and what the model returned."""
+    """Run the model and return the calls of the given modules, in the order in which they ended, and the output."""
     calls: list[Call] = []
 
     def recorder(path: str) -> Callable[..., None]:
@@ -100,7 +103,7 @@ def watch(model: nn.Module, run: Run, images: Tensor, paths: Sequence[str]) -> t
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; each module gets its own mode back."""
+    """Set evaluation mode inside the context and restore the mode of each module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -111,7 +114,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def batch_dimension(two: Tensor, three: Tensor) -> int | None:
-    """Which dimension of the tokens of two and of three images counts them: 0, 1 or none of the two."""
+    """Return the batch dimension, 0 or 1, of the tokens of two and of three images, or None if it is neither."""
     for dimension in (0, 1):
         rest = [[*x.shape[:dimension], *x.shape[dimension + 1 :]] for x in (two, three)]
         if (two.shape[dimension], three.shape[dimension]) == (2, 3) and rest[0] == rest[1]:
@@ -120,11 +123,11 @@ def batch_dimension(two: Tensor, three: Tensor) -> int | None:
 
 
 def places(two: Tensor, three: Tensor) -> tuple[int, tuple[int, int]] | None:
-    """Number of prefix tokens and grid, from tokens ``(2, N, C)`` and ``(3, N, C)`` of corner images.
+    """Return the number of prefix tokens and the grid, from tokens ``(2, N, C)`` and ``(3, N, C)`` of corner images.
 
-    None where the tokens behind the prefix are not patches in rows from the top left to the bottom right.
+    Return None unless the tokens after the prefix are patches in rows from the top left to the bottom right.
     """
-    changes = [(image - batch[0]).abs().amax(-1) for batch in (two, three) for image in batch[1:]]  # of (N,)
+    changes = [(image - batch[0]).abs().amax(-1) for batch in (two, three) for image in batch[1:]]  # each (N,)
     if any(change.max() == 0 for change in changes):
         return None
     first, right, last = (int(change.argmax()) for change in changes)

@@ -1,4 +1,4 @@
-"""Loads a backbone by name: bundled, from a library's hub where one is reachable, or from a local folder."""
+"""Loading of backbones by name: the bundled one, from a library's hub, or from a local folder."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _PREPROCESSOR = "preprocessor_config.json"
 
 
 def load_backbone(name: str) -> nn.Module:
-    """A backbone in evaluation mode and float32; of a CLIP or a SigLIP, the visual tower.
+    """Load a backbone in evaluation mode and float32. For CLIP and SigLIP, this is the visual tower.
 
     Args:
         name: ``"tiny-clip"`` (bundled); ``"open_clip:ViT-B-16/openai"``; ``"hf:facebook/dinov2-base"``;
             ``"timm:vit_base_patch16_224.augreg_in21k"``; or a folder of transformers (``config.json``), of open_clip
-            (``open_clip_config.json``) or of timm (``config.json`` with an architecture). open_clip's and timm's models
-            are random where the name says no weights, ``"open_clip:ViT-B-16"`` and ``"timm:vit_base_patch16_224"``.
+            (``open_clip_config.json``) or of timm (``config.json`` with an architecture). Without weights in the name,
+            as in ``"open_clip:ViT-B-16"`` or ``"timm:vit_base_patch16_224"``, the weights are random.
 
     Raises:
-        DmgalError: the name is not understood, or its weights cannot be reached or read.
+        DmgalError: the name is unknown, or the weights cannot be reached or read.
     """
     model = _load(name)
-    model.dmgal_name = name  # saved with an adapter, so that its user knows what it belongs to
+    model.dmgal_name = name  # saved with an adapter, to record which backbone it belongs to
     return model
 
 
@@ -47,28 +47,28 @@ def _load(name: str) -> Any:
     if Path(name).is_dir():
         return _folder(Path(name))
     if source in loaders and rest:
-        return _attempt(name, lambda: loaders[source](rest))
+        return _load_or_explain(name, lambda: loaders[source](rest))
     raise DmgalError(
-        "This backbone is not known.",
+        "Unknown backbone.",
         received=name,
         expected=EXPECTED,
-        remedy="check the name, or that the folder exists",
+        remedy="Check the name, or that the folder exists.",
     )
 
 
 def _folder(folder: Path) -> Any:
     if (folder / "open_clip_config.json").is_file():
-        return _attempt(str(folder), lambda: _open_clip_folder(folder))
+        return _load_or_explain(str(folder), lambda: _open_clip_folder(folder))
     if not (folder / "config.json").is_file():
         raise DmgalError(
-            "This folder holds no backbone.",
+            "This folder contains no backbone.",
             received=str(folder),
             expected="a config.json (transformers, timm) or open_clip_config.json (open_clip) beside safetensors",
-            remedy="give the folder that save_pretrained wrote, or timm's save_for_hf with safe_serialization=True",
+            remedy="Use a folder written by save_pretrained, or by timm's save_for_hf with safe_serialization=True.",
         )
     if "architecture" in _read_json(folder / "config.json"):
-        return _attempt(str(folder), lambda: _timm_folder(folder))
-    return _attempt(str(folder), lambda: _transformers(str(folder)))
+        return _load_or_explain(str(folder), lambda: _timm_folder(folder))
+    return _load_or_explain(str(folder), lambda: _transformers(str(folder)))
 
 
 def _open_clip_folder(folder: Path) -> Any:
@@ -82,13 +82,14 @@ def _open_clip(name: str) -> Any:
     from open_clip.pretrained import get_pretrained_cfg
 
     model, _, weights = name.partition("/")
+    example = "open_clip:ViT-B-16/openai"
     if model not in open_clip.list_models():
-        raise _unknown("open_clip", "model", model, "open_clip.list_models()", "open_clip:ViT-B-16/openai")
+        raise _unknown_name("open_clip", "model", model, "open_clip.list_models()", example)
     if weights and not Path(weights).is_file():
         known = open_clip.list_pretrained_tags_by_model(model)
         if weights.lower().replace("-", "_") not in known:
-            raise _unknown("open_clip", f"weights of {model}", weights, ", ".join(known), "open_clip:ViT-B-16/openai")
-    # without a word open_clip gives OpenAI's weights another activation than they were trained with
+            raise _unknown_name("open_clip", f"weights of {model}", weights, ", ".join(known), example)
+    # by default, open_clip uses another activation for OpenAI's weights than they were trained with
     quick = get_pretrained_cfg(model, weights).get("quick_gelu", False)
     return open_clip.create_model(model, pretrained=weights or None, force_quick_gelu=quick).visual.eval()
 
@@ -98,16 +99,16 @@ def _timm(name: str) -> Any:
     model, _, weights = name.partition(".")
     example = "timm:vit_base_patch16_224.augreg_in21k"
     if not timm.is_model(model):
-        raise _unknown("timm", "model", model, "timm.list_models()", example)
+        raise _unknown_name("timm", "model", model, "timm.list_models()", example)
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
     if weights and weights not in known:
-        raise _unknown("timm", f"weights of {model}", weights, ", ".join(known) or "none", example)
+        raise _unknown_name("timm", f"weights of {model}", weights, ", ".join(known) or "none", example)
     return timm.create_model(name, pretrained=bool(weights), num_classes=0).eval()
 
 
 def _timm_folder(folder: Path) -> Any:
     if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError("model.safetensors beside config.json; other formats may run code when they are read")
+        raise FileNotFoundError("model.safetensors beside config.json; other formats may run code when they are loaded")
     return _import_timm().create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
 
 
@@ -119,7 +120,7 @@ def _import_timm() -> Any:
             "timm is not installed.",
             received=f"a backbone of timm ({error})",
             expected="the package timm",
-            remedy="pip install dmgal[timm]",
+            remedy="Run: pip install dmgal[timm]",
         ) from error
     return timm
 
@@ -133,7 +134,7 @@ def _transformers(source: str) -> Any:
     if config.model_type in ("clip", "clip_vision_model"):
         kind = transformers.CLIPVisionModelWithProjection
     if config.model_type == "clip":
-        config.vision_config.projection_dim = config.projection_dim  # may differ, and this is the one that counts
+        config.vision_config.projection_dim = config.projection_dim  # this one is right if the two differ
         config = config.vision_config
     if config.model_type == "siglip":
         kind, config = transformers.SiglipVisionModel, config.vision_config
@@ -146,23 +147,23 @@ def _transformers(source: str) -> Any:
 
 @contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
-    """No table of weights that were not wanted, a CLIP's text tower above all; what is missing is checked here.
+    """Suppress transformers' table of unused weights, e.g. of CLIP's text tower, and its progress bar.
 
-    No bar of the seconds that reading takes, either.
+    Missing weights are checked here.
     """
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if shows_bars:
             logging.enable_progress_bar()
 
 
 def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
-    """A head that was saved without its weights would stand there with random ones: it is left out."""
+    """Remove a head that was saved without its weights, because it would have random ones."""
     parts = {name.partition(".")[0] for name in missing}
     if parts == {"pooler"}:
         model.pooler = None
@@ -174,7 +175,7 @@ def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
 
 
 def _preprocessing(source: str) -> dict[str, Any]:
-    """What ``preprocessor_config.json`` says, for the image size, mean and standard deviation."""
+    """Return the content of ``preprocessor_config.json``: image size, mean and standard deviation."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -191,17 +192,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _unknown(library: str, what: str, received: str, known: str, example: str) -> DmgalError:
+def _unknown_name(library: str, what: str, received: str, known: str, example: str) -> DmgalError:
     return DmgalError(
         f"{library} has no such {what}.",
         received=received,
         expected=f"one of {known}",
-        remedy=f"check the name, e.g. {example}",
+        remedy=f"Check the name. A valid one is {example}.",
     )
 
 
-def _attempt(name: str, load: Callable[[], Any]) -> Any:
-    """Libraries fail in many ways when a hub is out of reach; the user gets one message."""
+def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
+    """Load a model and turn the various errors of libraries, e.g. without a network, into one message."""
     try:
         with offline_if_unreachable():
             return load()
@@ -213,5 +214,5 @@ def _attempt(name: str, load: Callable[[], Any]) -> Any:
             "This backbone could not be loaded.",
             received=f"{name}: {type(error).__name__}: {reason[:300]}",
             expected="weights that are reachable over the network, in the local cache, or in a folder",
-            remedy="go online once, or download the model elsewhere and give its folder",
+            remedy="To download it, go online once. Or download the model elsewhere and pass its folder.",
         ) from error

@@ -1,6 +1,6 @@
-"""Where things are in a frozen backbone: its stack of blocks, its tokens, what stands before and behind the blocks.
+"""Description of the parts of a frozen backbone: its stack of blocks, its tokens, its stem and its final layers.
 
-Everything else in dmgal asks the spec and never a library; ``finding`` makes the spec of a model.
+The rest of dmgal uses the spec and never depends on a library. ``finding`` finds the spec of a model.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 class BlockParts:
     """Names of modules relative to their block, in the order ``x + attention(norm(x))``, ``x + mlp(norm(x))``.
 
-    None where no module does this and nothing else: an MLP made of two linear layers of the block itself, say, or a
-    norm that stands behind what it should precede.
+    A name is None if no module does exactly this. Examples are an MLP made of two linear layers of the block itself, or
+    a norm after the layer that it should precede.
     """
 
     attention_norm: str | None = None
@@ -33,11 +33,11 @@ class BackboneSpec:
 
     ``stem``, ``run_block`` and the tail (``pool``, ``norm``, ``project``) take the model first:
 
-    - ``stem``: images ``(B, 3, h, w)`` to the tokens that enter the first block, ``(B, N, C)``;
+    - ``stem``: images ``(B, 3, h, w)`` to the input tokens of the first block, ``(B, N, C)``;
     - ``run_block``: the model, a block and tokens in the block's own layout, to tokens in that layout;
     - ``pool``: tokens to the backbone's own pooled and normed feature ``(B, C)``;
     - ``norm``: the final norm, on tokens, for pooling patches;
-    - ``project``: a feature ``(B, C)`` to ``(B, D)``; the identity where the backbone does not project.
+    - ``project``: a feature ``(B, C)`` to ``(B, D)``; the identity if the backbone does not project.
     """
 
     library: str
@@ -46,41 +46,44 @@ class BackboneSpec:
     num_blocks: int
     width: int
     batch_first: bool
-    """Whether blocks take ``(B, N, C)`` (else ``(N, B, C)``)."""
+    """True if the input of blocks is ``(B, N, C)``, False if it is ``(N, B, C)``."""
     num_prefix_tokens: int
     grid: tuple[int, int]
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     pools_prefix: bool
-    """Whether the backbone's own pooling reads the first token alone."""
+    """True if the backbone's own pooling uses only the first token."""
     patch_embedding: str
-    """The layer that embeds patches; its weights tell backbones of one shape apart."""
+    """The layer that embeds patches. Its weights distinguish backbones of the same shape."""
     stem: Callable[[nn.Module, Tensor], Tensor]
     run_block: Callable[[nn.Module, nn.Module, Tensor], Tensor]
     pool: Callable[[nn.Module, Tensor], Tensor]
     norm: Callable[[nn.Module, Tensor], Tensor]
     project: Callable[[nn.Module, Tensor], Tensor]
     parts: BlockParts | None = None
-    """The parts of every block; None where blocks are built otherwise."""
+    """The parts of every block, or None if blocks have another structure."""
     attend: Callable[[nn.Module, Tensor], Tensor] | None = None
-    """A block and normed tokens in its own layout, any number of them, to what its attention gives; None: unknown."""
+    """Maps a block and any number of normed tokens, in its own layout, to the attention's output. None if unknown."""
     rotary: bool = False
-    """Whether the attention needs to be told positions, so that it takes no tokens but those of a frame."""
+    """True if the attention needs positions, so that it accepts only the tokens of a frame."""
     block_keys: tuple[str, ...] | None = None
-    """Names of the blocks in their stack, where they are not their indices."""
+    """Names of the blocks in their stack, or None if the names are their indices."""
 
     def block_names(self) -> list[str]:
-        """Dotted names of all blocks, from the model's root."""
+        """Return the dotted names of all blocks, from the model's root."""
         return [f"{self.blocks}.{key}" for key in self.block_keys or range(self.num_blocks)]
 
     def modules_above_blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The model and every module on the way down to the stack of blocks, the stack left out."""
+        """Return the model and all ancestors of the stack of blocks, outermost first."""
         parts = self.blocks.split(".")[:-1]
         return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
 
     def fingerprint(self, model: nn.Module) -> list[float] | None:
-        """Four numbers that survive a cast to half precision and differ between trained backbones."""
+        """Return four numbers that survive a cast to half precision and differ between trained backbones.
+
+        Return None on the meta device.
+        """
         weight = model.get_parameter(f"{self.patch_embedding}.weight")
         if weight.is_meta:
             return None
@@ -88,7 +91,7 @@ class BackboneSpec:
         return [round(quarter.square().mean().sqrt().item(), 7) for quarter in quarters]
 
     def inside(self, path: str) -> BackboneSpec:
-        """The spec of a model that holds this spec's model under a dotted path, e.g. a CLIP its visual tower."""
+        """Return the spec of a model with this spec's model at a dotted path, e.g. of a CLIP with its visual tower."""
         changes: dict[str, Any] = {
             name: partial(_inside, path, getattr(self, name))
             for name in ("stem", "run_block", "pool", "norm", "project")
@@ -104,7 +107,7 @@ def _inside(path: str, call: Callable[..., Tensor], model: nn.Module, *inputs: A
 
 
 def base_model(model: nn.Module) -> nn.Module:
-    """The backbone itself, whether or not PEFT has wrapped it (once or several times)."""
+    """Return the backbone itself, without PEFT's wrappers if there are any."""
     while callable(unwrap := getattr(model, "get_base_model", None)):
         model = unwrap()
     return model

@@ -1,4 +1,4 @@
-"""Stacks of equal blocks in a model of any make, and the size of the images that it takes."""
+"""Search for stacks of equal blocks in any model, and for the size of its images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_PREFIX_TOKENS = 8
 
 @dataclass(frozen=True)
 class Stack:
-    """A ModuleList or Sequential whose children are of one type and have children of their own."""
+    """A ModuleList or Sequential whose children have one type and children of their own."""
 
     path: str
     keys: tuple[str, ...]
@@ -23,10 +23,12 @@ class Stack:
 
     @property
     def num_blocks(self) -> int:
+        """Number of blocks."""
         return len(self.keys)
 
     @property
     def block_paths(self) -> list[str]:
+        """Dotted names of the blocks, from the model's root."""
         return [f"{self.path}.{key}" for key in self.keys]
 
     def __str__(self) -> str:
@@ -34,28 +36,29 @@ class Stack:
 
 
 def stacks(model: nn.Module) -> list[Stack]:
-    """All stacks of equal blocks, outermost first; what is inside a block is left out."""
-    found: list[Stack] = []
+    """Return all stacks of equal blocks, outermost first, without those inside a block."""
+    result: list[Stack] = []
     for path, module in model.named_modules():
-        if not path or not _is_stack(module) or any(path.startswith(f"{stack.path}.") for stack in found):
+        if not path or not _is_stack(module) or any(path.startswith(f"{stack.path}.") for stack in result):
             continue
         block = next(module.children())
         width = next((parameter.shape[-1] for parameter in block.parameters() if parameter.ndim), 0)
-        found.append(Stack(path, tuple(name for name, _ in module.named_children()), type(block).__name__, width))
-    return found
+        names = tuple(name for name, _ in module.named_children())
+        result.append(Stack(path, names, type(block).__name__, width))
+    return result
 
 
 def _is_stack(module: nn.Module) -> bool:
     if not isinstance(module, (nn.ModuleList, nn.Sequential)):
         return False
     blocks = list(module.children())
-    if isinstance(module, nn.Sequential) and len(blocks) == 1:  # any two layers in a row would do
+    if isinstance(module, nn.Sequential) and len(blocks) == 1:  # a Sequential of one module is no stack
         return False
     return len({type(block) for block in blocks}) == 1 and any(True for _ in blocks[0].children())
 
 
 def image_size(model: nn.Module) -> tuple[int, int] | None:
-    """Height and width that a model's attributes tell, or the number of its positions; None where nothing does."""
+    """Return the height and width from a model's attributes or number of positions, or None if unknown."""
     holders = [model, getattr(model, "config", None), *model.modules()]
     for holder in holders:
         for name in ("image_size", "img_size"):
@@ -74,7 +77,7 @@ def _pair(value: Any) -> tuple[int, int] | None:
 
 
 def _square_of_positions(model: nn.Module) -> tuple[int, int] | None:
-    """As many positions as a square of patches and a few prefix tokens."""
+    """Return the image size for which the positions are a square of patches and a few prefix tokens, or None."""
     patches = next((m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3), None)
     tensors = [*model.named_parameters(), *model.named_buffers()]
     positions = next((tensor for name, tensor in tensors if "pos" in name and tensor.is_floating_point()), None)

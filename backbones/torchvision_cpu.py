@@ -1,12 +1,12 @@
-"""Make PyPI's torchvision importable beside a CPU-only torch, by being imported first.
+"""Fix that makes PyPI's torchvision importable beside a CPU-only torch. It has to be imported first.
 
-On Linux, PyPI's torchvision is a CUDA build. Beside a CPU torch its C++ library does not load, the operators which that
-library defines are missing, and ``import torchvision`` fails with "operator torchvision::nms does not exist"; with it
-fail open_clip, timm, transformers and peft. Defining the schemas of the two operators that torchvision describes to
-torch while it is being imported is enough: transforms and models work, box operators stay absent.
+On Linux, PyPI's torchvision is a CUDA build. Beside a CPU torch, its C++ library does not load and its operators are
+missing. ``import torchvision`` then fails with "operator torchvision::nms does not exist", and with it open_clip, timm,
+transformers and peft. Defining the schemas of two operators, which torchvision registers fake versions of at import, is
+enough. Transforms and models then work, and box operators stay unavailable.
 
-Where the library does load it defines the operators itself. It is therefore tried first: a library that finds its
-operators already defined ends the process.
+If the library loads, it defines the operators itself. Loading is therefore tried first, because the process ends if
+the operators are already defined when the library loads.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from pathlib import Path
 import torch
 
 _SCHEMAS = ("nms", "qnms")
-_definitions: torch.library.Library | None = None  # torch forgets the schemas when this object goes
+_definitions: torch.library.Library | None = None  # torch removes the schemas when this object is deleted
 
 
 def make_torchvision_importable() -> bool:
-    """Define torchvision's two schemas where its own library cannot; importing this module has done it already.
+    """Define torchvision's two schemas if its own library cannot. Importing this module calls this function.
 
-    Nothing is done, however often it is called, where torchvision is absent, imported or has its operators, nor beside
-    a CUDA or ROCm torch, nor outside Linux, where PyPI's torchvision is a CPU build. Torchvision is not imported.
+    Do nothing if torchvision is absent, already imported or has its operators. Do nothing beside a CUDA or ROCm torch,
+    or outside Linux, where PyPI's torchvision is a CPU build. Repeated calls are harmless, and torchvision is not
+    imported.
 
     Returns:
-        Whether this call defined the schemas.
+        True if this call defined the schemas.
     """
     global _definitions
     if sys.platform != "linux" or torch.version.cuda is not None or torch.version.hip is not None:
@@ -51,13 +52,13 @@ def _is_defined(name: str) -> bool:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Find a package without importing it."""
+    """Return the folder of a package without importing it, or None."""
     spec = find_spec(name)
     return None if spec is None or spec.origin is None else Path(spec.origin).parent
 
 
 def _library_loads(folder: Path) -> bool:
-    """Load torchvision's library ``_C``; torchvision loads the same file again, which then does nothing."""
+    """Load torchvision's library ``_C`` and return True on success. Loading it again later has no effect."""
     libraries = [folder / f"_C{suffix}" for suffix in EXTENSION_SUFFIXES]
     library = next((path for path in libraries if path.is_file()), None)
     if library is None:

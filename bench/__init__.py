@@ -1,1 +1,1 @@
-"""What is measured: scripts that start recipes as processes, and their results as JSON."""
+"""Benchmark scripts that start recipes as processes and write results as JSON."""

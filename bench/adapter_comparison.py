@@ -23,7 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "lora": (),
     "bitfit": (),
 }
-"""By recipe: options that bring its parameters near those of DMGAL-Adapter; BitFit has fewer and cannot have more."""
+"""Options by recipe that match the parameter count of DMGAL-Adapter. BitFit has fewer and cannot have more."""
 RATES = tuple(Rate(rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2))
 
 
@@ -34,15 +34,15 @@ class AdapterComparison:
     work: Path = Path("adapter_comparison")
     """Folder for videos and runs."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the data, the split into classes included, and of the training."""
+    """Seeds of the data, including the split into classes, and of the training."""
     episodes: int = 2000
     jobs: int = 1
-    """Trainings at the same time."""
+    """Number of parallel trainings."""
     out: Path = Path(__file__).parent / "results" / "adapter_comparison.json"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, compare, write."""
+    """Train, compare and write the report."""
     options = tyro.cli(AdapterComparison, args=argv, description=__doc__)
     comparison = Comparison(OPTIONS, dict.fromkeys(OPTIONS, RATES))
     report = comparison.run(Workshop(options.work, options.jobs), options.seeds, options.episodes)

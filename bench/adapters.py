@@ -1,4 +1,4 @@
-"""What adapters cost on ViT-B/16: parameters, operations, and CPU time over the frozen blocks, measured in pairs.
+"""Cost of adapters on ViT-B/16: parameters, operations, and CPU time over the frozen blocks, measured in pairs.
 
     python -m dmgal.bench.adapters
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import tyro
+from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,21 +37,21 @@ TOKENS = PREFIX + GRID[0] * GRID[1]
 WANTED_OF_SMGA = {"parameters": 4_000_000, "flops_percent": 6.0, "cpu_time_percent": 7.0}
 
 Place = Callable[[nn.Module, Any, Tensor], Tensor]
-"""How a block and its adapter act on tokens ``(V, T, N, C)``."""
+"""Function that applies a block and its adapter to tokens ``(V, T, N, C)``."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """Options of the command.
 
     Args:
-        rounds: of all adapters.
-        blocks: of the tower, 1 to 12.
-        videos: in a batch.
-        threads: of torch; with more than one, CPU time counts the waiting of each.
-        encoder_rounds: of the whole backbone and FrameEncoder; 0 leaves them out.
-        seed: of weights, inputs and orders.
-        out: where the result goes.
+        rounds: number of rounds over all adapters.
+        blocks: number of blocks, 1 to 12.
+        videos: batch size.
+        threads: number of torch threads. With more than one, CPU time includes the waiting of each.
+        encoder_rounds: number of rounds for the full backbone and FrameEncoder, or 0 to skip them.
+        seed: seed of weights, inputs and orders.
+        out: path of the report.
     """
 
     rounds: int = 15
@@ -63,7 +64,7 @@ class Options:
 
 
 class Tower(nn.Module):
-    """Some blocks of the backbone, each with an adapter of its own."""
+    """Several blocks of the backbone, each with its own adapter."""
 
     def __init__(self, blocks: nn.ModuleList, adapter: Callable[[], nn.Module], place: Place) -> None:
         super().__init__()
@@ -71,60 +72,62 @@ class Tower(nn.Module):
         self.adapters = nn.ModuleList(adapter() for _ in blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens ``(V, T, N, C)`` to the same shape."""
+        """Return tokens ``(V, T, N, C)`` of the same shape."""
         for block, adapter in zip(self.blocks, self.adapters, strict=True):
             tokens = self.place(block, adapter, tokens)
         return tokens
 
 
 def bare(block: nn.Module, _: Any, tokens: Tensor) -> Tensor:
-    """The block alone."""
+    """Apply the block alone."""
     return block(tokens.flatten(0, 1)).view(tokens.shape)  # type: ignore[no-any-return]
 
 
-def behind(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
-    """Smga and D2ST."""
+def after(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
+    """Apply the adapter after the block (Smga and D2ST)."""
     return adapter(bare(block, None, tokens))  # type: ignore[no-any-return]
 
 
-def in_front(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
-    """ST-Adapter, the form with one per block."""
+def before(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
+    """Apply the adapter before the block (ST-Adapter with one adapter per block)."""
     return bare(block, None, adapter(tokens))
 
 
 def around(block: Any, adapter: AIMAdapter, tokens: Tensor) -> Tensor:
-    """AIM: attention over frames, attention over patches, MLP."""
-    places = tokens.transpose(1, 2).flatten(0, 1)  # (V*N, T, C)
-    added = adapter.temporal(block.attention(block.ln_1(places))).unflatten(0, (len(tokens), -1)).transpose(1, 2)
-    frames = (tokens + added).flatten(0, 1)  # (V*T, N, C)
+    """Apply a block with AIM: attention over frames, attention over patches, MLP."""
+    num_videos = len(tokens)
+    sequences = rearrange(tokens, "v t n c -> (v n) t c")
+    temporal = adapter.temporal(block.attention(block.ln_1(sequences)))
+    tokens = tokens + rearrange(temporal, "(v n) t c -> v t n c", v=num_videos)
+    frames = rearrange(tokens, "v t n c -> (v t) n c")
     frames = frames + adapter.spatial(block.attention(block.ln_1(frames)))
     normed = block.ln_2(frames)
     return (frames + block.mlp(normed) + adapter.parallel(normed)).view(tokens.shape)  # type: ignore[no-any-return]
 
 
 def towers(blocks: nn.ModuleList) -> dict[str, Tower]:
-    """By name; the first has no adapters."""
+    """Return the towers by name. The first has no adapters."""
     smga = BottleneckShape(WIDTH, 192, 24, FRAMES, PREFIX, GRID)
     d2st = D2STShape(WIDTH, 192, FRAMES, PREFIX, GRID)
     st_adapter = STAdapterShape(WIDTH, 384, PREFIX, GRID)
     aim = AIMShape(WIDTH, 192)
     return {
         "frozen": Tower(blocks, nn.Identity, bare),
-        "smga": Tower(blocks, lambda: SmgaAdapter(smga), behind),
-        "d2st": Tower(blocks, lambda: D2STAdapter(d2st), behind),
-        "st_adapter": Tower(blocks, lambda: STAdapter(st_adapter), in_front),
+        "smga": Tower(blocks, lambda: SmgaAdapter(smga), after),
+        "d2st": Tower(blocks, lambda: D2STAdapter(d2st), after),
+        "st_adapter": Tower(blocks, lambda: STAdapter(st_adapter), before),
         "aim": Tower(blocks, lambda: AIMAdapter(aim), around),
     }
 
 
 def frozen_blocks(number: int) -> nn.ModuleList:
-    """The first blocks of the backbone."""
+    """Return the first blocks of the backbone."""
     backbone: Any = load_backbone(BACKBONE)
     return nn.ModuleList(backbone.transformer.resblocks[:number]).requires_grad_(False)
 
 
 def flops() -> dict[str, int]:
-    """Floating point operations of each tower of one block for one video; a multiplication and an addition are two.
+    """Return the floating point operations of each one-block tower for one video. A multiply-add counts as two.
 
     Counted on the meta device and in training mode, where no fused kernel hides an operation from the counter.
     """
@@ -137,7 +140,7 @@ def flops() -> dict[str, int]:
 
 
 def adapter_costs(options: Options) -> dict[str, Any]:
-    """Parameters of 12 adapters, and what one adds to the operations and to the CPU time of its block."""
+    """Return the parameters of 12 adapters, and the relative operations and CPU time that one adds to its block."""
     frozen, *adapted = towers(frozen_blocks(options.blocks)).items()
     tokens = torch.randn(options.videos, FRAMES, TOKENS, WIDTH)
     works = {name: partial(tower.eval(), tokens) for name, tower in (frozen, *adapted)}
@@ -161,7 +164,7 @@ def adapter_costs(options: Options) -> dict[str, Any]:
 
 
 def encoder_cost(options: Options) -> dict[str, Any]:
-    """What `FrameEncoder` without adapters adds to the CPU time of the whole backbone."""
+    """Return the CPU time that `FrameEncoder` without adapters adds to the backbone."""
     backbone = load_backbone(BACKBONE).eval().requires_grad_(False)
     encoder = FrameEncoder(backbone).eval()
     videos = torch.randn(options.videos, FRAMES, 3, 224, 224)
@@ -173,7 +176,7 @@ def encoder_cost(options: Options) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

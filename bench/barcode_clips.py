@@ -1,4 +1,4 @@
-"""Small real videos of many kinds whose frames say their own number, in a barcode that survives lossy coding."""
+"""Small encoded videos of many kinds. Each frame shows its number as a barcode that survives lossy coding."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _EDITED_OUT = 7
 
 @dataclass(frozen=True)
 class ClipKind:
-    """How one kind of clip is written.
+    """Kind of clip: container, codec and their options.
 
     Attributes:
-        suffix: of the file's name; says the container.
+        suffix: file suffix, which selects the container.
         codec: FFmpeg's name of the encoder.
-        options: the encoder's.
-        muxer_options: the container's.
+        options: options of the encoder.
+        muxer_options: options of the container.
         pixels: the stored pixel format.
-        times: from a frame's number to when it is shown, in 25ths of a second.
-        patch: changes the written file's bytes.
+        times: function from a frame's number to its display time in 25ths of a second.
+        patch: function that edits the bytes of the written file.
         first: the number of the first frame shown.
     """
 

@@ -1,10 +1,10 @@
-"""What a catalog of a million videos in 700 classes costs: loading it, drawing episodes, resuming a check of it.
+"""Cost of a catalog of a million videos in 700 classes: loading it, drawing episodes, resuming a check.
 
     python -m dmgal.bench.catalog
 
-The videos are empty files in 700 folders of a temporary folder, named as Kinetics names them: nothing but their
-decoding is left out. Each measurement runs in a process of its own, whose peak memory is thereby its own; the same
-process without the work is measured, too. Writes ``bench/results/catalog.json``.
+The videos are empty files in 700 folders of a temporary folder, named as Kinetics names them: only their
+decoding is missing. Each measurement runs in its own process, so peak memory is per measurement. The same process
+without the work is also measured. Writes ``bench/results/catalog.json``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EPISODES = 2000
 
 
 def make_data_set(folder: Path, num_videos: int) -> None:
-    """Empty files ``videos/split/class/youtube-id_000010_000020.mp4``, and a split file without extensions."""
+    """Write empty files ``videos/split/class/youtube-id_000010_000020.mp4``, and a split file without extensions."""
     rng = random.Random(0)
     alphabet = string.ascii_letters + string.digits + "-_"
     rows: list[str] = []
@@ -53,12 +53,12 @@ def make_data_set(folder: Path, num_videos: int) -> None:
 
 
 def nothing(folder: Path) -> dict[str, Any]:
-    """What the process takes for its imports alone."""
+    """Do nothing, to measure the cost of the imports alone."""
     return {}
 
 
 def from_csv(folder: Path) -> dict[str, Any]:
-    """Load the split file; every listed video is looked up on the disk."""
+    """Load the split file and look up every listed video on the disk."""
     seconds, catalog = timed(lambda: VideoCatalog.from_csv(folder / "split.csv", folder / "videos"))
     return {"videos": len(catalog), "classes": len(catalog.class_names), **seconds}
 
@@ -87,28 +87,28 @@ def episodes(folder: Path) -> dict[str, Any]:
 
 
 def resume_tenth(folder: Path) -> dict[str, Any]:
-    """Find what is left to check, with a tenth of the videos in the log."""
+    """Find the remaining videos to check, with a tenth of the videos in the log."""
     return _resume(folder, 0.1)
 
 
 def resume_all(folder: Path) -> dict[str, Any]:
-    """Find what is left to check, with all of the videos in the log but 1000."""
+    """Find the remaining videos to check, with all but 1000 videos in the log."""
     return _resume(folder, 1.0)
 
 
 def _resume(folder: Path, share: float) -> dict[str, Any]:
     catalog = VideoCatalog.from_folders(folder / "videos")
     log = CheckLog(folder / f"{share}.jsonl", folder / "videos", catalog.videos)
-    places = range(int(share * len(catalog)) - (1000 if share == 1 else 0))
+    checked = range(int(share * len(catalog)) - (1000 if share == 1 else 0))
     if not log.path.exists():
         with log.writer() as file:
-            for place in places:
-                log.write(file, place, CheckedVideo(300, None, "h264", 340, 256, 0))
+            for index in checked:
+                log.write(file, index, CheckedVideo(300, None, "h264", 340, 256, 0))
         return {}
     seconds, done = timed(lambda: CheckLog(log.path, folder / "videos", catalog.videos).done())
-    assert int(done.sum()) == len(places)
+    assert int(done.sum()) == len(checked)
     return {
-        "videos_in_log": len(places),
+        "videos_in_log": len(checked),
         "log_megabytes": round(log.path.stat().st_size / 2**20, 1),
         "videos_left": int((~done).sum()),
         **seconds,
@@ -116,7 +116,7 @@ def _resume(folder: Path, share: float) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
-    """Seconds by the clock and of the processor, which is less where others use it too; and the result."""
+    """Run ``work`` and return wall and CPU seconds, and its result."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = work()
     seconds = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
@@ -127,7 +127,7 @@ MEASUREMENTS = {work.__name__: work for work in (nothing, from_csv, from_folders
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process has held; Linux counts its parent's, too, but for this one line."""
+    """Return the peak memory of this process. On Linux only ``VmHWM`` excludes the parent's memory."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
     peaks = [int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")]
@@ -142,16 +142,16 @@ def _in_process(name: str, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Make the data set, measure and write."""
+    """Make the data set, measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=1_000_000)
     parser.add_argument("--only", choices=MEASUREMENTS, help="measure this in the process and print it")
-    parser.add_argument("--folder", type=Path, help="make the data set here and leave it, or take the one that is here")
+    parser.add_argument("--folder", type=Path, help="make the data set here and keep it, or use the existing one")
     parser.add_argument("--out", type=Path, default=OUT)
     options = parser.parse_args()
     if options.only:
-        found = MEASUREMENTS[options.only](options.folder)
-        print(json.dumps({**found, "peak_memory_mb": round(peak_memory_mb())}))
+        result = MEASUREMENTS[options.only](options.folder)
+        print(json.dumps({**result, "peak_memory_mb": round(peak_memory_mb())}))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = options.folder or Path(name)

@@ -1,4 +1,4 @@
-"""What decoding costs and whether it is right: our reader against decord, and torchcodec where it can be imported.
+"""Cost and correctness of decoding: our reader against decord, and torchcodec if it can be imported.
 
     python -m dmgal.bench.decode
 
@@ -44,12 +44,12 @@ Reader = Callable[[Path, Sequence[int]], Frames]
 
 
 def read_ours(path: Path, indices: Sequence[int]) -> Frames:
-    """Our reader as training uses it, which gives ``(T, 3, H, W)``; seen from the other side here."""
+    """Read with our reader as training does. Its ``(T, 3, H, W)`` is viewed as ``(T, H, W, 3)`` here."""
     return read_clip(path, lambda _: indices).permute(0, 2, 3, 1).numpy()
 
 
 def read_plainly(path: Path, indices: Sequence[int]) -> Frames:
-    """Decode from the start, convert what is wanted: the reference."""
+    """Decode from the start and convert the requested frames. This is the reference."""
     wanted: dict[int, Frames] = {}
     with av.open(str(path)) as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -62,7 +62,7 @@ def read_plainly(path: Path, indices: Sequence[int]) -> Frames:
 
 
 def read_with_decord(path: Path, indices: Sequence[int]) -> Frames:
-    """decord as its documentation shows it."""
+    """Read with decord as in its documentation."""
     import decord
 
     decord.logging.set_level(decord.logging.QUIET)
@@ -71,7 +71,7 @@ def read_with_decord(path: Path, indices: Sequence[int]) -> Frames:
 
 
 def read_with_torchcodec(path: Path, indices: Sequence[int]) -> Frames:
-    """torchcodec in its exact mode."""
+    """Read with torchcodec in its exact mode."""
     from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
 
     frames = VideoDecoder(str(path), num_ffmpeg_threads=1).get_frames_at(indices=list(indices)).data  # (T, 3, H, W)
@@ -80,7 +80,7 @@ def read_with_torchcodec(path: Path, indices: Sequence[int]) -> Frames:
 
 
 def readers() -> tuple[dict[str, Reader], dict[str, str]]:
-    """The readers that can be imported here, and of the others why not."""
+    """Return the readers that can be imported, and the reason for each of the others."""
     found: dict[str, Reader] = {"ours": read_ours}
     missing: dict[str, str] = {}
     for name, reader in {"decord": read_with_decord, "torchcodec": read_with_torchcodec}.items():
@@ -99,7 +99,7 @@ def _first_cause(error: BaseException) -> str:
 
 
 def moving_texture(content: int) -> Iterator[Frames]:
-    """Frames ``(240, 320, 3)`` with what real video has: a camera that drifts, something that moves, and noise."""
+    """Yield frames ``(240, 320, 3)`` with features of real video: a drifting camera, a moving object and noise."""
     generator = np.random.default_rng(content)
     far, near = (_texture(generator) for _ in range(2))
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
@@ -115,7 +115,7 @@ def moving_texture(content: int) -> Iterator[Frames]:
 
 
 def _texture(generator: np.random.Generator) -> NDArray[np.float64]:
-    """A picture ``(512, 512, 3)`` with detail at all scales."""
+    """Return an image ``(512, 512, 3)`` with detail at all scales."""
     octaves = []
     for octave in range(2, 8):
         grid = generator.normal(scale=30 * 0.6 ** (octave - 2), size=(2**octave, 2**octave, 3))
@@ -125,7 +125,7 @@ def _texture(generator: np.random.Generator) -> NDArray[np.float64]:
 
 
 def write_texture(folder: Path, gop: str, content: int) -> Path:
-    """One video as x264 makes it by default, with B-frames."""
+    """Write a video with default x264 options, including B-frames."""
     path = folder / f"{gop}_{content}.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"g": gop})
@@ -139,7 +139,7 @@ def write_texture(folder: Path, gop: str, content: int) -> Path:
 
 
 def decoding_alone(path: Path, indices: Sequence[int]) -> tuple[Callable[[], None], int]:
-    """Decodes the packets that the frames need, held in memory; and how many packets these are."""
+    """Return a function that decodes the required packets from memory, and their number."""
     with PacketStream(path, 1) as stream:
         packets = list(stream.packets())
         index = PacketIndex(map(stream.entry, packets), stream.context.reorder_depth > 0)
@@ -158,16 +158,16 @@ def decoding_alone(path: Path, indices: Sequence[int]) -> tuple[Callable[[], Non
 def measure_speed(
     folder: Path, found: dict[str, Reader], rounds: int = ROUNDS, contents: int = CONTENTS
 ) -> dict[str, Any]:
-    """CPU milliseconds by length of the group of pictures, and how many times as long the others take as ours."""
+    """Return CPU milliseconds by GOP length, and the time of the other readers relative to ours."""
     indices = uniform_frames(LENGTH, WANTED)
     report: dict[str, Any] = {}
     for gop_name, gop in GOPS.items():
-        pairs: dict[str, list[tuple[float, float]]] = {}  # a reader's seconds, and ours beside it
+        pairs: dict[str, list[tuple[float, float]]] = {}  # seconds of a reader, and of ours in the same round
         decoded = []
         for content in range(contents):
             path = write_texture(folder, gop, content)
             if not np.array_equal(read_ours(path, indices), read_plainly(path, indices)):
-                raise AssertionError(f"other frames than plain decoding gives: {gop_name}, content {content}")
+                raise AssertionError(f"The frames differ from plain decoding: {gop_name}, content {content}")
             alone, count = decoding_alone(path, indices)
             decoded.append(count)
             others = {name: read for name, read in {**found, "plain": read_plainly}.items() if name != "ours"}
@@ -193,7 +193,7 @@ def measure_speed(
 
 
 def count_wrong_frames(path: Path, kind: ClipKind, read: Reader) -> dict[str, Any]:
-    """Wrong of all frames in three orders of reading, or the reason why there are none."""
+    """Return the number of wrong frames in three reading orders, or the error that prevented reading."""
     numbers = range(kind.first, NUM_FRAMES)
     draw = random.Random(0)
     orders = {
@@ -205,14 +205,14 @@ def count_wrong_frames(path: Path, kind: ClipKind, read: Reader) -> dict[str, An
     for name, order in orders.items():
         try:
             found = [read_barcode(image) for image in read(path, order)]
-        except Exception as error:  # each library has errors of its own, and a table has room for their names only
+        except Exception as error:  # each library has its own errors, and the table has room for their names only
             return {"error": type(error).__name__}
         wrong[name] = sum(one != numbers[index] for one, index in zip(found, order, strict=True))
     return {"of": {name: len(order) for name, order in orders.items()}, **wrong}
 
 
 def table_of_wrong_frames(folder: Path, found: dict[str, Reader], kinds: dict[str, ClipKind] = KINDS) -> dict[str, Any]:
-    """By kind of clip and reader; and whether all our frames are those of plain decoding."""
+    """Count wrong frames by clip kind and reader, and check that our frames equal those of plain decoding."""
     table: dict[str, Any] = {}
     for name, kind in kinds.items():
         path = write_clip(folder, f"clip{len(table)}", kind)
@@ -225,7 +225,7 @@ def table_of_wrong_frames(folder: Path, found: dict[str, Reader], kinds: dict[st
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     torch.set_num_threads(1)
     found, missing = readers()
     with tempfile.TemporaryDirectory() as folder:

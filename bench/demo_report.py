@@ -1,4 +1,4 @@
-"""The demo over several data seeds, and the verdict on each of its claims.
+"""Demo over several data seeds, and a verdict on each of its claims.
 
     python -m dmgal.bench.demo_report --seeds 0 1 2
 
@@ -24,7 +24,7 @@ class DemoReport:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     work: Path = Path("demo_report")
-    """Where the demos run."""
+    """Folder in which the demos run."""
     out: Path = Path(__file__).parent / "results" / "demo.json"
 
 
@@ -36,7 +36,7 @@ def one_demo(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def summary(demos: list[dict[str, Any]]) -> dict[str, Any]:
-    """For every method the mean over data seeds, and the range, of what the table shows."""
+    """Return mean and range over data seeds of every table entry, by method."""
     result: dict[str, Any] = {}
     for place, row in enumerate(demos[0]["rows"]):
         rows = [demo["rows"][place] for demo in demos]
@@ -58,7 +58,7 @@ def _mean_and_range(values: list[float]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the demos one after the other and write the report."""
+    """Run the demos in sequence and write the report."""
     options = tyro.cli(DemoReport, args=argv, description=__doc__)
     demos = [one_demo(seed, options.work / f"seed{seed}") for seed in options.seeds]
     report = {"seeds": list(options.seeds), "summary": summary(demos), "demos": demos}

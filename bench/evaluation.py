@@ -52,7 +52,7 @@ from dmgal.episodes.stores.store_blocks import checksum
 FRAMES, WAYS, CLASSES, SHOTS = 8, 5, 24, (1, 5)
 WANTED = {("smga", 1): 38.0, ("smga", 5): 100.0, ("cmga", 1): 33.0, ("cmga", 5): 80.0}
 CASES = {"smga": SmgaConfig, "cmga": DmgalConfig}
-"""By name: no task layer and a pair head; DMGAL-Adapter with a Cmga behind the last block. Both under Bi-MHM."""
+"""Adapters by name, both with Bi-MHM: one without task layer, and DMGAL-Adapter with a Cmga after the last block."""
 NEAR = 1e-5
 Part = Literal["all", "plain", "kept", "pieces"]
 PARTS: tuple[Part, Part] = ("plain", "kept")
@@ -60,35 +60,35 @@ PARTS: tuple[Part, Part] = ("plain", "kept")
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured."""
+    """Options of the command."""
 
     episodes: int = 10_000
     videos: int = 2_400
     plain_episodes: int = 150
-    """Of the plain side, whose time is taken to grow with their number."""
+    """Number of episodes for plain evaluation, whose time is extrapolated linearly."""
     rounds: int = 3
-    """Both sides are measured so often, in turns."""
+    """Number of rounds, in which both kinds of evaluation alternate."""
     threads: int = 1
     seed: int = 0
     pieces: bool = True
-    """Reckon ViT-B/16, too; some minutes."""
+    """Estimate ViT-B/16 as well, which takes some minutes."""
     moving_shapes: bool = True
-    """Time the whole command, too."""
+    """Time the full command as well."""
     data: Path | None = None
-    """Folder of moving shapes; they are made where they are not there. None: a temporary one."""
+    """Folder of moving shapes, generated if it is missing. None: a temporary folder."""
     processes: int = 2
-    """That encode in the whole command."""
+    """Number of processes that encode in the full command."""
     out: Path = Path(__file__).parent / "results" / "evaluation.json"
     part: Part = "all"
-    """This and what follows are set for the processes that measure one part."""
+    """Part to measure. This and the following options are set for the measuring processes."""
     case: Literal["smga", "cmga"] = "smga"
     shots: int = 1
     work: Path = Path()
 
 
 def recognizer(case: str, backbone: str = "tiny-clip") -> FewShotRecognizer:
-    """With adapter weights that do something, the same each time."""
-    import peft  # behind dmgal, which mends what a CUDA torchvision breaks
+    """Return a recognizer with reproducible adapter weights that have an effect."""
+    import peft  # after dmgal, which fixes the import with a CUDA torchvision on a CPU
 
     torch.manual_seed(0)
     model: Any = load_backbone(backbone)
@@ -101,25 +101,25 @@ def recognizer(case: str, backbone: str = "tiny-clip") -> FewShotRecognizer:
 
 
 def random_clips(count: int, size: tuple[int, int], seed: int) -> Tensor:
-    """``(V, T, 3, h, w)``, uint8."""
+    """Return clips ``(V, T, 3, h, w)``, uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, FRAMES, 3, *size), dtype=torch.uint8, generator=generator)
 
 
 def tasks(options: Options) -> EpisodeSampler:
-    """One query per class."""
+    """Return tasks with one query per class."""
     labels = [video * CLASSES // options.videos for video in range(options.videos)]
     return EpisodeSampler(labels, WAYS, options.shots, 1, options.episodes, options.seed)
 
 
 @torch.no_grad()
 def plain(options: Options) -> dict[str, Any]:
-    """Every episode encodes its videos."""
+    """Evaluate by encoding the videos of every episode."""
     model = recognizer(options.case)
     clips = random_clips(options.videos, model.encoder.image_size, options.seed)
     sampler, logits = tasks(options), []
     count = min(options.plain_episodes, options.episodes)
-    model.encode(clips[:WAYS])  # once, uncounted: the first call of a process does more
+    model.encode(clips[:WAYS])  # warm-up, because the first call of a process does more work
     clock = Clock()
     for task in (sampler[number] for number in range(count)):
         state = model.encode(clips[[*task.support, *task.query]])
@@ -133,7 +133,7 @@ def plain(options: Options) -> dict[str, Any]:
 
 @torch.no_grad()
 def kept(options: Options) -> dict[str, Any]:
-    """Every video is encoded once, on the way into a cache."""
+    """Evaluate by encoding every video once into a cache."""
     model = recognizer(options.case)
     clips = random_clips(options.videos, model.encoder.image_size, options.seed)
     sampler = tasks(options)
@@ -162,13 +162,13 @@ def kept(options: Options) -> dict[str, Any]:
     logits = logits_of(model, states, [sampler[number] for number in range(count)])
     assert answers is not None
     offered, told = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
-    predicted = (offered == told[..., None]).int().argmax(2)  # (E, Q): places among a task's classes
+    predicted = (offered == told[..., None]).int().argmax(2)  # (E, Q): indices of a task's classes
     save_file({"logits": logits, "predicted": predicted}, options.work / "kept.safetensors")
     return {**seconds, "parts_cpu_seconds": parts, "cache_bytes": sum(tensor.nbytes for tensor in states.values())}
 
 
 def logits_of(model: FewShotRecognizer, states: VideoState, some: list[EpisodeIndices]) -> Tensor:
-    """As `evaluate` computes them, ``(E, Q, n_way)``."""
+    """Return logits ``(E, Q, n_way)`` as `evaluate` computes them."""
     labels, (support_states, query_states) = torch.tensor(some[0].support_labels), sides(states)
     places = [
         tuple(torch.tensor([getattr(task, side) for task in part]) for side in ("support", "query"))
@@ -184,7 +184,7 @@ def logits_of(model: FewShotRecognizer, states: VideoState, some: list[EpisodeIn
 
 @torch.no_grad()
 def pieces(options: Options) -> dict[str, Any]:
-    """ViT-B/16 of random weights: what a video and a task cost, 5 ways, and what that makes of the whole."""
+    """Measure the cost of a video and a 5-way task on a random ViT-B/16, and estimate the total."""
     model = recognizer(options.case, "open_clip:ViT-B-16")
     clips = random_clips(2, model.encoder.image_size, options.seed)
     states = encode_sides(model, clips)
@@ -221,7 +221,7 @@ def pieces(options: Options) -> dict[str, Any]:
 
 
 def write_states(states: VideoState, path: Path) -> None:
-    """As a cache does: the bytes and their checksum."""
+    """Write bytes and compute their checksum as a cache does."""
     with path.open("wb") as file:
         for tensor in states.values():
             data = tensor.contiguous().flatten().view(torch.uint8).numpy()
@@ -230,7 +230,7 @@ def write_states(states: VideoState, path: Path) -> None:
 
 
 class Clock:
-    """From now on."""
+    """Clock that starts when it is created."""
 
     def __init__(self) -> None:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
@@ -240,7 +240,7 @@ class Clock:
 
 
 def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
-    """The least of some rounds, after one that is not counted."""
+    """Return the minimum over rounds, after a warm-up round."""
     work()
     found = []
     for _ in range(rounds):
@@ -251,7 +251,7 @@ def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
 
 
 def in_a_process(options: Options) -> dict[str, Any]:
-    """One part, measured in a fresh process."""
+    """Measure one part in a fresh process."""
     words = [sys.executable, "-m", "dmgal.bench.evaluation"]
     for name in ("episodes", "videos", "plain_episodes", "threads", "seed", "part", "case", "shots", "work"):
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
@@ -261,7 +261,7 @@ def in_a_process(options: Options) -> dict[str, Any]:
 
 
 def agreement(work: Path) -> dict[str, Any]:
-    """How far the logits of both sides are apart in the plain side's episodes, and whether an answer changed."""
+    """Compare the logits and answers of both evaluations on the plain one's episodes."""
     plain_way, kept_way = (load_file(work / f"{name}.safetensors") for name in ("plain", "kept"))
     one, other = plain_way["logits"], kept_way["logits"]
     best = one.topk(2, dim=2).values
@@ -279,7 +279,7 @@ def agreement(work: Path) -> dict[str, Any]:
 
 
 def compared(case: str, shots: int, options: Options) -> dict[str, Any]:
-    """Both sides of one case, one after the other."""
+    """Measure both evaluations of one case in turn."""
     with tempfile.TemporaryDirectory() as folder:
         options = replace(options, case=case, shots=shots, work=Path(folder))  # type: ignore[arg-type]
         rounds = []
@@ -305,7 +305,7 @@ def compared(case: str, shots: int, options: Options) -> dict[str, Any]:
 
 
 def moving_shapes(folder: Path, options: Options) -> dict[str, Any]:
-    """The whole command, from the start of its processes: so many episodes of each kind of task, 720 videos."""
+    """Time the full command, including the start of its processes, on 720 videos."""
     data, run, processes = options.data or folder / "moving_shapes", folder / "run", options.processes
     recipe = [sys.executable, "-m", "dmgal.recipes.train", "method/dmgal_adapter", "data/moving_shapes"]
     recipe += ["--data.root", str(data), "--train.steps", "1", "--train.validation-episodes", "10", "--quiet"]
@@ -321,7 +321,7 @@ def moving_shapes(folder: Path, options: Options) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write; or one part, for the process that asked."""
+    """Measure and write the report, or measure one part for the parent process."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
     if options.part != "all":

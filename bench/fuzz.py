@@ -1,10 +1,10 @@
-"""Reads damaged videos: each must give frames or one clean error, never a crash, a hang, a leak or a warning.
+"""Search for damaged videos that cause a crash, a hang, a leak or a warning instead of frames or one clean error.
 
     python -m dmgal.bench.fuzz                                  # 4,000 files, writes bench/results/fuzz.json
     python -m dmgal.bench.fuzz --files 500 --sources FOLDER     # of the videos in a folder
 
 A seed decides which file is damaged and how. They are read in a process of their own, with a limit on its memory and on
-the time for each file; where that process dies, the file counts as crashed or hung and another one goes on behind it.
+the time for each file. If the process dies, the file counts as crashed or hung, and a new process continues after it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from dmgal.episodes.video import VideoError, probe_video, read_clip
 OUT = Path(__file__).parent / "results" / "fuzz.json"
 CLEAN = ("read", "begins", "refused")
 FAILURES = ("raised", "leaked", "crashed", "hung")
-MAX_BYTES = 8 * 2**30  # of addresses, of which torch takes some by itself
+MAX_BYTES = 8 * 2**30  # address space, part of which torch itself uses
 SECONDS_PER_FILE = 60
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF)
 COMPRESSIONS = {
@@ -52,7 +52,7 @@ COMPRESSIONS = {
 
 @dataclass
 class Findings:
-    """What reading damaged files came to.
+    """Outcomes of reading damaged files.
 
     Attributes:
         outcomes: how many files of each source came to what.
@@ -65,18 +65,18 @@ class Findings:
     most_mib: int = 0
 
     def add(self, seed: int, source: str, outcome: str, what: str = "") -> None:
-        """One more file."""
+        """Add a file."""
         self.outcomes.setdefault(source, Counter())[outcome] += 1
         if outcome not in CLEAN:
             self.failures.append({"seed": seed, "source": source, "outcome": outcome, "what": what[-1000:]})
 
     def totals(self) -> dict[str, int]:
-        """How many files came to what, whatever their source."""
+        """Return the number of files by outcome, over all sources."""
         return {name: sum(counts[name] for counts in self.outcomes.values()) for name in (*CLEAN, *FAILURES)}
 
 
 def write_sources(folder: Path, kinds: Sequence[str] = tuple(KINDS)) -> Path:
-    """Whole videos: clips of these kinds, zip files of every compression, folders of frames with EXIF headers."""
+    """Write intact videos: clips of these kinds, zips of every compression, and frame folders with EXIF headers."""
     folder.mkdir()
     for name in kinds:
         write_clip(folder, name.replace("/", "-"), KINDS[name], range(12))
@@ -97,7 +97,7 @@ def write_sources(folder: Path, kinds: Sequence[str] = tuple(KINDS)) -> Path:
 
 
 def damaged(data: bytes, other: bytes, draw: random.Random) -> bytes:
-    """``data`` cut short, overwritten, or mixed with ``other``."""
+    """Return ``data`` truncated, overwritten, or mixed with ``other``."""
     changed = bytearray(data)
     way = draw.choice(["cut", "flip", "flip", "header", "header", "zeros", "splice", "numbers", "shift"])
     if way == "cut":
@@ -128,7 +128,7 @@ def damaged(data: bytes, other: bytes, draw: random.Random) -> bytes:
 
 
 def variant(sources: Path, seed: int, here: Path) -> tuple[str, Path]:
-    """The name of the source that a seed chooses, and its damaged copy in ``here``; of a folder, one frame is."""
+    """Return the source that a seed chooses, and its damaged copy in ``here``. In a folder one frame is damaged."""
     draw = random.Random(seed)
     source = draw.choice(sorted(path for path in sources.iterdir() if path.is_dir() or path.stat().st_size))
     target = here / f"{seed}{source.suffix}"
@@ -143,7 +143,7 @@ def variant(sources: Path, seed: int, here: Path) -> tuple[str, Path]:
 
 
 def check(path: Path) -> str:
-    """What reading gives: "read", "begins" where only the beginning decodes, or "refused" by one clean error.
+    """Return "read", "begins" if only the beginning decodes, or "refused" on one clean error.
 
     Raises:
         AssertionError: a handle leaked, or an answer is none of these. Anything else that reading raises.
@@ -167,7 +167,7 @@ def check(path: Path) -> str:
 
 
 def search(sources: Path, first: int, count: int, seconds_per_file: float = SECONDS_PER_FILE) -> Findings:
-    """Read one damaged file for each seed from ``first`` on."""
+    """Read one damaged file for each seed, starting at ``first``."""
     findings, seed, end = Findings(), first, first + count
     while seed < end:
         seed = _search_until_death(sources, seed, end, seconds_per_file, findings)
@@ -175,7 +175,7 @@ def search(sources: Path, first: int, count: int, seconds_per_file: float = SECO
 
 
 def _search_until_death(sources: Path, first: int, end: int, seconds: float, findings: Findings) -> int:
-    """Reads files in a fresh process; the seed behind the last one that it came to."""
+    """Read files in a fresh process and return the seed after the last one that it reached."""
     words = ["--reader", str(first), str(end), "--sources", str(sources), "--seconds-per-file", str(seconds)]
     command = [sys.executable, "-m", "dmgal.bench.fuzz", *words]
     seed, source, answered = first - 1, "", True
@@ -193,14 +193,14 @@ def _search_until_death(sources: Path, first: int, end: int, seconds: float, fin
         errors.seek(0)
         said = errors.read()
     if answered and seed < end - 1:
-        raise RuntimeError(f"the reader ended by itself behind seed {seed}: {said[-2000:]}")
+        raise RuntimeError(f"The reader exited after seed {seed}: {said[-2000:]}")
     if not answered:
         findings.add(seed, source, "hung" if "Timeout (" in said else "crashed", f"{process.returncode}: {said}")
     return seed + 1
 
 
 def _read(sources: Path, first: int, end: int, seconds: float) -> Iterator[dict[str, object]]:
-    """The work of a reader: what it is at, and what that came to."""
+    """Read files and yield the current one and its outcome."""
     resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
     warnings.simplefilter("error")
     for seed in range(first, end):
@@ -212,14 +212,14 @@ def _read(sources: Path, first: int, end: int, seconds: float) -> Iterator[dict[
                 yield {"outcome": check(path), "what": ""}
             except AssertionError as error:
                 yield {"outcome": "leaked" if "leaked" in str(error) else "raised", "what": str(error)}
-            except Exception as error:  # that anything else escapes is what is searched for
+            except Exception as error:  # the search is for exactly such errors
                 yield {"outcome": "raised", "what": f"{type(error).__name__}: {error}"}
             faulthandler.cancel_dump_traceback_later()
     yield {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
 def main() -> None:
-    """Search, write what was found, and end with 1 where anything but frames or a clean error came."""
+    """Search, write the report, and exit with 1 if any outcome is neither frames nor a clean error."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", type=int, default=4000)
     parser.add_argument("--first-seed", type=int, default=0)

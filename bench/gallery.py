@@ -1,11 +1,11 @@
-"""How well and how fast a gallery recognizes: accuracy against its size, unknown actions, time on ViT-B/16 shapes.
+"""Accuracy and speed of galleries: accuracy by size, unknown actions, and time on ViT-B/16 shapes.
 
     python -m dmgal.bench.gallery                 trains the demo's DMGAL-Adapter first, if --run is not there
     python -m dmgal.bench.gallery --time
 
 Galleries of 5 to 24 of the novel classes of moving shapes, one query per class, the same episodes as an evaluation
-draws; the whole gallery and a shortlist. What could be chosen (shortlist, score and rule of the threshold) was chosen
-on the validation classes, whose numbers are given, too; the novel ones were looked at once. Writes
+draws, for the full gallery and a shortlist. All choices (shortlist, score and threshold rule) were made on the
+validation classes, which are also reported. The novel classes were evaluated once. Writes
 ``bench/results/gallery.json`` and, of ``--time``, ``gallery_time.json``.
 """
 
@@ -45,7 +45,7 @@ SECONDS_CLASSES, ROUNDS = 100, 5
 
 
 class Split:
-    """The classes of one split, every clip encoded once, and two views of each."""
+    """Classes of one split, with every clip encoded once, and two views of each."""
 
     def __init__(self, folder: Path, name: str) -> None:
         recipe, self.recognizer = load_run(Run(folder))
@@ -58,16 +58,16 @@ class Split:
         self.labels = torch.from_numpy(self.catalog.labels.copy())
 
     def task(self, support: Tensor, labels: Tensor, shortlist: int | None = None) -> GalleryTask:
-        """The task of a gallery of these videos."""
+        """Return the task of a gallery of these videos."""
         return GalleryTask(self.recognizer, self.states.select(support), labels, shortlist)
 
     def sampler(self, n_way: int, k_shot: int, episodes: int) -> EpisodeSampler:
-        """Episodes with one query per class."""
+        """Return episodes with one query per class."""
         return EpisodeSampler(self.catalog.labels, n_way, k_shot, 1, episodes, 0, self.catalog.class_names)
 
 
 def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...]) -> dict[str, Any]:
-    """Of galleries of ``n_way`` classes, in percent, and how often the right class was on the shortlist."""
+    """Return accuracy of ``n_way``-class galleries in percent, and how often the right class was on the shortlist."""
     right: dict[int | None, list[float]] = {size: [] for size in (None, *shortlists)}
     listed: dict[int, list[float]] = {size: [] for size in shortlists}
     for episode in split.sampler(n_way, k_shot, EPISODES):
@@ -91,7 +91,7 @@ def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...])
 
 
 def against_episodes(split: Split, n_way: int, k_shot: int) -> dict[str, Any]:
-    """Logits of a gallery against those of plain episodes from the pixels of the same clips."""
+    """Compare logits of a gallery with those of plain episodes from the pixels of the same clips."""
     largest, changed, queries = 0.0, 0, 0
     for episode in split.sampler(n_way, k_shot, PLAIN_EPISODES):
         labels = torch.tensor(episode.support_labels)
@@ -108,7 +108,7 @@ def against_episodes(split: Split, n_way: int, k_shot: int) -> dict[str, Any]:
 
 
 def rejection(split: Split, k_shot: int) -> dict[str, Any]:
-    """Galleries of half of the classes, five queries of every class: how known and unknown clips are told apart."""
+    """Measure the rejection of unknown clips: galleries of half of the classes, five queries of every class."""
     generator, count = torch.Generator().manual_seed(0), len(split.catalog.class_names)
     known, unknown, right = [], [], []
     kinds: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
@@ -154,7 +154,7 @@ SCORES = {"best logit": best_logits, "margin": _margin, "probability": lambda lo
 
 
 def seconds() -> dict[str, Any]:
-    """Of one 8-frame clip on ViT-B/16 shapes: comparison with 100 classes over encoding, in percent, CPU time."""
+    """Return CPU time of a comparison with 100 classes in percent of encoding one 8-frame clip, on ViT-B/16 shapes."""
     import peft
 
     from dmgal.adapters import DmgalConfig
@@ -187,7 +187,7 @@ def seconds() -> dict[str, Any]:
 
 
 def _round(encode: Callable[[], object], work: Mapping[str, Callable[[], object]]) -> tuple[float, dict[str, float]]:
-    """CPU seconds of one encoding and of each comparison beside it."""
+    """Return CPU seconds of one encoding and of each comparison in the same round."""
     return _cpu_seconds(encode), {name: _cpu_seconds(compare) for name, compare in work.items()}
 
 
@@ -221,7 +221,7 @@ def _shuffled(videos: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def trained(folder: Path, data: Path) -> Path:
-    """The run, trained in a process of its own if it is not there."""
+    """Return the run, after training it in its own process if it does not exist."""
     if not (folder / "recipe.yaml").exists():
         words = ["demo", "method/dmgal_adapter", "data/moving_shapes", "--data.root", str(data), "--out", str(folder)]
         subprocess.run([sys.executable, "-m", "dmgal.recipes.train", *words], check=True)
@@ -229,7 +229,7 @@ def trained(folder: Path, data: Path) -> Path:
 
 
 def report(run: Path) -> dict[str, Any]:
-    """Everything but the times."""
+    """Measure everything except the times."""
     result: dict[str, Any] = {"episodes": EPISODES, "chosen_on_val": {"shortlist": CHOSEN_SHORTLIST}}
     for name, sizes in SIZES.items():
         split, shortlists = Split(run, name), SHORTLISTS if name == "val" else (CHOSEN_SHORTLIST,)
@@ -241,7 +241,7 @@ def report(run: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, default=Path("runs/gallery"))
     parser.add_argument("--data", type=Path, default=Path("data/moving_shapes"))

@@ -41,23 +41,23 @@ class Options:
     device: str = "cuda"
     shots: tuple[int, ...] = (1, 5)
     tasks: int = 1
-    """Of a step, encoded in one batch."""
+    """Tasks of a step, encoded in one batch."""
     image_size: int = 224
     """A multiple of 16."""
     frames: int = 8
     rounds: int = 30
     videos: int = 2400
-    """Of the evaluation."""
+    """Number of episodes in the evaluation."""
     episodes: int = 10_000
     peak_tflops: float = 790.0
-    """What the card reaches on large bf16 products; the default is an H200's."""
+    """Throughput of the GPU on large bf16 products. The default is for an H200."""
     compile: bool = False
     """Compile the blocks with torch.compile."""
     out: Path = Path(__file__).parent / "results" / "gpu.json"
 
 
 class NoiseClips(Dataset[Tensor]):
-    """Any number of clips, of which a few differ: encoding takes the same time, and memory is spared."""
+    """Any number of clips with few different ones, which saves memory. Encoding time is the same."""
 
     def __init__(self, options: Options) -> None:
         shape = DIFFERENT_CLIPS, options.frames, 3, options.image_size, options.image_size
@@ -71,7 +71,7 @@ class NoiseClips(Dataset[Tensor]):
 
 
 def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dict[str, Any]:
-    """Time, rate and memory of a step on tasks that lie on the device."""
+    """Measure time, rate and memory of a step on tasks that are on the device."""
     device = torch.device(options.device)
     episodes = [task(shots, 1, options.image_size, options.frames).to(device) for _ in range(options.tasks)]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
@@ -107,7 +107,7 @@ def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dic
 
 
 def evaluation(options: Options, model: FewShotRecognizer, shots: int) -> dict[str, float]:
-    """Seconds for encoding all videos once and for all episodes, and for only copying the clips to the device."""
+    """Measure seconds for encoding all videos, for all episodes, and for copying the clips to the device."""
     device, clips = torch.device(options.device), NoiseClips(options)
     labels = [video % (WAYS if options.videos < 100 * WAYS else 24) for video in range(options.videos)]
     sampler = EpisodeSampler(labels, WAYS, shots, 1, options.episodes, 0)
@@ -143,7 +143,7 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.manual_seed(0)
     model = recognizer("adapters", options.image_size, options.frames).to(options.device)

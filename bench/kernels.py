@@ -1,11 +1,11 @@
-"""Our forms of motion attention and of M2ACL's contrast against the authors': time in pairs, memory apart.
+"""Our motion attention and M2ACL contrast against the authors' versions: paired times, and memory per process.
 
     python -m dmgal.bench.kernels
 
 Inference: no gradients, one thread by default. The authors' forms are written from their formulas: each direction's map
 times the values, the support repeated for every query, all frames at once; the contrast in loops over classes, queries,
-other classes and tuples. The floor is the time of the bare matrix products that our form cannot do without, in pieces
-that fit the cache as ours are. Extra memory is the peak above the inputs, each form in a process of its own. Writes
+other classes and tuples. The floor is the time of only the matrix products that our version needs, in chunks
+that fit the cache. Extra memory is the peak above the inputs, measured in one process per version. Writes
 ``bench/results/kernels.json``.
 """
 
@@ -44,7 +44,7 @@ WANTED = {
 
 @dataclass(frozen=True)
 class Options:
-    """How much is measured.
+    """Options of the command.
 
     Args:
         rounds: of each kernel.
@@ -62,7 +62,7 @@ class Options:
 
 
 class Forms(NamedTuple):
-    """The same result twice, and the products alone (None where products are not what it costs)."""
+    """Two versions of a kernel, and its matrix products alone (None if products do not dominate the cost)."""
 
     authors: Work
     ours: Work
@@ -70,7 +70,7 @@ class Forms(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Patches of a frame, channels of motion and of values."""
+    """Number of patches per frame, and of channels of motion and values."""
 
     patches: int
     motion: int
@@ -81,7 +81,7 @@ ADAPTER, FULL_WIDTH = Sizes(196, 24, 192), Sizes(49, 256, 2048)
 
 
 def authors_attention(query: Motion, keys: Motion, values: Tensor) -> Tensor:
-    """Both directions on their own up to the values: ``(B,n,d)``, ``(B,m,d)`` and ``(B,m,a)`` to ``(B,n,a)``."""
+    """Compute both directions separately up to the values: ``(B,n,d)``, ``(B,m,d)`` and ``(B,m,a)`` to ``(B,n,a)``."""
     results = []
     for ours, theirs in zip(query, keys, strict=True):
         scores = torch.bmm(ours, theirs.transpose(1, 2)) / ours.shape[-1] ** 0.5
@@ -90,7 +90,7 @@ def authors_attention(query: Motion, keys: Motion, values: Tensor) -> Tensor:
 
 
 def authors_cross(query: VideoState, support: VideoState) -> Tensor:
-    """All frames of all queries as one batch, the support repeated for each query; ``(Q,T,P,a)``."""
+    """Return ``(Q,T,P,a)`` with all frames of all queries in one batch and the support repeated for each query."""
     num_query, frames = query["forward"].shape[:2]
     repeated = {
         name: tokens.transpose(0, 1).flatten(1, 2).repeat(num_query, 1, 1)  # (Q*T,S*P,.)
@@ -102,7 +102,7 @@ def authors_cross(query: VideoState, support: VideoState) -> Tensor:
 
 
 def bare_products(query: Motion, keys: Motion, values: Tensor) -> None:
-    """Both directions' scores of ``(B,n,d)`` and ``(B,m,d)``, and one product with ``(B,m,a)``, in pieces as ours."""
+    """Compute both directions' scores of ``(B,n,d)`` and ``(B,m,d)``, and a product with ``(B,m,a)``, in chunks."""
     rows = max(1, MAP_ENTRIES_IN_CACHE // values.shape[1])
     frames = max(1, rows // query.forward.shape[1])
     for first in range(0, len(values), frames):
@@ -113,7 +113,7 @@ def bare_products(query: Motion, keys: Motion, values: Tensor) -> None:
 
 
 def cross_products(query: VideoState, support: VideoState) -> Work:
-    """The products of all frames, tokens laid side by side beforehand."""
+    """Return the products of all frames, with tokens concatenated beforehand."""
     queries, keys = (
         Motion(*(state[name].transpose(0, 1).flatten(1, 2) for name in Motion._fields)) for state in (query, support)
     )
@@ -121,7 +121,7 @@ def cross_products(query: VideoState, support: VideoState) -> Work:
 
 
 def tokens(videos: int, sizes: Sizes, dtype: torch.dtype) -> VideoState:
-    """Random motion and values of some videos."""
+    """Return random motion and values of some videos."""
     shape = (videos, FRAMES, sizes.patches)
     spread = sizes.motion**-0.25  # scores of about 1, so that no softmax has a single winner
     state = VideoState({name: spread * torch.randn(*shape, sizes.motion) for name in Motion._fields})
@@ -129,7 +129,7 @@ def tokens(videos: int, sizes: Sizes, dtype: torch.dtype) -> VideoState:
 
 
 def c_mga(dtype: torch.dtype) -> Forms:
-    """The Cmga-Adapter's cross attention."""
+    """Return the versions of the Cmga-Adapter's cross attention."""
     query, support = tokens(QUERIES, ADAPTER, dtype), tokens(SUPPORTS, ADAPTER, dtype)
     return Forms(
         partial(authors_cross, query, support),
@@ -139,7 +139,7 @@ def c_mga(dtype: torch.dtype) -> Forms:
 
 
 def s_mga(dtype: torch.dtype, sizes: Sizes = ADAPTER) -> Forms:
-    """The attention within each frame of a task's videos, as in the Smga-Adapter and in TDSAM."""
+    """Return the versions of attention within each frame of a task's videos, as in the Smga-Adapter and TDSAM."""
     state = tokens(QUERIES + SUPPORTS, sizes, dtype)
     motion, values = Motion(state["forward"].flatten(0, 1), state["backward"].flatten(0, 1)), state["values"]
     values = values.flatten(0, 1)  # (V*T,P,a)
@@ -149,7 +149,7 @@ def s_mga(dtype: torch.dtype, sizes: Sizes = ADAPTER) -> Forms:
 
 
 def c_mga_full_width(pooled: bool) -> Forms:
-    """DMGAL-FT's C-MGA on a ResNet-50's maps, from prepared states to features, or to their mean over patches."""
+    """Return the versions of DMGAL-FT's C-MGA on ResNet-50 maps, up to features or to their mean over patches."""
     module = CrossMotionGuidedAttention(FULL_WIDTH.values).eval()
     module.gamma_cross.data.fill_(1)
     side = int(FULL_WIDTH.patches**0.5)
@@ -174,7 +174,7 @@ def c_mga_full_width(pooled: bool) -> Forms:
 
 
 def contrast_in_loops(distances: Tensor, support_distances: Tensor, labels: Tensor) -> Tensor:
-    """M2ACL's contrast, a class, another class, a query and a tuple at a time; see `tuple_contrast`."""
+    """Compute M2ACL's contrast in loops over classes, other classes, queries and tuples. See `tuple_contrast`."""
     num_query, num_tuples = distances.shape[:2]
     places = [(labels == c).nonzero().flatten() for c in range(int(labels.max()) + 1)]
     result = torch.zeros(num_query, len(places))
@@ -199,7 +199,7 @@ def contrast_in_loops(distances: Tensor, support_distances: Tensor, labels: Tens
 
 
 def m2acl(cardinality: int, shots: int) -> Forms:
-    """The contrast of a 5-way task with 2 queries per class."""
+    """Return the versions of the contrast of a 5-way task with 2 queries per class."""
     num_tuples = len(torch.combinations(torch.arange(FRAMES), cardinality))
     query, support = (torch.rand(videos, num_tuples, 64) for videos in (10, 5 * shots))
     labels = torch.arange(5).repeat(shots)
@@ -222,7 +222,7 @@ KERNELS: dict[str, Callable[[], Forms]] = {
 
 @torch.no_grad()
 def measure(name: str, options: Options) -> dict[str, Any]:
-    """One kernel: its forms agree; how much faster and smaller ours is."""
+    """Check that both versions of a kernel agree, and measure the gain of ours in time and memory."""
     torch.manual_seed(options.seed)
     forms = KERNELS[name]()
     cases = {"ours": forms.ours} | ({"products": forms.products} if forms.products else {})
@@ -241,13 +241,13 @@ def measure(name: str, options: Options) -> dict[str, Any]:
 
 
 def largest_difference(forms: Forms) -> float:
-    """Between the two results, relative to the largest number in the authors'."""
+    """Return the largest difference of the two results, relative to the largest value of the authors'."""
     theirs, ours = (torch.as_tensor(form()).float() for form in (forms.authors, forms.ours))
     return float(f"{(theirs - ours).abs().max() / theirs.abs().max():.1e}")
 
 
 def extra_memory_mb(name: str, form: str, seed: int) -> float | None:
-    """The most that a form holds beside its inputs; None where the system does not tell."""
+    """Return the peak memory of a version above its inputs, or None if the system does not report it."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as executor:
         return executor.submit(_peak_above_inputs_mb, name, form, seed).result()
@@ -259,11 +259,11 @@ def _peak_above_inputs_mb(name: str, form: str, seed: int) -> float | None:
     torch.manual_seed(seed)
     work = getattr(KERNELS[name](), form)
     small = torch.ones(1, 8, 8)
-    torch.softmax(torch.bmm(small, small), dim=2)  # what libraries allocate at their first call
+    torch.softmax(torch.bmm(small, small), dim=2)  # warm-up: libraries allocate at their first call
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return None
-    reset.write_text("5")  # the peak starts anew from what is held now
+    reset.write_text("5")  # reset the peak to the current memory
     before = _memory_mb(status, "VmRSS")
     work()
     return round(_memory_mb(status, "VmHWM") - before, 1)
@@ -275,7 +275,7 @@ def _memory_mb(status: Path, field: str) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(options.threads)
     names = [name for name in KERNELS if name.startswith(options.only)]

@@ -1,4 +1,4 @@
-"""Times measured in pairs, compared within a pair, and given with an interval; and what machine that was."""
+"""Paired time measurements with confidence intervals, and a description of the machine."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 
 RESAMPLES = 2000
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
-"""Of x86, as Linux names them: products of bf16, twice as wide as of float32, and of whole tiles."""
+"""Names in Linux of x86 extensions for bf16 products: vectors twice as wide as float32, and tiles."""
 Work = Callable[[], object]
 
 
 def paired_seconds(
     base: Work, cases: Mapping[str, Work], rounds: int, seed: int = 0
 ) -> dict[str, list[tuple[float, float]]]:
-    """CPU time of each case and of the base right beside it, once per round, after a round that is not counted.
+    """Measure CPU time of each case and, directly next to it, of the base, once per round after a warm-up round.
 
     The order of the cases, and of the two in a pair, changes from round to round, so that what slows the machine for a
     while slows both alike. CPU time leaves out what other processes take; with several threads it adds up over them,
@@ -47,12 +47,12 @@ def paired_seconds(
 
 
 def extra_percent(pairs: list[tuple[float, float]]) -> dict[str, Any]:
-    """What a case adds to the base, in percent of the base."""
+    """Return the cost that a case adds to the base, in percent of the base."""
     return median_with_interval([100 * (one / other - 1) for one, other in pairs])
 
 
 def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
-    """The median and the 95 % bootstrap interval of it."""
+    """Return the median and its 95 % bootstrap interval."""
     generator = np.random.default_rng(seed)
     medians = np.median(generator.choice(values, (RESAMPLES, len(values))), axis=1)
     low, high = np.percentile(medians, [2.5, 97.5])
@@ -60,8 +60,8 @@ def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the numbers rest on."""
-    told = _told_of_cpu()
+    """Describe the hardware and library versions."""
+    told = _cpu_fields()
     flags = told.get("flags", "").split()
     return {
         "date": date.today().isoformat(),
@@ -75,8 +75,8 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _told_of_cpu() -> dict[str, str]:
-    """What Linux says of the first core."""
+def _cpu_fields() -> dict[str, str]:
+    """Return the fields of ``/proc/cpuinfo`` for the first core."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().partition("\n\n")[0].splitlines() if path.exists() else []
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}

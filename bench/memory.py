@@ -1,4 +1,4 @@
-"""Memory and time of a training step: plain, with checkpointed blocks, and in two passes; ViT-B/16 with random weights.
+"""Memory and time of a training step on a random ViT-B/16: plain, with checkpointed blocks, and in two passes.
 
     python -m dmgal.bench.memory                                            # on two cores: minutes
     python -m dmgal.bench.memory --image-size 64 --frames 2 --rounds 1      # a quick look
@@ -55,7 +55,7 @@ Way = Literal["plain", "checkpointed", "two passes"]
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured.
+    """Options of the command.
 
     Args:
         shots, queries: per class.
@@ -89,7 +89,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Case:
-    """One way to take a step."""
+    """Training step to measure."""
 
     trained: Trained
     shots: int
@@ -103,7 +103,7 @@ class Case:
 
 
 def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: bool = False) -> FewShotRecognizer:
-    """Bi-MHM on ViT-B/16, every trained weight moved from where it starts."""
+    """Return Bi-MHM on ViT-B/16, with noise added to all trained weights."""
     import peft
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -128,7 +128,7 @@ def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: boo
 
 
 def task(shots: int, queries: int, image_size: int, frames: int) -> Episode:
-    """Noise; the cost does not depend on what is shown."""
+    """Return a task of noise. The cost does not depend on the content."""
     labels = [torch.arange(WAYS).repeat_interleave(count) for count in (shots, queries)]
     support, query = (
         torch.randint(0, 256, (len(part), frames, 3, image_size, image_size), dtype=torch.uint8) for part in labels
@@ -137,12 +137,12 @@ def task(shots: int, queries: int, image_size: int, frames: int) -> Episode:
 
 
 def loss(output: EpisodeOutput, episode: Episode) -> Tensor:
-    """Cross-entropy of the queries."""
+    """Return the cross-entropy of the queries."""
     return F.cross_entropy(output.logits, episode.query_labels)
 
 
 def tasks(options: Options) -> Iterator[list[Case]]:
-    """The ways to train on each task; plain first, for the gradients and the memory that the others are compared to."""
+    """Yield the cases of each task. Plain training comes first, as the reference for gradients and memory."""
     for trained in options.trained:
         for shots in options.shots:
             for queries in options.queries:
@@ -154,7 +154,7 @@ def tasks(options: Options) -> Iterator[list[Case]]:
 def step_of(
     case: Case, options: Options, model: FewShotRecognizer, episode: Episode, budget: float | None
 ) -> Callable[[Episode], object]:
-    """Forward and backward of one task; what two passes keep is chosen here, as a training does once."""
+    """Return forward and backward pass of a task, after choosing the two-pass plan as a training does once."""
 
     def region() -> AbstractContextManager[Any]:
         bf16 = options.precision == "bf16"
@@ -176,7 +176,7 @@ def step_of(
 def run_case(
     case: Case, options: Options, folder: Path, budget: float | None = None, first: bool = True
 ) -> dict[str, Any]:
-    """In a process of its own: memory, time, and in the first round the gradients into a file."""
+    """Measure memory and time in this process, and write the gradients to a file in the first round."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     device = torch.device(options.device)
@@ -204,14 +204,14 @@ def run_case(
 
 
 def small_step(step: Callable[[Episode], object], episode: Episode) -> None:
-    """One video a class; in a chunk as large as the real one only where that is one."""
+    """Run a warm-up step with one video per class. Its chunk is as large as the real one only if that is one video."""
     support = torch.stack([episode.support[(episode.support_labels == c).nonzero()[0, 0]] for c in range(2)])
     labels = torch.arange(2, device=support.device)
     step(Episode(support, labels, episode.query[:1], labels[:1], ("a", "b")))
 
 
 def _cost(work: Callable[[], object], device: torch.device) -> tuple[float | None, float]:
-    """The most memory above what is held now, in MB (None where the system does not tell), and seconds."""
+    """Return the peak memory above the current one in MB (None if the system does not report it), and seconds."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -223,7 +223,7 @@ def _cost(work: Callable[[], object], device: torch.device) -> tuple[float | Non
         return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1), seconds
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
-        reset.write_text("5")  # the peak starts anew from what is held now
+        reset.write_text("5")  # reset the peak to the current memory
     held = _status_mb("VmRSS") if reset.exists() else 0.0
     start = time.process_time()
     work()
@@ -242,7 +242,7 @@ def _file(folder: Path, case: Case) -> Path:
 
 
 def gradient_difference(one: Path, other: Path) -> float:
-    """The largest difference of two sets of gradients, relative to the largest gradient of the second."""
+    """Return the largest difference of two sets of gradients, relative to the largest gradient of the second."""
     found, expected = load_file(one), load_file(other)
     assert found.keys() == expected.keys()
     largest = max(gradient.abs().max().item() for gradient in expected.values())
@@ -250,7 +250,7 @@ def gradient_difference(one: Path, other: Path) -> float:
 
 
 def measured(options: Options) -> list[dict[str, Any]]:
-    """All cases, each beside the plain one of its task."""
+    """Measure all cases, each next to the plain one of its task."""
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
         for ways in tasks(options):
@@ -276,7 +276,7 @@ def measured(options: Options) -> list[dict[str, Any]]:
 
 
 def _budget(case: Case, plain: list[dict[str, Any]], options: Options) -> float | None:
-    """Bytes for two passes: a share of what plain training took, of tensors where they were counted."""
+    """Return the bytes for two passes: a fraction of the memory (or counted tensors) of plain training."""
     if not case.share:
         return None
     peaks = [row.get("peak_extra_tensor_mb", row.get("peak_extra_mb")) for row in plain[:1]]
@@ -286,7 +286,7 @@ def _budget(case: Case, plain: list[dict[str, Any]], options: Options) -> float 
 
 
 def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Over rounds, with all seconds, so that their spread is seen."""
+    """Return medians over rounds, with the seconds of every round to show their spread."""
     if any("out_of_memory" in result for result in results):
         return {"out_of_memory": True}
     medians: dict[str, Any] = {}
@@ -304,7 +304,7 @@ def _beside(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Which training tasks fit on a card of 24 GB, reasoned from what one video and one comparison take.
+"""Estimate of which training tasks fit on a 24 GB GPU, from the memory of one video and one comparison.
 
 Counted over tensors on a CPU: ViT-B/16, 8 frames of 224 pixels, DMGAL-Adapters or everything trained. Sums of
 
@@ -26,7 +26,7 @@ from dmgal.episodes.little_memory.device_memory import memory_of
 from dmgal.episodes.little_memory.kept_results import keeping_products
 
 CARD, CONTEXT = 24e9, 0.8e9
-"""Bytes of the card; of them, what CUDA and its libraries take (an assumption)."""
+"""Bytes of the GPU, and the part of them that CUDA and its libraries use (an assumption)."""
 IMAGE_SIZE, FRAMES, WAYS = 224, 8, 5
 CPU = torch.device("cpu")
 
@@ -36,7 +36,7 @@ Loss = Callable[[EpisodeOutput, Episode], Tensor]
 def reasoned_table(
     recognizer: Callable[..., FewShotRecognizer], task: Callable[..., Episode], loss: Loss
 ) -> list[dict[str, Any]]:
-    """One row for what is trained, the precision and the task."""
+    """Return one row for each combination of trained part, precision and task."""
     rows = []
     for trained in ("adapters", "everything"):
         plain, checkpointed = (recognizer(trained, IMAGE_SIZE, FRAMES, blocks) for blocks in (False, True))
@@ -95,7 +95,7 @@ def _kept(model: FewShotRecognizer, videos: Tensor) -> VideoState:
 
 
 def _comparison(model: FewShotRecognizer, state: VideoState, episode: Episode, loss: Loss, precision: str) -> int:
-    """Of videos that are all alike; the episode's own are not looked at."""
+    """Return the bytes of a comparison of identical videos. The episode's own videos are not used."""
     counts = episode.num_support, episode.num_query
     parts = [
         VideoState(

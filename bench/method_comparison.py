@@ -1,4 +1,4 @@
-"""Every method of the field on moving shapes, under one budget: trained at one shot, tested at one and at five.
+"""All methods on moving shapes under one budget: trained with one shot, tested with one and five shots.
 
     python -m dmgal.bench.method_comparison --jobs 2
 
@@ -24,7 +24,7 @@ STUCK = ("sact", "prototype")
 RATES = {
     **dict.fromkeys(ADAPTERS, (Rate(4e-3),)),  # chosen by bench/adapter_comparison.py in the same way
     **dict.fromkeys(FULLY_TRAINED, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4))),
-    # below 40 % on validation classes with these two, so they may choose from smaller ones, too
+    # below 40 % on validation classes with these two rates, so smaller rates are tried as well
     **dict.fromkeys(STUCK, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4), Rate(3e-4, 1e-4), Rate(1e-4, 1e-4))),
 }
 
@@ -36,15 +36,15 @@ class MethodComparison:
     work: Path = Path("method_comparison")
     """Folder for videos and runs."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the data, the split into classes included, and of the training."""
+    """Seeds of the data, including the split into classes, and of the training."""
     episodes: int = 2000
     jobs: int = 1
-    """Trainings at the same time."""
+    """Number of parallel trainings."""
     out: Path = Path(__file__).parent / "results" / "method_comparison.json"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, compare, write."""
+    """Train, compare and write the report."""
     options = tyro.cli(MethodComparison, args=argv, description=__doc__)
     comparison = Comparison(dict.fromkeys(RATES, ("--queries", "2")), RATES, tried_again=1)
     report = comparison.run(Workshop(options.work, options.jobs), options.seeds, options.episodes, shots=(1, 5))

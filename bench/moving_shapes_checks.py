@@ -1,4 +1,4 @@
-"""Is moving shapes honest? One frame must tell nothing about its class, the whole trajectory everything.
+"""Check of moving shapes: a single frame must carry no class information, the full trajectory all of it.
 
     python -m dmgal.bench.moving_shapes_checks
 
@@ -40,12 +40,12 @@ from dmgal.episodes.video import read_clip
 RESULT = Path(__file__).parent / "results" / "moving_shapes_checks.json"
 RIDGE = 1.0
 ImageFeature = Callable[[Tensor], Tensor]
-"""From images, uint8 ``(n, 3, H, W)``, to features ``(n, D)``."""
+"""Function from images, uint8 ``(n, 3, H, W)``, to features ``(n, D)``."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is checked.
+    """Options of the command.
 
     Args:
         seed: of the data.
@@ -61,7 +61,7 @@ class Options:
 
 
 def interval_of_chance(trials: int, chance: float, confidence: float = 0.95) -> tuple[float, float]:
-    """The accuracies that guessing reaches with at least this confidence, each tail cut alike: exact binomial."""
+    """Return the exact two-sided binomial interval of the accuracy of guessing, with equal tails."""
     log_terms = (
         math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
         + k * math.log(chance) + (trials - k) * math.log1p(-chance)
@@ -75,7 +75,7 @@ def interval_of_chance(trials: int, chance: float, confidence: float = 0.95) -> 
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor, is_training: Tensor) -> float:
-    """Accuracy on the rest of a ridge regression to one-hot labels, fitted where ``is_training``.
+    """Return the test accuracy of a ridge regression to one-hot labels, fitted to the rows with ``is_training``.
 
     Args:
         features: ``(n, D)``.
@@ -93,7 +93,7 @@ def ridge_accuracy(features: Tensor, labels: Tensor, is_training: Tensor) -> flo
 
 
 def pose_features(poses: Poses) -> Tensor:
-    """All products of up to three of place and log size, and the direction of the angle: ``(n, 1)`` to ``(n, D)``."""
+    """Return products of up to three of position and log size, and the angle's direction: ``(n, 1)`` to ``(n, D)``."""
     quantities = torch.cat((poses.x, poses.y, poses.size.log()), dim=1).double()
     quantities = (quantities - quantities.mean(dim=0)) / quantities.std(dim=0)
     products = [
@@ -105,19 +105,19 @@ def pose_features(poses: Poses) -> Tensor:
 
 
 def pixel_features(images: Tensor) -> Tensor:
-    """Raw pixels, averaged to 16 x 16."""
-    return F.adaptive_avg_pool2d(images.float(), 16).flatten(1)  # (n, 3, 16, 16) -> (n, 768)
+    """Return raw pixels, averaged to 16 x 16."""
+    return F.adaptive_avg_pool2d(images.float(), 16).flatten(1)
 
 
 def contrast_features(images: Tensor) -> Tensor:
-    """How far pixels are from the image's mean, averaged to 16 x 16: where something stands out, of any color."""
+    """Return the distance of pixels from the image mean, averaged to 16 x 16, which shows objects of any color."""
     images = images.float()
     contrast = (images - images.mean(dim=(-2, -1), keepdim=True)).abs().amax(dim=1)  # (n, H, W)
-    return F.adaptive_avg_pool2d(contrast, 16).flatten(1)  # (n, 16, 16) -> (n, 256)
+    return F.adaptive_avg_pool2d(contrast, 16).flatten(1)
 
 
 def image_features() -> dict[str, ImageFeature]:
-    """What a frame is classified from: pixels, contrast, and tiny-clip where its weights are bundled."""
+    """Return the features to classify a frame: pixels, contrast, and tiny-clip if its weights are bundled."""
     sources: dict[str, ImageFeature] = {"pixels": pixel_features, "contrast": contrast_features}
     if (tiny_clip.FOLDER / "open_clip_model.safetensors").exists():
         sources["tiny_clip"] = _tiny_clip_feature()
@@ -141,25 +141,25 @@ def _tiny_clip_feature() -> ImageFeature:
 
 
 def single_frame_poses(poses: Poses, frames: Tensor) -> Poses:
-    """The pose in one frame of each clip: ``(n, T)`` to ``(n, 1)`` each; ``frames`` is ``(n,)``."""
+    """Return the pose in one frame of each clip: ``(n, T)`` to ``(n, 1)``, with ``frames`` of ``(n,)``."""
     at = frames[:, None]
     return Poses(*(value.gather(1, at) for value in (poses.x, poses.y, poses.size, poses.angle)))
 
 
 def unhidden_last_frames(poses: Poses, pixels: int, generator: torch.Generator) -> Tensor:
-    """The control: last frames of the same motions with the same center for every clip, uint8 ``(n, 3, H, W)``."""
+    """Return last frames of the same motions with one center for all clips, uint8 ``(n, 3, H, W)``, as a control."""
     x, y = ((place - place.mean(dim=1, keepdim=True))[:, -1:] for place in (poses.x, poses.y))
     last = Poses(x, y, torch.full_like(x, MEDIAN_SIZE), poses.angle[:, -1:])
     return draw(last, random_appearance(len(x), generator), pixels, generator)[:, 0]
 
 
 def joined(poses: list[Poses]) -> Poses:
-    """The poses of several batches as one."""
+    """Concatenate the poses of several batches."""
     return Poses(*(torch.cat([getattr(p, name) for p in poses]) for name in ("x", "y", "size", "angle")))
 
 
 def check(options: Options, root: Path) -> dict[str, Any]:
-    """Make the data set in an empty ``root`` and measure; all accuracies in percent."""
+    """Make the data set in an empty ``root`` and measure accuracies in percent."""
     shapes = MovingShapes(seed=options.seed, clips_per_class=options.clips_per_class)
     start = time.perf_counter()
     generate_moving_shapes(root, options.seed, options.clips_per_class, workers=options.workers)
@@ -216,7 +216,7 @@ def _percent(share: float) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line; writes the result and prints it."""
+    """Check, write and print the report."""
     import tyro
 
     options = tyro.cli(Options, args=argv, description=__doc__)

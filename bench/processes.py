@@ -1,4 +1,4 @@
-"""How far trainings on 1, 2 and 4 processes drift apart: losses of 50 steps in float64 and float32.
+"""Differences between trainings on 1, 2 and 4 processes: losses of 50 steps in float64 and float32.
 
     python -m dmgal.bench.processes
 
@@ -32,14 +32,14 @@ class Processes:
     """Options of the command."""
 
     work: Path = Path("processes")
-    """Folder for videos and runs; runs that are there are not repeated."""
+    """Folder for videos and runs. Existing runs are not repeated."""
     steps: int = 50
     clips_per_class: int = 6
     out: Path = Path(__file__).parent / "results" / "processes.json"
 
 
 def losses(options: Processes, precision: str, processes: int) -> list[float]:
-    """Of every step of one training."""
+    """Return the loss of every step of a training."""
     folder = options.work / f"{precision}_{processes}"
     words = ["-m", "dmgal.recipes.train", "method/dmgal_adapter", "data/moving_shapes", "--quiet", "--resume"]
     words += ["--data.root", str(options.work / "videos"), "--data.split-file", str(options.work / "videos/split.csv")]
@@ -53,7 +53,7 @@ def losses(options: Processes, precision: str, processes: int) -> list[float]:
 
 
 def differences(options: Processes, precision: str) -> dict[str, Any]:
-    """The largest difference to one process up to some steps, by number of processes."""
+    """Return the largest difference from one process up to several steps, by number of processes."""
     one, *others = (losses(options, precision, processes) for processes in PROCESSES)
     return {
         f"{processes}_processes": {
@@ -66,7 +66,7 @@ def differences(options: Processes, precision: str) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train and write."""
+    """Train and write the report."""
     options = tyro.cli(Processes, args=argv, description=__doc__)
     generate_moving_shapes(options.work / "videos", clips_per_class=options.clips_per_class)
     report: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What training on real video costs: operations of one task on ViT-B/16, counted, not timed.
+"""Operations of one training task on ViT-B/16, counted instead of timed.
 
     python -m dmgal.bench.step_cost
 
@@ -25,7 +25,7 @@ FRAMES, WAYS = 8, 5
 
 
 def teraflops(encoder: FrameEncoder, shots: int) -> float:
-    """Floating point operations of one training task, in 10^12; a multiplication and an addition are two."""
+    """Return the floating point operations of one training task in 10^12. A multiply-add counts as two."""
     support, query = (torch.empty(n, FRAMES, 3, 224, 224, device="meta") for n in (WAYS * shots, WAYS))
     with FlopCounterMode(display=False) as counter:
         features = encoder(support, query)
@@ -34,7 +34,7 @@ def teraflops(encoder: FrameEncoder, shots: int) -> float:
 
 
 def encoders() -> dict[str, FrameEncoder]:
-    """By name: the adapters on a frozen ViT-B/16, and the bare one with everything trained."""
+    """Return encoders by name: adapters on a frozen ViT-B/16, and the bare backbone with all weights trained."""
     import peft
 
     from dmgal.adapters import DmgalConfig
@@ -48,7 +48,7 @@ def encoders() -> dict[str, FrameEncoder]:
 
 
 def main() -> None:
-    """Count and write."""
+    """Count and write the report."""
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""What reading 8 uniform frames costs: from a store, against decoding them with decord and with PyAV.
+"""Cost of reading 8 uniform frames from a store, compared to decoding them with decord and PyAV.
 
     python -m dmgal.bench.store
 
@@ -39,7 +39,7 @@ CHOOSE = partial(uniform_frames, num_wanted=FRAMES)
 
 
 def write_clips(root: Path) -> None:
-    """A camera that pans over a texture, with a few shapes moving against it, and a little noise."""
+    """Write clips of a camera that pans over a texture, with a few moving shapes and a little noise."""
     for number in range(CLIPS):
         generator = np.random.default_rng(number)
         path = root / "class" / f"{number}.mp4"
@@ -72,7 +72,7 @@ def _decord_clip(path: Path) -> np.ndarray:
 
 
 def cases(catalog: VideoCatalog, folder: Path) -> dict[str, Callable[[], object]]:
-    """By name: reading all clips once."""
+    """Return functions that read all clips once, by name."""
     videos, paths = range(len(catalog)), [catalog.path(video) for video in range(len(catalog))]
     content = EvaluationClips(FRAMES, TRANSFORM)
     clips, frames = StoredClips(folder, catalog, content), StoredFrames(folder, catalog)
@@ -87,13 +87,13 @@ def cases(catalog: VideoCatalog, folder: Path) -> dict[str, Callable[[], object]
 
 
 def _each(read: Callable[[Any], object], items: Iterable[Any]) -> None:
-    """Read one after the other and keep none, as a loader does that copies every clip into its batch."""
+    """Read items in sequence and drop them, like a loader that copies every clip into its batch."""
     for item in items:
         read(item)
 
 
 def transforms(clip: Tensor) -> dict[str, Callable[[], object]]:
-    """By name: a transform of one clip, ten times."""
+    """Return functions that transform a clip ten times, by name."""
     generator = torch.Generator().manual_seed(0)
     plain, jitter = TrainTransform(224), TrainTransform(224, flip=True, color_jitter=0.2)
     last = clip.contiguous(memory_format=torch.channels_last)
@@ -107,7 +107,7 @@ def transforms(clip: Tensor) -> dict[str, Callable[[], object]]:
 
 
 def measure(root: Path) -> dict[str, Any]:
-    """Write clips and store into a folder, and time them."""
+    """Write clips and a store into a folder, and time reading them."""
     write_clips(root)
     catalog, folder = VideoCatalog.from_folders(root), root / "store"
     reports = build_store(catalog, folder, EvaluationClips(FRAMES, TRANSFORM), workers=1, progress=False)
@@ -133,7 +133,7 @@ def _milliseconds(seconds: Iterable[float], clips: int) -> float:
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         report = {**hardware(), "decord": decord.__version__, "av": av.__version__, **measure(Path(folder))}

@@ -1,4 +1,4 @@
-"""Is a step of several tasks faster when their videos are encoded in one batch? Measured, alternating, in one process.
+"""Time of a step with several tasks: their videos in one batch or task by task, alternating in one process.
 
     python -m dmgal.bench.task_batching
 
@@ -28,7 +28,7 @@ ROUNDS = 15
 
 
 def recognizer() -> FewShotRecognizer:
-    """The demo's DMGAL-Adapter row."""
+    """Build the demo's DMGAL-Adapter."""
     import peft
 
     from dmgal.adapters import DmgalConfig
@@ -38,7 +38,7 @@ def recognizer() -> FewShotRecognizer:
 
 
 def random_task(seed: int) -> Episode:
-    """A 5-way 1-shot task of noise with two query videos per class; the time does not depend on what is shown."""
+    """Return a 5-way 1-shot task of noise with two queries per class. Time does not depend on the content."""
     generator = torch.Generator().manual_seed(seed)
     videos = torch.randint(0, 256, (15, 8, 3, 48, 48), dtype=torch.uint8, generator=generator)
     labels = torch.arange(5)
@@ -46,18 +46,18 @@ def random_task(seed: int) -> Episode:
 
 
 def seconds(work: Callable[[list[Episode]], None], tasks: list[Episode]) -> float:
-    """Time of one call."""
+    """Return the seconds of one call."""
     start = time.perf_counter()
     work(tasks)
     return time.perf_counter() - start
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     model = recognizer()
 
     def together(tasks: list[Episode]) -> None:
-        # the recognizer's own forward goes task by task on a CPU, which is what this measures the reason for
+        # on a CPU the recognizer's own forward runs task by task; this benchmark is the reason
         torch.stack([output.logits.square().mean() for output in model._answers(tasks)]).sum().backward()
 
     def apart(tasks: list[Episode]) -> None:

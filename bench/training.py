@@ -1,9 +1,9 @@
-"""A training step on ViT-B/16 shapes: adapters on a frozen backbone against full fine-tuning, and bf16 against float32.
+"""Training step on ViT-B/16 shapes: adapters on a frozen backbone against full fine-tuning, and bf16 against float32.
 
     python -m dmgal.bench.training --threads 2                                      # 10 minutes of 2 cores, 14 GB
-    python -m dmgal.bench.training --threads 2 --image-size 112 --part compiled         # whether torch.compile helps
-    python -m dmgal.bench.training --run RUN --videos data/moving_shapes --part accuracy    # what bf16 does to accuracy
-    python -m dmgal.bench.training --image-size 64 --frames 2                       # roughly, in a minute or two
+    python -m dmgal.bench.training --threads 2 --image-size 112 --part compiled         # effect of torch.compile
+    python -m dmgal.bench.training --run RUN --videos data/moving_shapes --part accuracy    # accuracy in bf16
+    python -m dmgal.bench.training --image-size 64 --frames 2                       # rough, 1-2 minutes
     python -m dmgal.bench.training --device cuda
 
 A step is forward, backward and AdamW on one 5-way task of noise; the backbone has random weights, on which time and
@@ -60,7 +60,7 @@ WANTED = {
 
 @dataclass(frozen=True)
 class Case:
-    """One way to take a step.
+    """Training step to measure.
 
     Args:
         chunk: videos in a chunk of two passes; None: one pass.
@@ -86,7 +86,7 @@ CASES = {
     "adapters_bf16": Case("adapters", "bf16"),
     "adapters_bf16_half_backbone": Case("adapters", "bf16", half_backbone=True),
 }
-"""bf16 is autocast."""
+"""Precision of the step. bf16 uses autocast."""
 ENCODING = ("adapters_float32", "adapters_bf16", "adapters_bf16_half_backbone")
 COMPILED = {
     "adapters_float32": CASES["adapters_float32"],
@@ -117,12 +117,12 @@ COMPILED_RATIOS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the command."""
 
     rounds: int = 2
-    """Processes of each case."""
+    """Number of processes of each case."""
     steps: int = 1
-    """On the clock, in each process."""
+    """Number of timed steps in each process."""
     shots: int = 1
     queries: int = 1
     image_size: int = 224
@@ -131,18 +131,18 @@ class Options:
     threads: int = 1
     device: str = "cpu"
     run: Path | None = None
-    """A run of method/dmgal_adapter on moving shapes, for what bf16 does to its accuracy."""
+    """Run of method/dmgal_adapter on moving shapes, to measure its accuracy in bf16."""
     videos: Path = Path("data/moving_shapes")
-    """Its videos."""
+    """Videos of that run."""
     episodes: int = 10_000
     out: Path = Path(__file__).parent / "results" / "training.json"
     part: Literal["steps", "compiled", "accuracy", "one case"] = "steps"
-    """The last is for the processes that measure."""
+    """Part to measure. The last one is for the measuring processes."""
     case: str = "adapters_float32"
 
 
 def measure_case(options: Options) -> dict[str, float]:
-    """In this process: median seconds of a step, the most memory, and seconds of encoding the support videos."""
+    """Measure in this process median seconds of a step, peak memory, and seconds of encoding the support videos."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     case = {**CASES, **COMPILED}[options.case]
@@ -175,7 +175,7 @@ def measure_case(options: Options) -> dict[str, float]:
         optimizer.step()
 
     memory.small_step(gradient, episode)
-    optimizer.step()  # makes its moments
+    optimizer.step()  # allocates its moments
     if case.compiled:
         for block in model.encoder._blocks():  # type: ignore[attr-defined]
             block.compile()
@@ -194,7 +194,7 @@ def measure_case(options: Options) -> dict[str, float]:
 
 
 def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
-    """Every case in turn, round by round."""
+    """Measure every case in turn, round by round."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for _ in range(options.rounds):
         for name in found:
@@ -220,7 +220,7 @@ def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[s
 
 
 def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dict[str, Any]:
-    """Of an adapter on novel classes, 5-way 1-shot: in float32, under autocast, and the paired difference."""
+    """Return 5-way 1-shot accuracy on novel classes in float32 and under autocast, and the paired difference."""
     import peft
 
     backbone = peft.PeftModel.from_pretrained(load_backbone("tiny-clip"), str(run / "adapter"))
@@ -256,7 +256,7 @@ def _conditions(options: Options) -> dict[str, Any]:
 
 
 def _held_mb(device: torch.device) -> float:
-    """Now held: on a CPU by the whole process."""
+    """Return the current memory, on a CPU that of the full process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e6
     status = Path("/proc/self/status")
@@ -274,7 +274,7 @@ def _peak_mb(device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], None], device: torch.device, threads: int) -> float:
-    """CPU time, which leaves out what other processes take, for each thread; on a GPU wall time."""
+    """Return CPU time per thread, which excludes other processes, or wall time on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -286,7 +286,7 @@ def _seconds(work: Callable[[], None], device: torch.device, threads: int) -> fl
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure and write."""
+    """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     if options.part == "one case":
         print(json.dumps(measure_case(options)))

@@ -1,8 +1,8 @@
-"""Trains many recipes on moving shapes, each in a process of its own, and compares them on the same episodes.
+"""Training of many recipes on moving shapes, each in its own process, and comparison on the same episodes.
 
-A comparison says which methods, with which options and learning rates. All rates are tried on the first data seed, the
-best of these (``tried_again`` of them) on the others, and each seed takes the one that is best on its validation
-classes. The novel classes are looked at once, at the end. What is finished is not done again.
+A comparison lists methods with options and learning rates. The first data seed tries all rates, the other seeds only
+the best ``tried_again`` of these. Each seed uses the rate that is best on its validation classes. The novel classes are
+evaluated once, at the end. Finished trainings are not repeated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
 
 @dataclass(frozen=True)
 class Rate:
-    """Learning rates: of what is added to the backbone, and of the backbone where it is trained."""
+    """Learning rates of the added parameters, and of the backbone if it is trained."""
 
     added: float
     backbone: float = 1e-4
@@ -35,7 +35,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Training:
-    """One run of ``dmgal train`` on the moving shapes of a seed, which is the training's seed, too."""
+    """Run of ``dmgal train`` on the moving shapes of a seed, which is also the seed of the training."""
 
     method: str
     rate: Rate
@@ -45,40 +45,40 @@ class Training:
 
 @dataclass(frozen=True)
 class Workshop:
-    """Where runs are, and how many are trained at a time, each with its share of the cores."""
+    """Folder of the runs, and number of parallel trainings, each with its share of the cores."""
 
     folder: Path
     jobs: int = 1
 
     def run(self, training: Training) -> Path:
-        """The run folder of a training."""
+        """Return the run folder of a training."""
         return self.folder / "runs" / f"seed{training.seed}" / f"{training.method}_{training.rate}"
 
     def data(self, seed: int) -> Path:
-        """The folder of the videos of a seed."""
+        """Return the video folder of a seed."""
         return self.folder / f"moving_shapes_seed{seed}"
 
     def make_data(self, seeds: Iterable[int]) -> None:
-        """The videos of all seeds, where they are missing."""
+        """Generate missing videos of all seeds."""
         for seed in seeds:
             generate_moving_shapes(self.data(seed), seed=seed)
 
     def train(self, trainings: Iterable[Training]) -> None:
-        """Those that are not finished; what was begun goes on."""
+        """Run the unfinished trainings, resuming those that were started."""
         with ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(self._train, trainings))
 
     def is_finished(self, training: Training) -> bool:
-        """Whether the last step of its recipe was validated."""
+        """Return True if the last step of the recipe was validated."""
         recipe = self.run(training) / "recipe.yaml"
         return recipe.exists() and yaml.safe_load(recipe.read_text())["train"]["steps"] in self._validations(training)
 
     def validation(self, training: Training) -> float:
-        """The best accuracy on validation classes, in percent."""
+        """Return the best accuracy on validation classes, in percent."""
         return max(self._validations(training).values())
 
     def compare(self, trainings: Sequence[Training], episodes: int, shots: int = 1) -> dict[str, Any]:
-        """What ``dmgal compare`` finds on the novel classes; differences are to the first."""
+        """Return the result of ``dmgal compare`` on the novel classes, with differences to the first training."""
         seed = trainings[0].seed
         out = self.folder / f"seed{seed}_{shots}shot.json"
         words = ["compare", *(str(self.run(training)) for training in trainings), "--quiet"]
@@ -87,7 +87,7 @@ class Workshop:
         return {"seed": seed, "shots": shots, **json.loads(out.read_text())}
 
     def _validations(self, training: Training) -> dict[int, float]:
-        """Accuracy on validation classes by step."""
+        """Return the accuracy on validation classes by step."""
         log = self.run(training) / "log.jsonl"
         entries = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
         return {entry["step"]: entry["validation_accuracy"] for entry in entries if "validation_accuracy" in entry}
@@ -110,17 +110,17 @@ class Workshop:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Methods by recipe with their options, and the rates that each may choose from."""
+    """Methods by recipe with their options, and the candidate rates of each."""
 
     options: Mapping[str, tuple[str, ...]]
     rates: Mapping[str, tuple[Rate, ...]]
     tried_again: int = 2
-    """How many of the first seed's best rates the other seeds try."""
+    """Number of the first seed's best rates that the other seeds try."""
 
     def run(
         self, workshop: Workshop, seeds: Sequence[int], episodes: int, shots: Sequence[int] = (1,)
     ) -> dict[str, Any]:
-        """Chooses rates, trains, compares; what was found, ready for JSON."""
+        """Choose rates, train, compare, and return a JSON-ready report."""
         workshop.make_data(seeds)
         found = self._validate(workshop, seeds[0], self.rates)
         best = {m: tuple(sorted(rates, key=rates.__getitem__)[-self.tried_again :]) for m, rates in found.items()}
@@ -143,7 +143,7 @@ class Comparison:
     def _validate(
         self, workshop: Workshop, seed: int, rates: Mapping[str, tuple[Rate, ...]]
     ) -> dict[str, dict[Rate, float]]:
-        """Accuracy on a seed's validation classes, by method and rate; trained first, where it was not."""
+        """Return validation accuracy of a seed by method and rate, after training those that are not finished."""
         trainings = {m: {rate: self._training(m, rate, seed) for rate in rates[m]} for m in self.options}
         workshop.train(training for of_method in trainings.values() for training in of_method.values())
         return {m: {rate: workshop.validation(t) for rate, t in found.items()} for m, found in trainings.items()}
@@ -153,7 +153,7 @@ class Comparison:
 
 
 def summary(tables: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per method: accuracy and the paired difference to the first, mean and range over seeds."""
+    """Return mean and range over seeds of accuracy and of the paired difference to the first, by method."""
     result: dict[str, Any] = {}
     for place, row in enumerate(tables[0]["rows"]):
         rows = [table["rows"][place] for table in tables]

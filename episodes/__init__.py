@@ -1,4 +1,4 @@
-"""Tasks: which videos, which frames, in which episodes, and how a query is matched with the support."""
+"""Few-shot tasks: videos, frames, episodes, and the matching of queries with the support."""
 
 from .catalog import VideoCatalog
 from .episode import Episode, EpisodeOutput, TaskTargets

@@ -1,12 +1,12 @@
-"""States on disk: every video of a split is encoded once, by any number of processes, and mapped into memory.
+"""Video states on disk: any number of processes encode each video of a split once, then map the states into memory.
 
-    FOLDER/key.json            what shapes the states, and their names, types and shapes
-    FOLDER/NAME.raw            one tensor of all videos, the first video first
-    FOLDER/blocks/00012.json   of a block of videos that is done: which they were, and the checksums of its bytes
+    FOLDER/key.json            everything that shapes the states, and the tensors' names, types and shapes
+    FOLDER/NAME.raw            one tensor of all videos, in the order of the videos
+    FOLDER/blocks/00012.json   record of one finished block: its videos and the checksums of its bytes
 
-A block is what is encoded in one batch, so its bytes are the same whoever encodes it, and when: a build that was killed
-goes on where it was. The record of a block appears, whole, after its bytes. Whoever opens a cache looks at every
-checksum; what is damaged, or of videos that have changed, is encoded anew.
+A block is encoded in one batch, so its bytes do not depend on the process or the time. A block's record is written
+atomically after its bytes, so a build that was killed resumes. Every checksum is verified when a cache is opened;
+damaged blocks and blocks of changed videos are encoded again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ BadOf = Callable[[], Sequence[int]]
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that encode together; ``wait`` returns when all of them have called it."""
+    """This process among those that encode together. ``wait`` returns when all of them have called it."""
 
     rank: int = 0
     count: int = 1
@@ -53,12 +53,12 @@ class Processes:
 
 @dataclass(frozen=True)
 class CachedStates:
-    """What a cache holds.
+    """The content of a cache.
 
     Attributes:
-        states: of all videos, mapped into memory, for reading alone: who writes into them crashes the process.
-        bad: places of videos that could not be read, whose states mean nothing.
-        encoded: how many videos this process has encoded for it now.
+        states: states of all videos, mapped into memory read-only. Writing to them crashes the process.
+        bad: indices of videos that could not be read, whose states are meaningless.
+        encoded: number of videos that this process encoded in this call.
         size: bytes on disk.
     """
 
@@ -70,14 +70,14 @@ class CachedStates:
 
 @dataclass
 class StateCache:
-    """The states of the videos of one split.
+    """A cache of the states of one split's videos.
 
     Args:
-        folder: made where it is not there; of this cache alone.
-        key: all that shapes the states but the videos, as JSON takes it, see `cache_key.describe`.
-        videos: a text for each video that changes with it: its name, then its size and time of change.
-        block_size: videos encoded at a time.
-        half: keep float16. States are then not the exact ones, and predictions may differ.
+        folder: folder of this cache only, created if it does not exist.
+        key: everything except the videos that shapes the states, as JSON values, see `cache_key.describe`.
+        videos: one text per video that changes with it: name, size and modification time.
+        block_size: videos encoded in one batch.
+        half: if True, store float16. The states are then not exact, and predictions may differ.
     """
 
     folder: Path
@@ -88,8 +88,8 @@ class StateCache:
     _files: dict[str, int] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        kept = {"kept_as": "float16, inexact" if self.half else "as computed", "block_size": self.block_size}
-        self.key = json.loads(json.dumps({**self.key, **kept, "num_videos": len(self.videos)}))
+        storage = {"kept_as": "float16, inexact" if self.half else "as computed", "block_size": self.block_size}
+        self.key = json.loads(json.dumps({**self.key, **storage, "num_videos": len(self.videos)}))
 
     def fill(
         self,
@@ -102,61 +102,64 @@ class StateCache:
         bad: BadOf = tuple,
         no_longer_bad: Sequence[int] = (),
     ) -> CachedStates:
-        """Encode what is missing, and open all of it. All processes call it with the same arguments.
+        """Encode the missing blocks, then open the cache. All processes must call it with the same arguments.
 
         Args:
-            recognizer: of the key; it is put into evaluation mode.
+            recognizer: the recognizer described by the key, put into evaluation mode.
             clips: ``(T, 3, H, W)`` of each video, in the order of ``videos``.
-            num_workers: processes that read clips, for each process that encodes.
-            device: where to encode.
-            progress: whether to show bars and tell what was found.
-            processes: this process among all that encode; None: it is alone.
-            bad: gives the places of the videos that this process could not read so far.
-            no_longer_bad: places of videos that are bad in the cache and can be read now; encoded anew.
+            num_workers: processes that read clips, per encoding process.
+            device: device that encodes.
+            progress: if True, show progress bars and log which blocks are encoded again.
+            processes: this process among all that encode. None: the only one.
+            bad: returns the indices of the videos that this process could not read so far.
+            no_longer_bad: indices of videos that are bad in the cache but readable now. They are encoded again.
 
         Raises:
-            DmgalError: states that depend on the batch, or a full disk; what was encoded stays, and counts.
+            DmgalError: the states depend on the batch, or the disk is full. Blocks that were encoded remain valid.
         """
         check_states_can_be_kept(recognizer.eval())
         processes = processes or Processes()
         self.folder.mkdir(parents=True, exist_ok=True)
         if processes.rank:
-            processes.wait()  # until the first process holds the lock and has thrown away what is not to be used
-            return self._fill(recognizer, clips, num_workers, device, False, processes, bad)
-        with exclusively(self.folder / ".lock", lambda: _tell(f"waiting for another process in {self.folder}")):
-            for reason in self._forget_unusable(no_longer_bad):
-                _tell(f"{self.folder}: {reason}") if progress else None
+            processes.wait()  # until rank 0 holds the lock and has deleted the unusable blocks
+            return self._encode_missing(recognizer, clips, num_workers, device, False, processes, bad)
+        with exclusively(self.folder / ".lock", lambda: _log(f"Waiting for another process in {self.folder}.")):
+            for reason in self._delete_unusable(no_longer_bad):
+                if progress:
+                    _log(f"{self.folder}: {reason}")
             processes.wait()
-            return self._fill(recognizer, clips, num_workers, device, progress, processes, bad)
+            return self._encode_missing(recognizer, clips, num_workers, device, progress, processes, bad)
 
     def open(self) -> CachedStates:
-        """What the cache holds, encoding nothing.
+        """Open the cache without encoding anything.
 
         Raises:
-            DmgalError: it is not whole, damaged, stale, or of another key; what differs is named.
+            DmgalError: the cache is incomplete, damaged, stale or has another key. The error names the differences.
         """
         stored = self._read_key()
         layout = stored.pop("tensors", {})
         refuse_other(f"The cache {self.folder}", stored, self.key)
-        problems = [f"block {block}: {p}" for block in range(self.num_blocks) if (p := self._problem(block))]
+        reasons = {block: self._problem(block) for block in range(self.num_blocks)}
+        problems = [f"block {block}: {reason}" for block, reason in reasons.items() if reason]
         if problems:
             raise DmgalError(
                 f"The cache {self.folder} cannot be used.",
                 received=f"{len(problems)} of {self.num_blocks} blocks differ: {listed(problems)}",
-                expected="every block whole, and its videos unchanged",
-                remedy="fill it again: only these blocks are encoded anew",
+                expected="every block complete, and its videos unchanged",
+                remedy="Fill the cache again. Only these blocks are encoded.",
             )
-        return self._opened(layout, 0)
+        return self._map_states(layout, 0)
 
     @property
     def num_blocks(self) -> int:
+        """The number of blocks of a complete cache."""
         return -(-len(self.videos) // self.block_size)
 
     def missing(self) -> list[int]:
-        """Blocks that have no record."""
+        """Return the blocks that have no record."""
         return [block for block in range(self.num_blocks) if not self._record_path(block).exists()]
 
-    def _fill(
+    def _encode_missing(
         self,
         recognizer: FewShotRecognizer,
         clips: Dataset[Tensor],
@@ -166,38 +169,38 @@ class StateCache:
         processes: Processes,
         bad: BadOf,
     ) -> CachedStates:
-        """Every process takes its share of the missing blocks, and opens all."""
-        mine = self.missing()[processes.rank :: processes.count]
-        processes.wait()  # until all have looked, before the first writes
-        batches = [list(self._places(block)) for block in mine]
+        """Encode this process's share of the missing blocks, then open all blocks."""
+        blocks = self.missing()[processes.rank :: processes.count]
+        processes.wait()  # until all processes have listed the missing blocks, before the first one writes
+        batches = [list(self._videos_of(block)) for block in blocks]
         pinned = torch.device(device).type == "cuda"
         loader = DataLoader(clips, batch_sampler=batches, num_workers=num_workers, pin_memory=pinned)
         bar = tqdm(loader, desc="encode", unit="batch", leave=False, disable=not progress)
         try:
-            for block, batch in zip(mine, bar, strict=True):
+            for block, batch in zip(blocks, bar, strict=True):
                 with torch.no_grad():
                     states = encode_sides(recognizer, batch.to(device, non_blocking=pinned)).to("cpu")
-                self._write(block, self._as_kept(states), set(bad()))
+                self._write(block, self._as_stored(states), set(bad()))
         finally:
             for handle in self._files.values():
                 os.close(handle)
             self._files.clear()
-        processes.wait()  # until all have written
-        opened = self._opened(self._layout(), sum(map(len, batches)))
-        processes.wait()  # until all have opened, before the first gives the lock back
+        processes.wait()  # until all processes have written
+        opened = self._map_states(self._layout(), sum(map(len, batches)))
+        processes.wait()  # until all processes have opened the files, before rank 0 releases the lock
         return opened
 
-    def _as_kept(self, states: VideoState) -> VideoState:
+    def _as_stored(self, states: VideoState) -> VideoState:
         if not self.half:
             return states
         halves = VideoState({name: t.half() if t.is_floating_point() else t for name, t in states.items()})
         large = [name for name, t in halves.items() if t.is_floating_point() and not t.isfinite().all()]
         if large:
             raise DmgalError(
-                "States cannot be kept as float16.",
-                received=f"numbers beyond 65504 in {listed(large)}",
-                expected="smaller ones",
-                remedy="keep them as computed",
+                "States cannot be stored as float16.",
+                received=f"values beyond 65504 in {listed(large)}",
+                expected="absolute values up to 65504",
+                remedy="Store the states as computed.",
             )
         return halves
 
@@ -205,69 +208,78 @@ class StateCache:
         try:
             self._write_block(block, states, bad)
         except OSError as error:
-            full = error.errno in FULL
             raise DmgalError(
-                "The disk is full." if full else "A cache cannot be written.",
+                "The disk is full." if error.errno in FULL else "The cache cannot be written.",
                 received=f"{self.folder}: {error.strerror}; {len(self.missing())} of {self.num_blocks} blocks missing",
-                expected=f"{self._wanted_bytes() / 2**20:.0f} MiB in all",
-                remedy="make room and run again, it goes on where it was; or keep the states elsewhere or nowhere",
+                expected=f"{self._total_bytes() / 2**20:.0f} MiB in total",
+                remedy="Free disk space and run again to resume, or choose another location for the states, or none.",
             ) from error
 
     def _write_block(self, block: int, states: VideoState, bad: set[int]) -> None:
         if not self._files:
-            self._make_files(states)
-        checksums, places = {}, self._places(block)
+            self._create_files(states)
+        checksums, indices = {}, self._videos_of(block)
         for name, tensor in states.items():
             data = tensor.contiguous().flatten().view(torch.uint8).numpy()
             checksums[name] = f"{checksum(data):016x}"
-            offset, view = places.start * (len(data) // len(places)), memoryview(data)  # type: ignore[arg-type]
-            while view:
-                written = os.pwrite(self._files[name], view, offset)
-                offset, view = offset + written, view[written:]
+            offset, unwritten = indices.start * (len(data) // len(indices)), memoryview(data)  # type: ignore[arg-type]
+            while unwritten:
+                written = os.pwrite(self._files[name], unwritten, offset)
+                offset, unwritten = offset + written, unwritten[written:]
         record = {
-            "videos": [self.videos[place] for place in places],
-            "bad": sorted(bad.intersection(places)),
+            "videos": [self.videos[index] for index in indices],
+            "bad": sorted(bad.intersection(indices)),
             "checksums": checksums,
         }
         _write_json(self._record_path(block), record)
 
-    def _make_files(self, states: VideoState) -> None:
-        """Every process does so: nothing that is there is changed."""
-        layout = {n: {"dtype": str(t.dtype).removeprefix("torch."), "shape": [*t.shape[1:]]} for n, t in states.items()}
+    def _create_files(self, states: VideoState) -> None:
+        """Create and open the files. Every process calls this; existing content does not change."""
+        layout = {
+            name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": [*tensor.shape[1:]]}
+            for name, tensor in states.items()
+        }
         if self._read_key().get("tensors") != layout:
             _write_json(self.folder / KEY, {**self.key, "tensors": layout})
         (self.folder / "blocks").mkdir(exist_ok=True)
         for name, tensor in states.items():
             handle = self._files[name] = os.open(self._data_path(name), os.O_RDWR | os.O_CREAT, 0o666)
-            wanted = tensor[:1].nbytes * len(self.videos)
-            if os.fstat(handle).st_size < wanted and hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(handle, 0, wanted)  # a full disk is met now, not in the middle
+            size = tensor[:1].nbytes * len(self.videos)
+            if os.fstat(handle).st_size < size and hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(handle, 0, size)  # fails now if the disk is full, not in the middle
 
-    def _forget_unusable(self, no_longer_bad: Sequence[int]) -> list[str]:
-        """Throw away what cannot be used, and say what it was."""
+    def _delete_unusable(self, no_longer_bad: Sequence[int]) -> list[str]:
+        """Delete what cannot be used, and return a message for each reason."""
         stored = self._read_key()
         layout = stored.pop("tensors", None)
         if not stored and not self._has_records():
             return []
-        other = differences(stored, self.key) if layout else ["no key"]
-        if other:
-            self._clear(layout or {})
-            return [f"held other states ({', '.join(other)} differ), which are thrown away; encoding anew"]
+        if not layout:
+            self._clear({})
+            return ["Deleted states without a key. Encoding all videos."]
+        changed = differences(stored, self.key)
+        if changed:
+            self._clear(layout)
+            return [f"Deleted the states of another key, which differs in {', '.join(changed)}. Encoding all videos."]
         reasons = []
         for block in range(self.num_blocks):
-            readable = [self.videos[place] for place in no_longer_bad if place in self._places(block)]
-            outdated = f"{len(readable)} videos can be read now: {listed(readable)}" if readable else None
-            if self._record_path(block).exists() and (problem := self._problem(block) or outdated):
+            if not self._record_path(block).exists():
+                continue
+            readable = [self.videos[index] for index in no_longer_bad if index in self._videos_of(block)]
+            reason = self._problem(block)
+            if reason is None and readable:
+                reason = f"{len(readable)} videos can be read now: {listed(readable)}"
+            if reason is not None:
                 self._record_path(block).unlink()
-                reasons.append(problem)
-        return [f"{len(reasons)} blocks are encoded anew: {listed(reasons)}"] if reasons else []
+                reasons.append(reason)
+        return [f"{len(reasons)} blocks are encoded again: {listed(reasons)}"] if reasons else []
 
     def _problem(self, block: int) -> str | None:
-        """Why a block cannot be used."""
+        """Return the reason why a block cannot be used, or None."""
         record = _read_json(self._record_path(block))
         if not record:
-            return "it is not there"
-        videos = [self.videos[place] for place in self._places(block)]
+            return "it has no record"
+        videos = [self.videos[index] for index in self._videos_of(block)]
         changed = [now for now, before in zip(videos, record.get("videos", ()), strict=False) if now != before]
         if changed or len(videos) != len(record.get("videos", ())):
             return f"{len(changed)} videos have changed: {listed(changed)}"
@@ -280,36 +292,36 @@ class StateCache:
         return None
 
     def _bytes_of(self, name: str, layout: Mapping[str, Any], block: int) -> np.ndarray | None:
-        places = self._places(block)
+        indices = self._videos_of(block)
         size, path = _bytes_per_video(layout), self._data_path(name)
-        if not path.exists() or path.stat().st_size < places.stop * size:
+        if not path.exists() or path.stat().st_size < indices.stop * size:
             return None
-        return np.memmap(path, np.uint8, "r", places.start * size, (len(places) * size,))
+        return np.memmap(path, np.uint8, "r", indices.start * size, (len(indices) * size,))
 
-    def _opened(self, layout: Mapping[str, Any], encoded: int) -> CachedStates:
+    def _map_states(self, layout: Mapping[str, Any], encoded: int) -> CachedStates:
         states = VideoState()
         for name, entry in layout.items():
             try:
-                states[name] = _mapped(self._data_path(name), entry, len(self.videos))
+                states[name] = _map_tensor(self._data_path(name), entry, len(self.videos))
             except (OSError, ValueError) as error:
                 raise DmgalError(
                     f"The cache {self.folder} cannot be opened.",
                     received=f"{name}.raw: {error}",
-                    expected="a readable file, as long as it was written",
-                    remedy="let nothing else change the folder, and fill it again",
+                    expected="a readable file of its original length",
+                    remedy="Fill the cache again, and let no other program change the folder.",
                 ) from error
         records = [_read_json(self._record_path(block)) for block in range(self.num_blocks)]
-        bad = tuple(place for record in records for place in record.get("bad", ()))
+        bad = tuple(index for record in records for index in record.get("bad", ()))
         size = sum(_bytes_per_video(entry) * len(self.videos) for entry in layout.values())
         return CachedStates(states, bad, encoded, size)
 
-    def _places(self, block: int) -> range:
+    def _videos_of(self, block: int) -> range:
         return range(block * self.block_size, min((block + 1) * self.block_size, len(self.videos)))
 
     def _layout(self) -> dict[str, Any]:
         return self._read_key().get("tensors", {})
 
-    def _wanted_bytes(self) -> int:
+    def _total_bytes(self) -> int:
         return sum(_bytes_per_video(entry) * len(self.videos) for entry in self._layout().values())
 
     def _read_key(self) -> dict[str, Any]:
@@ -325,7 +337,7 @@ class StateCache:
         return (self.folder / "blocks").exists()
 
     def _clear(self, layout: Mapping[str, Any]) -> None:
-        """Of its own files only: a folder given by mistake loses nothing else."""
+        """Delete this cache's files only, in case the user named a wrong folder."""
         shutil.rmtree(self.folder / "blocks", ignore_errors=True)
         (self.folder / KEY).unlink(missing_ok=True)
         for name in layout:
@@ -336,8 +348,8 @@ def _bytes_per_video(layout: Mapping[str, Any]) -> int:
     return int(np.prod(layout["shape"], dtype=np.int64)) * getattr(torch, layout["dtype"]).itemsize
 
 
-def _mapped(path: Path, layout: Mapping[str, Any], num_videos: int) -> Tensor:
-    """``(num_videos, ...)``, to be read only: what may be written, if only as a copy, is charged against memory."""
+def _map_tensor(path: Path, layout: Mapping[str, Any], num_videos: int) -> Tensor:
+    """Map a tensor ``(num_videos, ...)`` read-only, because the system counts writable mappings as used memory."""
     data = np.memmap(path, np.uint8, "r", shape=(_bytes_per_video(layout) * num_videos,))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
@@ -353,7 +365,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Nothing where there is no whole JSON object."""
+    """Return a file's JSON object, or an empty dictionary if there is no valid one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -361,5 +373,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _tell(text: str) -> None:
+def _log(text: str) -> None:
     tqdm.write(printable(text), file=sys.stderr)

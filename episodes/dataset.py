@@ -1,7 +1,7 @@
-"""Episodes and single videos for torch's ``DataLoader``: from indices to uint8 clips.
+"""Datasets of episodes and of single videos for torch's ``DataLoader``, which turn indices into uint8 clips.
 
-All that is random about a clip is drawn from a generator seeded by the data set's seed, the episode and the clip's
-place in it. So results depend neither on the number of workers nor on what was read before.
+All random choices for a clip come from a generator seeded by the dataset's seed, the episode and the clip's position in
+it. Results therefore depend neither on the number of workers nor on the order of reading.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ Folder = str | os.PathLike[str]
 
 
 class IndexSampler(Protocol):
-    """Any source of episodes: an `EpisodeSampler`, a `ReversalSampler`, a list of `EpisodeIndices`."""
+    """Any source of episodes, such as an `EpisodeSampler`, a `ReversalSampler` or a list of `EpisodeIndices`."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, episode: int, /) -> EpisodeIndices: ...
 
 
 class ClipReader:
-    """Reads chosen frames of a catalog's videos, and may keep whole decoded videos in memory.
+    """Reader of chosen frames of a catalog's videos, with an optional cache of decoded videos in memory.
 
     Args:
-        catalog: where the videos lie.
-        num_frames: ``T``; a damaged video is used only where as many of its frames decode.
-        cache_bytes: videos are kept, as uint8 of full size, in the order in which they are first read, until one does
-            not fit; from then on nothing more is kept and nothing is dropped. 0 keeps none. Each worker process has a
-            cache of its own.
-        store: take the frames from the JPEGs of this store instead of the videos.
-        decoder: what decodes video files.
+        catalog: the videos.
+        num_frames: ``T``. A damaged video is used only if at least this many of its frames decode.
+        cache_bytes: size of the cache; 0 disables it. Full-size uint8 videos are cached in the order of their first
+            read, until one does not fit. Then the cache stays as it is. Each worker process has its own cache.
+        store: read the frames from the JPEGs of this store instead of the videos.
+        decoder: for video files.
     """
 
     def __init__(
@@ -58,10 +57,10 @@ class ClipReader:
     ) -> None:
         if num_frames < 1:
             raise DmgalError(
-                "cannot read videos",
+                "Cannot read videos.",
                 received=f"num_frames={num_frames}",
                 expected="at least 1",
-                remedy="set the number of frames per video to 1 or more",
+                remedy="Set the number of frames per video to 1 or more.",
             )
         self.catalog = catalog
         self.num_frames = num_frames
@@ -71,13 +70,17 @@ class ClipReader:
         self._cache: dict[int, Tensor] = {}
 
     def read(self, video: int, choose: ChooseFrames) -> Tensor:
-        """The chosen frames of a video, uint8 ``(T, 3, H, W)``; VideoError where it cannot be read."""
+        """Return the chosen frames of a video, uint8 ``(T, 3, H, W)``.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
         if self._free_bytes > 0 and video not in self._cache:
-            whole = self._read(video, range)
-            self._free_bytes -= whole.nbytes
+            frames = self._read(video, range)
+            self._free_bytes -= frames.nbytes
             if self._free_bytes < 0:
-                return whole[list(choose(len(whole)))]
-            self._cache[video] = whole
+                return frames[list(choose(len(frames)))]
+            self._cache[video] = frames
         if video in self._cache:
             return self._cache[video][list(choose(len(self._cache[video])))]
         return self._read(video, choose)
@@ -89,25 +92,25 @@ class ClipReader:
 
 
 class EpisodeDataset(Dataset[Episode]):
-    """One whole `Episode` of uint8 clips per item; use it with ``DataLoader(dataset, batch_size=None)``.
+    """Dataset of `Episode` items with uint8 clips, for ``DataLoader(dataset, batch_size=None)``.
 
     Args:
-        catalog: the videos; their labels are the ones the sampler was given.
-        sampler: which videos make up each episode.
+        catalog: the videos. The sampler must use the labels of this catalog.
+        sampler: the videos of each episode.
         num_frames: ``T``, frames per video.
-        transform: from a clip ``(T, 3, H, W)`` and a generator to ``(T, 3, size, size)``, both uint8.
-        training: random frames of each segment instead of the middle ones.
-        seed: frames and augmentation are a function of it, the episode and the place in the episode.
-        frame_cache: keep decoded videos in memory; for small data sets (see `ClipReader` for the rule).
-        cache_bytes: bound of that memory in each process, 1 GiB by default.
-        store: folder of a store (see `build_store`). Test clips are then the very same; training frames have been
-            JPEGs, their short side at most the store's.
-        decoder: what decodes, or has decoded, video files.
-        on_bad_video: "skip" puts another video of its class in the place of one that cannot be read (see `BadVideos`).
+        transform: maps a clip ``(T, 3, H, W)`` and a generator to ``(T, 3, size, size)``, both uint8.
+        training: use a random frame of each segment instead of the middle one.
+        seed: determines frames and augmentation, together with the episode and the position in it.
+        frame_cache: cache decoded videos in memory, for small datasets (see `ClipReader`).
+        cache_bytes: size of that cache in each process, 1 GiB by default.
+        store: folder of a store (see `build_store`). Test clips from a store are bit-identical to decoded ones.
+            Training frames are JPEGs whose short side is at most that of the store.
+        decoder: for video files, or the one that the store was built with.
+        on_bad_video: "skip" replaces a video that cannot be read by another video of its class (see `BadVideos`).
 
     Raises:
-        DmgalError: the store is not there, holds something else or is stale.
-        VideoError: when an episode is asked for that has an unreadable video, which is named.
+        DmgalError: the store does not exist, has other content or is stale.
+        VideoError: on access to an episode with an unreadable video. The message names the video.
     """
 
     def __init__(
@@ -131,15 +134,19 @@ class EpisodeDataset(Dataset[Episode]):
         self.transform = transform
         self.training = training
         self.seed = seed
-        self._clips = None if training else _stored_clips(store, catalog, num_frames, transform, decoder)
-        frames = _stored_frames(store, catalog, transform, decoder) if training else None
+        self._clips = None if training else _open_stored_clips(store, catalog, num_frames, transform, decoder)
+        frames = _open_stored_frames(store, catalog, transform, decoder) if training else None
         self._reader = ClipReader(catalog, num_frames, cache_bytes if frame_cache else 0, frames, decoder)
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __getitem__(self, episode: int) -> Episode:
-        """Episode ``0 <= episode < len(self)``; IndexError outside."""
+        """Return the episode at index ``0 <= episode < len(self)``.
+
+        Raises:
+            IndexError: the index is outside this range.
+        """
         if not 0 <= episode < len(self):
             raise IndexError(f"episode {episode} of {len(self)}")
         indices = self.sampler[episode]
@@ -155,16 +162,16 @@ class EpisodeDataset(Dataset[Episode]):
             classes=torch.tensor(indices.classes),
         )
 
-    def _clip(self, episode: int, place: int, video: int) -> Tensor:
+    def _clip(self, episode: int, position: int, video: int) -> Tensor:
         if self._clips is not None:
             return self._clips.read(video)
         generator = torch.Generator()
-        seed = hashed_seed(self.seed, episode, place, "clip")
+        seed = hashed_seed(self.seed, episode, position, "clip")
 
         def choose(num_frames: int) -> list[int]:
             if not self.training:
                 return uniform_frames(num_frames, self.num_frames)
-            # seeded here, because a reader may ask twice (see `read_clip`) and must get the same answer
+            # `read_clip` may call this twice and must get the same frames, so the generator is seeded here.
             return random_frames(num_frames, self.num_frames, generator.manual_seed(seed))
 
         clip = self._reader.read(video, choose)
@@ -172,20 +179,20 @@ class EpisodeDataset(Dataset[Episode]):
 
 
 class VideoDataset(Dataset[Tensor]):
-    """Video ``i`` of a catalog as its fixed test clip ``(T, 3, size, size)``, for encoding every video once.
+    """Dataset of the fixed test clips ``(T, 3, size, size)`` of a catalog's videos, for encoding every video once.
 
     Args:
         catalog: the videos.
-        num_frames: ``T``; the middle frame of each of T equal segments is taken.
-        transform: deterministic, from ``(T, 3, H, W)`` to ``(T, 3, size, size)``, both uint8.
-        store: folder of a store (see `build_store`) that holds these very clips.
-        decoder: what decodes, or has decoded, video files.
-        on_bad_video: "skip" gives a black clip for a video that cannot be read, and notes it in ``bad_videos.met``:
-            leave it out of what the clips are used for (see `without_bad`).
+        num_frames: ``T``; a clip consists of the middle frame of each of T equal segments.
+        transform: deterministic, maps ``(T, 3, H, W)`` to ``(T, 3, size, size)``, both uint8.
+        store: folder of a store (see `build_store`) of these clips.
+        decoder: for video files, or the one that the store was built with.
+        on_bad_video: "skip" returns a black clip for a video that cannot be read, and records it in
+            ``bad_videos.met``. Exclude such clips from further use (see `without_bad`).
 
     Raises:
-        DmgalError: the store is not there, holds something else or is stale.
-        VideoError: when a video is asked for that cannot be read; it is named.
+        DmgalError: the store does not exist, has other content or is stale.
+        VideoError: on access to a video that cannot be read. The message names the video.
     """
 
     def __init__(
@@ -200,7 +207,7 @@ class VideoDataset(Dataset[Tensor]):
         self.catalog = catalog
         self.bad_videos = BadVideos(catalog, on_bad_video)
         self.transform = transform
-        self._clips = _stored_clips(store, catalog, num_frames, transform, decoder)
+        self._clips = _open_stored_clips(store, catalog, num_frames, transform, decoder)
         self._reader = ClipReader(catalog, num_frames, decoder=decoder)
 
     def __len__(self) -> int:
@@ -221,7 +228,7 @@ class VideoDataset(Dataset[Tensor]):
         return self.transform(self._reader.read(video, lambda num_frames: uniform_frames(num_frames, wanted)))
 
 
-def _stored_clips(
+def _open_stored_clips(
     store: Folder | None,
     catalog: VideoCatalog,
     num_frames: int,
@@ -232,25 +239,26 @@ def _stored_clips(
         return None
     if not isinstance(transform, TestTransform):
         raise DmgalError(
-            f"test clips cannot be taken from the store {os.fspath(store)}",
+            f"Test clips cannot be read from the store {os.fspath(store)}.",
             received=f"the transform {transform!r}",
-            expected="a TestTransform, which stored clips went through",
-            remedy="use a TestTransform, or no store",
+            expected="a TestTransform, because stored clips are transformed with one",
+            remedy="Use a TestTransform or no store.",
         )
     return StoredClips(store, catalog, EvaluationClips(num_frames, transform, decoder))
 
 
-def _stored_frames(
+def _open_stored_frames(
     store: Folder | None, catalog: VideoCatalog, transform: Callable[..., Tensor], decoder: DecoderName
 ) -> StoredFrames | None:
     if store is None:
         return None
-    frames, size = StoredFrames(store, catalog, decoder), getattr(transform, "size", 0)
+    frames = StoredFrames(store, catalog, decoder)
+    size = getattr(transform, "size", 0)
     if frames.content.short_side < size:
         raise DmgalError(
-            f"the training frames of the store {os.fspath(store)} are too small",
+            f"The training frames of the store {os.fspath(store)} are too small.",
             received=f"a short side of {frames.content.short_side} pixels",
             expected=f"at least {size}, the size of the training clips",
-            remedy="build another store with a longer short side, or train without a store",
+            remedy="Build another store with a longer short side, or train without a store.",
         )
     return frames

@@ -1,4 +1,4 @@
-"""One few-shot task, its videos and labels; and what a recognizer says about it."""
+"""A few-shot task with its videos and labels, its training targets, and a recognizer's output for it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ from ..errors import DmgalError
 class Episode:
     """A task: some labeled support videos per class, and query videos of the same classes.
 
-    Classes may have different numbers of shots. It is checked once, here; its copies on other devices are not.
+    Classes may have different numbers of shots. The constructor checks the episode once; `to` and `pin_memory` do not
+    check their copies again.
 
     Args:
         support: videos ``(S, T, 3, H, W)``, uint8 in 0..255 or floating point.
         support_labels: ``(S,)`` int64 in ``0..n_way-1``, each at least once.
-        query: videos ``(Q, T, 3, H, W)``, of the support's dtype and device.
+        query: videos ``(Q, T, 3, H, W)`` with the support's dtype and device.
         query_labels: ``(Q,)`` int64 in ``0..n_way-1``.
         class_names: name of each label, ``(n_way,)``.
-        classes: ``(n_way,)`` int64, number of each label's class among all classes that episodes are drawn from; in
-            training, among the base classes. None where it is not known.
+        classes: ``(n_way,)`` int64, index of each label's class among all classes that episodes are drawn from (in
+            training, the base classes). None if unknown.
 
     Raises:
-        DmgalError: shapes, dtypes or labels that do not belong together.
+        DmgalError: shapes, dtypes or labels are inconsistent.
     """
 
     support: Tensor
@@ -41,61 +42,63 @@ class Episode:
         _check_videos(self)
         _check_labels("support", self.support, self.support_labels, self.n_way)
         _check_labels("query", self.query, self.query_labels, self.n_way)
-        without = [name for name, shots in zip(self.class_names, self.shots, strict=True) if not shots]
-        if without:
-            _refuse(f"no support video of {', '.join(map(repr, without))}", "at least one support video of each class")
+        empty_classes = [name for name, shots in zip(self.class_names, self.shots, strict=True) if not shots]
+        if empty_classes:
+            names = ", ".join(map(repr, empty_classes))
+            _refuse(f"no support video of {names}", "at least one support video of each class")
         if self.classes is not None and (self.classes.dtype, self.classes.shape) != (torch.int64, (self.n_way,)):
             _refuse(f"classes {tuple(self.classes.shape)} {self.classes.dtype}", f"({self.n_way},) {torch.int64}")
 
     @property
     def n_way(self) -> int:
+        """Number of classes."""
         return len(self.class_names)
 
     @property
     def shots(self) -> tuple[int, ...]:
-        """Support videos of each class."""
+        """Number of support videos of each class."""
         return tuple(torch.bincount(self.support_labels, minlength=self.n_way).tolist())
 
     @property
     def k_shot(self) -> int:
-        """Support videos per class; DmgalError where classes differ (see `shots`)."""
+        """Number of support videos per class; raises DmgalError if classes differ (see `shots`)."""
         shots = self.shots
         if len(set(shots)) != 1:
-            _refuse(f"shots per class {shots}", "equal shots where k_shot is asked for", "use episode.shots instead")
+            _refuse(f"shots per class {shots}", "the same number of shots in each class", "Use episode.shots instead.")
         return shots[0]
 
     @property
     def num_support(self) -> int:
-        """``S``."""
+        """Number of support videos ``S``."""
         return self.support.shape[0]
 
     @property
     def num_query(self) -> int:
-        """``Q``, over all classes."""
+        """Number of query videos ``Q``, over all classes."""
         return self.query.shape[0]
 
     @property
     def num_frames(self) -> int:
-        """``T``."""
+        """Number of frames per video ``T``."""
         return self.support.shape[1]
 
     @property
     def targets(self) -> TaskTargets:
-        """What a head may learn from in training."""
+        """Targets for a head's own losses in training."""
         if self.classes is None:
             return TaskTargets(self.query_labels)
         return TaskTargets(self.query_labels, self.classes[self.support_labels], self.classes[self.query_labels])
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
-        """The same episode on another device; dtypes stay."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        """Return a copy of the episode on another device, with the same dtypes."""
+        return self._map_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Episode:
-        """The same episode in page-locked memory, from which ``to(device, non_blocking=True)`` overlaps with work."""
-        return self._mapped(Tensor.pin_memory)
+        """Return a copy in page-locked memory, so that ``to(device, non_blocking=True)`` overlaps with computation."""
+        return self._map_tensors(Tensor.pin_memory)
 
-    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Episode:
-        copy = object.__new__(Episode)  # not through __init__: checking labels again would wait for the device
+    def _map_tensors(self, change: Callable[[Tensor], Tensor]) -> Episode:
+        copy = object.__new__(Episode)  # __init__ would check the labels again and synchronize with the device
         for entry in fields(self):
             value = getattr(self, entry.name)
             object.__setattr__(copy, entry.name, change(value) if isinstance(value, Tensor) else value)
@@ -110,12 +113,12 @@ class Episode:
 
 @dataclass(frozen=True, eq=False)
 class TaskTargets:
-    """The right answers of a task, which a head is told in training if it has losses of its own.
+    """Ground truth of a task, for the losses of a head in training.
 
     Args:
         query_labels: ``(Q,)`` int64 in ``0..n_way-1``.
-        support_classes: ``(S,)`` int64, class of each support video among the base classes; None where not known.
-        query_classes: ``(Q,)``, likewise of the query videos.
+        support_classes: ``(S,)`` int64, index of each support video's class among the base classes; None if unknown.
+        query_classes: ``(Q,)``, the same for the query videos.
     """
 
     query_labels: Tensor
@@ -125,14 +128,14 @@ class TaskTargets:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeOutput:
-    """What a recognizer or a head says about an episode.
+    """Output of a recognizer or a head for an episode.
 
     Args:
-        logits: ``(Q, n_way)``, float32 (float64 where the features are); what is predicted.
-        losses: scalars by name, not weighted, given only where a head has losses and was told the targets. They are
-            added to the cross-entropy of the logits, by the weights in the head's ``loss_weights`` (1 where it has
-            none). An entry ``cross_entropy`` takes the place of the logits' own: for heads that are not trained on
-            what they predict.
+        logits: prediction ``(Q, n_way)``, float32 (float64 for float64 features).
+        losses: unweighted scalars by name, present only if the head has losses and received targets. The training loss
+            adds them to the cross-entropy of the logits, with the weights in the head's ``loss_weights`` (default 1).
+            An entry ``cross_entropy`` replaces the cross-entropy of the logits, for heads that are not trained on
+            their prediction.
     """
 
     logits: Tensor
@@ -143,13 +146,13 @@ def _check_videos(episode: Episode) -> None:
     support, query = episode.support, episode.query
     for name, videos in (("support", support), ("query", query)):
         if videos.ndim != 5 or videos.shape[2] != 3 or 0 in videos.shape:
-            _refuse(f"{name} of shape {tuple(videos.shape)}", "(videos, frames, 3, height, width), none of them 0")
+            _refuse(f"{name} of shape {tuple(videos.shape)}", "(videos, frames, 3, height, width), all above 0")
     if support.shape[1:] != query.shape[1:] or (support.dtype, support.device) != (query.dtype, query.device):
         _refuse(
             f"support {tuple(support.shape)} {support.dtype} on {support.device}, "
             f"query {tuple(query.shape)} {query.dtype} on {query.device}",
             "videos of the same frames, size, dtype and device",
-            "send all videos of an episode through the same transform",
+            "Apply the same transform to all videos of an episode.",
         )
 
 
@@ -157,12 +160,12 @@ def _check_labels(name: str, videos: Tensor, labels: Tensor, n_way: int) -> None
     if labels.dtype != torch.int64 or labels.shape != videos.shape[:1] or labels.device != videos.device:
         _refuse(
             f"{name}_labels {tuple(labels.shape)} {labels.dtype} on {labels.device}",
-            f"({videos.shape[0]},) {torch.int64} on {videos.device}: one label for each {name} video",
+            f"({videos.shape[0]},) {torch.int64} on {videos.device}: one label per {name} video",
         )
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= n_way:
         _refuse(f"{name}_labels from {lowest} to {highest} for {n_way} class names", f"labels from 0 to {n_way - 1}")
 
 
-def _refuse(received: str, expected: str, remedy: str = "mend the code or the sampler that builds the episode") -> None:
-    raise DmgalError("an episode does not fit together", received=received, expected=expected, remedy=remedy)
+def _refuse(received: str, expected: str, remedy: str = "Fix the code or sampler that builds the episode.") -> None:
+    raise DmgalError("The parts of an episode are inconsistent.", received=received, expected=expected, remedy=remedy)

@@ -1,17 +1,18 @@
 """The expected accuracy over ALL episodes of a split, without drawing one.
 
-Where a query's score for a support video depends on these two alone, a query is right with a probability that has a
-closed form. Let d be its score for the support video of its own class, and for every other class k let ``below_k`` and
-``not_above_k`` be the shares of its videos with scores ``< d`` and ``<= d``. Support videos are drawn independently, so
-with the other classes M of the task the query is right with the product over M; with the classes M drawn from all, with
-an elementary symmetric polynomial over the number of choices.
+If a query's score for a support video depends only on these two videos, the probability of a correct answer has a
+closed form. Let d be the query's score for the support video of its own class. For every other class k let ``below_k``
+and ``not_above_k`` be the shares of its videos with scores ``< d`` and ``<= d``. Support videos are drawn
+independently, so with the other classes M of the task the query is correct with the product over M. If the classes M
+are drawn from all classes, the probability is an elementary symmetric polynomial over the number of choices.
 
-Ties are counted as ``argmax`` counts them: the first of the largest wins, and a task's classes come in random order. So
-a tied class beats the query's own if it comes earlier. With the own class at a place drawn uniformly, the probability
-is the integral over u from 0 to 1 of the product of ``u below_k + (1 - u) not_above_k`` (a Beta integral): a polynomial
-in u, which Gauss-Legendre integrates exactly.
+Ties count as in ``argmax``: the first of the largest wins, and a task's classes come in random order. A tied class thus
+beats the query's own class if it comes earlier. If the position of the own class is drawn uniformly, the probability is
+the integral over u from 0 to 1 of the product of ``u below_k + (1 - u) not_above_k`` (a Beta integral). This polynomial
+in u is integrated exactly by Gauss-Legendre.
 
-Classes may be drawn in groups, as reversal pairs are. The number of queries does not matter to an expected value. Ours.
+Classes may be drawn in groups, such as reversal pairs. The number of queries does not change an expected value. Our
+own method.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ExactAccuracy:
-    """Expected over all episodes of one shot.
+    """Accuracy expected over all one-shot episodes.
 
     Attributes:
-        mean: in percent.
-        by_class: in percent, by the class of the query, in the order of ``classes``.
+        mean: percent.
+        by_class: percent for the queries of each class, in the order of ``classes``.
         classes: the classes that episodes are drawn from.
     """
 
@@ -47,49 +48,57 @@ class ExactAccuracy:
 def exact_accuracy(
     table: Tensor, labels: Sequence[int] | NDArray[np.int64], groups: Sequence[Sequence[int]], num_groups: int
 ) -> ExactAccuracy:
-    """Accuracy over all one-shot tasks, in float64; a second or two for thousands of videos.
+    """Compute the accuracy over all one-shot tasks in float64, in a second or two for thousands of videos.
 
     Args:
-        table: scores ``(V, V)`` of each query (row) for each support video (column); see `pair_scores.pair_table`.
+        table: scores ``(V, V)`` of each query (row) for each support video (column), see `pair_scores.pair_table`.
         labels: class of each video, ``(V,)``.
-        groups: classes that always are in a task together: ``[[0], [1], ...]`` for random classes, the pairs for
-            reversal tasks; no class twice, all groups of one size.
-        num_groups: groups in a task, drawn uniformly; a task has ``num_groups * size of a group`` ways.
+        groups: classes that are always in a task together: ``[[0], [1], ...]`` for random classes, the pairs for
+            reversal tasks. No class occurs twice, and all groups have the same size.
+        num_groups: groups in a task, drawn uniformly. A task has ``num_groups * size of a group`` ways.
 
     Raises:
-        DmgalError: too few groups, a class with fewer than two videos, or scores that are not finite.
+        DmgalError: there are too few groups, a class has fewer than two videos, or scores are not finite.
     """
     scores, classes = table.double().numpy(), np.asarray(labels)
     members = {c: np.flatnonzero(classes == c) for group in groups for c in group}
     _check(scores, groups, num_groups, members)
     by_class = {}
-    for place, group in enumerate(groups):
-        rest = [list(other) for number, other in enumerate(groups) if number != place]
+    for index, group in enumerate(groups):
+        other_groups = [list(other) for other_index, other in enumerate(groups) if other_index != index]
         for own in group:
             partners = [c for c in group if c != own]
-            by_class[own] = float(np.mean(_right(scores, members, own, partners, rest, num_groups - 1)))
+            probabilities = _probability_correct(scores, members, own, partners, other_groups, num_groups - 1)
+            by_class[own] = float(np.mean(probabilities))
     percent = tuple(100 * value for value in by_class.values())
     return ExactAccuracy(math.fsum(percent) / len(percent), percent, tuple(by_class))
 
 
-def _right(
+def _probability_correct(
     scores: Floats,
     members: dict[int, NDArray[np.intp]],
     own: int,
     partners: list[int],
-    rest: list[list[int]],
+    other_groups: list[list[int]],
     num_others: int,
 ) -> Floats:
-    """Probability of a right answer for each query of a class and each other video of it as its support, ``(n, n-1)``.
+    """Return the probability of a correct answer, ``(n, n-1)``.
+
+    Rows are the queries of class ``own``; columns are the other videos of the class, as the query's support.
 
     Args:
+        scores: scores of all pairs, ``(V, V)``.
+        members: videos of each class.
+        own: class of the queries.
         partners: classes that are in every task with this one.
-        rest: the other groups, of which ``num_others`` are in the task, too.
+        other_groups: the other groups, ``num_others`` of which are in the task, too.
+        num_others: number of other groups in the task.
     """
     videos = members[own]
     n = len(videos)
     own_scores = scores[np.ix_(videos, videos)][~np.eye(n, dtype=bool)].reshape(n, n - 1)
-    shares = {c: _shares(scores[np.ix_(videos, members[c])], own_scores) for group in [partners, *rest] for c in group}
+    other_classes = [c for group in [partners, *other_groups] for c in group]
+    shares = {c: _shares(scores[np.ix_(videos, members[c])], own_scores) for c in other_classes}
     degree = len(partners) + num_others * (len(partners) + 1)
     tied = any((below != not_above).any() for below, not_above in shares.values())
     nodes, weights = np.polynomial.legendre.leggauss(degree // 2 + 1 if tied else 1)
@@ -97,21 +106,22 @@ def _right(
     for u, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
         wins = {c: u * below + (1 - u) * not_above for c, (below, not_above) in shares.items()}
         always = math.prod((wins[c] for c in partners), start=np.ones_like(own_scores))
-        drawn = [math.prod((wins[c] for c in group), start=np.ones_like(own_scores)) for group in rest]
-        total += weight * always * _symmetric(drawn, num_others, own_scores) / math.comb(len(rest), num_others)
+        drawn = [math.prod((wins[c] for c in group), start=np.ones_like(own_scores)) for group in other_groups]
+        choices = math.comb(len(other_groups), num_others)
+        total += weight * always * _symmetric_polynomial(drawn, num_others, own_scores) / choices
     return total
 
 
 def _shares(other: Floats, own: Floats) -> tuple[Floats, Floats]:
-    """Of each query's scores for another class ``(n, m)``, the shares below and not above each own score ``(n, k)``."""
+    """Return the shares of the scores ``other (n, m)`` that are below and not above each score ``own (n, k)``."""
     ordered = np.sort(other, axis=1)
     below = np.stack([np.searchsorted(row, values, "left") for row, values in zip(ordered, own, strict=True)])
     not_above = np.stack([np.searchsorted(row, values, "right") for row, values in zip(ordered, own, strict=True)])
     return below / other.shape[1], not_above / other.shape[1]
 
 
-def _symmetric(values: Sequence[Floats], degree: int, like: Floats) -> Floats:
-    """The elementary symmetric polynomial: the sum over all choices of ``degree`` values of their product."""
+def _symmetric_polynomial(values: Sequence[Floats], degree: int, like: Floats) -> Floats:
+    """Return the elementary symmetric polynomial: the sum of products over all choices of ``degree`` values."""
     sums = [np.ones_like(like), *(np.zeros_like(like) for _ in range(degree))]
     for value in values:
         for chosen in range(degree, 0, -1):
@@ -136,5 +146,5 @@ def _check(
             "The exact accuracy cannot be computed.",
             received=problem,
             expected="enough groups of one size, no class twice, two videos in every class, finite scores",
-            remedy="lower the ways, add videos, or evaluate episodes instead",
+            remedy="Reduce the ways, add videos, or evaluate episodes instead.",
         )

@@ -1,7 +1,7 @@
-"""Which ``T`` frames of a video to look at: one from each of ``T`` equal segments.
+"""Choice of ``T`` frames of a video: one from each of ``T`` equal segments.
 
-Segment ``i`` of ``n`` frames is ``[i*n/T, (i+1)*n/T)``. Counted in units of 1/T of a frame it is the ``n`` whole
-numbers from ``i*n``, so all arithmetic is exact; a clip shorter than ``T`` repeats frames by the same rule.
+Segment ``i`` of ``n`` frames is ``[i*n/T, (i+1)*n/T)``. In units of 1/T of a frame it consists of the ``n`` integers
+from ``i*n``, so all arithmetic is exact. A video shorter than ``T`` repeats frames by the same rule.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from ..errors import DmgalError
 
 
 def uniform_frames(num_frames: int, num_wanted: int) -> list[int]:
-    """The frame in the middle of each segment: the fixed input of validation and test.
+    """Return the middle frame of each segment: the fixed input of validation and test.
 
     Args:
         num_frames: frames in the video, at least 1.
-        num_wanted: ``T``, frames to take, at least 1.
+        num_wanted: ``T``, number of frames to choose, at least 1.
 
     Returns:
-        ``T`` indices, never decreasing; all frames in order where ``num_frames == T``.
+        ``T`` non-decreasing indices. If ``num_frames == T``, these are all frames in order.
 
     Raises:
         DmgalError: a count below 1.
@@ -29,9 +29,9 @@ def uniform_frames(num_frames: int, num_wanted: int) -> list[int]:
 
 
 def random_frames(num_frames: int, num_wanted: int, generator: torch.Generator) -> list[int]:
-    """A random frame of each segment, every place in it equally likely: the varied input of training.
+    """Return a random frame of each segment, drawn uniformly: the varied input of training.
 
-    Args, returns and raises as `uniform_frames`; ``generator`` is the only source of randomness.
+    Arguments, result and errors are those of `uniform_frames`. ``generator`` is the only source of randomness.
     """
     _check_counts(num_frames, num_wanted)
     offsets = torch.randint(num_frames, (num_wanted,), generator=generator).tolist()
@@ -41,8 +41,8 @@ def random_frames(num_frames: int, num_wanted: int, generator: torch.Generator) 
 def _check_counts(num_frames: int, num_wanted: int) -> None:
     if num_frames < 1 or num_wanted < 1:
         raise DmgalError(
-            "cannot choose frames of a video",
+            "Cannot choose frames of a video.",
             received=f"{num_wanted} frames wanted of a video of {num_frames}",
             expected="at least one frame wanted, and at least one in the video",
-            remedy="set the number of frames to 1 or more, and leave videos without frames out",
+            remedy="Set the number of frames to 1 or more, and exclude videos without frames.",
         )

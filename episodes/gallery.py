@@ -1,13 +1,15 @@
-"""A gallery: actions enrolled by a few clips each, kept as the states of these clips; no video is needed again.
+"""A gallery of actions, enrolled by a few clips each and stored as the states of these clips.
 
-A clip's state knows nothing of other clips (see the task boundary in ``recognizer``), so classes come and go without
-touching the states of the rest, and recognition gives what an episode of the same clips would give.
+A clip's state does not depend on other clips (see the task boundary in ``recognizer``). Classes are therefore added and
+removed without changing the other states, and recognition equals an episode of the same clips. The videos are not
+needed again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import NoReturn
 
 import torch
@@ -21,21 +23,21 @@ from .listing import listed, printable
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Gallery:
-    """The enrolled clips, ``S`` of them, of ``n_way`` classes. It is checked when it is made.
+    """``S`` enrolled clips of ``n_way`` classes, validated on construction.
 
     Args:
         class_names: ``(n_way,)``, all different.
-        labels: class of each clip, ``(S,)`` int64 in ``0..n_way-1``; every class has a clip.
+        labels: class of each clip, ``(S,)`` int64 in ``0..n_way-1``. Every class has a clip.
         clips: name of each clip, ``(S,)``.
-        contents: hash of each clip's file, ``(S,)``, all different: a clip cannot be enrolled twice.
-        states: of the clips, what `FewShotRecognizer.encode` gave.
-        views: states of augmented views of clips that are the only one of their class; a threshold is found by them.
-        view_clips: which clip each view is of, ``(W,)`` int64.
-        made_with: what shaped the states, by name: weights by their hash, frames, transform.
-        rejection: how unknown actions are told; None where that was not found out yet.
+        contents: hash of each clip's file, ``(S,)``, all different, because a clip cannot be enrolled twice.
+        states: states of the clips from `FewShotRecognizer.encode`.
+        views: states of augmented views of clips that are the only one of their class. They calibrate a threshold.
+        view_clips: index of the clip of each view, ``(W,)`` int64.
+        made_with: everything that shaped the states, by name: weight hashes, frames, transform.
+        rejection: threshold for unknown actions. None: not computed yet.
 
     Raises:
-        DmgalError: no class, a name given twice, a class without a clip, or a clip enrolled twice.
+        DmgalError: there is no class, a name occurs twice, a class has no clip, or a clip is enrolled twice.
     """
 
     class_names: tuple[str, ...]
@@ -50,18 +52,23 @@ class Gallery:
 
     def __post_init__(self) -> None:
         if not self.class_names:
-            _refuse("A gallery has no class.", "nothing", "at least one class with a clip", "enroll clips of a class")
+            _raise(
+                "The gallery has no class.",
+                "no class names",
+                "at least one class with a clip",
+                "Enroll clips of a class.",
+            )
         repeated = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
         if repeated:
-            _refuse("Classes have the same name.", listed(repeated), "names that differ", "rename one of each")
+            _raise("Classes have the same name.", listed(repeated), "different names", "Rename one class of each name.")
         empty = [name for name, count in zip(self.class_names, self.shots, strict=True) if not count]
         if empty:
-            remedy = "add clips, or leave these classes out"
-            _refuse("Classes have no clip.", listed(empty), "at least one clip of each class", remedy)
+            remedy = "Add clips or omit these classes."
+            _raise("Classes have no clip.", listed(empty), "at least one clip of each class", remedy)
         self._refuse_repeated_clips()
 
     def __len__(self) -> int:
-        """``S``."""
+        """Return ``S``."""
         return len(self.clips)
 
     def __repr__(self) -> str:
@@ -69,31 +76,32 @@ class Gallery:
 
     @property
     def n_way(self) -> int:
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def shots(self) -> tuple[int, ...]:
-        """Clips of each class."""
+        """The number of clips of each class."""
         return tuple(torch.bincount(self.labels, minlength=self.n_way).tolist())
 
     @property
     def single_clips(self) -> Tensor:
-        """The clips that are the only ones of their class, ``(n,)``."""
+        """Indices of the clips that are the only one of their class, ``(n,)``."""
         return (torch.tensor(self.shots)[self.labels] == 1).nonzero().flatten()
 
     def added(self, other: Gallery) -> Gallery:
-        """With the clips of another gallery behind its own; a class that both have gets the clips of both.
+        """Return a gallery with the clips of another gallery appended. Shared classes get the clips of both.
 
         Raises:
-            DmgalError: another model made it (what differs is named), or a clip is in both.
+            DmgalError: another model made it (the error names the differences), or a clip is in both.
         """
         refuse_other_model(self.made_with, other.made_with, "The clips to add")
         names = (*self.class_names, *(name for name in other.class_names if name not in self.class_names))
-        renumbered = torch.tensor([names.index(name) for name in other.class_names])
+        new_labels = torch.tensor([names.index(name) for name in other.class_names])
         return replace(
             self,
             class_names=names,
-            labels=torch.cat([self.labels, renumbered[other.labels]]),
+            labels=torch.cat([self.labels, new_labels[other.labels]]),
             clips=(*self.clips, *other.clips),
             contents=(*self.contents, *other.contents),
             states=VideoState.cat([self.states, other.states]),
@@ -103,53 +111,51 @@ class Gallery:
         )._without_needless_views()
 
     def removed(self, class_names: Sequence[str]) -> Gallery:
-        """Without some of its classes.
+        """Return the gallery without some of its classes.
 
         Raises:
-            DmgalError: a class that it does not have, or all that it has.
+            DmgalError: a class is not in the gallery, or no class would remain.
         """
         unknown = [name for name in class_names if name not in self.class_names]
         if unknown:
-            known = listed(self.class_names)
-            _refuse("The gallery has no such class.", listed(unknown), f"among {known}", "mend the name")
-        kept_classes = [label for label, name in enumerate(self.class_names) if name not in class_names]
-        if not kept_classes:
-            remedy = "delete the file instead"
-            _refuse("Nothing would be left of the gallery.", listed(class_names), "a class that stays", remedy)
-        new_label, kept = (
-            _renumbered(torch.tensor(kept_classes), self.n_way),
-            torch.isin(self.labels, torch.tensor(kept_classes)),
-        )
-        new_place = _renumbered(kept.nonzero().flatten(), len(self))
-        kept_views = new_place[self.view_clips] >= 0
+            expected = f"one of {listed(self.class_names)}"
+            _raise("The gallery has no such class.", listed(unknown), expected, "Correct the name.")
+        remaining = [label for label, name in enumerate(self.class_names) if name not in class_names]
+        if not remaining:
+            remedy = "Delete the file instead."
+            _raise("Nothing would be left of the gallery.", listed(class_names), "at least one other class", remedy)
+        new_labels = _new_indices(torch.tensor(remaining), self.n_way)
+        clip_mask = torch.isin(self.labels, torch.tensor(remaining))
+        new_clips = _new_indices(clip_mask.nonzero().flatten(), len(self))
+        view_mask = new_clips[self.view_clips] >= 0
         return replace(
             self,
-            class_names=tuple(self.class_names[label] for label in kept_classes),
-            labels=new_label[self.labels[kept]],
-            clips=_where(self.clips, kept),
-            contents=_where(self.contents, kept),
-            states=self.states.select(kept),
-            views=self.views.select(kept_views),
-            view_clips=new_place[self.view_clips[kept_views]],
+            class_names=tuple(self.class_names[label] for label in remaining),
+            labels=new_labels[self.labels[clip_mask]],
+            clips=tuple(compress(self.clips, clip_mask.tolist())),
+            contents=tuple(compress(self.contents, clip_mask.tolist())),
+            states=self.states.select(clip_mask),
+            views=self.views.select(view_mask),
+            view_clips=new_clips[self.view_clips[view_mask]],
             rejection=None,
         )
 
     def _without_needless_views(self) -> Gallery:
-        """Views are of no use where a class has several clips: each of these is held out in turn."""
-        kept = torch.isin(self.view_clips, self.single_clips)
-        return replace(self, views=self.views.select(kept), view_clips=self.view_clips[kept])
+        """Drop the views of classes with several clips, because each of these clips is held out instead."""
+        is_needed = torch.isin(self.view_clips, self.single_clips)
+        return replace(self, views=self.views.select(is_needed), view_clips=self.view_clips[is_needed])
 
     def _refuse_repeated_clips(self) -> None:
-        first: dict[int, int] = {}
-        for place, content in enumerate(self.contents):
-            other = first.setdefault(content, place)
-            if other != place:
-                names = (f"{printable(self.clips[p])} of {printable(self._class_of(p))}" for p in (other, place))
-                _refuse(
+        first_clips: dict[int, int] = {}
+        for clip, content in enumerate(self.contents):
+            first = first_clips.setdefault(content, clip)
+            if first != clip:
+                names = (f"{printable(self.clips[c])} of {printable(self._class_of(c))}" for c in (first, clip))
+                _raise(
                     "A clip is enrolled twice.",
-                    " and ".join(names) + ", which hold the same bytes",
+                    " and ".join(names) + ", which contain the same bytes",
                     "each clip once, in one class",
-                    "leave one of them out",
+                    "Omit one of them.",
                 )
 
     def _class_of(self, clip: int) -> str:
@@ -157,27 +163,29 @@ class Gallery:
 
 
 def refuse_other_model(gallery: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
-    """DmgalError that names what differs between the model of a gallery and the one at hand, if anything does."""
+    """Raise a DmgalError that names the differences between a gallery's model and the current one, if any.
+
+    Args:
+        gallery: ``made_with`` of the gallery.
+        now: the same entries of the current model.
+        what: subject of the message, such as ``"The run"``.
+    """
     names = [name for name in {**gallery, **now} if gallery.get(name) != now.get(name)]
     if names:
-        _refuse(
-            f"{what} and the gallery belong to different models: their states cannot be compared.",
+        _raise(
+            f"{what} and the gallery belong to different models, so their states cannot be compared.",
             "; ".join(f"{name} {now.get(name, 'nothing')}" for name in names),
             "; ".join(f"{name} {gallery.get(name, 'nothing')}" for name in names) + ", as the gallery was made with",
-            "use the run that the gallery was made with, or enroll the clips anew with this run",
+            "Use the run that the gallery was made with, or enroll the clips again with this run.",
         )
 
 
-def _renumbered(kept: Tensor, count: int) -> Tensor:
-    """New number of each of ``count`` things, -1 for what is not kept."""
-    numbers = torch.full((count,), -1, dtype=torch.int64)
-    numbers[kept] = torch.arange(len(kept))
-    return numbers
+def _new_indices(remaining: Tensor, count: int) -> Tensor:
+    """Return the new index of each of ``count`` items, -1 for items that are not in ``remaining``."""
+    indices = torch.full((count,), -1, dtype=torch.int64)
+    indices[remaining] = torch.arange(len(remaining))
+    return indices
 
 
-def _where(values: tuple, kept: Tensor) -> tuple:  # type: ignore[type-arg]
-    return tuple(value for value, is_kept in zip(values, kept.tolist(), strict=True) if is_kept)
-
-
-def _refuse(failed: str, received: str, expected: str, remedy: str) -> NoReturn:
-    raise DmgalError(failed, received=received, expected=expected, remedy=remedy)
+def _raise(problem: str, received: str, expected: str, remedy: str) -> NoReturn:
+    raise DmgalError(problem, received=received, expected=expected, remedy=remedy)

@@ -1,4 +1,4 @@
-"""Names in a message: the first few, and how many more there are."""
+"""Names in a message: the first few, and the number of remaining names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ NAMES_SHOWN = 5
 
 
 def listed(names: Sequence[str], count: int | None = None) -> str:
-    """``a, b, c, d, e and 7 more``; ``none`` where there are none. ``count`` where there are more than were kept."""
-    more = (len(names) if count is None else count) - NAMES_SHOWN
-    shown = ", ".join(printable(name) for name in names[:NAMES_SHOWN])
-    return (shown + (f" and {more} more" if more > 0 else "")) or "none"
+    """Return the names as ``a, b, c, d, e and 7 more``, or ``none`` if there are none.
+
+    Args:
+        names: all names, or at least the first ``NAMES_SHOWN``.
+        count: total number of names; None uses ``len(names)``.
+    """
+    num_hidden = (len(names) if count is None else count) - NAMES_SHOWN
+    text = ", ".join(printable(name) for name in names[:NAMES_SHOWN])
+    if num_hidden > 0:
+        text += f" and {num_hidden} more"
+    return text or "none"
 
 
 def printable(name: str) -> str:
-    """A file's name as any terminal can show it: bytes that are no UTF-8 as ``\\xe9``."""
+    """Return a file name that any terminal can print. Bytes that are not valid UTF-8 become ``\\xe9`` and the like."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""Two methods on the same episodes: how much better, for which classes, what is mistaken, and where they disagree.
+"""Comparison of two methods on the same episodes: difference, accuracy by class, confusion and disagreements.
 
-A method may be several runs that differ in their training seed. An interval over episodes speaks of these trained
-models and these classes alone; the spread over seeds and the bootstrap over classes say how far the difference carries.
+A method may be several runs that differ in their training seed. An interval over episodes only holds for these trained
+models and these classes. The spread over seeds and the bootstrap over classes show how far the difference generalizes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,7 +24,7 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean in percent or points, and the 95 % interval around it."""
+    """A mean in percent or points with its 95 % interval."""
 
     mean: float
     low: float
@@ -35,7 +36,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Spread:
-    """Of one number per run, in percent or points; the deviation is None for a single run."""
+    """Values of a method's runs in percent or points, with mean and deviation (None for a single run)."""
 
     values: tuple[float, ...]
     mean: float
@@ -43,6 +44,7 @@ class Spread:
 
     @staticmethod
     def of(values: Sequence[float]) -> Spread:
+        """Return the spread of one value per run."""
         deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return Spread(tuple(values), math.fsum(values) / len(values), deviation)
 
@@ -52,9 +54,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An episode, and the queries in it that the two methods answer differently.
+    """An episode and its queries that the two methods answer differently.
 
-    ``places`` are rows of the answers; ``difference`` is the accuracy of the one minus that of the other, in points.
+    Attributes:
+        episode: index of the episode.
+        difference: accuracy of the first method minus that of the second, in points.
+        places: rows of the answers.
     """
 
     episode: int
@@ -63,7 +68,7 @@ class Disagreement:
 
 
 def mean_accuracies(runs: Sequence[Evaluation]) -> Tensor:
-    """Accuracy of every episode, averaged over the runs of a method, ``(E,)``.
+    """Return the accuracy of each episode, averaged over the runs of a method, ``(E,)``.
 
     Raises:
         ValueError: the runs were not evaluated on the same episodes.
@@ -73,18 +78,18 @@ def mean_accuracies(runs: Sequence[Evaluation]) -> Tensor:
 
 
 def difference(one: Sequence[Evaluation], other: Sequence[Evaluation]) -> Estimate:
-    """``one`` minus ``other`` in points, both averaged over their runs, with the interval over episodes."""
+    """Return ``one`` minus ``other`` in points, both averaged over their runs, with the interval over episodes."""
     _check_same([*one, *other])
     return Estimate.of(mean_accuracies(one) - mean_accuracies(other))
 
 
 def spread_over_runs(runs: Sequence[Evaluation]) -> Spread:
-    """Accuracies of a method's runs in percent, with the standard deviation between them."""
+    """Return the accuracies of a method's runs in percent, with their standard deviation."""
     return Spread.of([run.accuracy.mean for run in runs])
 
 
 def accuracy_by_class(runs: Sequence[Evaluation]) -> dict[int, float]:
-    """Share of right answers to the queries of each class that came up, in percent, over all runs of a method."""
+    """Return the percentage of correct answers to the queries of each class, over all runs of a method."""
     answers = [_answers(run) for run in runs]
     truth = torch.cat([part.truth for part in answers]).long()
     right = torch.cat([part.right for part in answers])
@@ -96,9 +101,9 @@ def accuracy_by_class(runs: Sequence[Evaluation]) -> dict[int, float]:
 def bootstrap_over_classes(
     one: Sequence[Evaluation], other: Sequence[Evaluation], resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """The mean over classes of their difference in points, had these classes been drawn anew.
+    """Return the mean difference over classes in points, with a percentile interval from resampling the classes.
 
-    Classes of the queries are resampled; which classes they were told from stays as it was. Percentile interval.
+    Only the classes of the queries are resampled. The classes that a query was compared with stay the same.
     """
     _check_same([*one, *other])
     first, second = accuracy_by_class(one), accuracy_by_class(other)
@@ -110,11 +115,11 @@ def bootstrap_over_classes(
 
 
 def confusion(runs: Sequence[Evaluation], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What is taken for what.
+    """Count confusions over all runs.
 
     Returns:
-        ``chosen`` and ``offered``, ``(num_classes, num_classes)``: how often a query of the class of the row was taken
-        for the class of the column, and how often it could have been, over all runs.
+        ``chosen`` and ``offered``, both ``(num_classes, num_classes)``: how often a query of the row's class was
+        predicted as the column's class, and how often the column's class was in the query's task.
     """
     chosen = np.zeros((num_classes, num_classes), dtype=np.int64)
     offered = np.zeros_like(chosen)
@@ -122,39 +127,40 @@ def confusion(runs: Sequence[Evaluation], num_classes: int) -> tuple[NDArray[np.
         answers = _answers(run)
         truth, predicted = answers.truth.numpy(), answers.predicted.numpy()
         choices = answers.offered[answers.episode.long()].numpy()  # (A, n_way)
-        is_there = choices >= 0
+        is_class = choices >= 0  # episodes with fewer classes are padded
+        rows = np.broadcast_to(rearrange(truth, "a -> a 1"), choices.shape)
         np.add.at(chosen, (truth, predicted), 1)
-        np.add.at(offered, (np.broadcast_to(truth[:, None], choices.shape)[is_there], choices[is_there]), 1)
+        np.add.at(offered, (rows[is_class], choices[is_class]), 1)
     return chosen, offered
 
 
 def strongest_disagreements(
     one: Sequence[Evaluation], other: Sequence[Evaluation], count: int = 5
 ) -> list[Disagreement]:
-    """Episodes in which the methods' accuracies differ most; among equals those with more differing answers first."""
+    """Return the episodes with the largest differences in accuracy. Ties go to more differing answers."""
     _check_same([*one, *other])
     gaps = (mean_accuracies(one) - mean_accuracies(other)).numpy()
     answers = [_answers(run) for run in (*one, *other)]
     predicted = torch.stack([part.predicted for part in answers]).numpy()  # (runs, A)
-    # one run of each is shown, so a query counts where these two differ
-    differs = predicted[0] != predicted[len(one)]
+    differs = predicted[0] != predicted[len(one)]  # between the first runs, which are the ones shown
     episode = answers[0].episode.numpy()
-    numbers = np.bincount(episode[differs], minlength=len(gaps))
-    order = np.lexsort((np.arange(len(gaps)), -numbers, -np.abs(gaps).round(9)))[:count]
-    chosen = [number for number in order.tolist() if gaps[number] or numbers[number]]
-    return [
-        Disagreement(number, float(100 * gaps[number]), tuple(np.flatnonzero((episode == number) & differs).tolist()))
-        for number in chosen
-    ]
+    num_differing = np.bincount(episode[differs], minlength=len(gaps))
+    order = np.lexsort((np.arange(len(gaps)), -num_differing, -np.abs(gaps).round(9)))[:count]
+    disagreements = []
+    for index in order.tolist():
+        if gaps[index] or num_differing[index]:
+            rows = np.flatnonzero((episode == index) & differs)
+            disagreements.append(Disagreement(index, float(100 * gaps[index]), tuple(rows.tolist())))
+    return disagreements
 
 
 def _answers(run: Evaluation) -> Answers:
     if run.answers is None:
-        raise ValueError("an evaluation without answers cannot be looked into")
+        raise ValueError("An evaluation without answers cannot be analyzed.")
     return run.answers
 
 
 def _check_same(runs: Sequence[Evaluation]) -> None:
     hashes = {run.episodes for run in runs}
     if len(hashes) != 1:
-        raise ValueError(f"different episodes: {', '.join(sorted(hashes))}")
+        raise ValueError(f"The evaluations used different episodes: {', '.join(sorted(hashes))}.")

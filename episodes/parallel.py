@@ -1,4 +1,4 @@
-"""The same work on many pieces in several processes: fresh ones, with one torch thread each."""
+"""A function applied to many pieces of work in several spawned processes with one torch thread each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import torch
 
 from ..errors import DmgalError
 
-AHEAD = 4  # pieces given out or answered, for each worker: bounds the memory of results that nobody has taken yet
+AHEAD = 4  # pieces in flight for each worker, which bounds the memory of results that wait for the caller
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read once, when numpy is imported
 
 Piece = TypeVar("Piece")
@@ -28,58 +28,56 @@ Result = TypeVar("Result")
 
 
 def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers: int | None) -> Iterator[Result]:
-    """Results in the order in which they come; the first error ends all.
+    """Yield the results in order of completion. The first error ends all work.
 
     Args:
-        work: a function on the top level of a file, or a partial of one: fresh processes import it.
-        pieces: what to work on.
-        workers: processes; None takes one per core that this process may use, 1 works in this process.
+        work: a function at the top level of a module, or a partial of one, because new processes import it.
+        pieces: arguments of the calls.
+        workers: number of processes; None uses one per available core, and 1 works in this process.
 
     Raises:
         DmgalError: the processes could not start, or were killed.
     """
     workers = min(workers or available_cores(), len(pieces))
     if workers <= 1:
-        yield from _here(work, pieces)
+        yield from _run_in_this_process(work, pieces)
         return
-    # Never a fork: torch's threads do not survive one.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up)
+    # Spawn, because torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up_worker)
     try:
         waiting = iter(pieces)
-        running = _submitted(pool, work, islice(waiting, AHEAD * workers))
+        running = _submit(pool, work, islice(waiting, AHEAD * workers))
         while running:
             done, running = wait_for(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
-                running |= _submitted(pool, work, islice(waiting, 1))
+                running |= _submit(pool, work, islice(waiting, 1))
     except BrokenProcessPool as error:
         raise DmgalError(
-            f"{workers} worker processes ended before their work",
+            f"The {workers} worker processes ended before their work.",
             received=str(error),
             expected='processes that can import the main script again: its work under if __name__ == "__main__"',
-            remedy="guard the script, or use one worker; where they were killed, check the memory and run again",
+            remedy="Guard the script, or use one worker. If the processes were killed, check the memory and run again.",
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _submitted(
-    pool: ProcessPoolExecutor, work: Callable[[Piece], Result], pieces: Iterable[Piece]
-) -> set[Future[Result]]:
-    with _one_thread_each(), deaf_to_interrupts():  # a pool starts its processes as pieces come
+def _submit(pool: ProcessPoolExecutor, work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> set[Future[Result]]:
+    with _single_threaded_children(), deaf_to_interrupts():  # the pool starts its processes on submission
         return {pool.submit(work, piece) for piece in pieces}
 
 
 @contextmanager
 def deaf_to_interrupts() -> Iterator[None]:
-    """Processes that start meanwhile never see Ctrl-C, which a terminal sends to all: the first one ends the others.
+    """Start processes that never receive Ctrl-C, which a terminal sends to all. The main process ends the others.
 
-    It is blocked rather than ignored, so that one that comes meanwhile reaches this process afterwards.
+    SIGINT is blocked rather than ignored, so that an interrupt in this context reaches this process afterward.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # multiprocessing's helper, whose start would take the block away
+    resource_tracker.ensure_running()  # starting this helper of multiprocessing later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -87,18 +85,18 @@ def deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _here(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker; on small tensors more threads only wait for each other
+def _run_in_this_process(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # same as in a worker; more threads do not speed up small tensors
     try:
         yield from map(work, pieces)
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads)
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Processes that start meanwhile have no idle threads for linear algebra, which would be one for every core."""
+def _single_threaded_children() -> Iterator[None]:
+    """Start processes with one linear algebra thread instead of one per core."""
     before = {name: os.environ.get(name) for name in THREAD_COUNTS}
     os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
     try:
@@ -112,18 +110,18 @@ def _one_thread_each() -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _set_up() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems where it cannot be blocked from the start
+def _set_up_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block the signal from the start
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A worker whose parent is killed would wait for work forever."""
+    """End this worker when its parent ends, because it would otherwise wait for work forever."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

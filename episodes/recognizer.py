@@ -1,4 +1,4 @@
-"""A few-shot recognizer: an encoder of frames and a head that compares videos, divided at the task boundary."""
+"""A few-shot recognizer: an encoder that sees single videos, and a head that compares the videos of a task."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .episode import Episode, EpisodeOutput, TaskTargets
 
 
 class Encoder(Protocol):
-    """Frames to features; everything up to the first task layer per video (see ``FrameEncoder``)."""
+    """Interface of an encoder from frames to features; ``encode`` sees each video alone (see ``FrameEncoder``)."""
 
     backbone: nn.Module
 
@@ -27,13 +27,13 @@ class Encoder(Protocol):
 
 
 class Head(Protocol):
-    """Compares videos of one task; what it computes of each video alone is in ``prepare``.
+    """Interface of a head: ``prepare`` processes each video alone, ``compare`` compares the videos of a task.
 
-    A head with losses of its own has a fourth argument, ``compare(..., targets: TaskTargets | None = None)``, and an
-    attribute ``loss_weights``, the paper's weight of each loss by name.
+    A head with its own losses takes a fourth argument, ``compare(..., targets: TaskTargets | None = None)``. Its
+    attribute ``loss_weights`` holds the paper's weight of each loss by name.
 
-    A head that learns from the videos' pixels has an attribute ``wants_frames`` and a second argument,
-    ``prepare(features, frames=None)``: while the attribute is true, it is given the videos.
+    A head that learns from pixels has an attribute ``wants_frames`` and takes a second argument,
+    ``prepare(features, frames=None)``. It receives the videos while the attribute is true.
     """
 
     def prepare(self, features: Tensor) -> VideoState: ...
@@ -41,9 +41,9 @@ class Head(Protocol):
 
 
 class FewShotRecognizer(nn.Module):
-    """``encode`` sees one video at a time, ``compare`` one task.
+    """An encoder and a head: ``encode`` processes each video alone, ``compare`` processes a task.
 
-    What ``encode`` returns may be kept and used in any number of episodes; the result is the same as encoding anew.
+    The states from ``encode`` can be reused in any number of episodes, with the same result as encoding again.
     """
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
@@ -52,7 +52,7 @@ class FewShotRecognizer(nn.Module):
         self.head = head
 
     def encode(self, videos: Tensor) -> VideoState:
-        """State of each video ``(V, T, 3, H, W)``, uint8 or normalized; first dimensions ``V``."""
+        """Return the state, with first dimension ``V``, of videos ``(V, T, 3, H, W)``, uint8 or normalized."""
         state = self.encoder.encode(videos)
         frames = videos if getattr(self.head, "wants_frames", False) else None
         if not self.encoder.has_task_layer:
@@ -62,29 +62,30 @@ class FewShotRecognizer(nn.Module):
     def compare(
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
-        """Logits ``(Q, n_way)`` of the query videos; ``labels (S,)`` of the support in ``0..n_way-1``.
+        """Return logits ``(Q, n_way)`` of the query videos, given support labels ``(S,)`` in ``0..n_way-1``.
 
-        Given ``targets``, also the losses of a head that has some.
+        With ``targets``, the output also has the head's own losses.
         """
         if self.encoder.has_task_layer:
             related = self.encoder.relate(support, query)
             frames = support.get("frames"), query.get("frames")
-            support, query = (self._prepare(*part) for part in zip(related, frames, strict=True))
+            support, query = (self._prepare(*video_inputs) for video_inputs in zip(related, frames, strict=True))
         options: dict[str, Any] = {"targets": targets} if targets is not None and takes_targets(self.head) else {}
         return self.head.compare(support, labels, query, **options)
 
     def _prepare(self, features: Tensor, frames: Tensor | None) -> VideoState:
-        """The head's state of each video; its frames are for a head that wants them."""
+        """Return the head's state of each video; pass frames on to a head that wants them."""
         options: dict[str, Any] = {} if frames is None else {"frames": frames}
         return self.head.prepare(features, **options)
 
     def forward(self, episodes: Episode | Sequence[Episode]) -> EpisodeOutput | list[EpisodeOutput]:
-        """One episode, or several: on an accelerator their videos are encoded in one batch, on a CPU one by one.
+        """Return the output of one episode, or of each of several.
 
-        One batch is a tenth slower on a CPU (``bench/task_batching.py``); on accelerators it was not measured. What is
-        random in training (dropout) is the same for all episodes of a call, so that both ways give the same.
+        An accelerator encodes the videos of all episodes in one batch, a CPU encodes them episode by episode. One
+        batch is 10 % slower on a CPU (``bench/task_batching.py``); accelerators were not measured. All episodes of a
+        call use the same random numbers (dropout), so both ways give the same result.
 
-        In training mode the head is told the episode's targets, and its losses are in the output.
+        In training mode the head receives the episode's targets, and the output has its losses.
         """
         if isinstance(episodes, Episode):
             return self._answers([episodes])[0]
@@ -97,17 +98,18 @@ class FewShotRecognizer(nn.Module):
         return outputs
 
     def _answers(self, episodes: Sequence[Episode]) -> list[EpisodeOutput]:
-        """Encodes the videos of all episodes in one batch."""
+        """Encode the videos of all episodes in one batch and compare them episode by episode."""
         videos = [part for episode in episodes for part in (episode.support, episode.query)]
         states = self.encode(torch.cat(videos)).split([len(part) for part in videos])
         random_state, outputs = torch.get_rng_state(), []
-        for place, episode in enumerate(episodes):
+        for index, episode in enumerate(episodes):
             torch.set_rng_state(random_state)
             targets = episode.targets if self.training else None
-            outputs.append(self.compare(states[2 * place], episode.support_labels, states[2 * place + 1], targets))
+            support, query = states[2 * index], states[2 * index + 1]
+            outputs.append(self.compare(support, episode.support_labels, query, targets))
         return outputs
 
 
 def takes_targets(head: Head) -> bool:
-    """Whether a head has losses of its own, for which it wants a task's `TaskTargets`."""
+    """Return True if ``head.compare`` accepts ``targets``, for losses of its own."""
     return "targets" in inspect.signature(head.compare).parameters

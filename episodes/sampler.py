@@ -1,7 +1,7 @@
-"""Which videos make up episode ``i``: indices only, nothing is decoded.
+"""Samplers that draw the video indices of each episode without decoding any video.
 
-Episode ``i`` is a function of the seed and ``i`` alone. Whatever the number of processes, and in whatever order they
-ask, it has the same content, so that methods are compared on the same episodes.
+Episode ``i`` depends on the seed and ``i`` only. The number of processes and the order of access do not change it, so
+all methods are compared on the same episodes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ from .listing import listed
 
 
 def hashed_seed(*numbers: int | str) -> int:
-    """64 bits that depend on all of the numbers and their order; neighbors give unrelated seeds."""
+    """Return a 64-bit hash of all numbers and their order; adjacent numbers give unrelated seeds."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True)
 class EpisodeIndices:
-    """An episode as places in a catalog, class by class.
+    """An episode as indices into a catalog, grouped by class.
 
     Attributes:
-        classes: the catalog's class of each of the episode's labels, ``(n_way,)``.
-        support: videos, ``(n_way * k_shot,)``; ``support_labels`` their labels in ``0..n_way-1``.
-        query: videos, ``(n_way * n_query,)``, none of them in the support; ``query_labels`` their labels.
+        classes: catalog class of each label of the episode, ``(n_way,)``.
+        support: support videos, ``(n_way * k_shot,)``.
+        support_labels: their labels in ``0..n_way-1``.
+        query: query videos, ``(n_way * n_query,)``, disjoint from the support.
+        query_labels: their labels in ``0..n_way-1``.
     """
 
     classes: tuple[int, ...]
@@ -42,15 +44,15 @@ class EpisodeIndices:
 
 
 class TaskSampler(ABC):
-    """What all samplers share: the videos of each class, and drawing support and query from chosen classes.
+    """Base class of the samplers: groups videos by class and draws support and query from the chosen classes.
 
     Args:
         labels: class of every video, ``(V,)``.
         k_shot: support videos per class.
         n_query: query videos per class.
         num_episodes: length of the sampler.
-        seed: with the same seed the episodes are the same.
-        class_names: names for messages, by class.
+        seed: equal seeds give equal episodes.
+        class_names: name of each class, for error messages.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class TaskSampler(ABC):
         for name, value in (("k_shot", k_shot), ("n_query", n_query), ("num_episodes", num_episodes)):
             if value < 1:
                 raise DmgalError(
-                    "cannot sample episodes",
+                    "Cannot sample episodes.",
                     received=f"{name}={value}",
                     expected="at least 1",
-                    remedy=f"set {name} to 1 or more",
+                    remedy=f"Set {name} to 1 or more.",
                 )
         self.k_shot = k_shot
         self.n_query = n_query
@@ -78,16 +80,16 @@ class TaskSampler(ABC):
         self._videos_of = _videos_by_class(labels)
 
     n_way: int
-    """Classes of an episode."""
+    """Number of classes per episode."""
 
     @property
     @abstractmethod
     def _num_class_draws(self) -> int:
-        """How many draws `_choose_classes` takes."""
+        """Number of random draws that `_choose_classes` uses."""
 
     @abstractmethod
     def _choose_classes(self, draws: Iterator[float]) -> list[int]:
-        """The classes of an episode, in the order of its labels."""
+        """Return the classes of an episode in the order of its labels."""
 
     def __len__(self) -> int:
         return self.num_episodes
@@ -96,40 +98,41 @@ class TaskSampler(ABC):
         return (self[episode] for episode in range(len(self)))
 
     def __getitem__(self, episode: int) -> EpisodeIndices:
-        """Episode ``0 <= episode < len(self)``; IndexError outside."""
+        """Return the episode with this index; raise IndexError unless ``0 <= episode < len(self)``."""
         if not 0 <= episode < len(self):
             raise IndexError(f"episode {episode} of {len(self)}")
         generator = torch.Generator().manual_seed(hashed_seed(self.seed, episode, "episode"))
         count = self._num_class_draws + self.n_way * (self.k_shot + self.n_query)
-        draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())  # one call: they cost most
+        draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())  # one call: it dominates
         classes = self._choose_classes(draws)
-        drawn = [self._choose_videos(self._videos_of[c], draws) for c in classes]
+        videos_by_class = [self._choose_videos(self._videos_of[c], draws) for c in classes]
         return EpisodeIndices(
             classes=tuple(classes),
-            support=tuple(video for videos in drawn for video in videos[: self.k_shot]),
+            support=tuple(video for videos in videos_by_class for video in videos[: self.k_shot]),
             support_labels=tuple(label for label in range(len(classes)) for _ in range(self.k_shot)),
-            query=tuple(video for videos in drawn for video in videos[self.k_shot :]),
+            query=tuple(video for videos in videos_by_class for video in videos[self.k_shot :]),
             query_labels=tuple(label for label in range(len(classes)) for _ in range(self.n_query)),
         )
 
     def _choose_videos(self, videos: np.ndarray, draws: Iterator[float]) -> list[int]:
-        return [int(videos[place]) for place in _choose(len(videos), self.k_shot + self.n_query, draws)]
+        return [int(videos[index]) for index in _choose(len(videos), self.k_shot + self.n_query, draws)]
 
     def _check_videos(self, classes: Sequence[int]) -> None:
         needed = self.k_shot + self.n_query
         counts = {c: len(self._videos_of.get(c, ())) for c in classes}
-        short = [c for c, count in counts.items() if count < needed]
-        if short:
+        short_classes = [c for c, count in counts.items() if count < needed]
+        if short_classes:
             raise DmgalError(
-                "some classes have too few videos for an episode",
-                received=listed([f"{self._name(c)} with {counts[c]}" for c in short]),
+                "Some classes have too few videos for an episode.",
+                received=listed([f"{self._name(c)} with {counts[c]}" for c in short_classes]),
                 expected=f"at least {needed} videos per class (k_shot {self.k_shot} + n_query {self.n_query})",
-                remedy="lower the shots or the queries per class, add videos, or leave these classes out",
+                remedy="Lower the shots or queries per class, add videos, or exclude these classes.",
             )
 
     def _name(self, class_index: int) -> str:
-        known = self._class_names is not None and 0 <= class_index < len(self._class_names)
-        return repr(self._class_names[class_index]) if known else f"class {class_index}"  # type: ignore[index]
+        if self._class_names is not None and 0 <= class_index < len(self._class_names):
+            return repr(self._class_names[class_index])
+        return f"class {class_index}"
 
 
 class EpisodeSampler(TaskSampler):
@@ -137,14 +140,14 @@ class EpisodeSampler(TaskSampler):
 
     Args:
         labels: class of every video, ``(V,)``.
-        n_way: classes of an episode.
+        n_way: number of classes per episode.
         k_shot, n_query: support and query videos per class.
         num_episodes: length of the sampler.
-        seed: episodes are a function of it and their number.
-        class_names: names for messages, by class.
+        seed: an episode depends on the seed and its index only.
+        class_names: name of each class, for error messages.
 
     Raises:
-        DmgalError: more ways than classes, or a class with fewer videos than shots + queries.
+        DmgalError: more ways than classes, or a class has fewer videos than shots + queries.
     """
 
     def __init__(
@@ -162,10 +165,10 @@ class EpisodeSampler(TaskSampler):
         self._classes = list(self._videos_of)
         if not 2 <= n_way <= len(self._classes):
             raise DmgalError(
-                "cannot sample episodes with this number of ways",
+                "Cannot sample episodes with this number of ways.",
                 received=f"n_way={n_way} and {len(self._classes)} classes",
                 expected=f"from 2 to {len(self._classes)} ways",
-                remedy="change n_way, or use a split with more classes",
+                remedy="Change n_way, or use a split with more classes.",
             )
         self._check_videos(self._classes)
 
@@ -174,26 +177,26 @@ class EpisodeSampler(TaskSampler):
         return self.n_way
 
     def _choose_classes(self, draws: Iterator[float]) -> list[int]:
-        return [self._classes[place] for place in _choose(len(self._classes), self.n_way, draws)]
+        return [self._classes[index] for index in _choose(len(self._classes), self.n_way, draws)]
 
 
 class ReversalSampler(TaskSampler):
-    """Tasks that only the arrow of time decides: classes that are each other's time reversal.
+    """Tasks of classes that are time reversals of each other, so that only the order of frames separates them.
 
-    One pair gives two-way tasks, where a model blind to the order of frames is right half of the time. Appearance may
-    still tell two pairs apart, so such a model cannot pass 50 % of four-way tasks of two pairs either.
+    A model blind to frame order has 50 % accuracy on the two-way tasks of one pair. Appearance may still separate two
+    pairs, so such a model cannot exceed 50 % on the four-way tasks of two pairs either.
 
     Args:
-        pairs: classes that are time reversals of each other; no class in two pairs.
+        pairs: classes that are time reversals of each other; a class is in at most one pair.
         labels: class of every video, ``(V,)``.
         k_shot, n_query: support and query videos per class.
-        num_pairs: pairs of a task, usually 1 or 2; a task has twice as many ways.
+        num_pairs: pairs per task, usually 1 or 2; a task has ``2 * num_pairs`` ways.
         num_episodes: length of the sampler.
-        seed: episodes are a function of it and their number.
-        class_names: names for messages, by class.
+        seed: an episode depends on the seed and its index only.
+        class_names: name of each class, for error messages.
 
     Raises:
-        DmgalError: too few pairs, a class in two pairs, or a class with fewer videos than shots + queries.
+        DmgalError: too few pairs, a class in two pairs, or a class has fewer videos than shots + queries.
     """
 
     def __init__(
@@ -214,10 +217,10 @@ class ReversalSampler(TaskSampler):
         classes = [c for pair in self._pairs for c in pair]
         if not 1 <= num_pairs <= len(self._pairs) or len(set(classes)) != len(classes):
             raise DmgalError(
-                "cannot sample tasks of time-reversed classes",
+                "Cannot sample tasks of time-reversed classes.",
                 received=f"num_pairs={num_pairs} and the pairs {listed([str(pair) for pair in self._pairs])}",
                 expected="at least num_pairs pairs of classes, and no class in two of them",
-                remedy="lower num_pairs, or use a data set whose split file has a column 'reversal'",
+                remedy="Lower num_pairs, or use a data set whose split file has a column 'reversal'.",
             )
         self._check_videos(classes)
 
@@ -226,27 +229,28 @@ class ReversalSampler(TaskSampler):
         return self.num_pairs + self.n_way
 
     def _choose_classes(self, draws: Iterator[float]) -> list[int]:
-        # the order is drawn too, so that no label stands for the forward motion
-        classes = [c for place in _choose(len(self._pairs), self.num_pairs, draws) for c in self._pairs[place]]
-        return [classes[place] for place in _choose(len(classes), len(classes), draws)]
+        # shuffled, so that no label always means the forward motion
+        pairs = [self._pairs[index] for index in _choose(len(self._pairs), self.num_pairs, draws)]
+        classes = [c for pair in pairs for c in pair]
+        return [classes[index] for index in _choose(len(classes), len(classes), draws)]
 
 
 def _choose(population: int, count: int, draws: Iterator[float]) -> list[int]:
-    """``count`` different numbers below ``population`` in random order, at a cost that grows with ``count`` only.
+    """Return ``count`` distinct integers below ``population`` in random order, in ``O(count)`` time and memory.
 
-    A Fisher-Yates shuffle stopped after ``count`` steps, which remembers only the places that were swapped.
+    This is a Fisher-Yates shuffle that stops after ``count`` steps and stores only the swapped positions.
     """
-    moved: dict[int, int] = {}
+    swapped: dict[int, int] = {}
     chosen = []
     for step, draw in enumerate(islice(draws, count)):
-        place = step + int(draw * (population - step))
-        chosen.append(moved.get(place, place))
-        moved[place] = moved.get(step, step)
+        index = step + int(draw * (population - step))
+        chosen.append(swapped.get(index, index))
+        swapped[index] = swapped.get(step, step)
     return chosen
 
 
 def _videos_by_class(labels: Sequence[int] | np.ndarray) -> dict[int, np.ndarray]:
-    """Places of the videos of each class, classes in rising order."""
+    """Return the video indices of each class, with classes in ascending order."""
     array = np.asarray(labels, dtype=np.int64)
     order = np.argsort(array, kind="stable")
     classes, starts = np.unique(array[order], return_index=True)

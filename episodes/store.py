@@ -1,11 +1,11 @@
-"""A store: frames decoded once, read ever after; refused as soon as it is not what decoding would give.
+"""Readers of a store: frames that are decoded once and read many times.
 
-    FOLDER/test/   the fixed test clips of validation and test videos, as they are
+    FOLDER/test/   fixed test clips of validation and test videos, uncompressed
     FOLDER/train/  all frames of training videos as JPEGs
 
-Each holds one large file of frames, an index, and ``key.json``: everything but the videos that shapes the content. The
-index knows each video's size, time of change and content. A build may be interrupted at any moment and goes on where it
-was; videos that were only copied or touched are recognized by their content.
+Each part has one large file of frames, an index, and ``key.json`` with all settings that determine the content. The
+index records each video's size, modification time and content hash, so that a stale store is refused. An interrupted
+build can be resumed at any time. Videos that were only copied or touched are recognized by their content.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ __all__ = ["EvaluationClips", "PartReport", "StoredClips", "StoredFrames", "Trai
 
 
 class StoredClips:
-    """The fixed test clips of a catalog's videos, read from a store; its checksum is looked at every time.
+    """Fixed test clips of a catalog's videos, read from a store. Every read verifies the clip's checksum.
 
     Args:
         folder: of the store.
-        catalog: the videos, all of which the store must hold unchanged.
-        content: what a clip must be.
+        catalog: the videos, all of which the store must contain unchanged.
+        content: the expected kind of clip.
 
     Raises:
-        DmgalError: no store, one of other content, or a stale one; what differs is named.
+        DmgalError: the store does not exist, has other content or is stale. The message names the differences.
     """
 
     def __init__(self, folder: str | os.PathLike[str], catalog: VideoCatalog, content: EvaluationClips) -> None:
         self.content = content
         self._part = Path(folder) / content.name
         self._catalog = catalog
-        self._blocks = _opened(self._part, catalog, content.description())
+        self._blocks = _open_blocks(self._part, catalog, content.description())
 
     def read(self, video: int) -> Tensor:
-        """Clip ``(T, 3, size, size)`` uint8, the caller's own.
+        """Return a copy of a clip, uint8 ``(T, 3, size, size)``.
 
         Raises:
             VideoError: the video could not be read when the store was built.
@@ -66,32 +66,36 @@ class StoredClips:
 
 
 class StoredFrames:
-    """The frames of a catalog's videos as JPEGs, read from a store; a checksum is looked at for every frame.
+    """Frames of a catalog's videos as JPEGs, read from a store. Every read verifies the checksum of each frame.
 
     Args:
-        folder: of the store. The short side and quality of its JPEGs are the store's own choice, and are taken from it.
-        catalog: the videos, all of which the store must hold unchanged.
-        decoder: what must have decoded them.
+        folder: of the store. The short side and quality of its JPEGs are read from its key.
+        catalog: the videos, all of which the store must contain unchanged.
+        decoder: the decoder that the store must have been built with.
 
     Raises:
-        DmgalError: no store, one made by other versions, or a stale one; what differs is named.
+        DmgalError: the store does not exist, was built with other versions or is stale. The message names the
+            differences.
     """
 
     def __init__(self, folder: str | os.PathLike[str], catalog: VideoCatalog, decoder: DecoderName = "pyav") -> None:
         self._part = Path(folder) / TrainingFrames.name
         self._catalog = catalog
-        own = {name: value for name, value in read_key(self._part).items() if name in ("short_side", "quality")}
-        self.content = TrainingFrames(**own, decoder=decoder)
-        self._blocks = _opened(self._part, catalog, self.content.description())
+        key = read_key(self._part)
+        jpeg_options = {name: key[name] for name in ("short_side", "quality") if name in key}
+        self.content = TrainingFrames(**jpeg_options, decoder=decoder)
+        self._blocks = _open_blocks(self._part, catalog, self.content.description())
 
     def read(self, video: int, choose: ChooseFrames, at_least: int = 1) -> Tensor:
-        """The chosen frames, uint8 ``(T, 3, H, W)``; see `read_clip`, of which this takes the place.
+        """Return the chosen frames, uint8 ``(T, 3, H, W)``, like `read_clip`.
 
         Raises:
-            VideoError: the video could not be read when the store was built, or too little of it.
+            VideoError: the video, or enough of it, could not be read when the store was built.
             DmgalError: the store is damaged.
         """
-        path, block, count = self._catalog.path(video), self._blocks.view(video), self._blocks.frames(video)
+        path = self._catalog.path(video)
+        block = self._blocks.view(video)
+        count = self._blocks.frames(video)
         if not count:
             raise VideoError(path, block.tobytes().decode("utf-8", "replace"))
         try:
@@ -102,38 +106,40 @@ class StoredFrames:
             _refuse_damaged(self._part, path, str(error))
 
 
-def _opened(part: Path, catalog: VideoCatalog, description: dict[str, Any]) -> BlockReader:
-    """The blocks of a catalog's videos, in its order."""
+def _open_blocks(part: Path, catalog: VideoCatalog, description: dict[str, Any]) -> BlockReader:
+    """Return a reader of the blocks of a catalog's videos, in the catalog's order."""
     refuse_other(part, read_key(part), description)
     records = read_records(part)
-    places = latest(records, catalog.videos)
-    stale = list(_differences(catalog, records, places))
-    if stale:
+    positions = latest(records, catalog.videos)
+    differences = list(_describe_differences(catalog, records, positions))
+    if differences:
         refuse(
-            f"the store {part} is stale",
-            f"{len(stale)} of {len(catalog)} videos differ: {listed(stale)}",
-            "every video in the store, and unchanged since",
+            f"The store {part} is stale.",
+            f"{len(differences)} of {len(catalog)} videos differ: {listed(differences)}",
+            "every video in the store, unchanged since it was built",
             REMEDY,
         )
-    return BlockReader(part, records[places])
+    return BlockReader(part, records[positions])
 
 
-def _differences(catalog: VideoCatalog, records: NDArray[np.void], places: NDArray[np.int64]) -> Iterator[str]:
-    for video, place in zip(catalog.videos, places.tolist(), strict=True):
-        if place < 0:
+def _describe_differences(
+    catalog: VideoCatalog, records: NDArray[np.void], positions: NDArray[np.int64]
+) -> Iterator[str]:
+    for video, position in zip(catalog.videos, positions.tolist(), strict=True):
+        if position < 0:
             yield f"{video} is not in it"
             continue
-        now, size = stamp(os.path.join(catalog.root, video)), int(records[place]["source_bytes"])
+        now, size = stamp(os.path.join(catalog.root, video)), int(records[position]["source_bytes"])
         if now.size != size:
             yield f"{video} had {size} bytes and has {now.size}"
-        elif now.time != records[place]["source_time"]:
+        elif now.time != records[position]["source_time"]:
             yield f"{video} was changed or copied since"
 
 
 def _refuse_damaged(part: Path, video: Path, reason: str) -> NoReturn:
     refuse(
-        f"the store {part} is damaged",
+        f"The store {part} is damaged.",
         f"{video}: {reason}",
         "the bytes that were written",
-        "build it with --check, which makes anew what is damaged; look after the disk",
+        "Build it with --check, which rebuilds the damaged parts, and check the disk.",
     )

@@ -1,14 +1,14 @@
-"""Training in the memory of a few videos: encode all, differentiate the task, then encode again to go further back.
+"""Two-pass training: the gradients of a task in the memory of a few videos.
 
-Before the task boundary a video knows nothing of its task, so the gradient of its state is all that it needs of it:
+Before the task boundary a video does not depend on its task. The gradient of its state is thus all it needs from it:
 
-1. encode the videos in chunks and forget how, but for one chunk;
-2. compare them and differentiate the task, back to the videos' states;
-3. chunk by chunk, encode again and go on backwards from the states.
+1. Encode the videos in chunks, without a graph for all chunks but one.
+2. Compare the videos and backpropagate the task's loss to their states.
+3. Chunk by chunk, encode the videos again and continue the backward pass from the states.
 
-The gradients are those of training on all videos at once, but for the order of sums. (L. Gao et al., "Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983, do so with the two sides of a retriever.)
-What encodes again is torch's checkpoint of a whole chunk; it also restores random states and autocast.
+The gradients equal those of training on all videos at once, up to the order of sums. (L. Gao et al., "Scaling Deep
+Contrastive Learning Batch Size under Memory Limited Setup", arXiv 2101.06983, do the same for the two sides of a
+retriever.) The second encoding is torch's checkpoint of a whole chunk, which also restores random states and autocast.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from .little_memory.agreement import least_of_all_processes
 from .little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
 from .little_memory.frozen_start import FrozenStart
 from .little_memory.heap import give_back_free_memory
-from .little_memory.kept_results import CostlyResults, Result, dearest, keeping, keeping_products
+from .little_memory.kept_results import CostlyResults, Result, keeping, keeping_products, most_expensive
 from .little_memory.random_state import RandomState
 from .recognizer import FewShotRecognizer
 
 SHARE = 0.7
-"""Of the free memory, where no budget is given."""
-_MUTATED = "has been mutated"
+"""Share of the free memory that is used without a given budget."""
+_MUTATION_TEXT = "has been mutated"
 
 TaskLoss = Callable[[EpisodeOutput, Episode], Tensor]
 
 
 class TwoPass:
-    """Adds the gradients of tasks to a recognizer's parameters, with the activations of one chunk of videos in memory.
+    """Backward pass of tasks that holds the activations of one chunk of videos in memory.
 
-    Tasks are differentiated one after the other: more of them need no more memory. What is random (dropout) is drawn
-    alike for every chunk and task, as `FewShotRecognizer` does for every task.
+    Tasks are processed one after the other, so more tasks do not need more memory. Random numbers (dropout) are the
+    same for each chunk and task, as `FewShotRecognizer` draws them for each task.
 
     Args:
-        recognizer: itself, not what DDP makes of it: see `backward`.
-        chunk: videos that are encoded at once; None: all that the budget allows; where that is not all of a task's, one
-            on a CPU and elsewhere as many as half of it allows, measured with one video.
-        memory_budget: bytes for encoding the videos of a task. What chunks leave of it keeps results that are dear to
-            compute, so that less is computed again (see `kept_results`). None: `SHARE` of what is free, or, where a
-            chunk is given, no more than the rule of `keep_products`.
-        keep_products: whether results are kept at all; without a budget, those of matrix products that are narrower
-            than what goes in (in a ViT, those of the MLP's second layer): a third of the second encoding is saved for
-            about a tenth of the memory of training on all videos at once.
-        autocast: makes the mixed-precision region in which videos are encoded and compared.
-        notify: is told the measured chunk, and when a chunk was too large.
+        recognizer: the recognizer itself, not its DDP wrapper, see `backward`.
+        chunk: number of videos encoded at once. None: all videos of a task, if the budget allows it. Otherwise one on a
+            CPU, and as many as half of the budget allows on other devices. The memory is measured with one video.
+        memory_budget: bytes for encoding the videos of a task. The part that chunks do not need is used to save
+            expensive results, so that less is recomputed (see `kept_results`). None: `SHARE` of the free memory, or,
+            with a given chunk, only what `keep_products` saves.
+        keep_products: if False, no results are saved. If True, and without a budget, the results of matrix products
+            that are narrower than their input are saved (in a ViT, those of the MLP's second layer). This saves a third
+            of the second encoding for about a tenth of the memory of training on all videos at once.
+        autocast: creates the mixed-precision context for encoding and comparing videos.
+        notify: called with a message about the measured chunk, and if a chunk was too large.
 
     Raises:
-        DmgalError: a chunk or budget below what is possible.
+        DmgalError: the chunk or the budget is too small.
     """
 
     def __init__(
@@ -75,45 +75,45 @@ class TwoPass:
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         notify: Callable[[str], object] = warnings.warn,
     ) -> None:
-        for name, value, least in (("chunk", chunk, 1), ("memory budget", memory_budget, 0)):
-            if value is not None and not value >= least:
+        for name, value, minimum in (("chunk", chunk, 1), ("memory budget", memory_budget, 0)):
+            if value is not None and not value >= minimum:
                 raise DmgalError(
-                    "Two-pass training cannot go like this.",
+                    f"The {name} of two-pass training is too small.",
                     received=f"a {name} of {value}",
-                    expected="at least one video in a chunk, and memory to spend",
-                    remedy=f"give another {name}, or none: then it is measured",
+                    expected=f"at least {minimum}",
+                    remedy=f"Increase the {name}, or omit it to have it measured.",
                 )
         self.recognizer = recognizer
         self.chunk = chunk
         self.memory_budget = memory_budget
         self.keep_products = keep_products
-        self._asked = [chunk, memory_budget, keep_products]
-        self._sizes: list[int] = []
-        self._before: dict[str, Any] | None = None
+        self._options = [chunk, memory_budget, keep_products]
+        self._task_sizes: list[int] = []
+        self._previous_choice: dict[str, Any] | None = None
         self._autocast, self._notify = autocast, notify
         self._start: FrozenStart | None = None
-        self._start_found_for: tuple[bool, ...] = ()
-        self._kept: frozenset[int] | None = None  # places of kept results, where a budget has chosen them
+        self._start_key: tuple[bool, ...] = ()  # training modes for which the start was found
+        self._saved_results: frozenset[int] | None = None  # positions of saved results, if a budget has chosen them
         self._planned = chunk is not None and memory_budget is None
 
     def backward(
         self, episodes: Sequence[Episode], loss: TaskLoss, scale: Callable[[Tensor], Tensor] | None = None
     ) -> list[EpisodeOutput]:
-        """Adds the gradients of the mean loss of some tasks to each parameter's ``grad``.
+        """Add the gradients of the mean loss of some tasks to each parameter's ``grad``.
 
-        DDP takes no notice, because its ``forward`` is not called: on several processes call `average_gradients` before
-        the optimizer's step, once, however often this was called before (gradient accumulation).
+        DDP does not average these gradients, because its ``forward`` is not called. On several processes, call
+        `average_gradients` once before the optimizer step, even after several calls (gradient accumulation).
 
         Args:
-            episodes: on the recognizer's device.
-            loss: of one task, a scalar.
-            scale: changes the scalar that is differentiated, e.g. ``GradScaler.scale``.
+            episodes: the tasks, on the recognizer's device.
+            loss: returns the loss of one task, a scalar.
+            scale: transforms the loss before the backward pass, e.g. ``GradScaler.scale``.
 
         Returns:
-            What the recognizer says about each task, as ``recognizer(episodes)`` does, without a graph.
+            The outputs of ``recognizer(episodes)``, without a graph.
 
         Raises:
-            DmgalError: a batch norm is in training mode, nothing is trained, or one video is too much for the memory.
+            DmgalError: a batch norm is in training mode, nothing is trained, or one video exceeds the memory.
         """
         self._check()
         start = RandomState.now(episodes[0].support.device)
@@ -125,182 +125,199 @@ class TwoPass:
 
         outputs = []
         for episode in episodes:
-            output, gradients = self._answered(episode, scaled_loss, start)
+            output, gradients = self._backward_with_retries(episode, scaled_loss, start)
             gradients.add_to_parameters()
-            outputs.append(EpisodeOutput(output.logits.detach(), {k: v.detach() for k, v in output.losses.items()}))
+            losses = {name: value.detach() for name, value in output.losses.items()}
+            outputs.append(EpisodeOutput(output.logits.detach(), losses))
         return outputs
 
     @property
     def choice(self) -> dict[str, Any] | None:
-        """What was chosen by the memory that was free, as JSON holds it; None before. Other choices sum otherwise."""
+        """The choice made from the free memory, as JSON values. None before. Other choices change the order of sums."""
         if not self._planned:
             return None
-        kept = None if self._kept is None else sorted(self._kept)
-        return {"chunk": self.chunk, "kept": kept, "of": [*self._asked, *self._sizes]}
+        saved = None if self._saved_results is None else sorted(self._saved_results)
+        return {"chunk": self.chunk, "kept": saved, "of": [*self._options, *self._task_sizes]}
 
     def take_up(self, choice: dict[str, Any] | None) -> None:
-        """Will choose as before, for tasks of the same sizes and where the same was asked for: to the same bits."""
-        self._before = choice
+        """Reuse a previous choice for equal task sizes and options, so that results are bit-identical."""
+        self._previous_choice = choice
 
     def plan(self, episode: Episode) -> None:
-        """Spends the budget, by what encoding one video takes: on a chunk, then on results to keep.
+        """Divide the budget between a chunk and saved results, from the measured memory of encoding one video.
 
-        The first `backward` does it; calling it before is for who wants the first step to be like the others.
+        The first `backward` calls this. Call it earlier if the first step should take as long as the others.
         """
         if self._planned:
             return
-        self._sizes = [_num_videos(episode), *episode.support.shape[1:]]
-        if self._before is not None and self._before["of"] == [*self._asked, *self._sizes]:
-            self._adopt(self._before)
-            self._notify(f"two-pass training: {self.chunk} videos at once, as before")
+        self._task_sizes = [_num_videos(episode), *episode.support.shape[1:]]
+        previous = self._previous_choice
+        if previous is not None and previous["of"] == [*self._options, *self._task_sizes]:
+            self._adopt(previous)
+            self._notify(f"Two-pass training: {self.chunk} videos at once, as before.")
             return
         start = RandomState.now(episode.support.device)
         video, device, videos = episode.support[:1], start.device, _num_videos(episode)
-        self._find_start(episode, start)
+        self._update_start(episode, start)
         costly = CostlyResults()
-        state = memory_of(lambda: self._always_kept(video, start), device).held  # also fills libraries' caches
-        peak = memory_of(lambda: self._there_and_back(video, start, costly), device).peak
+        state = memory_of(lambda: self._encode_without_graph(video, start), device).held  # also fills libraries' caches
+        peak = memory_of(lambda: self._encode_and_backward(video, start, costly), device).peak
         start.restore()
         budget = self.memory_budget
         if budget is None:
             trained = sum(parameter.numel() * parameter.element_size() for parameter in self._trained())
-            budget = SHARE * (free_bytes(device) - 3 * trained)  # their gradients and AdamW's two moments are to come
+            budget = SHARE * (free_bytes(device) - 3 * trained)  # reserves their gradients and AdamW's two moments
         left = budget - videos * state
         if self.chunk is None:
-            share = left if videos * peak <= left else 0 if device.type == "cpu" else left / 2
-            self.chunk = min(videos, max(1, int(share // max(peak, 1))))
+            if videos * peak <= left:
+                chunk_bytes: float = left
+            elif device.type == "cpu":
+                chunk_bytes = 0
+            else:
+                chunk_bytes = left / 2
+            self.chunk = min(videos, max(1, int(chunk_bytes // max(peak, 1))))
         left -= self.chunk * peak
-        again = videos - self.chunk
-        results = costly.results if again > 0 else []
-        self._kept = dearest(results, max(left, 0) / max(again, 1))
+        recomputed_videos = videos - self.chunk
+        results = costly.results if recomputed_videos > 0 else []
+        self._saved_results = most_expensive(results, max(left, 0) / max(recomputed_videos, 1))
         self._planned = True
         self._adopt(least_of_all_processes(self.choice))
-        self._say_plan(videos, peak, budget, results, least="" if left >= 0 else ", although one needs more")
+        self._log_plan(videos, peak, budget, results, suffices=left >= 0)
 
     def _adopt(self, choice: Any) -> None:
         self.chunk, self._planned = choice["chunk"], True
-        self._kept = None if choice["kept"] is None else frozenset(choice["kept"])
+        self._saved_results = None if choice["kept"] is None else frozenset(choice["kept"])
 
-    def _answered(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
-        """A whole task or nothing of it, so that one that failed can be done again in another way."""
+    def _backward_with_retries(
+        self, episode: Episode, loss: TaskLoss, start: RandomState
+    ) -> tuple[EpisodeOutput, _Gradients]:
+        """Compute the gradients of a whole task. If an attempt fails, discard it and repeat the task in another way."""
         while True:
             try:
-                return self._differentiated(episode, loss, start)
+                return self._backward_task(episode, loss, start)
             except (RuntimeError, MemoryError) as error:
-                self._give_way(error, episode)
-            gc.collect()  # here, because until the clause above ends the error holds what the attempt allocated
+                self._recover_from(error, episode)
+            gc.collect()  # outside the clause above, in which the error still holds the memory of the attempt
             if start.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _differentiated(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
+    def _backward_task(self, episode: Episode, loss: TaskLoss, start: RandomState) -> tuple[EpisodeOutput, _Gradients]:
         assert self.chunk is not None
-        self._find_start(episode, start)
+        self._update_start(episode, start)
         gradients = _Gradients(self._trained())
-        first, *others = torch.cat([episode.support, episode.query]).tensor_split(
-            -(-_num_videos(episode) // self.chunk)
-        )
-        states = [self._encode(chunk, start, again=True) for chunk in others]
-        states.insert(0, self._encode(first, start, again=False))  # last, when nothing else needs memory
-        boundary = _leaves(states)
+        num_chunks = -(-_num_videos(episode) // self.chunk)
+        first, *others = torch.cat([episode.support, episode.query]).tensor_split(num_chunks)
+        states = [self._encode(chunk, start, recompute=True) for chunk in others]
+        states.insert(0, self._encode(first, start, recompute=False))  # last, because its activations stay in memory
+        boundary = _detach_states(states)
         with self._autocast():
             support, query = boundary.split([episode.num_support, episode.num_query])
             targets = episode.targets if self.recognizer.training else None
             output = self.recognizer.compare(support, episode.support_labels, query, targets)
         after = RandomState.now(start.device)
-        wanted = {name: leaf for name, leaf in boundary.items() if leaf.requires_grad}
-        found = zip(wanted, gradients.add([loss(output, episode)], None, list(wanted.values())), strict=True)
-        upstream = VideoState({name: gradient for name, gradient in found if gradient is not None})
+        leaves = {name: leaf for name, leaf in boundary.items() if leaf.requires_grad}
+        leaf_gradients = gradients.add([loss(output, episode)], None, list(leaves.values()))
+        upstream = VideoState(
+            {name: gradient for name, gradient in zip(leaves, leaf_gradients, strict=True) if gradient is not None}
+        )
         for part in upstream.split([state.num_videos for state in states]):
             give_back_free_memory(start.device)
-            state = states.pop(0)  # its graph goes with it
+            state = states.pop(0)  # frees its graph afterwards
             if part:
                 gradients.add([state[name] for name in part], list(part.values()))
         after.restore()
         return output, gradients
 
-    def _encode(self, videos: Tensor, start: RandomState, again: bool) -> VideoState:
-        """With the random state that all chunks begin with; ``again``: it is computed anew when gradients come."""
+    def _encode(self, videos: Tensor, start: RandomState, recompute: bool) -> VideoState:
+        """Encode a chunk from the common random state. If ``recompute``, encode it again in the backward pass."""
         start.restore()
         give_back_free_memory(start.device)
         with self._autocast():
-            if not again:
+            if not recompute:
                 return self.recognizer.encode(videos)
-            begun = self._start.result(self.recognizer, videos) if self._start else None
-            return checkpoint(self._encode_on, videos, begun, use_reentrant=False, **self._keeping())  # type: ignore[no-any-return]
+            start_result = self._start.result(self.recognizer, videos) if self._start else None
+            return checkpoint(  # type: ignore[no-any-return]
+                self._encode_from, videos, start_result, use_reentrant=False, **self._checkpoint_options()
+            )
 
-    def _encode_on(self, videos: Tensor, begun: Any) -> VideoState:
-        """Encodes videos whose start, where there is one, has been computed."""
-        if begun is None or self._start is None:
+    def _encode_from(self, videos: Tensor, start_result: Any) -> VideoState:
+        """Encode videos from the result of the frozen start, or from the beginning if there is none."""
+        if start_result is None or self._start is None:
             return self.recognizer.encode(videos)
-        with self._start.known(begun):
+        with self._start.known(start_result):
             return self.recognizer.encode(videos)
 
-    def _find_start(self, episode: Episode, start: RandomState) -> None:
-        """Anew where something else is trained than when it was found."""
+    def _update_start(self, episode: Episode, start: RandomState) -> None:
+        """Find the frozen start, if other parameters are trained than before."""
         recognizer = self.recognizer
-        found_for = (recognizer.training, *(parameter.requires_grad for parameter in recognizer.parameters()))
-        if self.keep_products and found_for != self._start_found_for:
+        key = (recognizer.training, *(parameter.requires_grad for parameter in recognizer.parameters()))
+        if self.keep_products and key != self._start_key:
             with self._autocast():
                 self._start = FrozenStart.of(recognizer, episode.support[:1])
-            self._start_found_for = found_for
+            self._start_key = key
             start.restore()
 
-    def _keeping(self) -> dict[str, Any]:
+    def _checkpoint_options(self) -> dict[str, Any]:
         if not self.keep_products:
             return {}
-        return {"context_fn": keeping_products if self._kept is None else keeping(self._kept)}
+        return {"context_fn": keeping_products if self._saved_results is None else keeping(self._saved_results)}
 
-    def _say_plan(self, videos: int, peak: int, budget: float, results: Sequence[Result], least: str) -> None:
-        assert self.chunk is not None and self._kept is not None
-        kept = sum(result.size for result in results if result.place in self._kept)
-        spared = sum(result.operations for result in results if result.place in self._kept)
-        whole = sum(result.operations for result in results)
-        keeping = f"; of each, {kept / 1e6:,.0f} MB are kept: {spared / max(whole, 1):.0%} less is computed again"
-        self._notify(
-            f"two-pass training: encoding takes {peak / 1e6:,.0f} MB a video; of {videos} videos a task, "
-            f"{min(self.chunk, videos)} at once in {budget / 1e9:,.2f} GB{least}{keeping if self._kept else ''}"
+    def _log_plan(self, videos: int, peak: int, budget: float, results: Sequence[Result], suffices: bool) -> None:
+        assert self.chunk is not None and self._saved_results is not None
+        message = (
+            f"Two-pass training ({peak / 1e6:,.0f} MB to encode a video): of {videos} videos a task, "
+            f"{min(self.chunk, videos)} at once in {budget / 1e9:,.2f} GB"
         )
+        if not suffices:
+            message += ", although one needs more"
+        if self._saved_results:
+            saved = [result for result in results if result.position in self._saved_results]
+            saved_share = sum(result.operations for result in saved) / max(sum(r.operations for r in results), 1)
+            size = sum(result.size for result in saved)
+            message += f". Saving {size / 1e6:,.0f} MB of results per video, so {saved_share:.0%} less is recomputed"
+        self._notify(f"{message}.")
 
-    def _always_kept(self, video: Tensor, start: RandomState) -> tuple[Any, VideoState]:
+    def _encode_without_graph(self, video: Tensor, start: RandomState) -> tuple[Any, VideoState]:
+        """Return what every video holds in memory: the result of the frozen start, and the state."""
         start.restore()
         with torch.no_grad(), self._autocast():
-            begun = self._start.result(self.recognizer, video) if self._start else None
-            return begun, self.recognizer.encode(video)
+            start_result = self._start.result(self.recognizer, video) if self._start else None
+            return start_result, self.recognizer.encode(video)
 
-    def _there_and_back(self, video: Tensor, start: RandomState, costly: CostlyResults) -> None:
+    def _encode_and_backward(self, video: Tensor, start: RandomState, costly: CostlyResults) -> None:
         with self._autocast():
-            begun = self._start.result(self.recognizer, video) if self._start else None
+            start_result = self._start.result(self.recognizer, video) if self._start else None
             start.restore()
             with costly:
-                whole = self._encode_on(video, begun)
-        state = [tensor for tensor in whole.values() if tensor.requires_grad]
-        if state:
-            _Gradients(self._trained()).add(state, [torch.ones_like(tensor) for tensor in state])
+                state = self._encode_from(video, start_result)
+        outputs = [tensor for tensor in state.values() if tensor.requires_grad]
+        if outputs:
+            _Gradients(self._trained()).add(outputs, [torch.ones_like(tensor) for tensor in outputs])
 
-    def _give_way(self, error: Exception, episode: Episode) -> None:
-        """Changes what made a task fail, or raises."""
-        if self.keep_products and _MUTATED in str(error):
+    def _recover_from(self, error: Exception, episode: Episode) -> None:
+        """Change the options that made a task fail, or raise the error."""
+        if self.keep_products and _MUTATION_TEXT in str(error):
             self.keep_products, self._start = False, None
-            self._notify("two-pass training: this model changes results in place; everything is computed again")
+            self._notify("Two-pass training: this model changes results in place, so everything is recomputed.")
             return
         if not is_out_of_memory(error):
             raise error
         chunk = min(self.chunk or 1, _num_videos(episode))
-        if chunk == 1 and self._kept:
-            self._kept = frozenset()
-            self._notify(f"two-pass training: out of memory, going on with nothing kept ({first_line(error)})")
+        if chunk == 1 and self._saved_results:
+            self._saved_results = frozenset()
+            self._notify(f"Two-pass training: out of memory, continuing without saved results ({first_line(error)}).")
             return
         if chunk == 1:
             raise DmgalError(
                 "The memory does not suffice for a task, even with one video encoded at a time.",
                 received=f"{_num_videos(episode)} videos of {tuple(episode.support.shape[1:])}; {first_line(error)}",
-                expected="memory for encoding one video and for comparing those of one task",
-                remedy="use fewer frames, smaller images, fewer queries, or mixed precision",
+                expected="memory for encoding one video and for comparing the videos of one task",
+                remedy="Use fewer frames, smaller images, fewer queries, or mixed precision.",
             ) from error
         self.chunk = chunk // 2
         self._notify(
-            f"two-pass training: out of memory with {chunk} videos at once, going on with {self.chunk} "
-            f"({first_line(error)})"
+            f"Two-pass training: out of memory with {chunk} videos at once, continuing with {self.chunk} "
+            f"({first_line(error)})."
         )
 
     def _trained(self) -> list[nn.Parameter]:
@@ -311,25 +328,27 @@ class TwoPass:
             raise DmgalError(
                 "There is nothing to train.",
                 received="no parameter that requires a gradient",
-                expected="an adapter, a trainable backbone or a head that learns",
-                remedy="call requires_grad_(True) on what is to be trained",
+                expected="an adapter, a trainable backbone or a trainable head",
+                remedy="Call requires_grad_(True) on the parameters to train.",
             )
-        # behind a task layer the head sees a task's videos together, as in training on all videos at once
         per_video: list[Any] = [self.recognizer.encoder]
-        per_video += [] if self.recognizer.encoder.has_task_layer else [self.recognizer.head]
+        if (
+            not self.recognizer.encoder.has_task_layer
+        ):  # After a task layer, the head gets all videos of a task at once.
+            per_video.append(self.recognizer.head)
         modules = {name: module for part in per_video for name, module in part.named_modules()}
         norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm) and _mixes_videos(module)]
         if norms:
             raise DmgalError(
-                "Two-pass training is impossible while a batch norm normalizes by the videos of its batch.",
+                "Two-pass training does not support batch norms that normalize over the videos of a batch.",
                 received=f"{len(norms)} batch norms in training mode, the first is {norms[0]}",
                 expected="batch norms with frozen statistics: those of a chunk are not those of the batch",
-                remedy="pass --backbone.freeze-batch-norm, call eval() on them, or train without two passes",
+                remedy="Pass --backbone.freeze-batch-norm, call eval() on them, or train without two passes.",
             )
 
 
 class _Gradients:
-    """Sums of gradients beside the parameters' own, until it is sure that a task succeeds."""
+    """Sums of gradients, separate from the parameters' own until a task has succeeded."""
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = parameters
@@ -338,23 +357,30 @@ class _Gradients:
     def add(
         self, outputs: Sequence[Tensor], upstream: Sequence[Tensor] | None, leaves: Sequence[Tensor] = ()
     ) -> list[Tensor | None]:
-        """Goes back from outputs with their gradients (None: ones) to the parameters; returns those of ``leaves``."""
-        found = torch.autograd.grad(outputs, [*leaves, *self.parameters], upstream, allow_unused=True)
-        for place, gradient in enumerate(found[len(leaves) :]):
+        """Add the parameters' gradients of ``outputs`` and return the gradients of ``leaves``.
+
+        Args:
+            outputs: start of the backward pass.
+            upstream: gradients of the outputs. None: ones.
+            leaves: other tensors to differentiate.
+        """
+        gradients = torch.autograd.grad(outputs, [*leaves, *self.parameters], upstream, allow_unused=True)
+        for index, gradient in enumerate(gradients[len(leaves) :]):
             if gradient is not None:
-                if place not in self.sums:  # memory of its own: what autograd gives may be that of another gradient
-                    self.sums[place] = torch.zeros_like(self.parameters[place])
-                self.sums[place].add_(gradient)
-        return list(found[: len(leaves)])
+                if index not in self.sums:  # new memory, because autograd's result may share memory with another one
+                    self.sums[index] = torch.zeros_like(self.parameters[index])
+                self.sums[index].add_(gradient)
+        return list(gradients[: len(leaves)])
 
     def add_to_parameters(self) -> None:
-        for place, total in self.sums.items():
-            parameter = self.parameters[place]
+        """Add the sums to each parameter's ``grad``."""
+        for index, total in self.sums.items():
+            parameter = self.parameters[index]
             parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
 
 
-def _leaves(states: Sequence[VideoState]) -> VideoState:
-    """All videos' states cut off from how they were computed; those that depend on what is trained want gradients."""
+def _detach_states(states: Sequence[VideoState]) -> VideoState:
+    """Concatenate the states without their graphs. Tensors that depend on trained parameters require gradients."""
     state = VideoState.cat([VideoState({name: t.detach() for name, t in part.items()}) for part in states])
     return VideoState({name: tensor.requires_grad_(states[0][name].requires_grad) for name, tensor in state.items()})
 

@@ -1,7 +1,7 @@
-"""Exact frames of one video: frame ``i`` is the ``i``-th that decoding from the start shows, in presentation order.
+"""Exact frames of one video: frame ``i`` is the ``i``-th frame in presentation order when decoding from the start.
 
-A video is a file that FFmpeg decodes, a folder of jpg or png frames, or a zip file of such frames. Decoders stand
-behind one protocol, `VideoDecoder`.
+A video is a file that FFmpeg decodes, a folder of jpg or png frames, or a zip file of such frames. All decoders
+implement one protocol, `VideoDecoder`.
 """
 
 from __future__ import annotations
@@ -43,32 +43,33 @@ __all__ = [
 
 ChooseFrames = Callable[[int], Sequence[int]]
 DecoderName = Literal["pyav", "decord"]
-"""Each is the file ``decoding/NAME_video.py``, which says what its ``Decoder`` is."""
+"""Each name stands for the module ``decoding/NAME_video.py``, whose ``Decoder`` is the class to use."""
 
 
 def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", threads: int = 1) -> VideoDecoder:
     """Open a video file, a folder of frames, or a zip file of frames.
 
     Args:
-        path: where it lies.
-        decoder: what reads files: ``pyav``, exact, or ``decord`` (see ``decord_video``).
-        threads: how many threads the decoder of a file may use; it never starts more.
+        path: of the video.
+        decoder: for video files: ``pyav``, which is exact, or ``decord`` (see ``decord_video``).
+        threads: maximum number of threads of a file's decoder.
 
     Raises:
         DmgalError: an unknown decoder, or fewer than one thread.
-        VideoError: nothing there, not a video, no frame in it, or frames of more than ``MAX_PIXELS`` pixels.
+        VideoError: the path does not exist, is not a video, or has no frames or frames of more than ``MAX_PIXELS``
+            pixels.
     """
     _check_options(decoder, threads)
     path = Path(path)
-    images = _frame_images(path)
+    images = _open_frame_images(path)
     if images is not None:
         return images
-    opened: VideoDecoder = decoder_class(decoder)(path, threads)
-    return opened
+    video: VideoDecoder = decoder_class(decoder)(path, threads)
+    return video
 
 
 def decoder_class(decoder: DecoderName) -> Any:
-    """The class of `VideoDecoder`'s form that a decoder's file names."""
+    """Return the class that implements `VideoDecoder` in a decoder's module."""
     return import_module(f".decoding.{decoder}_video", __package__).Decoder
 
 
@@ -79,14 +80,14 @@ def read_clip(
     decoder: DecoderName = "pyav",
     threads: int = 1,
 ) -> Tensor:
-    """The chosen frames of a video, uint8 ``(T, 3, H, W)``, upright, pixels square.
+    """Return the chosen frames of a video, uint8 ``(T, 3, H, W)``, upright, with square pixels.
 
     Args:
         path: a video file, a folder of frames, or a zip file of frames.
-        choose: from the number of frames to the indices wanted; called again where the number proves wrong.
-        at_least: a damaged video is used only where this many of its frames decode.
-        decoder: as for `open_video`.
-        threads: as for `open_video`.
+        choose: maps the number of frames to the wanted indices. It is called again if the number proves wrong.
+        at_least: a damaged video is used only if at least this many of its frames decode.
+        decoder: see `open_video`.
+        threads: see `open_video`.
 
     Raises:
         VideoError: the video cannot be read.
@@ -103,20 +104,20 @@ def read_clip(
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoProbe:
-    """Decode all of a video, with PyAV and one thread, to find out what can be used of it.
+    """Decode a whole video with PyAV and one thread, and report which part of it can be used.
 
     Args:
         path: a video file, a folder of frames, or a zip file of frames.
 
     Raises:
-        VideoError: nothing of it can be used; the reason is in its message.
+        VideoError: no part of it can be used. The message contains the reason.
     """
     path = Path(path)
-    return (_frame_images(path) or PyAVVideo(path)).probe()
+    return (_open_frame_images(path) or PyAVVideo(path)).probe()
 
 
-def _frame_images(path: Path) -> FrameFolder | FrameZip | None:
-    """The reader of a folder or zip file of frames; None for another file."""
+def _open_frame_images(path: Path) -> FrameFolder | FrameZip | None:
+    """Return the reader of a folder or zip file of frames, or None for any other file."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError as error:
@@ -135,8 +136,8 @@ def _check_options(decoder: str, threads: int) -> None:
     if decoder in known and threads >= 1:
         return
     raise DmgalError(
-        "cannot open a video",
+        "Cannot open a video.",
         received=f"decoder={decoder!r}, threads={threads!r}",
         expected=f"a decoder among {', '.join(known)}, and at least 1 thread",
-        remedy="correct the decoder's name or the number of threads",
+        remedy="Correct the decoder's name or the number of threads.",
     )

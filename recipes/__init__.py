@@ -1,1 +1,1 @@
-"""What a person runs: train, evaluate, compare, demo; each is a script that may be copied."""
+"""Commands such as train, evaluate, compare and demo. Each is a script that may be copied."""

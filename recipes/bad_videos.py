@@ -1,6 +1,6 @@
-"""Bad videos that are known before a run, from the report of ``dmgal prepare``: refused, or left out and told.
+"""Bad videos known before a run from the report of ``dmgal prepare``. They are refused, or skipped and reported.
 
-What turns bad later is met by the data sets (see ``dmgal.episodes.catalogs.bad_videos``).
+Data sets handle videos that fail later, see ``dmgal.episodes.catalogs.bad_videos``.
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ from dmgal.recipes.config import DataConfig
 
 
 def without_reported(catalog: VideoCatalog, data: DataConfig) -> VideoCatalog:
-    """The catalog less the videos that the report calls bad for clips of ``data.num_frames`` frames.
+    """Return the catalog without the videos that are bad for clips of ``data.num_frames`` frames by the report.
 
     Raises:
-        DmgalError: the report cannot be read; there are bad videos and they are not to be skipped, or a class has no
-            other ones.
+        DmgalError: the report cannot be read, bad videos must not be skipped, or a class has no usable video.
     """
     if data.report is None:
         return catalog
     reported = read_report(data.report)
-    called_bad = {video for video, checked in reported.items() if checked.is_bad(data.num_frames)}
-    bad = [video for video in catalog.videos if video in called_bad] if called_bad else []
+    reported_bad = {video for video, checked in reported.items() if checked.is_bad(data.num_frames)}
+    bad = [video for video in catalog.videos if video in reported_bad] if reported_bad else []
     if not bad:
         return catalog
     if data.on_bad_video == "error":
         raise DmgalError(
             f"{len(bad)} of {len(catalog)} videos cannot be used.",
             received=listed([f"{video} ({reported[video].problem})" for video in bad]),
-            expected=f"videos of which at least {data.num_frames} frames decode, or that are short but sound",
-            remedy="replace them and run dmgal prepare again, or pass --data.on-bad-video skip to go on without them",
+            expected=f"videos with at least {data.num_frames} decodable frames, or short videos without damage",
+            remedy="Replace them and run dmgal prepare again, or pass --data.on-bad-video skip.",
         )
     tell_skipped(len(bad), len(catalog), f"bad by {data.report}", bad)
     return catalog.without(bad)
 
 
 def tell_met(bad_videos: BadVideos, split: str) -> None:
-    """One line for a split: how many of its videos could not be read, by any process; all processes must ask for it."""
-    from dmgal.recipes.training.sharding import any_process  # with accelerate, which other commands need not wait for
+    """Print how many videos of a split could not be read by any process. All processes must call this function."""
+    from dmgal.recipes.training.sharding import any_process  # loads accelerate, slow and unused elsewhere
 
     catalog = bad_videos.catalog
     met = torch.zeros(len(catalog), dtype=torch.bool)
@@ -57,6 +56,6 @@ def tell_met(bad_videos: BadVideos, split: str) -> None:
 
 
 def tell_skipped(count: int, of: int, why: str, videos: Sequence[str], split: str = "") -> None:
-    """One line on the terminal, from one process of a launcher's."""
+    """Print one line about skipped videos to stderr, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(f"skipped {count:,} of {of:,} {split}videos, {why}: {listed(videos)}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""From a recipe to its parts: catalog, recognizer, episodes of clips."""
+"""Construction of a recipe's parts: catalog, recognizer and test clips."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from dmgal.recipes.saving.weights import is_added
 
 
 def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | None = None) -> VideoCatalog:
-    """The catalog of all splits; bad videos follow ``on_bad_video``.
+    """Return the catalog of all splits, without the videos that ``on_bad_video`` skips.
 
-    A missing split is drawn by class, or taken from the split file that a run has saved.
+    If the data has no split, classes are assigned by the seed, or as in the ``saved_split`` of a run.
 
     Raises:
-        DmgalError: videos are missing or bad, and not to be skipped; or a class has no other ones.
+        DmgalError: videos are missing or bad and must not be skipped, or a class has no usable video.
     """
     missing: list[str] = []
     on_missing = (lambda split, class_name, video: missing.append(video)) if data.on_bad_video == "skip" else None
@@ -45,7 +45,7 @@ def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | N
 
 
 def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:
-    """The videos that a split file, lists or folders name; a data set that is generated is made first."""
+    """Return the catalog of a split file, lists or folders. Generate the data set first if the config says so."""
     if data.generate == "moving_shapes":
         from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
 
@@ -59,11 +59,11 @@ def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing 
 def build_recognizer(
     recipe: Recipe, *, backbone: nn.Module | None = None, head: nn.Module | None = None, adapter: Path | None = None
 ) -> FewShotRecognizer:
-    """The recognizer of a recipe; only what it trains requires gradients.
+    """Return the recognizer of a recipe. Only trained parameters require gradients.
 
     Args:
-        backbone, head: take these instead of the recipe's.
-        adapter: folder of a trained adapter to load; otherwise a new one is injected where the recipe has one.
+        backbone, head: replace those of the recipe.
+        adapter: folder of a trained adapter to load. None: inject a new adapter if the recipe has one.
     """
     backbone = load_backbone(recipe.backbone.name) if backbone is None else backbone
     backbone.requires_grad_(recipe.backbone.trainable)
@@ -76,7 +76,7 @@ def build_recognizer(
 
 
 def with_base_classes(recipe: Recipe, catalog: VideoCatalog) -> Recipe:
-    """The recipe with the number of training classes, if its head classifies them and was not told how many."""
+    """Return the recipe with ``head.num_base_classes`` filled in if the head has it and the recipe does not."""
     num_base_classes = (catalog.class_splits or ()).count("train")
     wanted = "num_base_classes" in inspect.signature(_head_class(recipe.head.get("name"))).parameters
     if not wanted or not num_base_classes:
@@ -85,7 +85,10 @@ def with_base_classes(recipe: Recipe, catalog: VideoCatalog) -> Recipe:
 
 
 def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
-    """A head by the name of its class in ``dmgal.episodes.heads`` and its arguments; ``known`` fills in what fits."""
+    """Build a head from the name of its class in ``dmgal.episodes.heads`` and its arguments.
+
+    Values in ``known`` fill in the parameters that the class has.
+    """
     options = dict(options)
     name = options.pop("name", None)
     cls = _head_class(name)
@@ -93,33 +96,33 @@ def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
     unknown = [key for key in options if key not in parameters]
     if unknown:
         raise DmgalError(
-            "A head was given options that it does not have.",
+            "The head has no such options.",
             received=", ".join(f"head.{key}" for key in unknown),
             expected=f"for {name}: {', '.join(parameters)}",
-            remedy="take them out",
+            remedy="Remove these options.",
         )
     arguments = {key: build_head(value) if isinstance(value, Mapping) else value for key, value in options.items()}
-    return _made(f"head {name}", cls, {**{k: v for k, v in known.items() if k in parameters}, **arguments})
+    return _construct(f"head {name}", cls, {**{k: v for k, v in known.items() if k in parameters}, **arguments})
 
 
 def _head_class(name: object) -> type[nn.Module]:
     if name not in heads.__all__ or not isinstance(cls := getattr(heads, str(name)), type):
         raise DmgalError(
-            "This head is not known.",
+            "This head is unknown.",
             received=repr(name),
             expected=f"one of {', '.join(heads.__all__)}",
-            remedy="mend head.name",
+            remedy="Correct head.name.",
         )
     return cls
 
 
 def test_transform(recipe: Recipe, size: tuple[int, int]) -> TestTransform:
-    """What makes a test clip of a video, for a backbone that takes images of this size."""
+    """Return the transform of test clips for a backbone with this image size."""
     return TestTransform(size[0], resize=recipe.data.test_resize)
 
 
 def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> VideoDataset | RememberedClips:
-    """The fixed test clip of every video of a catalog; ``bad_videos`` knows those that could not be read."""
+    """Return the fixed test clip of every video. Its ``bad_videos`` records videos that could not be read."""
     transform = test_transform(recipe, size)
     data = recipe.data
     videos = VideoDataset(catalog, data.num_frames, transform, data.store, data.decoder, data.on_bad_video)
@@ -127,7 +130,7 @@ def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> 
 
 
 class RememberedClips(Dataset[Tensor]):
-    """Keeps every clip once it was read; validation reads the same ones again and again."""
+    """A cache of clips in memory, for validations that read the same clips repeatedly."""
 
     def __init__(self, videos: VideoDataset) -> None:
         self.videos = videos
@@ -149,29 +152,29 @@ def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Mod
     import dmgal.adapters  # noqa: F401  (registers our adapters with PEFT)
 
     if folder is not None:
-        read = {"model": backbone, "model_id": str(folder), "is_trainable": True}
-        model = _made(f"adapter of {folder}", peft.PeftModel.from_pretrained, read)
+        arguments = {"model": backbone, "model_id": str(folder), "is_trainable": True}
+        model = _construct(f"adapter of {folder}", peft.PeftModel.from_pretrained, arguments)
     else:
         config = _adapter_config(recipe)
-        model = _made("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config})
+        model = _construct("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config})
     if recipe.backbone.trainable:  # PEFT freezes what it wraps
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(parameter.requires_grad or not is_added(name))
     return model
 
 
-def _made(what: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Values come from files and command lines, so what a constructor says against them is for the user."""
+def _construct(what: str, constructor: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call a constructor. Report its errors as the user's, because the arguments come from files and command lines."""
     try:
-        return make(**arguments)
+        return constructor(**arguments)
     except DmgalError:
         raise
     except (TypeError, ValueError, SafetensorError) as error:
         raise DmgalError(
-            f"The {what} cannot be made.",
+            f"The {what} cannot be built.",
             received=" ".join(str(error).split())[:300],
-            expected="options and files that fit",
-            remedy="mend the options, or give the folder of a whole run",
+            expected="valid options, and files that fit them",
+            remedy="Correct the options, or pass the folder of a complete run.",
         ) from error
 
 
@@ -183,45 +186,45 @@ def _adapter_config(recipe: Recipe) -> Any:
     kind = options.pop("peft_type", None)
     if kind not in known:
         raise DmgalError(
-            "This adapter is not known.",
+            "This adapter is unknown.",
             received=f"adapter.peft_type: {kind!r}",
             expected=f"one of {', '.join(sorted(map(str, known)))}",
-            remedy="DMGAL, ST_ADAPTER, AIM, D2ST and BITFIT are ours, the others are PEFT's",
+            remedy="Correct adapter.peft_type.",
         )
     parameters = inspect.signature(known[kind]).parameters
     unknown = [key for key in options if key not in parameters]
     if unknown:
         raise DmgalError(
-            "An adapter was given options that it does not have.",
+            "The adapter has no such options.",
             received=", ".join(f"adapter.{key}" for key in unknown),
             expected=f"for {kind}: {', '.join(parameters)}",
-            remedy="take them out",
+            remedy="Remove these options.",
         )
     if "num_frames" in parameters:
         options.setdefault("num_frames", recipe.data.num_frames)
     if "command" in parameters:
         options.setdefault("command", command_line())
-    return _made(f"adapter {kind}", known[kind], options)
+    return _construct(f"adapter {kind}", known[kind], options)
 
 
 def count_parameters(module: nn.Module, trained_only: bool = False) -> int:
-    """Numbers in a module's parameters."""
+    """Return the number of elements in a module's parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trained_only)
 
 
 def visual_tower_parameters(recognizer: FewShotRecognizer) -> int:
-    """Parameters of the backbone without what was added to it."""
+    """Return the number of backbone parameters, without adapters."""
     backbone = recognizer.encoder.backbone
     return sum(p.numel() for name, p in backbone.named_parameters() if not is_added(name))
 
 
 def freeze_batch_norm(recognizer: nn.Module) -> None:
-    """Batch norms use their stored statistics from now on; call it after every ``train()``."""
+    """Make batch norms use their stored statistics. Call it after every ``train()``."""
     for module in recognizer.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)):
             module.eval()
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """Of the weights; the half precisions keep theirs in float32."""
+    """Return the dtype of the weights. Half precisions keep their weights in float32."""
     return torch.float64 if precision == "float64" else torch.float32

@@ -1,13 +1,13 @@
-"""Puts runs side by side on the same episodes, with their paired differences.
+"""Comparison of runs on the same episodes, with paired differences.
 
     dmgal compare runs/frozen runs/smga runs/dmgal_adapter --shots 1
     dmgal compare runs/one_seed0 runs/one_seed1 runs/one_seed2 runs/other_seed0 runs/other_seed1 runs/other_seed2
 
-The difference to the first run is paired: episode by episode, on the same videos, so it is far sharper than the
-intervals of the two accuracies. It speaks of these trained models and these classes. Runs whose recipes differ in
-train.seed alone are one method: below the table, each method is set against the first, with the spread over seeds, a
-bootstrap over classes, the classes that gained and lost most, and the episodes where the two disagree most. All tables
-whole are in the JSON of --out and on the web page of --page.
+The difference to the first run is paired episode by episode on the same videos. Its interval is therefore much
+narrower than those of the two accuracies. It holds for these trained models and these classes. Runs whose recipes
+differ only in train.seed form one method. Each method is compared with the first: spread over seeds, bootstrap over
+classes, classes that gained and lost most, and episodes with the largest disagreement. The full tables are written to
+the JSON file of --out and the web page of --page.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ class Compare:
     """Options of the command."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs; the first is what the others are compared with."""
+    """Folders of runs. The others are compared with the first."""
     protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
     out: Path | None = None
-    """Write the numbers here as JSON, too."""
+    """JSON file for the results."""
     page: Path | None = None
-    """Write everything here as a web page, too: per-class and confusion tables whole."""
+    """HTML file for the results, with all per-class and confusion tables."""
     states: Kept = "disk"
-    """Where the videos' states are kept, see dmgal evaluate; float16 is INEXACT."""
+    """Storage of the encoded videos, see dmgal evaluate. float16 is INEXACT."""
     cache: Path | None = None
-    """Another folder for the states than RUN/states; in it each run has one by the run's whole path."""
+    """Folder for the encoded videos, with a subfolder per run by its full path. None: RUN/states."""
     disagreements: int = 5
-    """How many episodes to name in which two methods disagree most."""
+    """Number of episodes to list in which two methods disagree most."""
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same episodes: a row for each, methods of one or several runs, and each method against the first."""
+    """Results on the same episodes: one row per run, the methods, and each method paired with the first."""
 
     rows: list[Row]
     methods: list[Method]
     pairings: list[Pairing]
     catalog: VideoCatalog
     recipe: Recipe
-    """Of the first run."""
+    """Recipe of the first run."""
 
 
 def compare(folders: Sequence[Path], protocol: Protocol, progress: bool = True) -> list[Row]:
-    """One row per run, all on the same episodes of the same data."""
+    """Return one row per run, all on the same episodes of the same data."""
     comparison = compare_in_depth(folders, protocol, progress)
     return comparison.rows if comparison else []
 
@@ -84,7 +84,7 @@ def compare_in_depth(
     data: DataOverrides | None = None,
     cache: Path | None = None,
 ) -> Comparison | None:
-    """All that the command tells; None in a process that only helped to encode."""
+    """Return the full comparison. Return None on all ranks but 0, which only help to encode and evaluate."""
     data = data or DataOverrides()
     processes = launched_processes()
     rows: list[Row] = []
@@ -94,8 +94,8 @@ def compare_in_depth(
         recipe, recognizer = load_run(Run(folder))
         recipe = data.over(recipe)
         catalog = build_catalog(recipe.data, progress and not processes.rank, Run(folder).split)
-        kept_in = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
-        keep = Keep(states, kept_in, processes)
+        states_folder = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
+        keep = Keep(states, states_folder, processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
         first = rows[0].evaluations if rows else None
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress and not processes.rank, like=first)
@@ -136,12 +136,12 @@ def _check_same_episodes(
             "Runs can only be compared on the same episodes.",
             received=f"{folder}: other classes or videos than {first_folder}",
             expected="runs on the same data set, ways and shots",
-            remedy="compare runs with the same data.root, and pass --ways and --shots where they differ",
+            remedy="Compare runs with the same data.root. Pass --ways and --shots if theirs differ.",
         )
 
 
 def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The numbers of the table."""
+    """Return the values of the table."""
     return [
         {
             "run": row.name,
@@ -164,7 +164,7 @@ def _page(found: Comparison, options: Compare) -> str:
     ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
     episodes = len(found.rows[0].evaluations["accuracy"].accuracies)
     summary = f"{ways}-way {shots}-shot accuracy on {protocol.split} classes, {episodes:,} episodes, the same for all."
-    summary += " INEXACT: states were kept as float16." if options.states == "float16" else ""
+    summary += " INEXACT: states were stored as float16." if options.states == "float16" else ""
     return comparison_page(found.rows, found.methods, found.pairings, found.catalog, summary)
 
 
@@ -174,13 +174,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Compare the runs of a command line."""
+    """Compare the runs named on the command line."""
     options = tyro.cli(
         Compare, prog="dmgal compare", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
     )
     if not options.runs:
         raise DmgalError(
-            "Nothing to compare.", received="no run", expected="folders of runs", remedy="dmgal compare RUN RUN ..."
+            "No runs to compare.", received="no run", expected="folders of runs", remedy="Run dmgal compare RUN RUN ..."
         )
     protocol, progress = options.protocol, not options.quiet
     found = compare_in_depth(
@@ -193,14 +193,14 @@ def main(argv: list[str] | None = None) -> int | None:
     numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
     if options.states == "float16":
         numbers["inexact"] = "states were kept as float16"
-    if options.out:  # before anything is printed: whatever becomes of that, the numbers are there
+    if options.out:  # before printing, so that a closed pipe does not lose the results
         _write(options.out, json_text({**numbers, "environment": environment()}))
     if options.page:
         _write(options.page, _page(found, options))
     print(as_text(found.rows))
     print(methods_as_text(found.methods, found.pairings, found.catalog))
     if options.states == "float16":
-        print("INEXACT: states were kept as float16; predictions may differ from those of exact states")
+        print("INEXACT: states were stored as float16. Predictions may differ from those of exact states.")
     return 0
 
 

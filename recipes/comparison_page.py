@@ -1,4 +1,4 @@
-"""Runs on the same episodes as one web page: the table, each method against the first, and what is taken for what."""
+"""Web page of a comparison: the table, each method paired with the first, and confusion tables."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dmgal.recipes.report import as_page
 from dmgal.recipes.table import Row
 
 NOTES = (
-    "Differences are to the first row, paired episode by episode. Intervals over episodes speak of these trained "
-    "models and these classes alone; the spread over seeds and the bootstrap over classes say how far a difference "
-    "carries."
+    "Differences are to the first row, paired episode by episode. Intervals over episodes hold for these trained "
+    "models and these classes only. The spread over seeds and the bootstrap over classes show how well a difference "
+    "generalizes."
 )
 
 
 def comparison_page(
     rows: Sequence[Row], methods: Sequence[Method], pairings: Sequence[Pairing], catalog: VideoCatalog, summary: str
 ) -> str:
-    """A whole HTML page that loads nothing."""
+    """Return a self-contained HTML page."""
     sections = [_pairing(pairing, catalog) for pairing in pairings]
     sections += [_confusion(method, catalog.class_names) for method in methods]
     return as_page(rows, "Runs on the same episodes", summary, NOTES, "\n".join(sections))
@@ -58,7 +58,7 @@ def _pairing(pairing: Pairing, catalog: VideoCatalog) -> str:
 
 
 def _confusion(method: Method, names: Sequence[str]) -> str:
-    """Rows are the truth, columns the answer; how often of the times that it was offered, in percent."""
+    """Return the confusion table: rows are true classes, columns answers, in percent of the times offered."""
     chosen, offered = confusion(method.evaluations, len(names))
     classes = [c for c in range(len(names)) if offered[c].any()]
     cells = [

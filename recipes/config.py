@@ -1,9 +1,9 @@
-"""What a recipe consists of, and how it is put together: defaults, then YAML layers, then flags; the later one wins.
+"""The recipe of a run, put together from defaults, YAML layers and flags. Later sources win.
 
     dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --adapter.bottleneck 24
 
-A layer holds only differences from the defaults. Its name is a bundled file in ``recipes/configs`` or a path. Unknown
-keys fail and suggest the nearest known one.
+A layer holds only differences from the defaults. It is named by a bundled file in ``recipes/configs`` or by a path.
+Unknown keys raise an error that suggests the nearest known key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -23,7 +23,7 @@ from dmgal.recipes.layers import bundled_layers, from_mapping, merged, read_laye
 
 SHORT_FLAGS = {"--ways": "--episode.n-way", "--shots": "--episode.k-shot", "--queries": "--episode.n-query"}
 OPEN_SECTIONS = ("adapter", "head", "train.loss_weights")
-"""Whose keys are not known beforehand."""
+"""Sections with keys that depend on the chosen adapter or head."""
 Precision = Literal["float32", "tf32", "float64", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
 Optimizer = Literal["adamw", "adam", "sgd"]
@@ -32,51 +32,53 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the videos are and how clips are taken from them."""
+    """Location of the videos, and how clips are sampled from them."""
 
     name: str | None = None
-    """Of the data set; methods may set values by it (``per_data`` in their layers)."""
+    """Name of the data set. Method layers use it to look up their per_data values."""
     root: Path = Path("data/moving_shapes")
-    """Folder of the videos: classes of clips, or what the split file names."""
+    """Folder of the videos, with one subfolder per class, or with the files that the split file lists."""
     split_file: Path | None = None
-    """CSV with the columns split, class_name, video; a list as the field writes them, or a folder with one for each
-    split; without one the folders tell."""
+    """CSV with the columns split, class_name and video, a list file, or a folder with one list per split. None: the
+    folder names define the classes."""
     list_format: str | None = None
-    """Format of the lists, where it cannot be found by itself; the message names what fits."""
+    """Format of the lists, needed only if it cannot be detected. The error message then names the candidates."""
     report: Path | None = None
-    """The report.csv of dmgal prepare: videos that it calls bad are known beforehand."""
+    """The report.csv of dmgal prepare. Videos listed there as bad are treated as such from the start."""
     on_bad_video: OnBadVideo = "error"
-    """A video that is missing or cannot be read: stop, or go on without it and say so."""
+    """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     generate: Literal["no", "moving_shapes"] = "no"
-    """Make the data set at root if it is not there."""
+    """Generate this data set in root if it does not exist."""
     seed: int = 0
-    """Of a generated data set, and of a split by class where there is none."""
+    """Seed of the generated data set, and of the random split into classes if the data has no split."""
     num_frames: int = 8
+    """Frames per clip."""
     flip: bool = False
-    """Mirror half of the training clips; never where left and right are labels."""
+    """Mirror half of the training clips. Not allowed if classes differ by left and right."""
     may_flip: bool = True
-    """Whether a mirrored clip keeps its label; a data set's layer says so where not, and then flip is refused."""
+    """A mirrored clip keeps its label. Set to false by data sets with left and right in their labels."""
     crop_scale: tuple[float, float] = (1.0, 1.0)
-    """Share of the frame's area in a training crop, smallest and largest; 1 and 1: the center crop."""
+    """Smallest and largest share of the frame's area in a training crop. 1 1: center crop."""
     color_jitter: float = 0.0
+    """Strength of the color jitter of training clips. 0: none."""
     test_resize: float = 1.0
-    """Short side before the center crop, as a multiple of the backbone's input size."""
+    """Short side of test frames before the center crop, as a multiple of the backbone's input size."""
     keep_in_memory: bool = False
-    """Keep decoded videos; for small data sets."""
+    """Keep decoded clips in memory. For small data sets."""
     decoder: DecoderName = "pyav"
-    """What decodes video files; decord is known to give wrong frames of some, see the README."""
+    """Decoder of video files. decord returns wrong frames for some videos, see the README."""
     store: Path | None = None
-    """Folder of frames that were decoded once, made by dmgal store; None: videos are decoded each time."""
+    """Folder of decoded frames, written by dmgal store. None: decode the videos each time."""
     num_workers: int = 2
-    """Processes that load data; 0: none besides the training process."""
+    """Number of data loading processes. 0: load in the training process."""
 
     def __post_init__(self) -> None:
         if self.flip and not self.may_flip:
             raise DmgalError(
                 "This data set may not be mirrored.",
                 received="data.flip: true",
-                expected="data.flip: false, because left and right are labels here",
-                remedy="leave data.flip out",
+                expected="data.flip: false, because its classes differ by left and right",
+                remedy="Remove data.flip.",
             )
 
 
@@ -87,160 +89,169 @@ class BackboneConfig:
     name: str = "tiny-clip"
     """tiny-clip, open_clip:MODEL/WEIGHTS, hf:REPOSITORY, or a folder in the transformers format."""
     pooling: Literal["patch_mean", "cls+patch_mean", "map"] | None = None
-    """How a frame's tokens become its feature; None: as the backbone itself does."""
+    """How the tokens of a frame become its feature. None: the backbone's own pooling."""
     trainable: bool = False
-    """Full fine-tuning; otherwise the backbone is frozen."""
+    """Fine-tune the whole backbone instead of freezing it."""
     freeze_batch_norm: bool = True
-    """Batch norms of a trained backbone or head keep their statistics."""
+    """Keep the batch norm statistics of a trained backbone or head fixed."""
     checkpoint_blocks: bool = False
-    """Keep only what enters each block and compute the rest again in the backward pass: less memory, more time."""
+    """Save only the input of each block and recompute the rest in the backward pass. Less memory, more time."""
     dtype: Literal["float32", "bf16"] = "float32"
-    """Of a frozen backbone's weights while it trains; what is trained stays in float32."""
+    """Precision of frozen backbone weights during training. Trained weights stay in float32."""
 
 
 @dataclass(frozen=True)
 class EpisodeConfig:
-    """A task in training and validation; ``--ways``, ``--shots`` and ``--queries`` are short for its flags."""
+    """Size of a training or validation task. Short flags: --ways, --shots and --queries."""
 
     n_way: int = 5
+    """Classes per task."""
     k_shot: int = 1
+    """Support videos per class."""
     n_query: int = 2
     """Query videos per class."""
 
 
-LEAST = {
-    "steps": 0,
-    "warmup_steps": 0,
-    "tasks_per_step": 1,
-    "tasks_per_pass": 1,
-    "validate_every": 1,
-    "validation_episodes": 1,
-    "patience": 1,
-    "checkpoint_every": 1,
-    "keep_checkpoints": 1,
-    "max_bad_losses": 1,
-}
-"""Smallest values of training options."""
+@dataclass(frozen=True)
+class AtLeast:
+    """A lower bound in the annotation of a numeric field. None always passes."""
+
+    least: int
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Optimization: an optimizer, linear warm-up, a schedule; and how a run goes on, is saved and is watched."""
+    """Optimizer, learning rate schedule, validation, checkpoints and logging of a run."""
 
-    steps: int = 600
-    """0 trains nothing: a frozen backbone is evaluated as it is."""
-    tasks_per_step: int = 1
-    """Tasks of one optimizer step over all processes; what a step computes does not depend on their number."""
-    tasks_per_pass: int | None = None
-    """Tasks of one forward and backward pass on each process, for less memory; None: all that it has of a step."""
+    steps: Annotated[int, AtLeast(0)] = 600
+    """Optimizer steps. 0: train nothing and evaluate the frozen backbone."""
+    tasks_per_step: Annotated[int, AtLeast(1)] = 1
+    """Tasks per optimizer step, summed over all processes. The result does not depend on the number of processes."""
+    tasks_per_pass: Annotated[int | None, AtLeast(1)] = None
+    """Tasks per forward and backward pass on each process. Fewer tasks need less memory. None: all tasks of a step."""
     two_pass: Literal["no", "auto"] | int = "no"
-    """The same gradients in less memory, for more time: a task's videos are encoded in chunks, and again on the way
-    back. auto: all at once where memory_budget allows it, else in chunks that it allows; a number: of videos in a
-    chunk; 1 with a tiny memory_budget needs least memory. Needs frozen batch norms and whole weights on every process
+    """The same gradients with less memory and more time: the videos of a task are encoded in chunks, and again in the
+    backward pass. A number: videos per chunk. auto: all videos at once if memory_budget allows, else the largest chunk
+    that fits. 1 with a tiny memory_budget needs the least memory. Requires frozen batch norms and unsharded weights
     (no FSDP)."""
     memory_budget: float | None = None
-    """GB for encoding a task's videos where two_pass is auto or a number: what chunks leave of it keeps results, so
-    that less is computed again; what is spared is told at the start. None: with auto most of what is free, else no
-    more than the results that are dearest to compute. Weights, their gradients and the optimizer come on top."""
+    """GB for encoding the videos of a task if two_pass is auto or a number. What the chunks leave free caches results
+    for the backward pass. The savings are logged at the start. None: with auto most of the free memory, otherwise only
+    the most expensive results are cached. Weights, gradients and optimizer state are not included."""
     optimizer: Optimizer = "adamw"
-    """Of torch.optim; adam and sgd are those of older papers."""
+    """Optimizer of torch.optim. Older papers use adam and sgd."""
     momentum: float = 0.0
-    """Of sgd."""
+    """Momentum of sgd."""
     learning_rate: float = 4e-3
+    """Peak learning rate of adapter and head."""
     backbone_learning_rate: float = 1e-4
-    """Of the backbone's own parameters, where they are trained."""
+    """Peak learning rate of the backbone's own parameters if they are trained."""
     weight_decay: float = 0.01
-    """On matrices only: not on biases, norms, gains and scales. With adam and sgd it is added to the gradient."""
-    warmup_steps: int = 30
+    """Applied to matrices only, not to biases, norms, gains and scales. adam and sgd add it to the gradient."""
+    warmup_steps: Annotated[int, AtLeast(0)] = 30
+    """Steps of linear learning rate warm-up."""
     schedule: Schedule = "cosine"
-    """Of the learning rates behind the linear warm-up; all but cosine (to zero, ours) are those of transformers."""
+    """Learning rate schedule after the warm-up. cosine decays to zero. The others are those of transformers."""
     clip_norm: float | None = 1.0
-    """Longest gradient; None: not clipped."""
+    """Maximum gradient norm. None: no clipping."""
     ema: float | None = None
-    """Decay of an exponential moving average of what is trained, such as 0.999; it is then validated and saved."""
+    """Decay of an exponential moving average of the trained weights, such as 0.999. The average is validated and
+    saved. None: no average."""
     loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
-    """Of a head's losses by name, e.g. {base_classes: 0.5}; those not named keep the weight of the head's paper."""
+    """Weights of the head's losses by name, e.g. {base_classes: 0.5}. Other losses keep the weights of the paper."""
     measure_head_norms: bool = False
-    """Give a new head's batch norms, where they are frozen, the statistics of the first task before training; without,
-    they divide by one."""
+    """Initialize the frozen batch norms of a new head with the statistics of the first task. Otherwise they have unit
+    variance."""
     precision: Precision = "float32"
-    """bf16 and fp16: autocast, weights in float32; tf32: float32 with faster, less exact products on NVIDIA GPUs."""
+    """bf16 and fp16: autocast with float32 weights. tf32: float32 with faster, less exact products on NVIDIA GPUs."""
     compile: bool = False
-    """Compile the backbone's blocks with torch.compile; worth it only where measured."""
-    validate_every: int = 200
-    validation_episodes: int = 500
-    patience: int | None = None
-    """Stop after so many validations without a better one; None: never early."""
-    checkpoint_every: int = 100
-    keep_checkpoints: int = 2
-    """The newest ones; one before the newest is for where that is damaged."""
+    """Compile the backbone's blocks with torch.compile. Measure first: it does not always pay off."""
+    validate_every: Annotated[int, AtLeast(1)] = 200
+    """Steps between validations."""
+    validation_episodes: Annotated[int, AtLeast(1)] = 500
+    """Episodes per validation."""
+    patience: Annotated[int | None, AtLeast(1)] = None
+    """Stop after this many validations without improvement. None: never stop early."""
+    checkpoint_every: Annotated[int, AtLeast(1)] = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Annotated[int, AtLeast(1)] = 2
+    """Number of newest checkpoints to keep. An older one is the fallback if the newest is damaged."""
     on_bad_loss: Literal["skip", "stop"] = "skip"
-    """A loss or gradient that is not finite, or a loss that explodes: leave that step out and count it, or stop."""
-    max_bad_losses: int = 10
-    """Stop after so many skipped steps in a row."""
+    """What to do if a loss or gradient is not finite, or a loss explodes. skip: skip the step and count it."""
+    max_bad_losses: Annotated[int, AtLeast(1)] = 10
+    """Stop after this many skipped steps in a row."""
     tracker: Tracker | None = None
-    """Send the log there, too, through Accelerate; the package must be installed."""
+    """Also send the log to this tracker through Accelerate. Its package must be installed."""
     seed: int = 0
+    """Seed of initialization, episodes and augmentation."""
 
     def __post_init__(self) -> None:
-        for name, least in LEAST.items():
+        for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise _cannot_train(f"train.{name}: {value}", f"at least {least}")
+            for bound in getattr(hint, "__metadata__", ()):
+                if isinstance(bound, AtLeast) and value is not None and value < bound.least:
+                    raise _out_of_range(name, value, f"at least {bound.least}")
         if isinstance(self.two_pass, int) and self.two_pass < 1:
-            raise _cannot_train(f"train.two_pass: {self.two_pass}", "no, auto, or a number of videos")
+            raise _out_of_range("two_pass", self.two_pass, "no, auto, or at least 1")
         if self.memory_budget is not None and not self.memory_budget > 0:
-            raise _cannot_train(f"train.memory_budget: {self.memory_budget}", "GB, more than 0, or none")
+            raise _out_of_range("memory_budget", self.memory_budget, "more than 0 GB, or null")
         if not 0 <= self.momentum < 1:
-            raise _cannot_train(f"train.momentum: {self.momentum}", "at least 0 and less than 1")
+            raise _out_of_range("momentum", self.momentum, "at least 0 and less than 1")
         if self.momentum and self.optimizer != "sgd":
-            raise _cannot_train(f"train.momentum: {self.momentum} of {self.optimizer}", "train.optimizer: sgd, or none")
+            raise DmgalError(
+                f"`train.momentum` requires `train.optimizer=sgd`, got `{self.optimizer}`.",
+                received=f"train.momentum: {self.momentum}, train.optimizer: {self.optimizer}",
+                expected="train.optimizer: sgd, or no momentum",
+                remedy="Remove train.momentum or use sgd.",
+            )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise _cannot_train(f"train.ema: {self.ema}", "a decay between 0 and 1, or none")
+            raise _out_of_range("ema", self.ema, "a decay between 0 and 1, or null")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise _cannot_train(f"train.clip_norm: {self.clip_norm}", "more than 0, or none")
+            raise _out_of_range("clip_norm", self.clip_norm, "more than 0, or null")
 
 
-def _cannot_train(received: str, expected: str) -> DmgalError:
-    key = received.partition(":")[0]
+def _out_of_range(name: str, value: float, expected: str) -> DmgalError:
     return DmgalError(
-        "A recipe cannot train like this.", received=received, expected=expected, remedy=f"give another {key}"
+        f"`train.{name}` must be {expected}, got `{value}`.",
+        received=f"train.{name}: {value}",
+        expected=expected,
+        remedy=f"Change or remove train.{name}.",
     )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes a run."""
+    """All settings that determine a run."""
 
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     adapter: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = None
-    """A PEFT config by its ``peft_type`` and fields, e.g. ``{peft_type: DMGAL, bottleneck: 24}``; None: no adapter."""
+    """PEFT config by its ``peft_type`` and fields, e.g. ``{peft_type: DMGAL, bottleneck: 24}``. None: no adapter."""
     head: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=lambda: {"name": "BiMHM"})
-    """A class of ``dmgal.episodes.heads`` by its name and arguments."""
+    """Class of ``dmgal.episodes.heads`` by its name and arguments."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def _long(flag: str) -> str:
+def _expand_short_flag(flag: str) -> str:
     name, equals, value = flag.partition("=")
     return SHORT_FLAGS.get(name, name) + equals + value
 
 
 def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: type[Any]) -> tuple[Any, list[str]]:
-    """A command's options with a ``recipe`` among them, and the names of the layers that were given.
+    """Return the options of a command, including its ``recipe``, and the names of the layers in ``argv``.
 
     Args:
-        wrapper: a dataclass with a field ``recipe`` beside the command's own options.
+        wrapper: a dataclass with a field ``recipe`` and the command's own options.
 
     Raises:
-        DmgalError: an unknown layer or key, or a value of a wrong kind.
-        SystemExit: after ``--help``, and where a flag is refused (code 2).
+        DmgalError: a layer or key is unknown, or a value has the wrong type.
+        SystemExit: after ``--help``, or with code 2 if a flag is refused.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    first_flag = next((place for place, word in enumerate(words) if word.startswith("-")), len(words))
+    first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     names, flags = words[:first_flag], words[first_flag:]
-    flags, open_options = split_open_flags([_long(flag) for flag in flags], OPEN_SECTIONS)
+    flags, open_options = split_open_flags([_expand_short_flag(flag) for flag in flags], OPEN_SECTIONS)
     tree = merged([*(read_layer(name) for name in names), open_options])
     options = tyro.cli(
         wrapper,
@@ -248,9 +259,9 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
         args=flags,
         default=wrapper(recipe=from_mapping(Recipe, tree)),
         description=f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
-        "Short for episode options: --ways, --shots, --queries. "
-        "An adapter and a head take options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE; "
-        "the losses of a head weights: --train.loss-weights.LOSS WEIGHT.",
+        "Short flags for episode options: --ways, --shots, --queries. "
+        "Adapters and heads have options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE. "
+        "Weights of a head's losses: --train.loss-weights.LOSS WEIGHT.",
         config=(tyro.conf.AvoidSubcommands,),
     )
     return options, names

@@ -1,4 +1,4 @@
-"""What a command may say anew of a finished run's data: where it lies on this machine, and what bad videos come to."""
+"""Options that replace data settings of a finished run, such as the folder of the videos on this machine."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from dmgal.recipes.config import Recipe
 
 @dataclass(frozen=True)
 class DataOverrides:
-    """The run's data, where it is not to be as in training; None: as there."""
+    """Data settings that differ from training. None: as in training."""
 
     root: Path | None = None
     """Folder of the videos."""
     split_file: Path | None = None
-    """CSV with the columns split, class_name, video, a list, or a folder of lists."""
+    """CSV with the columns split, class_name and video, a list file, or a folder of lists."""
     report: Path | None = None
     """The report.csv of dmgal prepare."""
     store: Path | None = None
-    """Folder of frames that were decoded once, made by dmgal store."""
+    """Folder of decoded frames, written by dmgal store."""
     on_bad_video: OnBadVideo | None = None
-    """A video that is missing or cannot be read: stop, or go on without it and say so."""
+    """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     num_workers: int | None = None
-    """Processes that load data."""
+    """Number of data loading processes."""
 
     def over(self, recipe: Recipe) -> Recipe:
-        """The recipe with these values in place of its own."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return replace(recipe, data=replace(recipe.data, **given))
+        """Return the recipe with its data settings replaced by those that are not None."""
+        overrides = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(recipe, data=replace(recipe.data, **overrides))

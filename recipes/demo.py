@@ -1,12 +1,11 @@
-"""The whole toolkit in one command: makes videos, trains and compares four methods, writes a table and a web page.
+"""Demo of the toolkit: generate videos, train and compare four methods, write a table and a web page.
 
     dmgal demo
     dmgal demo --out my_demo --seed 7
 
-The videos are moving shapes, in which only motion tells the classes apart; the backbone is tiny-clip, which knows
-still appearance only. All methods have the same head and the same training episodes, and are tested on the same tasks
-of classes that none has seen. Each is trained in a process of its own, by ``dmgal train``. A demo that was stopped goes
-on where it was.
+The videos are moving shapes, in which only motion distinguishes the classes. The backbone is tiny-clip, which was
+trained on still images only. All methods share the head and the training episodes, and are tested on the same tasks
+with unseen classes. Each method is trained by ``dmgal train`` in its own process. A stopped demo resumes where it was.
 """
 
 from __future__ import annotations
@@ -37,38 +36,42 @@ class Demo:
     """Options of the command."""
 
     out: Path = Path("demo")
-    """Folder for videos, runs, table and page."""
+    """Folder for videos, runs, table and web page."""
     seed: int = 0
-    """Of the videos and of the split into classes; recipes were chosen on the validation classes of seed 0."""
+    """Seed of the videos and of the class split. The recipes were chosen on the validation classes of seed 0."""
     train_seed: int = 0
+    """Seed of the trainings."""
     steps: int | None = None
-    """Training steps of every method; None: as the recipes say."""
+    """Training steps of every method. None: those of the recipes."""
     episodes: int = 2000
-    """Test episodes; the same for every method."""
+    """Number of test episodes, the same for every method."""
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 def run(options: Demo) -> list[Row]:
-    """Data, four trainings, one comparison; the rows are in ``results.json`` and ``index.html``, too."""
+    """Generate data, train four methods, compare them, and write ``results.json`` and ``index.html``."""
     data = options.out / "moving_shapes"
     started = time.monotonic()
     print(f"1/3 videos: {data}", flush=True)
     build_catalog(DataConfig(root=data, generate="moving_shapes", seed=options.seed), progress=not options.quiet)
-    made = time.monotonic()
+    generated = time.monotonic()
     for number, method in enumerate(METHODS, start=1):
         print(f"2/3 training {number} of {len(METHODS)}: {method}", flush=True)
         _train(method, data, options)
     print(f"3/3 comparing on {options.episodes} episodes of novel classes", flush=True)
     protocol = Protocol(episodes=options.episodes)
     rows = compare([options.out / "runs" / method for method in METHODS], protocol, progress=not options.quiet)
-    seconds = {"videos": round(made - started, 1), "training_and_evaluation": round(time.monotonic() - made, 1)}
+    seconds = {
+        "videos": round(generated - started, 1),
+        "training_and_evaluation": round(time.monotonic() - generated, 1),
+    }
     _write(rows, options, seconds)
     return rows
 
 
 def _train(method: str, data: Path, options: Demo) -> None:
-    """In a process of its own, so that its peak memory is its own; resumes what was begun."""
+    """Train one method, or resume its run, in a separate process to measure its own peak memory."""
     out = options.out / "runs" / method
     words = ["demo", f"method/{method}", "data/moving_shapes"]
     flags = ["--data.root", str(data), "--data.seed", str(options.seed), "--train.seed", str(options.train_seed)]
@@ -81,9 +84,9 @@ def _train(method: str, data: Path, options: Demo) -> None:
     if code:
         raise DmgalError(
             "A training of the demo failed.",
-            received=f"{method}: exit code {code}; its message stands above",
+            received=f"{method}: exit code {code}, see its message above",
             expected="exit code 0",
-            remedy="start the demo again to go on where it stopped, or with another --out to begin anew",
+            remedy="Run the demo again to resume it, or pass another --out to start over.",
         )
 
 
@@ -98,8 +101,9 @@ def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
         title="Few-shot action recognition on moving shapes",
         summary=f"5-way 1-shot accuracy on 24 classes that no method has seen in training (data seed {options.seed}, "
         f"{options.episodes} episodes, the same for all). The backbone is tiny-clip, the head the same in every row.",
-        notes="Differences are to the first row, paired episode by episode. Reversal tasks hold a motion and its time "
-        "reversal (chance 50 %); 4-way ones two such pairs. Intervals speak of one trained model and these classes.",
+        notes="Differences are to the first row, paired episode by episode. Reversal tasks contrast a motion with its "
+        "time reversal (chance 50 %). 4-way ones contain two such pairs. Intervals hold for one model and these "
+        "classes.",
     )
     write_text(options.out / "index.html", page)
     print(f"\nvideos {seconds['videos']:.0f} s, training and evaluation {seconds['training_and_evaluation']:.0f} s")
@@ -107,7 +111,7 @@ def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Run the demo of a command line."""
+    """Run the demo with command line options."""
     run(
         tyro.cli(
             Demo, prog="dmgal demo", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)

@@ -1,4 +1,4 @@
-"""The videos of a split, encoded once: into memory, or into a folder that later commands and other processes read."""
+"""Encoded videos of a split, in memory or in a folder shared with later commands and other processes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Kept = Literal["disk", "float16", "memory"]
 
 @dataclass(frozen=True)
 class Keep:
-    """Where the states of videos are kept, and by whom they are made."""
+    """Storage of encoded videos, and the processes that share the encoding."""
 
     kept: Kept = "memory"
     folder: Path | None = None
-    """Of the states, unless they are kept in memory; each split has a folder in it."""
+    """Folder with a subfolder of states per split. Unused with ``memory``."""
     processes: Processes = field(default_factory=Processes)
 
 
@@ -41,7 +41,7 @@ class Keep:
 class EncodedSplit:
     """The readable videos of a split and their states.
 
-    ``dtype`` is what the states are to be turned into when they are used, None where they are exact.
+    ``dtype`` is the dtype to convert the states to before use, or None if they are stored exactly.
     """
 
     catalog: VideoCatalog
@@ -58,35 +58,35 @@ def encode_split(
     device: torch.device | str,
     progress: bool = True,
 ) -> EncodedSplit:
-    """Encode a catalog, or take what was encoded before.
+    """Encode the videos of a catalog, or load their cached states.
 
     Args:
-        recognizer: on its device.
-        catalog: of the split.
-        keep: where to, and which process this is.
-        split: its name, for the folder.
+        recognizer: a recognizer on ``device``.
+        catalog: videos of the split.
+        keep: storage of the states, and this process.
+        split: name of the split and of its folder.
     """
     clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
     workers = recipe.data.num_workers
     dtype = None
     if keep.kept == "memory" or keep.folder is None:
-        _refuse_several(keep.processes)
+        _check_single_process(keep.processes)
         states = encode_videos(recognizer, clips, num_workers=workers, device=device, progress=progress)
         bad = tuple(clips.bad_videos.met)
     else:
         cache = state_cache(recognizer, recipe, catalog, keep, split, device)
         fill = partial(cache.fill, recognizer, clips, workers, device, progress, keep.processes)
         try:
-            found = fill(lambda: clips.bad_videos.met)
-            if found.bad and recipe.data.on_bad_video == "error":
-                for video in found.bad:
-                    clips[video]  # kept states tell that it was bad; where it still is, its reader says why, and raises
-                found = fill(no_longer_bad=found.bad)
+            cached = fill(lambda: clips.bad_videos.met)
+            if cached.bad and recipe.data.on_bad_video == "error":
+                for video in cached.bad:
+                    clips[video]  # raises if the video is still bad
+                cached = fill(no_longer_bad=cached.bad)
         except OSError as error:
-            raise _cannot_be_kept(cache.folder, error) from error
-        states, bad = found.states, found.bad
+            raise _cannot_write(cache.folder, error) from error
+        states, bad = cached.states, cached.bad
         if progress and not keep.processes.rank:
-            _tell_found(found, len(catalog), cache.folder)
+            _print_cached(cached, len(catalog), cache.folder)
         if keep.kept == "float16":
             dtype = next(p.dtype for p in recognizer.parameters() if p.is_floating_point())
     if bad:
@@ -105,7 +105,7 @@ def state_cache(
     split: str,
     device: torch.device | str,
 ) -> StateCache:
-    """The cache of a split, keyed by all that shapes the states."""
+    """Return the cache of a split, keyed by everything that determines the states."""
     assert keep.folder is not None
     content = EvaluationClips(
         recipe.data.num_frames, test_transform(recipe, recognizer.encoder.image_size), recipe.data.decoder
@@ -117,7 +117,7 @@ def state_cache(
 
 
 def launched_processes() -> Processes:
-    """This process among those that accelerate or torchrun has started; alone where none has."""
+    """Return the rank and number of processes that accelerate or torchrun has launched."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return Processes()
     from accelerate import PartialState
@@ -127,38 +127,38 @@ def launched_processes() -> Processes:
 
 
 def launched_device() -> torch.device:
-    """The accelerator of this process, or the CPU."""
+    """Return the GPU of this process, or the CPU."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _identities(catalog: VideoCatalog) -> list[str]:
-    """A text for each video that changes with it."""
+    """Return a text for each video that changes with its file."""
     return [f"{video} {' '.join(map(str, stamp(catalog.path(n))))}" for n, video in enumerate(catalog.videos)]
 
 
-def _refuse_several(processes: Processes) -> None:
+def _check_single_process(processes: Processes) -> None:
     if processes.count > 1:
         raise DmgalError(
-            "Several processes cannot share states that each keeps in its own memory.",
+            "Several processes cannot share states in memory.",
             received=f"{processes.count} processes and --states memory",
-            expected="states kept on disk, or one process",
-            remedy="leave --states out, or do not launch several processes",
+            expected="states on disk, or one process",
+            remedy="Remove --states memory, or launch one process.",
         )
 
 
-def _cannot_be_kept(folder: Path, error: OSError) -> DmgalError:
+def _cannot_write(folder: Path, error: OSError) -> DmgalError:
     return DmgalError(
-        "The states of the videos cannot be kept.",
+        "The states of the videos cannot be written.",
         received=f"{folder}: {error.strerror or error}",
-        expected="a folder that may be written",
-        remedy="pass --cache with another folder, or --states memory",
+        expected="a writable folder",
+        remedy="To use another folder, pass --cache FOLDER. To write no states, pass --states memory.",
     )
 
 
-def _tell_found(found: CachedStates, num_videos: int, folder: Path) -> None:
-    already = num_videos - found.encoded
-    known = f", {already} were there or are of other processes" if already else ""
-    size = f"{found.size / 2**20:,.1f} MiB"
-    print(f"{found.encoded} of {num_videos} videos encoded{known}; {size} in {printable(str(folder))}")
+def _print_cached(cached: CachedStates, num_videos: int, folder: Path) -> None:
+    already = num_videos - cached.encoded
+    known = f", {already} were cached or encoded by other processes" if already else ""
+    size = f"{cached.size / 2**20:,.1f} MiB"
+    print(f"{cached.encoded} of {num_videos} videos encoded{known}; {size} in {printable(str(folder))}")

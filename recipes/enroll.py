@@ -1,14 +1,14 @@
-"""Enrolls actions by a few clips each into a gallery, one file that 'dmgal recognize' compares other clips with.
+"""Enrollment of actions, by a few clips each, in a gallery file for 'dmgal recognize'.
 
     dmgal enroll runs/mine FOLDER --out gallery.safetensors                     FOLDER/ACTION/clip.mp4, 1-5 clips each
-    dmgal enroll runs/mine MORE --out gallery.safetensors --add                 further actions, or further clips of one
+    dmgal enroll runs/mine MORE --out gallery.safetensors --add                 more actions, or more clips of one
     dmgal enroll runs/mine clip.mp4 --class-name wave --out gallery.safetensors --add
     dmgal enroll runs/mine --out gallery.safetensors --remove wave
 
-Nothing is trained: an action is known by the states that the run's model gives to its clips. Adding and removing
-leaves the states of all other clips as they are, bit for bit; only the threshold below which a clip counts as unknown
-is found anew. It comes from the gallery's own clips: each is held out in turn where its class has several, else
-augmented views of it stand in; two clips for each action make it a better one.
+No training is needed: an action is represented by the states of its clips. Adding and removing leaves the states of
+all other clips bit-identical. Only the threshold below which a clip counts as unknown is computed again, from the
+gallery's own clips. Each clip is held out in turn if its class has several. Otherwise augmented views replace it. Two
+or more clips per action give a better threshold.
 """
 
 from __future__ import annotations
@@ -41,49 +41,51 @@ class Enroll:
     """Options of the command."""
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """Folder of a run, as dmgal train writes it."""
+    """Folder of a run, written by dmgal train."""
     clips: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CLIPS")]] = None
-    """A folder of class folders with clips; with --class-name a folder of clips, or one clip."""
+    """Folder with one subfolder of clips per class. With --class-name: a folder of clips, or one clip."""
     out: Path = Path("gallery.safetensors")
-    """The gallery."""
+    """Gallery file to write."""
     class_name: str | None = None
-    """The clips are all of this class."""
+    """Class of all clips."""
     add: bool = False
-    """Add to the gallery that is there."""
+    """Add the clips to the existing gallery."""
     remove: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Take this class out of the gallery; may be given several times."""
+    """Class to remove from the gallery. May be repeated."""
     shortlist: int | None = None
-    """Where the run has a Cmga: compare a clip with this many classes only, those that look best without its attention
-    between videos; None: as before, a new gallery with all of them. 0: with all of them."""
+    """Compare a clip with this many classes only, preselected without the attention between videos. For runs with a
+    Cmga. 0: all classes. None: as the gallery has it, or all classes for a new gallery."""
     views: int = 2
-    """Augmented views that stand in for the missing second clip of a class."""
+    """Augmented views per clip, for classes with a single clip."""
     on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--data.on-bad-video"])] = "error"
-    """A clip that cannot be read: stop, or go on without it and say so."""
+    """What to do if a clip cannot be read. error: stop. skip: continue without it and report it."""
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 def rejection_text(rejection: Rejection) -> str:
-    """What the threshold is and what it rests on, in one line."""
+    """Return one line with the threshold and the clips it was computed from."""
     text = f"best logit below {rejection.threshold:.3g}, from {rejection.known} {rejection.source}"
     text += f", of which {100 * rejection.known_kept:.0f} % pass"
     if rejection.unknown_accepted is None:
-        return text + "; a single class leaves no unknown clips to look at"
-    return text + f"; of {rejection.unknown} clips whose class is left out {100 * rejection.unknown_accepted:.0f} % do"
+        return text + "; a single class leaves no unknown clips to evaluate"
+    return text + f"; of {rejection.unknown} clips of held-out classes {100 * rejection.unknown_accepted:.0f} % pass"
 
 
 def run(options: Enroll) -> Gallery:
-    """Enroll, add and remove as the options say; the gallery is written.
+    """Enroll, add and remove clips by the options, and write the gallery.
 
     Raises:
-        DmgalError: clips, a gallery or a run that cannot be used.
+        DmgalError: the clips, the gallery or the run cannot be used.
     """
     _check(options)
     recipe, recognizer = load_run(Run(options.run))
     catalog = None if options.clips is None else list_clips(options.clips, options.class_name)
-    _existing(options)  # where it should be there and is not, no lock is made beside it
-    with changing(options.out, lambda: print(f"waiting for who changes {options.out}", file=sys.stderr)):
-        _check(options)  # again: the gallery may have been made meanwhile
+    _existing(options)  # raises before a lock file is created beside a missing gallery
+    with changing(
+        options.out, lambda: print(f"waiting for another process that changes {options.out}", file=sys.stderr)
+    ):
+        _check(options)  # again: another process may have written the gallery
         gallery = _existing(options)
         shortlist = options.shortlist
         if gallery is not None:
@@ -110,20 +112,20 @@ def _check(options: Enroll) -> None:
         raise DmgalError(
             "There is nothing to do.",
             received="neither clips nor --remove",
-            expected="a folder of clips to enroll, or a class to take out",
-            remedy="see dmgal enroll --help",
+            expected="a folder of clips to enroll, or a class to remove",
+            remedy="See dmgal enroll --help.",
         )
     if options.out.exists() and not (options.add or options.remove):
         raise DmgalError(
-            "This gallery is already there.",
+            "This gallery already exists.",
             received=printable(str(options.out)),
             expected="a file that does not exist yet",
-            remedy="pass --add to add to it, or another --out",
+            remedy="Pass --add to add to it, or another --out.",
         )
 
 
 def tell(gallery: Gallery, path: Path) -> None:
-    """Prints what a gallery holds."""
+    """Print the classes and the threshold of a gallery."""
     size = path.stat().st_size / 1024
     print(
         f"{printable(str(path))}: {_counted(gallery.n_way, 'class')}, {_counted(len(gallery), 'clip')}, {size:,.0f} KB"
@@ -144,7 +146,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Enroll the clips of a command line."""
+    """Enroll the clips named on the command line."""
     options = tyro.cli(
         Enroll, prog="dmgal enroll", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
     )

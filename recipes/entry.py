@@ -1,9 +1,9 @@
-"""How a recipe ends: the user's mistakes are one message and exit code 2, an interruption is one line and 130.
+"""Exit codes of recipes: 2 with a message for mistakes of the user, 130 with one line for an interruption.
 
-Where whoever reads the output has read enough (``| head``), nothing is said.
+If the reader of the output closes the pipe (``| head``), nothing is printed and the exit code is 141.
 
-It serves every way of starting a recipe alike: ``dmgal train``, ``python -m dmgal.recipes.train``,
-``accelerate launch recipes/train.py`` and ``torchrun``. Errors of ours keep their traceback.
+All ways to start a recipe behave alike: ``dmgal train``, ``python -m dmgal.recipes.train``,
+``accelerate launch recipes/train.py`` and ``torchrun``. Other exceptions keep their traceback.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dmgal.errors import DmgalError
 BAD_INPUT = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
-"""As of programs that SIGPIPE ends, which Python ignores."""
+"""Exit code of programs that SIGPIPE ends. Python ignores this signal."""
 
 
 def run_recipe(main: Callable[[list[str] | None], int | None]) -> NoReturn:
-    """Run ``main`` on the command line's arguments and leave the process; for ``if __name__ == "__main__"``."""
+    """Run ``main`` with the command line's arguments and exit. For use under ``if __name__ == "__main__"``."""
     sys.exit(exit_code(main))
 
 
@@ -32,19 +32,19 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
     """Run ``main(argv)`` and return the process's exit code.
 
     Args:
-        main: a recipe's main function; ``None`` as its result means success.
-        argv: its arguments; ``None`` means those of this process.
+        main: a recipe's main function. Its result ``None`` means success.
+        argv: its arguments. ``None`` means those of this process.
 
     Returns:
-        What ``main`` returned, 2 after a ``DmgalError``, 130 after Ctrl-C, 141 where nobody reads the output any more.
+        The result of ``main``, 2 after a ``DmgalError``, 130 after Ctrl-C, or 141 after the output pipe was closed.
         Every other exception passes through.
     """
     try:
         code = main(argv) or 0
-        sys.stdout.flush()  # a pipe that was closed shows here rather than at the interpreter's end
+        sys.stdout.flush()  # raises for a closed pipe here rather than at interpreter exit
         return code
     except BrokenPipeError:
-        if not _nobody_reads():
+        if not _output_is_closed():
             raise
         return CLOSED_PIPE
     except DmgalError as error:
@@ -57,15 +57,15 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """For work that goes on where it was: an interruption says so."""
+    """Tell the user on interruption that the same command resumes the work."""
     try:
         yield
     except KeyboardInterrupt as interruption:
-        raise KeyboardInterrupt("the same command goes on from there") from interruption
+        raise KeyboardInterrupt("the same command resumes from here") from interruption
 
 
-def _nobody_reads() -> bool:
-    """Whether the output goes into a pipe that was closed at its other end; then what is left of it goes nowhere."""
+def _output_is_closed() -> bool:
+    """Return True if an output pipe was closed at its other end. Its remaining output is then discarded."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed_pipe(stream.fileno())]
     for stream in closed:
         with open(os.devnull, "wb") as nowhere:
@@ -75,19 +75,19 @@ def _nobody_reads() -> bool:
 
 def _is_closed_pipe(handle: int) -> bool:
     if not hasattr(select, "poll"):
-        return True  # systems that cannot be asked
+        return True  # no way to find out on this system
     poll = select.poll()
-    poll.register(handle, 0)  # errors are always told
+    poll.register(handle, 0)  # errors are always reported
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def as_description(docstring: str | None) -> str:
-    """A module's docstring for ``--help``, its example commands on lines of their own."""
-    return (docstring or "").replace("\n    ", "\n$ ")  # what starts with a sign is not run into the line above
+    """Return a module's docstring for ``--help``, with its example commands on separate lines."""
+    return (docstring or "").replace("\n    ", "\n$ ")  # tyro joins lines unless they start with a symbol
 
 
 def _process() -> str:
-    """Name the process where a launcher started several, so that their messages can be told apart."""
+    """Return a message prefix with the rank if a launcher started several processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ""
     return f"process {os.environ.get('RANK', '?')}: "

@@ -1,14 +1,14 @@
-"""Measures a trained run on classes it has never seen.
+"""Evaluation of a trained run on unseen classes.
 
-    dmgal evaluate runs/mine                          novel classes, the run's own ways and shots
+    dmgal evaluate runs/mine                          novel classes, ways and shots of training
     dmgal evaluate runs/mine --shots 5 --split val
-    dmgal evaluate runs/mine --until 0.2              as many episodes as it takes for ± 0.2 points
-    dmgal evaluate runs/mine --exact                  over all episodes there are, without drawing one
-    torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     in two processes, to the same bits
+    dmgal evaluate runs/mine --until 0.2              as many episodes as needed for ± 0.2 points
+    dmgal evaluate runs/mine --exact                  over all possible episodes, without sampling
+    torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     in two processes, bit-identical
 
-Every video is encoded once, and its state kept in the run's folder for the next time. Where a split holds motions
-together with their time reversals, tasks of only these are added: two-way tasks of one pair (chance 50 %) and four-way
-tasks of two, where a model that is blind to the order of frames cannot pass 50 %.
+Every video is encoded once, and its state is cached in the run's folder. If a split contains motions together with
+their time reversals, two more kinds of tasks are evaluated: two-way tasks of one pair (chance 50 %) and four-way tasks
+of two pairs. A model that ignores the order of frames cannot exceed 50 % in either.
 """
 
 from __future__ import annotations
@@ -38,27 +38,28 @@ from dmgal.recipes.saving.weights import load_trained_state
 from dmgal.recipes.training.sharding import evaluate_shared
 
 MOST_EPISODES = 1_000_000
-"""Where --until gives up."""
+"""Upper limit of --until."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which episodes; the same seed gives every method the same ones."""
+    """Choice of episodes. The same seed gives every method the same episodes."""
 
     split: Literal["test", "val"] = "test"
-    """test: the novel classes. Look at them once, for the report."""
+    """test: the novel classes. Evaluate on them only once, for the final report."""
     n_way: Annotated[int | None, tyro.conf.arg(aliases=["--ways"])] = None
-    """None: as in training."""
+    """Classes per task. None: as in training."""
     k_shot: Annotated[int | None, tyro.conf.arg(aliases=["--shots"])] = None
-    """None: as in training."""
+    """Support videos per class. None: as in training."""
     n_query: Annotated[int, tyro.conf.arg(aliases=["--queries"])] = 1
     """Query videos per class."""
     episodes: int = 10_000
-    """With --until: how many before the first look at the interval."""
+    """Number of episodes. With --until: episodes before the interval is first checked."""
     until: float | None = None
-    """Go on, at most to a million episodes, until the half-width of the 95 % interval is this many points. Who looks
-    again and again and stops when it pleases gets an interval that covers the truth a little less often than 95 %."""
+    """Continue until the half-width of the 95 % interval is this many points, at most to a million episodes. Because of
+    the repeated checks, the interval covers the true accuracy slightly less often than 95 %."""
     seed: int = 0
+    """Seed of the episodes."""
 
 
 @dataclass(frozen=True)
@@ -66,27 +67,27 @@ class Evaluate:
     """Options of the command."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run, as dmgal train writes it."""
+    """Folder of a run, written by dmgal train."""
     protocol: tyro.conf.OmitArgPrefixes[Protocol] = field(default_factory=Protocol)
     exact: bool = False
-    """The expected accuracy over all one-shot episodes in closed form, without sampling error; for heads that score
-    videos in pairs, without a task layer."""
+    """Compute the expected accuracy over all one-shot episodes in closed form, without sampling error. Requires a head
+    that scores pairs of videos and no task layer."""
     states: Kept = "disk"
-    """Where the videos' states are kept. disk: as computed, in the run's folder; float16: there in half the room, but
-    INEXACT, predictions may differ, and the results say so; memory: nowhere."""
+    """Storage of the encoded videos. disk: exact, in the run's folder. float16: half the size, but INEXACT: predictions
+    may differ, and the results are marked. memory: not saved."""
     cache: Path | None = None
-    """Another folder for the states than RUN/states."""
+    """Folder for the encoded videos. None: RUN/states."""
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 def load_run(
     run: Run, *, backbone: nn.Module | None = None, head: nn.Module | None = None
 ) -> tuple[Recipe, FewShotRecognizer]:
-    """The recipe of a run and the recognizer with its best weights.
+    """Return the recipe of a run and the recognizer with its best weights.
 
-    A run that was trained on objects of your own (see ``dmgal.recipes.train.run``) needs them again.
+    If the run was trained with objects passed to ``dmgal.recipes.train.run``, pass the same objects here.
     """
     recipe = run.recipe()
     run.check_complete(recipe)
@@ -98,19 +99,19 @@ def load_run(
 
 
 def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:
-    """The tasks of a protocol by name: random classes, and where there are reversal pairs, only these."""
+    """Return samplers by name: random classes, and tasks of reversal pairs if the catalog has any."""
     k_shot, n_query = protocol.k_shot or recipe.episode.k_shot, protocol.n_query
     num_episodes = protocol.episodes if protocol.until is None else max(protocol.episodes, MOST_EPISODES)
     tasks = k_shot, n_query, num_episodes, protocol.seed, catalog.class_names
-    found: dict[str, TaskSampler] = {
+    by_name: dict[str, TaskSampler] = {
         "accuracy": EpisodeSampler(catalog.labels, protocol.n_way or recipe.episode.n_way, *tasks)
     }
     pairs = catalog.reversal_pairs
     for num_pairs, name in ((1, "reversal_two_way"), (2, "reversal_four_way")):
         if len(pairs) >= num_pairs:
             num_tasks = k_shot, n_query, num_pairs, num_episodes, protocol.seed, catalog.class_names
-            found[name] = ReversalSampler(pairs, catalog.labels, *num_tasks)
-    return found
+            by_name[name] = ReversalSampler(pairs, catalog.labels, *num_tasks)
+    return by_name
 
 
 def measure(
@@ -123,11 +124,11 @@ def measure(
     keep: Keep | None = None,
     like: Mapping[str, Evaluation] | None = None,
 ) -> dict[str, Evaluation]:
-    """All tasks of a protocol on one split of a catalog, from videos that are encoded once.
+    """Evaluate all tasks of a protocol on one split of a catalog. Each video is encoded once.
 
     Args:
-        keep: where to keep the states; None: in memory.
-        like: take as many episodes of each kind as these evaluations, whatever the protocol says.
+        keep: storage of the encoded videos. None: memory.
+        like: evaluations that determine the number of episodes of each kind, instead of the protocol.
 
     Returns:
         Evaluations by the names of `samplers`, on every process.
@@ -144,7 +145,7 @@ def encode(
     progress: bool = True,
     keep: Keep | None = None,
 ) -> EncodedSplit:
-    """The split of a protocol, encoded; first of all its tasks are known to be possible."""
+    """Return the encoded split of a protocol, after a check that its tasks are possible."""
     catalog = catalog.split(protocol.split)
     samplers(catalog, recipe, protocol)
     device = launched_device()
@@ -159,24 +160,26 @@ def evaluate_tasks(
     progress: bool = True,
     like: Mapping[str, Evaluation] | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluations of an encoded split, by the names of `samplers`, to which every process must contribute its share."""
-    catalog, found = encoded.catalog, {}
+    """Return evaluations of an encoded split by the names of `samplers`. Every process must call this function."""
+    catalog, evaluations = encoded.catalog, {}
     data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
     for name, sampler in samplers(catalog, recipe, protocol).items():
         if like is not None and name in like:
             sampler.num_episodes = len(like[name].accuracies)
         arguments = recognizer, encoded.states, sampler, launched_device(), progress, data
         if protocol.until is None or like is not None:
-            found[name] = evaluate_shared(*arguments, dtype=encoded.dtype)
-        else:  # whoever looks at the interval has to have all that was answered before
-            found[name] = evaluate(*arguments, until=protocol.until, at_least=protocol.episodes, dtype=encoded.dtype)
-    return found
+            evaluations[name] = evaluate_shared(*arguments, dtype=encoded.dtype)
+        else:  # not shared: each check of the interval needs all earlier answers
+            evaluations[name] = evaluate(
+                *arguments, until=protocol.until, at_least=protocol.episodes, dtype=encoded.dtype
+            )
+    return evaluations
 
 
 def exact_tasks(
     recognizer: FewShotRecognizer, recipe: Recipe, encoded: EncodedSplit, protocol: Protocol, progress: bool = True
 ) -> dict[str, ExactAccuracy]:
-    """The expected accuracies over all episodes, by the names of `samplers`.
+    """Return the expected accuracies over all episodes, by the names of `samplers`.
 
     Raises:
         DmgalError: scores depend on more than a pair of videos, or there are several shots.
@@ -194,7 +197,7 @@ def exact_tasks(
 
 
 def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protocol) -> None:
-    """Refuse what has no closed form, with the reason."""
+    """Raise a DmgalError with the reason if the accuracy has no closed form."""
     k_shot = protocol.k_shot or recipe.episode.k_shot
     reason = f"{k_shot} shots" if k_shot > 1 else why_no_pair_scores(recognizer, k_shot)
     if reason:
@@ -202,12 +205,12 @@ def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protoco
             "The accuracy over all episodes has no closed form here.",
             received=reason,
             expected="one shot, no task layer, and a head that scores videos in pairs",
-            remedy="use --until 0.2 for an interval as narrow as you wish, or --shots 1",
+            remedy="Use --until 0.2 for a narrow interval, or --shots 1.",
         )
 
 
 def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
-    """Means and half-widths in percent."""
+    """Return means and half-widths in percent."""
     return {
         name: {
             "percent": round(evaluation.accuracy.mean, 3),
@@ -220,7 +223,7 @@ def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
 
 
 def exact_as_json(accuracies: Mapping[str, ExactAccuracy], catalog: VideoCatalog) -> dict[str, Any]:
-    """In percent, also by class."""
+    """Return the accuracies in percent, overall and by class."""
     return {
         name: {
             "percent": round(exact.mean, 6),
@@ -234,7 +237,7 @@ def exact_as_json(accuracies: Mapping[str, ExactAccuracy], catalog: VideoCatalog
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Evaluate the run of a command line."""
+    """Evaluate the run named on the command line."""
     options = tyro.cli(
         Evaluate,
         prog="dmgal evaluate",
@@ -249,15 +252,15 @@ def main(argv: list[str] | None = None) -> int | None:
     keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
     catalog = build_catalog(recipe.data, progress and not keep.processes.rank, run.split)
     encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
-    helps, progress = keep.processes.rank > 0, progress and not keep.processes.rank
+    is_helper, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:
-        if helps:
+        if is_helper:
             return 0
         exact = exact_tasks(recognizer, recipe, encoded, protocol, progress)
         results, lines = exact_as_json(exact, encoded.catalog), {name: f"{a.mean:.3f}" for name, a in exact.items()}
     else:
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress)
-        if helps:
+        if is_helper:
             return 0
         results, lines = as_json(evaluations), {name: str(e.accuracy) for name, e in evaluations.items()}
     _report(options, recipe, results, lines, run)
@@ -265,20 +268,20 @@ def main(argv: list[str] | None = None) -> int | None:
 
 
 def _report(options: Evaluate, recipe: Recipe, results: Mapping[str, Any], lines: Mapping[str, str], run: Run) -> None:
-    """Print the results, and write them."""
+    """Print the results and write them to the run folder."""
     protocol = options.protocol
     ways, shots = protocol.n_way or recipe.episode.n_way, protocol.k_shot or recipe.episode.k_shot
-    how = "all episodes, exact" if options.exact else f"{protocol.episodes} episodes, 95 % intervals over them"
+    extent = "all episodes, exact" if options.exact else f"{protocol.episodes} episodes, 95 % intervals over them"
     if protocol.until is not None and not options.exact:
-        how = f"until ± {protocol.until:g}, 95 % intervals over the episodes"
-    print(f"{printable(str(options.run))}: {protocol.split} classes, {shots}-shot, {how}")
+        extent = f"until ± {protocol.until:g}, 95 % intervals over the episodes"
+    print(f"{printable(str(options.run))}: {protocol.split} classes, {shots}-shot, {extent}")
     for name, text in lines.items():
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
         number = results[name]["episodes"]
         print(f"  {label:<20} {text} %{f'  ({number} episodes)' if protocol.until and not options.exact else ''}")
     result: dict[str, Any] = {"protocol": vars(protocol), "results": results, "environment": environment()}
     if options.states == "float16":
-        print("  INEXACT: states were kept as float16; predictions may differ from those of exact states")
+        print("  INEXACT: states were stored as float16. Predictions may differ from those of exact states.")
         result["inexact"] = "states were kept as float16"
     amount = "all" if options.exact else f"{protocol.episodes}"
     if protocol.until is not None and not options.exact:

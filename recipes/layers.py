@@ -1,4 +1,4 @@
-"""Layers of a recipe: YAML files found by name or path, merged, and turned into dataclasses that know their keys."""
+"""Layers of a recipe: YAML files, found by name or path, merged and converted to dataclasses."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from dmgal.errors import DmgalError
 T = TypeVar("T")
 Tree = dict[str, Any]
 KINDS = {"adapter": "peft_type", "head": "name"}
-"""Sections that hold one of several kinds of thing, and the key that says which."""
+"""Sections that select one of several classes, and the key that names it."""
 PER_DATA = "per_data"
-"""Section of a method's layer with what it sets for a data set, by ``data.name``."""
+"""Section of a method layer with its values for each data set, by ``data.name``."""
 
 
 def bundled_layers() -> list[str]:
-    """Names of the YAML files that come with dmgal, e.g. ``method/dmgal_adapter``."""
+    """Return the names of the YAML files that ship with dmgal, e.g. ``method/dmgal_adapter``."""
     root = Path(str(files("dmgal.recipes").joinpath("configs")))
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith("launch/"))  # those are Accelerate's
+    return sorted(name for name in names if not name.startswith("launch/"))  # files for Accelerate
 
 
 def read_layer(name: str) -> Tree:
-    """The layer of a bundled name or a path.
+    """Return the layer with a bundled name or a path.
 
     Raises:
-        DmgalError: there is none, or it is not a YAML mapping.
+        DmgalError: it does not exist, or it is not a YAML mapping.
     """
     bundled = Path(str(files("dmgal.recipes").joinpath("configs"))) / f"{name}.yaml"
     path = bundled if name in bundled_layers() else Path(name)
@@ -46,7 +46,9 @@ def read_layer(name: str) -> Tree:
             "This recipe layer was not found.",
             received=name,
             expected=f"a path to a YAML file, or one of {', '.join(bundled_layers())}",
-            remedy=f"did you mean {nearest[0]}?" if nearest else "check the name; flags come behind the layers",
+            remedy=f"Check the name: did you mean {nearest[0]}?"
+            if nearest
+            else "Check the name. Layers precede flags.",
         )
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -58,26 +60,29 @@ def read_layer(name: str) -> Tree:
 
 
 def merged(layers: Iterable[Tree]) -> Tree:
-    """Layers on top of each other. An adapter of another ``peft_type``, or a head of another ``name``, replaces it.
+    """Merge layers, later ones on top.
 
-    What a layer sets for the recipe's data set (``per_data``) lies right on top of it, in whatever order layers come.
+    An adapter with another ``peft_type``, or a head with another ``name``, replaces the earlier one.
+
+    The ``per_data`` values of a layer for the recipe's data set are applied right after that layer, in any order of
+    the layers.
     """
     layers = list(layers)
     data = [layer["data"] for layer in layers if isinstance(layer.get("data"), dict)]
     names = [section["name"] for section in data if "name" in section]
-    return _merged([part for layer in layers for part in _for_data(layer, names[-1] if names else None)])
+    return _merge([part for layer in layers for part in _for_data(layer, names[-1] if names else None)])
 
 
 def _for_data(layer: Tree, name: str | None) -> list[Tree]:
-    """A layer, and on top of it what it says for a data set."""
+    """Return a layer without ``per_data``, followed by its values for the data set if there are any."""
     plain = {key: value for key, value in layer.items() if key != PER_DATA}
     special = layer.get(PER_DATA, {})
     if not isinstance(special, dict) or not all(isinstance(values, dict) for values in special.values()):
-        raise _bad_value(PER_DATA, special, "a mapping of names of data sets to what is set for them")
+        raise _bad_value(PER_DATA, special, "a mapping of data set names to values")
     return [plain, special[name]] if name in special else [plain]
 
 
-def _merged(layers: list[Tree]) -> Tree:
+def _merge(layers: list[Tree]) -> Tree:
     result: Tree = {}
     for layer in layers:
         for section, mark in KINDS.items():
@@ -93,7 +98,7 @@ def _on_top(below: Tree, above: Tree) -> Tree:
 
 
 def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list[str], Tree]:
-    """Takes flags such as ``--adapter.bottleneck 24`` out of a command line; their values are read as YAML."""
+    """Split flags such as ``--adapter.bottleneck 24`` off a command line and parse their values as YAML."""
     rest: list[str] = []
     tree: Tree = {}
     words = iter(argv)
@@ -114,23 +119,23 @@ def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list
 
 
 def from_mapping(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
-    """A dataclass from nested mappings; keys that it does not know fail and suggest."""
+    """Return a dataclass built from nested mappings. Unknown keys raise a DmgalError with a suggestion."""
     hints = typing.get_type_hints(cls)
     known = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in tree:
         if key not in known:
             nearest = get_close_matches(str(key), known, n=1)
             raise DmgalError(
-                "A recipe has an unknown key.",
+                "The recipe has an unknown key.",
                 received=f"{where}{key}",
                 expected=f"one of {', '.join(sorted(known))}",
-                remedy=f"did you mean {where}{nearest[0]}?" if nearest else "take it out",
+                remedy=f"Check the key: did you mean {where}{nearest[0]}?" if nearest else "Remove the key.",
             )
     return cls(**{key: _converted(hints[key], value, f"{where}{key}") for key, value in tree.items()})
 
 
 def to_mapping(value: Any) -> Any:
-    """The inverse of ``from_mapping``, of plain YAML types only."""
+    """Return a value as plain YAML types. The inverse of ``from_mapping``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {entry.name: to_mapping(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -204,10 +209,10 @@ def _is_another(below: Any, above: Any, mark: str) -> bool:
 
 def _bad_value(where: str, value: Any, expected: str) -> DmgalError:
     return DmgalError(
-        "A recipe has a value of the wrong kind.",
+        "A value in the recipe has the wrong type.",
         received=f"{where}: {value!r}",
         expected=expected,
-        remedy=f"give another value for {where}",
+        remedy=f"Change the value of {where}.",
     )
 
 
@@ -216,5 +221,5 @@ def _bad_layer(name: str, received: str) -> DmgalError:
         "This recipe layer cannot be read.",
         received=f"{name}: {received}",
         expected="a YAML mapping of recipe keys to values",
-        remedy="mend the file",
+        remedy="Fix the file.",
     )

@@ -1,4 +1,4 @@
-"""Several runs as methods: those that differ in their training seed alone are one; each against the first, in depth."""
+"""Comparison of methods. Runs whose recipes differ only in the training seed form one method."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEEDS_WANTED = 3
 
 @dataclass(frozen=True)
 class Method:
-    """Runs of one recipe, whatever their training seed, on the same episodes."""
+    """Runs of one recipe with any training seeds, on the same episodes."""
 
     name: str
     runs: tuple[str, ...]
@@ -46,7 +46,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Pairing:
-    """A method against the first one."""
+    """Comparison of a method with the first one."""
 
     method: Method
     first: Method
@@ -58,23 +58,23 @@ class Pairing:
 
 
 def grouped(names: Sequence[str], recipes: Sequence[Recipe], evaluations: Sequence[Evaluation]) -> list[Method]:
-    """Methods in the order of their first runs."""
+    """Group runs into methods, in the order of their first runs."""
     groups: dict[str, list[int]] = {}
-    for place, recipe in enumerate(recipes):
+    for index, recipe in enumerate(recipes):
         same_seed = replace(recipe, train=replace(recipe.train, seed=0))
-        groups.setdefault(json.dumps(to_mapping(same_seed), sort_keys=True, default=str), []).append(place)
+        groups.setdefault(json.dumps(to_mapping(same_seed), sort_keys=True, default=str), []).append(index)
     return [
         Method(
-            name=names[places[0]] if len(places) == 1 else f"{names[places[0]]} and {len(places) - 1} more",
-            runs=tuple(names[place] for place in places),
-            evaluations=tuple(evaluations[place] for place in places),
+            name=names[indices[0]] if len(indices) == 1 else f"{names[indices[0]]} and {len(indices) - 1} more",
+            runs=tuple(names[index] for index in indices),
+            evaluations=tuple(evaluations[index] for index in indices),
         )
-        for places in groups.values()
+        for indices in groups.values()
     ]
 
 
 def paired(method: Method, first: Method, num_disagreements: int = 5) -> Pairing:
-    """All that can be said of a method against another on the same episodes."""
+    """Compare a method with another on the same episodes."""
     ours, theirs = accuracy_by_class(method.evaluations), accuracy_by_class(first.evaluations)
     return Pairing(
         method=method,
@@ -89,7 +89,7 @@ def paired(method: Method, first: Method, num_disagreements: int = 5) -> Pairing
 def methods_as_json(
     methods: Sequence[Method], pairings: Sequence[Pairing], catalog: VideoCatalog, sampler: TaskSampler
 ) -> dict[str, Any]:
-    """Everything, tables included."""
+    """Return the full comparison, including all tables."""
     return {
         "methods": [
             {
@@ -107,7 +107,7 @@ def methods_as_json(
 
 
 def methods_as_text(methods: Sequence[Method], pairings: Sequence[Pairing], catalog: VideoCatalog) -> str:
-    """What a person wants to know first; the whole tables are in the JSON."""
+    """Return a summary of the comparison. The full tables are in the JSON."""
     names = catalog.class_names
     lines = []
     for method in methods:
@@ -127,13 +127,13 @@ def methods_as_text(methods: Sequence[Method], pairings: Sequence[Pairing], cata
 
 
 def over_seeds(pairing: Pairing) -> str:
-    """The difference of means over training seeds with its standard error, in points, or why there is none."""
+    """Return the difference of means over training seeds with its standard error, or why it is unknown."""
     ones, others = pairing.method.spread, pairing.first.spread
     fewest = min(len(ones.values), len(others.values))
     if ones.deviation is None or others.deviation is None:
         return f"unknown, with {fewest} run of one of them; train each with {SEEDS_WANTED} seeds"
     error = (ones.deviation**2 / len(ones.values) + others.deviation**2 / len(others.values)) ** 0.5
-    few = f"; few runs, {SEEDS_WANTED} or more are wanted" if fewest < SEEDS_WANTED else ""
+    few = f"; few runs, {SEEDS_WANTED} or more recommended" if fewest < SEEDS_WANTED else ""
     return f"{ones.mean - others.mean:+.1f}, standard error {error:.1f}{few}"
 
 
@@ -171,7 +171,7 @@ def _as_lines(found: Disagreement, pairing: Pairing, catalog: VideoCatalog) -> l
 
 
 def differing_queries(found: Disagreement, pairing: Pairing, catalog: VideoCatalog) -> list[dict[str, str]]:
-    """Queries with different answers of the first run of either method."""
+    """Return the queries that the first runs of the two methods answer differently."""
     ours, theirs = (_answers(method) for method in (pairing.method, pairing.first))
     names = catalog.class_names
     return [
@@ -218,7 +218,7 @@ def _pairing_as_json(pairing: Pairing, catalog: VideoCatalog, sampler: TaskSampl
 
 
 def _confusion_as_json(method: Method, catalog: VideoCatalog) -> dict[str, dict[str, list[int]]]:
-    """For each class, the classes it was taken for: how often, of how many times that these were offered."""
+    """Return for each class the classes it was confused with: number of answers, and of times offered."""
     chosen, offered = confusion(method.evaluations, len(catalog.class_names))
     return {
         name: {

@@ -1,16 +1,16 @@
-"""Gets a data set ready: finds a standard split's videos in a download, checks every video, writes what recipes take.
+"""Preparation of a data set: match a standard split to a download, check every video, write a recipe layer.
 
     dmgal prepare --dataset ssv2_small --root DOWNLOAD    match a standard split to whatever layout the download has
     dmgal prepare --root FOLDER                           class folders: check every video
     dmgal prepare --root FOLDER --split-file LISTS        a CSV file, a list, or a folder of train, val and test lists
     dmgal prepare data/moving_shapes                      the data of a recipe's layers
 
-Into the folder --out go missing.csv (listed videos that are not there), report.csv (videos that do not decode to their
-end, with the reason and how many frames do), summary.json, and data.yaml: a layer for recipes that names them and says
-how training clips are cropped. Where classes have splits there is split.csv, with --dataset found.csv, too (videos
-listed and found, by class). A video that is damaged behind its first --num-frames frames is used; one with fewer is
-bad, and training follows --data.on-bad-video error or skip. A check that was stopped goes on where it was, by
-checked.jsonl, what each video turned out to be; files that have changed since are looked at again.
+The folder --out receives missing.csv (listed videos that do not exist), report.csv (videos that do not decode to their
+end, with the reason and the number of decodable frames), summary.json, and data.yaml, a recipe layer with these files
+and the cropping of training clips. split.csv is written if classes have splits, and found.csv (videos listed and found
+per class) with --dataset. A damaged video is used if its first --num-frames frames decode. Otherwise it is bad, and
+training follows --data.on-bad-video. A stopped check resumes from checked.jsonl, the log of checked videos. Files that
+have changed since are checked again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from tqdm import tqdm
 from dmgal.episodes import VideoCatalog
 from dmgal.episodes.catalogs.check_log import CheckLog, write_report
 from dmgal.episodes.catalogs.checking import CheckedVideo, check_videos
-from dmgal.episodes.catalogs.packed_names import PackedNames
 from dmgal.episodes.catalogs.split_files import write_rows
 from dmgal.episodes.catalogs.standard_splits import StandardSplit
 from dmgal.episodes.catalogs.video_files import subfolders, videos_in
@@ -48,13 +47,13 @@ from dmgal.recipes.runs import write_text
 from dmgal.recipes.standard_data import FoundData, find_dataset
 
 LOG, REPORT = "checked.jsonl", "report.csv"
-SHOWN = 10  # lines of a list on the terminal; the files hold all
+SHOWN = 10  # lines of a list on the terminal, the files are complete
 SECONDS_BETWEEN_FLUSHES = 1.0
 OWN_DATA = {"data": {"flip": False, "crop_scale": [0.5, 1.0], "color_jitter": 0.2, "test_resize": 1.142857}}
-"""Layer below videos of which no layer tells anything: as the bundled ones, but never mirrored, for want of knowing."""
+"""Base layer for data sets without a layer: as the bundled ones, but not mirrored, because labels are unknown."""
 TRANSFORMS = ("flip", "may_flip", "crop_scale", "color_jitter", "test_resize")
 Missing = list[tuple[str, str, str]]
-"""Split, class and name of listed videos that are not there."""
+"""Split, class and name of listed videos that do not exist."""
 
 
 @dataclass(frozen=True)
@@ -62,34 +61,34 @@ class Prepare:
     """Options of the command."""
 
     layers: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Recipe layers that say where the data is, such as data/moving_shapes."""
+    """Recipe layers that locate the data, such as data/moving_shapes."""
     dataset: StandardSplit | None = None
-    """Match this standard split to the videos below --root."""
+    """Standard split to match to the videos below --root."""
     root: Path | None = None
     """Folder of the videos."""
     split_file: Path | None = None
-    """CSV file, list, or folder of lists; without one the folders tell."""
+    """CSV file, list, or folder of lists. None: the folder names define the classes."""
     list_format: str | None = None
-    """Format of the lists, where it cannot be found by itself."""
+    """Format of the lists, needed only if it cannot be detected."""
     out: Path | None = None
-    """Folder for what is written; None: prepared/ and the name of the data set or of its folder."""
+    """Output folder. None: prepared/ and the name of the data set or of its folder."""
     num_frames: int | None = None
-    """Frames that a damaged video must have to be used: those of a clip; None: as the recipe's layers say, or 8."""
+    """Decodable frames that a damaged video needs: those of a clip. None: as in the recipe's layers, or 8."""
     check: bool = True
-    """Decode every video; --no-check only matches and lists."""
+    """Decode every video. --no-check only matches and lists."""
     workers: int | None = None
-    """Processes that decode; None: one per core."""
+    """Number of decoding processes. None: one per core."""
     seconds_per_video: float = 120.0
-    """A video that takes longer to decode is bad."""
+    """Time limit of decoding. A video that takes longer is bad."""
     recheck: bool = False
-    """Forget what was checked before."""
+    """Ignore earlier checks."""
     quiet: bool = False
-    """No progress bar."""
+    """Hide the progress bar."""
 
 
 @dataclass(frozen=True)
 class Listed:
-    """What is to be checked: videos below a root, and their catalog where they have classes."""
+    """Videos to check below a root, and their catalog if they have classes."""
 
     root: Path
     videos: Sequence[str]
@@ -97,21 +96,21 @@ class Listed:
 
     @property
     def split(self) -> VideoCatalog | None:
-        """The catalog, where its classes belong to train, val or test."""
+        """The catalog, or None if its classes have no splits."""
         return self.catalog if self.catalog is not None and self.catalog.class_splits is not None else None
 
 
 def run(options: Prepare) -> dict[str, Any]:
-    """Match, list, check and write; returns what is in summary.json.
+    """Match, list, check and write. Return the content of summary.json.
 
     Raises:
-        DmgalError: no videos there, or files that cannot be read or written.
+        DmgalError: there are no videos, or files cannot be read or written.
     """
     _check_options(options)
     data = _data(options)
     out = options.out or Path("prepared") / (options.dataset or data.root.resolve().name)
     try:
-        # nothing is made before something was found
+        # create nothing before videos are found
         missing: Missing = []
         found: FoundData | Listed
         if options.dataset is None:
@@ -120,20 +119,20 @@ def run(options: Prepare) -> dict[str, Any]:
             found = find_dataset(options.dataset, data.root)
             missing += found.missing
         out.mkdir(parents=True, exist_ok=True)
-        with exclusively(out / ".lock", lambda: print(f"another dmgal prepare works in {out}; waiting", flush=True)):
-            return _prepared(options, data, out, found, missing)
-    except BrokenPipeError:  # of what is printed
+        with exclusively(out / ".lock", lambda: print(f"waiting for another dmgal prepare in {out}", flush=True)):
+            return _prepare(options, data, out, found, missing)
+    except BrokenPipeError:  # an OSError of the output, not of the data
         raise
     except OSError as error:
         raise DmgalError(
             "The data cannot be prepared.",
             received=printable(str(error)),
             expected="folders that can be read, and an --out that can be written to",
-            remedy="mend the rights or make room, then start again: a check goes on where it was",
+            remedy="Correct the permissions or make room, then run the command again to resume.",
         ) from error
 
 
-def _prepared(
+def _prepare(
     options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed, missing: Missing
 ) -> dict[str, Any]:
     summary: dict[str, Any] = {"dataset": options.dataset, "videos": 0, "missing": 0}
@@ -149,7 +148,7 @@ def _prepared(
     write_rows(out / "missing.csv", missing, ("split", "class_name", "video"))
     summary |= {"videos": len(listed.videos), "missing": len(missing)}
     if missing:
-        print(f"{len(missing):,} listed videos are missing; all of them: {out / 'missing.csv'}")
+        print(f"{len(missing):,} listed videos are missing, see {out / 'missing.csv'}")
     if options.check:
         problems = check(listed, out, options)
         num_frames = options.num_frames or data.num_frames
@@ -158,7 +157,7 @@ def _prepared(
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     empty = [split for split in ("train", "val") if listed.split and split not in (listed.split.class_splits or ())]
     if empty:
-        print(f"for training there must be videos of {' and '.join(empty)}, too")
+        print(f"training also requires videos of {' and '.join(empty)}")
     elif listed.catalog is not None:
         words = ["method/dmgal_adapter", *options.layers, str(out / "data.yaml")]
         skip = ["--data.on-bad-video", "skip"] if summary.get("bad") else []
@@ -167,28 +166,28 @@ def _prepared(
 
 
 def _checked_before(listed: Listed, out: Path) -> bool:
-    """Whether an earlier check of these videos' folder has left its report."""
+    """Return True if there is a report of an earlier check of the same folder."""
     return (out / REPORT).exists() and CheckLog(out / LOG, listed.root, ()).is_of_root
 
 
 def check(listed: Listed, out: Path, options: Prepare) -> dict[str, CheckedVideo]:
-    """Decodes what was not checked before and writes report.csv; returns the videos with a problem."""
+    """Decode all videos not checked before and write report.csv. Return the videos with a problem."""
     log = CheckLog(out / LOG, listed.root, listed.videos)
     if options.recheck:
         log.path.unlink(missing_ok=True)
     elif log.path.exists() and not log.is_of_root:
-        print("what was checked before was in another folder: every video is checked")
+        print("the earlier check was of another folder, so every video is checked again")
     done = log.done()
-    left = np.flatnonzero(~done)
+    unchecked = np.flatnonzero(~done)
     if done.any():
         print(f"{int(done.sum()):,} of {len(done):,} videos were checked before")
-    workers = min(options.workers or available_cores(), len(left))
-    paths = ((place, listed.root / listed.videos[place]) for place in map(int, left))
+    workers = min(options.workers or available_cores(), len(unchecked))
+    paths = ((index, listed.root / listed.videos[index]) for index in map(int, unchecked))
     bar = tqdm(total=len(done), initial=int(done.sum()), desc="check", unit="video", disable=options.quiet)
     flushed = time.monotonic()
     with bar, log.writer() as file:
-        for place, checked in check_videos(paths, workers, options.seconds_per_video) if len(left) else ():
-            log.write(file, place, checked)
+        for index, checked in check_videos(paths, workers, options.seconds_per_video) if len(unchecked) else ():
+            log.write(file, index, checked)
             if time.monotonic() - flushed > SECONDS_BETWEEN_FLUSHES:
                 file.flush()
                 flushed = time.monotonic()
@@ -198,7 +197,7 @@ def check(listed: Listed, out: Path, options: Prepare) -> dict[str, CheckedVideo
 
 
 def _verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int, out: Path) -> dict[str, Any]:
-    """Prints what the check found; the counts."""
+    """Print and return the results of the check."""
     bad = {video: checked for video, checked in problems.items() if checked.is_bad(num_frames)}
     salvaged = len(problems) - len(bad)
     print(
@@ -214,11 +213,11 @@ def _verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int
 
 
 def _listed(data: DataConfig, missing: Missing, progress: bool) -> Listed:
-    """What the data's split file or folders list; a folder of nothing but videos is taken as it is."""
+    """Return the videos of the split file or folders. A folder without class folders has no catalog."""
     if data.split_file is None and data.generate == "no" and data.root.is_dir() and not subfolders(data.root):
-        videos = PackedNames(videos_in(data.root))
+        videos = tuple(videos_in(data.root))
         if len(videos):
-            print(f"{len(videos):,} videos in {data.root}, which has no class folders: they are checked, no more")
+            print(f"{len(videos):,} videos in {data.root}, without class folders: they are only checked")
             return Listed(data.root, videos, None)
     catalog = list_catalog(data, progress, lambda *row: missing.append(row))
     return Listed(data.root, catalog.videos, catalog)
@@ -231,34 +230,35 @@ def _check_options(options: Prepare) -> None:
         wrong.append(f"--seconds-per-video {options.seconds_per_video:g}")
     if wrong:
         raise DmgalError(
-            "Data cannot be prepared like this.",
+            "These options are out of range.",
             received=", ".join(wrong),
             expected="at least 1 worker and 1 frame, and more than 0 seconds for a video",
-            remedy="give another number, or leave it out",
+            remedy="Correct the number, or remove the option.",
         )
 
 
 def _data(options: Prepare) -> DataConfig:
-    """Where the videos are and how clips are taken of them: layers, and what the command line says of the places.
-
-    Below the layers lies what is known of the data set.
-    """
+    """Return the data config from layers and command line, on top of the defaults for the data set."""
     if options.root is None and not options.layers:
         raise DmgalError(
-            "Nothing says where the videos are.",
+            "The location of the videos is missing.",
             received="neither --root nor a layer",
             expected="dmgal prepare --root FOLDER, or a layer such as data/moving_shapes",
-            remedy="see dmgal prepare --help",
+            remedy="See dmgal prepare --help.",
         )
     if options.dataset is not None and options.split_file is not None:
         raise DmgalError(
-            "There can be one split only.",
+            "Only one split can be used.",
             received=f"--dataset {options.dataset} and --split-file {options.split_file}",
             expected="one of the two",
-            remedy="leave one out",
+            remedy="Remove one of them.",
         )
-    below = [read_layer(f"data/{options.dataset}")] if options.dataset else [] if options.layers else [OWN_DATA]
-    data = from_mapping(Recipe, merged([*below, *map(read_layer, options.layers)])).data
+    base: list[Any] = []
+    if options.dataset:
+        base = [read_layer(f"data/{options.dataset}")]
+    elif not options.layers:
+        base = [OWN_DATA]
+    data = from_mapping(Recipe, merged([*base, *map(read_layer, options.layers)])).data
     return replace(
         data,
         root=options.root or data.root,
@@ -268,7 +268,7 @@ def _data(options: Prepare) -> DataConfig:
 
 
 def _write_layer(data: DataConfig, listed: Listed, out: Path, with_report: bool) -> None:
-    """A layer that says all that there is to say of the data; paths are whole, so that it works from any folder."""
+    """Write data.yaml, a layer with all data settings. Its paths are absolute, so that it works from any folder."""
     layer: dict[str, Any] = {"name": data.name} if data.name else {}
     layer |= {"root": str(listed.root.resolve()), "generate": "no"}
     if listed.split is not None:
@@ -276,12 +276,12 @@ def _write_layer(data: DataConfig, listed: Listed, out: Path, with_report: bool)
     if with_report:
         layer["report"] = str((out / REPORT).resolve())
     layer |= {key: to_mapping(getattr(data, key)) for key in TRANSFORMS}
-    head = "# Written by dmgal prepare: a layer for dmgal train that says where the data is and how clips are taken.\n"
+    head = "# Written by dmgal prepare: a layer for dmgal train with the data's location and the sampling of clips.\n"
     write_text(out / "data.yaml", head + yaml.safe_dump({"data": layer}, sort_keys=False))
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Prepare the data of a command line."""
+    """Prepare the data named on the command line."""
     options = tyro.cli(
         Prepare,
         prog="dmgal prepare",

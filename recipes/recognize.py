@@ -1,16 +1,14 @@
-"""Recognizes clips, folders of clips or long videos by a gallery that 'dmgal enroll' has made with the same run.
+"""Recognition of clips and long videos with a gallery that 'dmgal enroll' made with the same run.
 
     dmgal recognize runs/mine gallery.safetensors clip.mp4
     dmgal recognize runs/mine gallery.safetensors FOLDER --json
     dmgal recognize runs/mine gallery.safetensors long.mp4 --window 4 --stride 2
 
-A clip is compared with every class of the gallery: its scores are the softmax of the logits, and the margin is the best
-logit less the second best. A clip whose best logit lies below the gallery's threshold is called unknown; what the
-threshold rests on is said. With --window a video is cut into overlapping windows, each recognized as a clip; the
-segments tell what the best fitting window over each moment shows; frames are decoded once and only a few windows are
-held, however long the video is.
-Of clips in folders that are named as classes of the gallery the share of right answers is told, too; clips that are
-enrolled themselves do not count.
+A clip is compared with every class of the gallery. Its scores are the softmax of the logits, and the margin is the best
+logit minus the second best. A clip is unknown if its best logit is below the gallery's threshold. With --window a video
+is cut into overlapping windows, each recognized as a clip. A segment shows the class of the best window at each moment.
+Frames are decoded once, and memory does not grow with the length of the video. If folders of clips are named after
+classes of the gallery, the accuracy is printed too. Enrolled clips do not count.
 """
 
 from __future__ import annotations
@@ -49,34 +47,34 @@ class Recognize:
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """Folder of the run that the gallery was made with."""
     gallery: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GALLERY")]]
-    """A file that dmgal enroll wrote."""
+    """Gallery file, written by dmgal enroll."""
     videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CLIP")]]
-    """Clips, or folders with clips in them or below them."""
+    """Clips, or folders with clips at any depth."""
     window: float | None = None
-    """Look for actions in long videos, in windows of this many seconds; None: each video is one clip."""
+    """Find actions in long videos, in windows of this many seconds. None: each video is one clip."""
     stride: float | None = None
-    """Seconds from one window to the next; None: half a window."""
+    """Seconds from one window to the next. None: half a window."""
     fps: float | None = None
-    """Frames per second of a folder or zip file of frames; used with --window."""
+    """Frames per second of a folder or zip file of frames, with --window."""
     shortlist: int | None = None
-    """As of dmgal enroll; None: as the gallery was made with. 0: the whole gallery."""
+    """Number of preselected classes to compare with, see dmgal enroll. 0: all. None: as in the gallery."""
     unknown: bool = True
-    """Call clips below the threshold unknown; --no-unknown always names a class."""
+    """Call clips below the threshold unknown. --no-unknown always names a class."""
     top: int = 5
-    """Classes shown of a single clip."""
+    """Number of classes to print for a single clip."""
     json: bool = False
-    """Print JSON: all classes and scores."""
+    """Print all classes and scores as JSON."""
     on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--data.on-bad-video"])] = "error"
-    """A clip that cannot be read: stop, or go on without it and say so."""
+    """What to do if a clip cannot be read. error: stop. skip: continue without it and report it."""
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 def find_videos(paths: tuple[Path, ...]) -> list[Path]:
-    """The clips given, and those in and below the folders given, in natural order.
+    """Return the clips in ``paths``, and all clips below its folders, in natural order.
 
     Raises:
-        DmgalError: nothing there, or a folder without a clip.
+        DmgalError: there is no path, or a folder without a clip.
     """
     found: list[Path] = []
     for path in paths:
@@ -87,7 +85,7 @@ def find_videos(paths: tuple[Path, ...]) -> list[Path]:
                 "There is no clip to recognize.",
                 received=f"{printable(str(path))}, a folder without one",
                 expected=f"files ({' '.join(VIDEO_EXTENSIONS)}) or folders of jpg or png frames",
-                remedy="mend the path",
+                remedy="Correct the path.",
             )
         found += clips
     if not found:
@@ -95,7 +93,7 @@ def find_videos(paths: tuple[Path, ...]) -> list[Path]:
             "There is no clip to recognize.",
             received="no path",
             expected="clips or folders of clips",
-            remedy="dmgal recognize RUN GALLERY CLIP ...",
+            remedy="Run dmgal recognize RUN GALLERY CLIP ...",
         )
     return found
 
@@ -109,20 +107,20 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def run(options: Recognize) -> dict[str, Any]:
-    """Recognizes and prints; returns what ``--json`` prints.
+    """Recognize the videos and print the results. Return the content of ``--json``.
 
     Raises:
-        DmgalError: a run, gallery or video that cannot be used.
+        DmgalError: the run, the gallery or a video cannot be used.
     """
     plan = None
     if options.window is not None:
         plan = WindowPlan(options.window, options.window / 2 if options.stride is None else options.stride)
     elif options.stride is not None or options.fps is not None:
         raise DmgalError(
-            "These options belong to windows of a long video.",
+            "These options require windows of a long video.",
             received="--stride or --fps without --window",
-            expected="--window SECONDS beside them",
-            remedy="pass --window, or leave them out",
+            expected="--window SECONDS together with them",
+            remedy="Pass --window, or remove them.",
         )
     paths = find_videos(options.videos)
     gallery = load_gallery(options.gallery)
@@ -157,9 +155,9 @@ def _recognized(
         except VideoError as error:
             if options.on_bad_video == "error":
                 raise
-            reason = str(error).partition("received: ")[2].partition("\n")[0]
+            reason = error.received or str(error)
             bad.append({"video": printable(str(path)), "reason": printable(reason)})
-            tqdm.write(f"bad video: {printable(str(path))}: {printable(reason)}; it is left out", file=sys.stderr)
+            tqdm.write(f"bad video: {printable(str(path))}: {printable(reason)}; skipped", file=sys.stderr)
     return results, bad
 
 
@@ -167,12 +165,12 @@ def _gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
     gallery, rejection = ready.gallery, ready.gallery.rejection
     assert rejection is not None
     names = [printable(name) for name in gallery.class_names]
-    told = {name: value for name, value in vars(rejection).items() if name != "shortlist"} | {"score": "best logit"}
+    details = {name: value for name, value in vars(rejection).items() if name != "shortlist"} | {"score": "best logit"}
     return {
         "classes": names,
         "clips_per_class": list(gallery.shots),
         "shortlist": ready.task.shortlist,
-        "rejection": told if ready.threshold is not None else None,
+        "rejection": details if ready.threshold is not None else None,
     }
 
 
@@ -185,15 +183,15 @@ def _as_json(gallery: Gallery, one: Recognized) -> dict[str, Any]:
 
 
 def _accuracy(gallery: Gallery, results: list[Recognized]) -> dict[str, Any] | None:
-    """Of clips in folders that have the name of a class and that are not enrolled; None where there are none."""
+    """Return the accuracy on clips in folders named after classes, without enrolled clips. None if there are none."""
     named = [one for one in results if one.clip is not None and one.folder in gallery.class_names]
-    told = [one for one in named if content_hash(one.path) not in gallery.contents]
-    if not told:
+    counted = [one for one in named if content_hash(one.path) not in gallery.contents]
+    if not counted:
         return None
-    right = sum(one.clip is not None and gallery.class_names[one.clip.label] == one.folder for one in told)
-    unknown = sum(one.clip is not None and not one.clip.known for one in told)
-    counts = {"clips": len(told), "right": right, "called_unknown": unknown, "enrolled": len(named) - len(told)}
-    return {"percent": 100 * right / len(told), **counts}
+    right = sum(one.clip is not None and gallery.class_names[one.clip.label] == one.folder for one in counted)
+    unknown = sum(one.clip is not None and not one.clip.known for one in counted)
+    counts = {"clips": len(counted), "right": right, "called_unknown": unknown, "enrolled": len(named) - len(counted)}
+    return {"percent": 100 * right / len(counted), **counts}
 
 
 def _print(ready: ClipRecognizer, results: list[Recognized], report: dict[str, Any], options: Recognize) -> None:
@@ -205,7 +203,7 @@ def _print(ready: ClipRecognizer, results: list[Recognized], report: dict[str, A
         if one.clip is None:
             print_timeline(printable(str(one.path)), one.segments, names)
             if one.damage:
-                print(f"  only this much of it could be used: {printable(one.damage)}")
+                print(f"  only part of it could be used: {printable(one.damage)}")
     accuracy = report.get("accuracy")
     if accuracy and len(results) > 1:
         enrolled = f"; {accuracy['enrolled']} enrolled clips not counted" if accuracy["enrolled"] else ""
@@ -221,7 +219,7 @@ def _print(ready: ClipRecognizer, results: list[Recognized], report: dict[str, A
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Recognize the videos of a command line."""
+    """Recognize the videos named on the command line."""
     run(
         tyro.cli(
             Recognize,

@@ -1,4 +1,4 @@
-"""The comparison as one web page: a chart of accuracy against trained parameters, and the table. Nothing is loaded."""
+"""Self-contained web page of a comparison: a chart of accuracy against trained parameters, and the table."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ p, figcaption {{ color: var(--soft); max-width: 45rem; }}
 
 
 def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, more: str = "") -> str:
-    """A whole HTML page; ``more`` is HTML that stands at its end."""
+    """Return a complete HTML page. ``more`` is HTML for its end."""
     return PAGE.format(
         title=escape(title),
         summary=escape(summary),
@@ -67,17 +67,17 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, more: str
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The table of ``recipes/table.py`` in HTML."""
+    """Return the table of ``recipes/table.py`` as HTML."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
     body = "".join(
-        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells(row, place == 0)) + "</tr>"
-        for place, row in enumerate(rows)
+        "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells(row, index == 0)) + "</tr>"
+        for index, row in enumerate(rows)
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def chart(rows: Sequence[Row]) -> str:
-    """Inline SVG: a mark and its interval for every row."""
+    """Return inline SVG with a mark and an interval per row."""
     scale = _Scale(rows)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="accuracy against trained parameters">']
     for percent in range(scale.lowest, scale.highest + 1, scale.step):
@@ -98,7 +98,7 @@ def _note(x: float, y: float, text: str) -> str:
 
 
 def _mark(row: Row, scale: _Scale, taken: list[_Box]) -> str:
-    """A point, its interval and its label, the label where it covers no other one."""
+    """Return a point with its interval and a label, placed so that it covers no earlier label if possible."""
     estimate = row.evaluations["accuracy"].accuracy
     x, y = scale.x(row.trained_parameters), scale.y(estimate.mean)
     low, high = scale.y(estimate.mean - estimate.half_width), scale.y(estimate.mean + estimate.half_width)
@@ -115,7 +115,7 @@ def _mark(row: Row, scale: _Scale, taken: list[_Box]) -> str:
 
 @dataclass(frozen=True)
 class _Box:
-    """Where a label stands."""
+    """Bounding box of a label."""
 
     left: float
     bottom: float
@@ -127,7 +127,7 @@ class _Box:
 
 
 def _places(x: float, y: float, label: str) -> Iterator[_Box]:
-    """Right and left of a point, level with it and further and further off, inside the picture."""
+    """Yield label boxes inside the picture, right and left of a point, at growing vertical distance."""
     width = LETTER_WIDTH * len(label)
     for shift in (4, -12, 20, -28, 36):
         for left in (x + 10, x - 10 - width):
@@ -136,7 +136,7 @@ def _places(x: float, y: float, label: str) -> Iterator[_Box]:
 
 
 class _Scale:
-    """From parameters and percent to places in the picture."""
+    """Conversion of parameters and percent to coordinates of the chart."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         means = [row.evaluations["accuracy"].accuracy.mean for row in rows]

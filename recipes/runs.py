@@ -1,16 +1,17 @@
-"""A run folder: the resolved recipe, where and with what it ran, its log, its weights and results.
+"""A run folder: the resolved recipe, its environment, log, weights and results.
 
-    recipe.yaml          everything that shapes the run, complete
-    paths.yaml           the recipe's absolute paths, of this machine only
-    split.csv            classes and videos of each split, where the data has no split file
+    recipe.yaml          all settings of the run
+    paths.yaml           the recipe's absolute paths on this machine
+    split.csv            classes and videos of each split if the data has no split file
     environment.json     command, versions, git revision, hardware, the run's id for trackers
     log.jsonl            one line per step and per validation
-    checkpoints/         to resume from, the newest ones
-    adapter/             the best adapter, as PEFT saves it; in it weights.safetensors: all else that was trained
+    checkpoints/         the newest states to resume from
+    adapter/             the best adapter in PEFT's format, and weights.safetensors with all other trained weights
     weights.safetensors  the best weights of a run without an adapter
     results/             evaluations
 
-It is written before the first step. Files are written under another name and renamed, so a killed run leaves none half.
+The folder is written before the first step. Files are written under a temporary name and renamed, so a killed run
+leaves no incomplete files.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
 MOST_CHANGES = 20
-"""That a message names."""
+"""Maximum number of changes listed in an error message."""
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
 
 
 class Run:
-    """A run folder; nothing is created before ``start``."""
+    """A run folder. Nothing is created before ``start``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -66,31 +67,31 @@ class Run:
 
     @property
     def split(self) -> Path:
-        """The split of the classes, where the data has no split file."""
+        """Path of the class split, written if the data has no split file."""
         return self.folder / SAVED_SPLIT
 
     @property
     def weights(self) -> Path:
-        """The best of everything trained that is not the adapter's, whether it exists or not."""
+        """Path of the best trained weights outside the adapter, which may not exist."""
         alone, beside = self.folder / "weights.safetensors", self.adapter / "weights.safetensors"
         return beside if beside.exists() or (self.adapter.exists() and not alone.exists()) else alone
 
     def start(
         self, recipe: Recipe, resume: bool, accept_changes: bool = False, catalog: VideoCatalog | None = None
     ) -> dict[str, tuple[Any, Any]]:
-        """Makes the folder and writes what is known beforehand.
+        """Create the folder and write recipe, paths, split and environment.
 
         Args:
-            recipe: of the run, complete.
-            resume: go on with the run in the folder, if there is one.
-            accept_changes: go on though the folder's recipe or split is another, and write down the new one.
-            catalog: whose split to keep, and to compare; None where the data has a split file.
+            recipe: the complete recipe of the run.
+            resume: continue the run in the folder if there is one.
+            accept_changes: continue although the recipe or the split differs, and save the new one.
+            catalog: the split to save and to compare. None if the data has a split file.
 
         Returns:
-            What was accepted: values before and now, by the recipe's key; the split of a class by ``split.CLASS``.
+            The accepted changes: old and new value by the recipe's key. The split of a class is ``split.CLASS``.
 
         Raises:
-            DmgalError: the folder holds a run that was not asked to be resumed, or one of another recipe; or it cannot
+            DmgalError: the folder holds a run and ``resume`` is off, its recipe or split differs, or the folder cannot
                 be written.
         """
         changes: dict[str, tuple[Any, Any]] = {}
@@ -100,12 +101,12 @@ class Run:
                     "This folder already holds a run.",
                     received=str(self.folder),
                     expected="a folder that does not exist yet",
-                    remedy="pass --resume to continue the run, or another --out",
+                    remedy="Pass --resume to continue the run, or another --out.",
                 )
             changes = _differences(to_mapping(self.recipe()), to_mapping(recipe))
-            before = read_split(self.split) if catalog is not None else {}
-            if before and catalog is not None:
-                changes |= _differences({"split": before}, {"split": split_of(catalog)})
+            saved_split = read_split(self.split) if catalog is not None else {}
+            if saved_split and catalog is not None:
+                changes |= _differences({"split": saved_split}, {"split": split_of(catalog)})
             if not changes:
                 return changes
             if not accept_changes:
@@ -116,7 +117,7 @@ class Run:
                 catalog.to_csv(self.split)
             shared, paths = set_apart(to_mapping(recipe))
             if not changes:
-                known = {**environment(), "tracker_id": secrets.token_hex(4)}  # not of the seed: runs share that
+                known = {**environment(), "tracker_id": secrets.token_hex(4)}  # random, because runs share seeds
                 write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
             if paths:
                 write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
@@ -126,71 +127,73 @@ class Run:
         return changes
 
     def tracker_id(self) -> str | None:
-        """Drawn when the run began, so that trackers tell it from others in folders of the same name."""
+        """Return the random id of the run, by which trackers distinguish folders of the same name."""
         path = self.folder / "environment.json"
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return found.get("tracker_id")  # type: ignore[no-any-return]
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return saved.get("tracker_id")  # type: ignore[no-any-return]
 
     def recipe(self) -> Recipe:
+        """Return the saved recipe with this machine's paths."""
         path, paths = self.folder / "recipe.yaml", self.folder / "paths.yaml"
         if not path.is_file():
             raise DmgalError(
                 "This folder holds no run.",
                 received=str(self.folder),
                 expected="a folder with a recipe.yaml, as dmgal train writes it",
-                remedy="give a run's folder",
+                remedy="Pass the folder of a run.",
             )
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        apart = (yaml.safe_load(paths.read_text(encoding="utf-8")) if paths.is_file() else None) or {}
-        return from_mapping(Recipe, put_back(tree, apart))
+        absolute_paths = (yaml.safe_load(paths.read_text(encoding="utf-8")) if paths.is_file() else None) or {}
+        return from_mapping(Recipe, put_back(tree, absolute_paths))
 
     def check_complete(self, recipe: Recipe) -> None:
-        """Refuses a run that has not yet saved what its recipe trains."""
-        wanted = [self.adapter] if recipe.adapter is not None else [self.weights]
-        missing = [path.name for path in wanted if not path.exists()]
+        """Raise a DmgalError if the run has not yet saved the weights that its recipe trains."""
+        required = [self.adapter] if recipe.adapter is not None else [self.weights]
+        missing = [path.name for path in required if not path.exists()]
         if recipe.train.steps and missing:
             raise DmgalError(
                 "This run has no trained weights yet.",
                 received=f"{self.folder} without {', '.join(missing)}",
-                expected="a run that has come to its first validation",
-                remedy="let it go on with dmgal train ... --resume",
+                expected="a run that has reached its first validation",
+                remedy="Continue it with dmgal train ... --resume.",
             )
 
     def rewind_log(self, step: int, validated: int) -> list[dict[str, Any]]:
-        """Forgets what was logged after a checkpoint, and a line that a kill left half; returns what is left.
+        """Remove log entries after a checkpoint and incomplete lines, and return the remaining entries.
 
-        A validation of the checkpoint's own step counts only where it is ``validated``, the last one that was saved.
+        A validation remains only up to step ``validated``, the last validation that the checkpoint includes.
         """
         path = self.folder / "log.jsonl"
-        kept = [
+        entries = [
             entry
-            for entry in _whole_lines(path)
+            for entry in _complete_entries(path)
             if entry.get("step", 0) <= (validated if "validation_accuracy" in entry else step)
         ]
-        write_text(path, "".join(json.dumps(entry) + "\n" for entry in kept))
-        return kept
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        return entries
 
     def log(self, **entry: Any) -> None:
-        """One line more, with what is given."""
+        """Append one entry to the log."""
         with writing(self.folder), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
     def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
+        """Write a result as JSON and return its path."""
         path = self.folder / "results" / f"{name}.json"
-        with writing(self.folder, "the result stands above; make room, or copy the run to where it may be written"):
+        with writing(self.folder, "Make room, or copy the run to a writable disk. The result is printed above."):
             path.parent.mkdir(exist_ok=True)
             write_text(path, json_text(result))
         return path
 
     def trained_bytes(self) -> int:
-        """Size of what was trained, as saved."""
+        """Return the size of the saved trained weights."""
         files = [self.adapter / "adapter_model.safetensors", self.weights]
         return sum(path.stat().st_size for path in files if path.exists())
 
     def training_cost(self) -> dict[str, float | None]:
-        """Median seconds of a training step and the peak memory of the training process, from the log."""
+        """Return the median seconds per training step and the peak memory of the training process, from the log."""
         path = self.folder / "log.jsonl"
-        entries = _whole_lines(path)
+        entries = _complete_entries(path)
         times = [entry["seconds"] for entry in entries if "seconds" in entry]
         peaks = [entry["peak_memory_mb"] for entry in entries if "peak_memory_mb" in entry]
         steps = [later - earlier for earlier, later in itertools.pairwise(times) if later > earlier]
@@ -201,10 +204,10 @@ class Run:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Values of two recipes where they differ, by dotted key."""
-    one, other = dict(flat(before)), dict(flat(now))
-    keys = sorted({*one, *other})
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+    """Return the old and new values that differ, by dotted key."""
+    old, new = dict(flat(before)), dict(flat(now))
+    keys = sorted({*old, *new})
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
@@ -212,41 +215,41 @@ def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
     expected = [f"{key}={before!r}" for key, (before, _) in changes.items()]
     more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
     return DmgalError(
-        "This run was made by another recipe, or of other classes.",
+        "This run was started with another recipe or other classes.",
         received=", ".join(received[:MOST_CHANGES]) + more,
         expected=", ".join(expected[:MOST_CHANGES]) + more,
-        remedy="resume with the run's own recipe, pass --accept-changes to go on with this one, or give another --out",
+        remedy="Resume with the run's own recipe, pass --accept-changes to use the new one, or pass another --out.",
     )
 
 
 @contextmanager
 def writing(
-    folder: Path, remedy: str = "make room or give another --out; --resume goes on from the last checkpoint"
+    folder: Path, remedy: str = "Make room or pass another --out. --resume continues from the last checkpoint."
 ) -> Iterator[None]:
-    """Turns what a file system says against writing into a DmgalError."""
+    """Convert an OSError while writing into a DmgalError."""
     try:
         yield
     except OSError as error:
         raise DmgalError(
             "This run folder cannot be written.",
             received=f"{folder}: {error.strerror or error}",
-            expected="a folder on a disk that has room and may be written",
+            expected="a writable folder on a disk with free space",
             remedy=remedy,
         ) from error
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
+def _complete_entries(path: Path) -> list[dict[str, Any]]:
     entries = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             entries.append(json.loads(line))
         except json.JSONDecodeError:
-            continue  # half a line, from a kill
+            continue  # incomplete line of a killed run
     return entries
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to judge or repeat a run; no paths, no names of people or machines."""
+    """Return command, versions and hardware, to judge or repeat a run. No paths or names of people or machines."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [re.sub(r"(^|=)/(\S*/)?", r"\1", word) for word in sys.argv],
@@ -262,7 +265,10 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """The most memory this process has held: on the GPU where there is one, else resident in RAM; 0 on Windows."""
+    """Return the peak memory of this process: allocated on the GPU if there is one, else resident in RAM.
+
+    Return 0 on Windows without a GPU.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     if resource is None:
@@ -272,7 +278,7 @@ def peak_memory_mb() -> float:
 
 
 def json_text(result: Mapping[str, Any]) -> str:
-    """Numbers as a file; those that JSON has not, the interval of a single episode say, are null."""
+    """Return a result as JSON text. Numbers that are not finite, e.g. the interval of one episode, become null."""
     return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
 
 
@@ -285,37 +291,37 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Write a text file atomically."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes safetensors whole or not at all."""
+    """Write a safetensors file atomically."""
     partial = path.with_name(f".{path.name}.partial")
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    except SafetensorError as error:  # what the system said is in its text
+    except SafetensorError as error:  # it wraps the message of the system error
         raise OSError(str(error)) from error
     partial.replace(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads safetensors onto the CPU; DmgalError where the file is damaged."""
+    """Read a safetensors file onto the CPU. Raise a DmgalError if it is damaged."""
     try:
         return load_file(path)
     except SafetensorError as error:
         raise DmgalError(
             "Saved weights cannot be read.",
             received=f"{path}: {error}",
-            expected="a whole safetensors file",
-            remedy="copy the run again, or train it again",
+            expected="an intact safetensors file",
+            remedy="Copy or train the run again.",
         ) from error
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The values of nested mappings by dotted key."""
+    """Return the values of nested mappings by dotted key."""
     pairs: list[tuple[str, Any]] = []
     for key, value in tree.items():
         pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]

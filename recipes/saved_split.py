@@ -1,6 +1,6 @@
-"""A split that no file names is drawn once, by the seed, and a run keeps it in split.csv.
+"""Class splits drawn by the seed, and saved in the split.csv of a run.
 
-Drawn again with one class more, it would be another one: classes of the test might have been trained on.
+A split drawn again after a class was added would differ, and test classes could then be among the trained ones.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SAVED_SPLIT = "split.csv"
 
 
 def has_split_file(data: DataConfig) -> bool:
-    """Whether a file of its own says what the split is, also later; lists may leave it open."""
+    """Return True if the data itself fixes the split. Lists may leave it open."""
     if data.generate != "no":
         return True
     if data.split_file is None or data.list_format is not None:
@@ -27,19 +27,19 @@ def has_split_file(data: DataConfig) -> bool:
 
 
 def read_split(path: Path) -> dict[str, str]:
-    """The split of every class, by its name; empty where there is no such file."""
+    """Return the split of every class by name, or an empty dict if there is no such file."""
     return {name: split for split, name, _, _ in read_rows(path)} if path.is_file() else {}
 
 
 def split_of(catalog: VideoCatalog) -> dict[str, str]:
-    """The split of every class of a catalog, by its name."""
+    """Return the split of every class of a catalog by name."""
     return dict(zip(catalog.class_names, catalog.class_splits or (), strict=True))
 
 
 def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> VideoCatalog:
-    """A catalog without a split gets that of a run, and loses the classes that the run did not know, which is told.
+    """Return the catalog with the saved split of a run, without classes unknown to the run, which are reported.
 
-    Where there is no such file, or these are all other classes, the split is drawn.
+    Draw the split if there is no such file, or if it has none of the classes.
     """
     saved = read_split(path) if path is not None else {}
     new = [name for name in catalog.class_names if name not in saved]

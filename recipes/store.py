@@ -1,14 +1,13 @@
-"""Decodes the videos of a data set once, so that training and evaluation need not: a store of frames.
+"""Store of decoded frames: videos are decoded once, before training and evaluation.
 
     dmgal store method/dmgal_adapter prepared/data.yaml --out STORE
     dmgal store data/ssv2_small --data.root /path/to/ssv2_small --out STORE --size 224
     dmgal train method/dmgal_adapter prepared/data.yaml --data.store STORE
 
-Validation and test videos are kept as their fixed clips, uint8, byte for byte what decoding gives. Training videos are
-kept as JPEGs, all frames, the short side at most 256 pixels: close to the video's own, not equal, so a run that trains
-from a store differs a little from one that decodes. Interrupted, by Ctrl-C, a kill or a full disk, it goes on from
-there when it is called again. A store that does not fit a run, or whose videos have changed, is refused, and what
-differs is named.
+Validation and test videos are stored as their fixed uint8 clips, byte-identical to decoding. Training videos are stored
+as JPEGs of all frames, with a short side of at most 256 pixels. They differ slightly from the decoded frames, so
+training from a store differs slightly from training from videos. After an interruption, a kill or a full disk, the same
+command resumes. A store that does not fit a run, or whose videos have changed, is refused with the differences.
 """
 
 from __future__ import annotations
@@ -35,19 +34,19 @@ class Store:
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     out: Path | None = None
-    """Folder of the store, made where absent; None: the recipe's data.store."""
+    """Folder of the store, created if absent. None: the recipe's data.store."""
     size: int | None = None
-    """Height and width of the backbone's images; None: ask the recipe's backbone, which is loaded for it."""
+    """Height and width of the backbone's images. None: load the recipe's backbone to find out."""
     short_side: int = 256
-    """Of training frames, at most, pixels."""
+    """Maximum short side of training frames, in pixels."""
     quality: int = 90
-    """Of training frames as JPEGs, from 1 to 95."""
+    """JPEG quality of training frames, from 1 to 95."""
     workers: int | None = None
-    """Processes that decode; None: one per core."""
+    """Number of decoding processes. None: one per core."""
     check: bool = False
-    """Read everything that is stored, and make anew what is damaged."""
+    """Read all stored data, and rebuild what is damaged."""
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 def build_from_recipe(
@@ -60,7 +59,7 @@ def build_from_recipe(
     check: bool = False,
     progress: bool = True,
 ) -> tuple[PartReport, ...]:
-    """The store that runs of a recipe read; ``size`` None asks the recipe's backbone for that of its images."""
+    """Build the store for runs of a recipe. ``size`` None means the image size of the recipe's backbone."""
     if size is None:
         encoder = make_encoder(load_backbone(recipe.backbone.name), recipe.backbone.pooling)
         size = encoder.image_size[0]
@@ -70,7 +69,7 @@ def build_from_recipe(
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Build the store of a command line."""
+    """Build the store named on the command line."""
     options, _ = parse(argv, prog="dmgal store", description=as_description(__doc__), wrapper=Store)
     recipe: Recipe = options.recipe
     folder = options.out or recipe.data.store
@@ -79,7 +78,7 @@ def main(argv: list[str] | None = None) -> int | None:
             "A store needs a folder.",
             received="neither --out nor data.store",
             expected="a folder that does not exist yet, or that holds the store",
-            remedy="pass --out FOLDER, then --data.store FOLDER to dmgal train and dmgal evaluate",
+            remedy="To build it, pass --out FOLDER, then --data.store FOLDER to dmgal train and dmgal evaluate.",
         )
     with resumable():
         catalog = build_catalog(recipe.data, progress=not options.quiet)

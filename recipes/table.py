@@ -1,4 +1,4 @@
-"""The comparison as a person reads it: one row per method, as text for a terminal."""
+"""Text table of a comparison, one row per method."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Row:
     name: str
     evaluations: Mapping[str, Evaluation]
     difference: Estimate
-    """Of the accuracy to the first row, in points."""
+    """Difference of the accuracy to the first row, in points."""
     trained_parameters: int
     tower_parameters: int
     saved_bytes: int
     cost: Mapping[str, float | None] = field(default_factory=dict)
-    """``seconds_per_step`` and ``peak_memory_mb`` of the training, where it was logged."""
+    """``seconds_per_step`` and ``peak_memory_mb`` of the training, if logged."""
 
     @property
     def share(self) -> float:
@@ -43,7 +43,7 @@ HEADINGS = (
 
 
 def cells(row: Row, is_first: bool) -> list[str]:
-    """The row's texts, in the order of ``HEADINGS``."""
+    """Return the row's texts in the order of ``HEADINGS``."""
 
     def accuracy(name: str) -> str:
         return str(row.evaluations[name].accuracy) if name in row.evaluations else "-"
@@ -64,8 +64,8 @@ def cells(row: Row, is_first: bool) -> list[str]:
 
 
 def as_text(rows: Sequence[Row]) -> str:
-    """Aligned columns, headed; accuracies with 95 % intervals over episodes."""
-    lines = [list(HEADINGS), *(cells(row, place == 0) for place, row in enumerate(rows))]
+    """Return aligned columns with headings. Accuracies have 95 % intervals over episodes."""
+    lines = [list(HEADINGS), *(cells(row, index == 0) for index, row in enumerate(rows))]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     padded = [
         "  ".join(

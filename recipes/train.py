@@ -1,12 +1,12 @@
-"""Trains a recognizer on episodes of the base classes, selects on the validation classes, never looks at the test.
+"""Training on episodes of the base classes, with model selection on the validation classes only.
 
     dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --out runs/mine
     accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
     torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes --train.tasks-per-step 2
 
-What a recipe's layers leave open has a default; flags win over layers. A run that was stopped or killed goes on with
---resume, on CPUs to the same bits. SIGTERM and SIGUSR1 to the training process save within a step and end it with exit
-code 75: start the same command again with --resume. (torchrun and accelerate launch make a code of their own of it.)
+Flags override layers, and layers override defaults. --resume continues a stopped or killed run, bit-identical on CPUs.
+After SIGTERM or SIGUSR1 the training process saves a checkpoint within a step and exits with code 75. Run the same
+command again with --resume. torchrun and accelerate launch replace this exit code by their own.
 """
 
 from __future__ import annotations
@@ -43,19 +43,19 @@ LAUNCH = Path(__file__).parent / "configs" / "launch"
 
 @dataclass(frozen=True)
 class Train:
-    """Options of the command, beside the recipe."""
+    """Options of the command in addition to the recipe."""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     out: Path | None = None
-    """Run folder; None: runs/ and the names of the layers."""
+    """Run folder. None: runs/ and the names of the layers."""
     resume: bool = False
-    """Continue the run in the folder, if there is one."""
+    """Continue the run in the folder if there is one."""
     accept_changes: bool = False
-    """With --resume: go on though the recipe, or the split of the classes, is not the one that the run began with."""
+    """With --resume: continue although the recipe or the class split differs from that of the run."""
     list: bool = False
-    """Print the bundled layers, and where the launch files are, and stop."""
+    """Print the bundled layers and the folder of the launch files, and exit."""
     quiet: bool = False
-    """No progress bars."""
+    """Hide progress bars."""
 
 
 def run(
@@ -70,24 +70,24 @@ def run(
     quiet: bool = False,
     trackers: Sequence[Any] = (),
 ) -> Run:
-    """Trains by a recipe into a run folder.
+    """Train by a recipe into a run folder.
 
     Args:
-        recipe: everything that shapes the run.
+        recipe: all settings of the run.
         out: the run folder.
-        backbone, head, catalog: take the place of what the recipe names.
-        resume: go on with the run in the folder, if there is one.
-        accept_changes: go on though that run's recipe, or its split of the classes, is another.
-        quiet: no progress bars.
-        trackers: objects of Accelerate's ``GeneralTracker`` that get the log, too.
+        backbone, head, catalog: replace those of the recipe.
+        resume: continue the run in the folder if there is one.
+        accept_changes: continue although that run's recipe or class split differs.
+        quiet: hide progress bars.
+        trackers: instances of Accelerate's ``GeneralTracker`` that also receive the log.
 
     Raises:
-        DmgalError: what was given does not fit together, the folder is in use or cannot be written, or the training
-            comes apart.
+        DmgalError: the arguments do not fit together, the folder is in use or cannot be written, or training
+            diverged.
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
     folder = Run(out)
-    with StopSignal() as stop, ExitStack() as held:
+    with StopSignal() as stop, ExitStack() as locks:
         set_seed(recipe.train.seed)
         check_tracker(recipe)
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
@@ -95,22 +95,22 @@ def run(
             recipe = with_base_classes(recipe, catalog)
         recognizer = build_recognizer(recipe, backbone=backbone, head=head)
         accelerator = make_accelerator(recipe, out, trackers)
-        # depth-wise convolutions leave their gradients in another memory order than DDP's buckets: harmless
+        # harmless: gradients of depth-wise convolutions have another memory layout than DDP's buckets
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # it is told to look for them for the sake of its buckets, see make_accelerator
+        # set on purpose for the sake of DDP's buckets, see make_accelerator
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        # nothing here writes into a block's output, which FSDP fears where an adapter has reshaped it
+        # FSDP warns of in-place writes to reshaped block outputs, which never happen here
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        # a step may be left out, and the scaler of fp16 takes steps by itself; the schedule counts all of them
+        # the schedule also counts skipped steps and those that the fp16 scaler controls
         warnings.filterwarnings("ignore", message=r".*`optimizer\.step\(\)`")
         trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet)
         changes = {}
         if trainer.main:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(out))
-            kept = None if has_split_file(recipe.data) else catalog
-            changes = folder.start(recipe, resume, accept_changes, kept)
+                locks.enter_context(locked(out))
+            split_catalog = None if has_split_file(recipe.data) else catalog
+            changes = folder.start(recipe, resume, accept_changes, split_catalog)
         accelerator.wait_for_everyone()
         warn_of_missing(accelerator)
         warn_of_precision(accelerator, recipe)
@@ -134,11 +134,11 @@ def run(
 
 def _no_memory(error: torch.OutOfMemoryError) -> DmgalError:
     return DmgalError(
-        "The device has no memory left for this training.",
+        "The device is out of memory.",
         received=first_line(error),
-        expected="memory for the tasks of one pass: their videos' activations, beside weights and optimizer",
-        remedy="fewer tasks at a time (--train.tasks-per-pass 1), --train.precision bf16, "
-        "--backbone.checkpoint-blocks, or --train.two-pass auto, which needs least",
+        expected="memory for the activations of one pass, in addition to weights and optimizer state",
+        remedy="Use --train.tasks-per-pass 1, --train.precision bf16, --backbone.checkpoint-blocks, "
+        "or --train.two-pass auto, which needs the least memory.",
     )
 
 
@@ -150,7 +150,7 @@ def _train(trainer: Trainer) -> None:
 
 
 def main(argv: list[str] | None = None) -> int | None:
-    """Train by the recipe of a command line."""
+    """Train by the recipe of the command line."""
     options, names = parse(argv, prog="dmgal train", description=as_description(__doc__), wrapper=Train)
     if options.list:
         print("\n".join(bundled_layers()))

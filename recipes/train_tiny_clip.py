@@ -1,9 +1,9 @@
-"""Trains tiny-clip, the small real CLIP that ships with dmgal, on drawn stills and their captions.
+"""Training of tiny-clip, the small CLIP that ships with dmgal, on drawn stills and their captions.
 
     python -m dmgal.recipes.train_tiny_clip --out my_tiny_clip
 
-It sees no video: what it knows is appearance and place, and nothing of motion. The folder it writes loads through
-open_clip's own factory, ``open_clip.create_model("local-dir:my_tiny_clip")``, tokenizer included.
+It is trained without videos: it learns appearance and position, but no motion. The output folder, including the
+tokenizer, loads through open_clip's own factory, ``open_clip.create_model("local-dir:my_tiny_clip")``.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ HELD_OUT_SEED = 1_000_003
 
 @dataclass(frozen=True)
 class TinyClipRecipe:
-    """How tiny-clip is trained; the bundled weights came from the defaults."""
+    """Training options of tiny-clip. The bundled weights were trained with the defaults."""
 
     out: Path = Path("tiny_clip")
-    """Folder to write."""
+    """Output folder."""
     steps: int = 3000
     batch_size: int = 256
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
     keep: float = 0.85
-    """Probability that a caption tells an attribute."""
+    """Probability that a caption mentions an attribute."""
     seed: int = 0
     held_out_stills: int = 5000
     """Number of new stills on which zero-shot accuracy is measured."""
@@ -55,17 +55,17 @@ class TinyClipRecipe:
 def stills(
     batch_size: int, pixels: int, seed: int, keep: float = 1.0
 ) -> Iterator[tuple[Tensor, list[str], dict[str, Tensor]]]:
-    """Endless batches of images ``(n, 3, pixels, pixels)`` uint8, their captions and the right words."""
+    """Yield endless batches of uint8 images ``(n, 3, pixels, pixels)``, captions and correct words."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        looks, poses = random_appearance(batch_size, generator), captions.random_poses(batch_size, generator)
-        words = captions.describe(looks, poses)
-        images = draw(poses, looks, pixels, generator)[:, 0]
+        appearances, poses = random_appearance(batch_size, generator), captions.random_poses(batch_size, generator)
+        words = captions.describe(appearances, poses)
+        images = draw(poses, appearances, pixels, generator)[:, 0]
         yield images, list(captions.captions(words, generator, keep)), words
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A word-level tokenizer in the transformers format, beside the model."""
+    """Write a word-level tokenizer in the transformers format."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -87,7 +87,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def train(recipe: TinyClipRecipe, model: Any, tokenize: Tokenize, normalize: Normalize) -> list[dict[str, float]]:
-    """Contrastive training; returns the loss over the steps."""
+    """Train contrastively and return the log of losses."""
     from open_clip.loss import ClipLoss
 
     matrices = [p for p in model.parameters() if p.ndim >= 2]
@@ -127,10 +127,10 @@ def _warmup_then_cosine(step: int, recipe: TinyClipRecipe) -> float:
 def zero_shot(
     model: Any, tokenize: Tokenize, normalize: Normalize, seed: int, count: int
 ) -> dict[str, dict[str, float]]:
-    """Accuracy of telling each attribute of new stills, beside chance.
+    """Return the zero-shot accuracy per attribute on new stills, with chance level.
 
-    As CLIP does, a word's prompt is an ensemble: the mean embedding of ``PROMPTS`` captions that hold the word, their
-    other attributes drawn at random.
+    As in CLIP, a word's prompt is an ensemble: the mean embedding of ``PROMPTS`` captions with the word. Their other
+    attributes are random.
     """
     model.eval()
     generator = torch.Generator().manual_seed(seed)
@@ -152,7 +152,7 @@ def zero_shot(
 
 
 def _prompts(attribute: captions.Attribute, model: Any, tokenize: Tokenize, generator: Generator) -> Tensor:
-    """One embedding per word ``(words, D)``, of the same random captions with only this word exchanged."""
+    """Return one embedding per word ``(words, D)``, from the same random captions with this word replaced."""
     words = {
         other.name: torch.randint(len(other.words), (PROMPTS,), generator=generator) for other in captions.ATTRIBUTES
     }
@@ -165,14 +165,14 @@ def _prompts(attribute: captions.Attribute, model: Any, tokenize: Tokenize, gene
 
 
 def normalization(folder: Path) -> Normalize:
-    """From uint8 images to what the model takes."""
+    """Return the function that converts uint8 images to model inputs."""
     config = json.loads((folder / "open_clip_config.json").read_text())["preprocess_cfg"]
     mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
     return lambda images: (images / 255 - mean) / std
 
 
 def run(recipe: TinyClipRecipe) -> dict[str, object]:
-    """Trains, measures and writes the folder; returns what ``training.json`` says."""
+    """Train and evaluate the model and write the folder. Return the content of ``training.json``."""
     import open_clip
     from safetensors.torch import save_file
 
@@ -201,7 +201,7 @@ def run(recipe: TinyClipRecipe) -> dict[str, object]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the recipe of a command line and print what was measured."""
+    """Run the recipe of the command line and print the results."""
     report = run(tyro.cli(TinyClipRecipe, args=argv, description=__doc__))
     print(json.dumps({key: report[key] for key in ("parameters", "zero_shot")}, indent=2))
 

@@ -1,4 +1,4 @@
-"""Every adapter with four frames, and the pairs that are refused."""
+"""Configs of every adapter for four frames, and the unsupported pairs of backbone and adapter."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ ADAPTERS: dict[str, peft.PeftConfig] = {
     "BitFit": BitFitConfig(num_frames=FRAMES),
 }
 REFUSED = {("DINOv3", "AIM"), ("timm EVA", "AIM")}
-"""AIM's temporal pass makes no sense over rotary attention."""
+"""AIM's temporal pass does not support rotary attention."""

@@ -1,4 +1,4 @@
-"""What must hold of every adapter that takes the tokens of whole videos, ``(V, T, N, C)``."""
+"""Checks for every adapter on tokens of videos, ``(V, T, N, C)``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def random_tokens(videos: int, frames: int, num_tokens: int, width: int, seed: i
 
 
 def awaken(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights everywhere, so that no zero hides what a test should see; evaluation mode."""
+    """Perturb all weights, so that no zero hides an effect, and switch to evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -29,7 +29,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def check_identity_at_the_start(module: nn.Module, tokens: Tensor) -> None:
-    """Bit for bit, in each precision and under autocast, and no longer once its weights have moved."""
+    """Check for bit-identical outputs in each precision and under autocast, and for a change once perturbed."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert torch.equal(module.to(dtype)(tokens.to(dtype)), tokens.to(dtype))
     module.float()
@@ -39,7 +39,7 @@ def check_identity_at_the_start(module: nn.Module, tokens: Tensor) -> None:
 
 
 def check_every_parameter_is_read(module: nn.Module, tokens: Tensor) -> None:
-    """After a perturbation each gets a gradient; the gradient of the input is whole, too."""
+    """Check that each parameter and each input token gets a gradient after a perturbation."""
     tokens = tokens.clone().requires_grad_()
     awaken(module)(tokens).square().sum().backward()
     for name, parameter in module.named_parameters():
@@ -48,7 +48,7 @@ def check_every_parameter_is_read(module: nn.Module, tokens: Tensor) -> None:
 
 
 def check_videos_are_apart(module: nn.Module, tokens: Tensor) -> None:
-    """A video's tokens do not depend on its company, for any number of videos."""
+    """Check that a video's output does not depend on the other videos, for any number of videos."""
     awaken(module)
     alone = torch.cat([module(video[None]) for video in tokens])
     torch.testing.assert_close(module(tokens), alone)
@@ -63,7 +63,7 @@ def check_wrong_tokens_are_refused(module: nn.Module, tokens: Tensor) -> None:
 
 
 def check_reference_weights_must_fit(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """A missing, an unknown and a misshapen tensor are refused, and nothing is changed."""
+    """Check that a missing, an unknown and a misshapen tensor raise an error and leave the module unchanged."""
     first, *rest = weights
     state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     for wrong in (

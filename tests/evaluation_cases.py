@@ -1,4 +1,4 @@
-"""Recognizers of every head and every adapter, with weights moved from where they start, and videos for tasks."""
+"""Recognizers with perturbed weights for every head and adapter, and videos for tasks."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ UNDER_A_CMGA = {
     "HyRSM": ("patch_mean", lambda: HyRSM(16)),
     "DmgalFT": ("map", lambda: DmgalFT(WIDTH, FRAMES)),
 }
-"""Poolings that read one row of a video's tokens, or all; heads that prepare."""
+"""Poolings that read one or all of a video's tokens, and heads with their own ``prepare``."""
 
 
 def moved(model: nn.Module) -> nn.Module:
-    """In evaluation mode, no weight where it starts."""
+    """Perturb all weights and switch to evaluation mode."""
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -59,7 +59,7 @@ def moved(model: nn.Module) -> nn.Module:
 
 
 def of_head(name: str) -> FewShotRecognizer:
-    """On a backbone of random weights without a task layer."""
+    """Make a recognizer on a random backbone without a task layer."""
     torch.manual_seed(0)
     backbone = HandWrittenViT(SIZE, patch=8, width=NARROW, depth=2, heads=2)
     encoder = FrameEncoder(backbone, None if name in ON_FEATURES else "map")
@@ -68,7 +68,7 @@ def of_head(name: str) -> FewShotRecognizer:
 
 
 def of_adapter(adapter: str, head: str = "BiMHM") -> FewShotRecognizer:
-    """On a tiny CLIP of open_clip."""
+    """Make a recognizer on a tiny open_clip CLIP."""
     model = TINY_BACKBONES["open_clip visual"].make()
     pooling, make_head = UNDER_A_CMGA[head]
     torch.manual_seed(0)
@@ -77,6 +77,6 @@ def of_adapter(adapter: str, head: str = "BiMHM") -> FewShotRecognizer:
 
 
 def clips(count: int = len(LABELS), seed: int = 1) -> Tensor:
-    """``(V, T, 3, h, w)``, uint8."""
+    """Return clips ``(V, T, 3, h, w)``, uint8."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, FRAMES, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)

@@ -1,4 +1,4 @@
-"""Runs trainings one after the other, each in processes of its own, from one import of torch: a test's time is imports.
+"""Run trainings in sequence, each in forked processes that share one import of torch, which dominates test time.
 
     python forked_trainings.py '[{"processes": 2, "words": ["method/smga", "--out", "run"]}]'
 
@@ -26,11 +26,11 @@ import dmgal.recipes.train
 from dmgal.recipes.entry import exit_code
 
 SECONDS_TO_END = 10
-"""Of a process whose peer was killed."""
+"""Exit code of a process whose peer was killed."""
 
 
 def run(processes: int, words: list[str], befalls: dict | None = None) -> list[int]:
-    """Exit codes by rank, negative where a signal ended a process."""
+    """Return exit codes by rank, negative if a signal ended the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +52,7 @@ def run(processes: int, words: list[str], befalls: dict | None = None) -> list[i
 
 
 def wait_for_lines(log: Path, lines: int, children: list[int], started: float) -> None:
-    """Until the log is so long, or a process has ended."""
+    """Wait until the log has this length or a process has ended."""
     while not (log.exists() and log.stat().st_mtime > started and log.read_bytes().count(b"\n") >= lines):
         if any(has_ended(child) for child in children):
             return
@@ -70,7 +70,7 @@ def give_up_after(seconds: float, children: list[int]) -> None:
 
 
 def has_ended(child: int) -> bool:
-    """It is left for ``waitpid``."""
+    """Return True if the process has ended, leaving it for ``waitpid``."""
     return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 

@@ -1,4 +1,4 @@
-"""The authors' numbers: inputs, weights under their names and outputs, in ``tests/data/golden``."""
+"""Readers of golden files in ``tests/data/golden``: the authors' inputs, weights and outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent / "data" / "golden"
 
 
 def read_golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
-    """Tensors, weights under the authors' names, and the settings of one golden file."""
+    """Return tensors, weights under the authors' names, and the settings of one golden file."""
     with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         info = json.loads(file.metadata()["info"])

@@ -1,4 +1,4 @@
-"""Vision transformers as people write them by themselves, with nothing of any library but torch."""
+"""Hand-written vision transformers that use no library but torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Block(nn.Module):
 
 
 class HandWrittenViT(nn.Module):
-    """Tokens ``(B, N, C)``, a class token, the norm before the pooling. Nothing tells the image size."""
+    """A ViT with tokens ``(B, N, C)``, a class token, the norm before the pooling, and no image size attribute."""
 
     def __init__(self, size: int, patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class TokensFirstBlock(nn.Module):
 
 
 class TokensFirstViT(nn.Module):
-    """Tokens ``(N, B, C)``, a class and two register tokens, blocks in a Sequential, a projection behind the norm."""
+    """A ViT with tokens ``(N, B, C)``, a class and two register tokens, a Sequential of blocks, and a projection."""
 
     def __init__(self, img_size: int, patch: int, width: int, depth: int, heads: int, features: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class TokensFirstViT(nn.Module):
 
 
 class WideViT(nn.Module):
-    """Images wider than high, patches cut without a convolution, no prefix token, the mean before the norm."""
+    """A ViT with wide images, patches without a convolution, no prefix token, and the mean before the norm."""
 
     def __init__(self, image_size: tuple[int, int], patch: int, width: int, depth: int, heads: int) -> None:
         super().__init__()

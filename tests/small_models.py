@@ -1,4 +1,4 @@
-"""A small model in the place of ViT-B/16, for benches that are only to be shown to run."""
+"""A small model in place of ViT-B/16, for smoke tests of benchmarks."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
-"""The command line: what it prints, what it hands on, and how it ends."""
+"""Tests of the command line: output, forwarded arguments and exit codes."""
 
 from __future__ import annotations
 
 import sys
+from multiprocessing.reduction import ForkingPickler
 from types import SimpleNamespace
 
 import pytest
 
 import dmgal
 from dmgal.cli import SUBCOMMANDS, main
+from dmgal.episodes.decoding.video_decoder import VideoError
 from dmgal.errors import DmgalError
 
 
@@ -30,14 +32,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"dmgal {dmgal.__version__}\n"
 
 
-def test_no_command_is_a_mistake_and_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_prints_usage_and_exits_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.startswith("usage: dmgal")
 
 
 @pytest.mark.parametrize(("typed", "advice"), [("evalute", "'dmgal evaluate'"), ("xyzzy", "'dmgal --help'")])
-def test_unknown_command_names_the_nearest(typed: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_command_suggests_a_similar_one(typed: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([typed]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and repr(typed) in printed.err and advice in printed.err
@@ -45,7 +47,7 @@ def test_unknown_command_names_the_nearest(typed: str, advice: str, capsys: pyte
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])
-def test_arguments_and_exit_code_are_handed_on(
+def test_arguments_and_exit_code_are_forwarded(
     monkeypatch: pytest.MonkeyPatch, returned: int | None, code: int
 ) -> None:
     received: list[list[str]] = []
@@ -54,7 +56,7 @@ def test_arguments_and_exit_code_are_handed_on(
     assert received == [["--help", "--shots", "1"]]
 
 
-def test_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_default_to_sys_argv(monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[list[str]] = []
     fake_recipe(monkeypatch, received.append)
     monkeypatch.setattr(sys, "argv", ["dmgal", "train", "--list"])
@@ -62,7 +64,7 @@ def test_arguments_default_to_those_of_the_process(monkeypatch: pytest.MonkeyPat
     assert received == [["--list"]]
 
 
-def test_a_mistake_of_the_user_is_one_message_and_2(
+def test_dmgal_error_prints_one_message_and_exits_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def recipe(argv: list[str]) -> None:
@@ -75,7 +77,7 @@ def test_a_mistake_of_the_user_is_one_message_and_2(
     assert printed.err == "error: cannot do it\n  received: this\n  expected: that\n  what to do: do that\n"
 
 
-def test_an_interruption_is_one_line_and_130(
+def test_keyboard_interrupt_prints_one_line_and_exits_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def recipe(argv: list[str]) -> None:
@@ -86,10 +88,30 @@ def test_an_interruption_is_one_line_and_130(
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_our_own_errors_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_are_not_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def recipe(argv: list[str]) -> None:
         raise ValueError("a bug")
 
     fake_recipe(monkeypatch, recipe)
     with pytest.raises(ValueError, match="a bug"):
         main(["train"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DmgalError("Cannot do it.", received="two\nlines", expected="that", remedy="Do that."),
+        DmgalError("Only a problem."),
+        VideoError("/videos/1.mp4", "damaged"),
+    ],
+)
+def test_errors_are_pickled_with_their_parts(error: DmgalError) -> None:
+    copied = ForkingPickler.loads(ForkingPickler.dumps(error))
+    assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))
+
+
+def test_parts_are_restored_from_the_traceback_of_a_loader_worker() -> None:
+    error = VideoError("/videos/1.mp4", "damaged")
+    rebuilt = VideoError(f"Caught VideoError in worker 0.\nTraceback:\n  line\ndmgal.VideoError: {error}\n")
+    assert (str(rebuilt), vars(rebuilt)) == (str(error), vars(error))
+    assert rebuilt.received == "damaged"

@@ -1,7 +1,7 @@
-"""torchvision becomes importable beside a CPU torch, and one that works is left alone.
+"""Tests that torchvision becomes importable beside a CPU torch, and that a working torchvision is left alone.
 
-Each case runs in its own process: what torch knows of an operator cannot be taken back, and a mistake ends the process.
-The torchvision of a case is a folder with a library that loads, or does not, beside a CPU torch.
+Each case runs in its own process, because operator definitions cannot be removed and mistakes end the process. The
+torchvision of a case is a folder with a library that does or does not load beside a CPU torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or torch.version.cuda is not None or torch.version.hip is not None,
-    reason="there is nothing to mend outside Linux, or beside a CUDA or ROCm torch",
+    reason="there is nothing to fix outside Linux, or beside a CUDA or ROCm torch",
 )
 
 STATE = """
@@ -30,7 +30,7 @@ print(torchvision_cpu._definitions is not None, *(hasattr(torch.ops.torchvision,
 
 
 def run(code: str, folder: Path | None = None) -> list[str]:
-    """Run code in a fresh process, with ``folder`` first on the path, and return the words it printed."""
+    """Run code in a fresh process, with ``folder`` first on the path, and return the words that it printed."""
     first = f"import sys; sys.path.insert(0, {str(folder)!r})\n" if folder else ""
     result = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
@@ -38,10 +38,10 @@ def run(code: str, folder: Path | None = None) -> list[str]:
 
 
 def torchvision_with_library(folder: Path, *, loads: bool) -> Path:
-    """Write a package of torchvision's name whose library is any that loads, or the text of none."""
+    """Write a package named torchvision whose library is some loadable library, or a text file."""
     package = folder / "torchvision"
     package.mkdir()
-    (package / "__init__.py").write_text("raise ImportError('nobody is to import this')")
+    (package / "__init__.py").write_text("raise ImportError('must not be imported')")
     if loads:
         from safetensors import _safetensors_rust
 
@@ -51,18 +51,18 @@ def torchvision_with_library(folder: Path, *, loads: bool) -> Path:
     return folder
 
 
-def test_schemas_are_defined_where_the_library_does_not_load(tmp_path: Path) -> None:
+def test_schemas_are_defined_if_the_library_does_not_load(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=False)
     assert run(STATE, folder) == ["True", "True", "True", "False"]
 
 
-def test_nothing_is_defined_where_the_library_loads(tmp_path: Path) -> None:
+def test_no_schemas_are_defined_if_the_library_loads(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=True)
     assert run(STATE, folder) == ["False", "False", "False", "False"]
 
 
 @pytest.mark.slow
-def test_a_library_that_defines_the_operators_may_be_loaded_again(tmp_path: Path) -> None:
+def test_library_with_operators_can_be_loaded_twice(tmp_path: Path) -> None:
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("compiling a library that defines torchvision's operators needs g++")
@@ -73,7 +73,7 @@ def test_a_library_that_defines_the_operators_may_be_loaded_again(tmp_path: Path
 
 
 def compile_library(compiler: str, target: Path) -> None:
-    """Build what torchvision's library is to torch: its operators, defined while it is being loaded."""
+    """Build a library that defines torchvision's operators when it is loaded."""
     schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
     defined = " ".join(f'library.def("{name}{schema}");' for name in ("nms", "qnms"))
     source = target.with_suffix(".cpp")
@@ -84,7 +84,7 @@ def compile_library(compiler: str, target: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def test_nothing_is_defined_where_the_operators_exist_already(tmp_path: Path) -> None:
+def test_no_schemas_are_defined_if_the_operators_exist(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=False)
     define = """
 import torch
@@ -95,13 +95,13 @@ for name in ("nms", "qnms"):
     assert run(define + STATE, folder) == ["False", "True", "True", "False"]
 
 
-def test_calling_it_again_does_nothing(tmp_path: Path) -> None:
+def test_repeated_calls_do_nothing(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=False)
     again = "from dmgal.backbones.torchvision_cpu import make_torchvision_importable as f; print(f(), f())"
     assert run(again, folder) == ["False", "False"]
 
 
-def test_without_torchvision_nothing_happens() -> None:
+def test_no_schemas_are_defined_without_torchvision() -> None:
     hide = """
 import importlib.util
 find_spec = importlib.util.find_spec
@@ -110,7 +110,7 @@ importlib.util.find_spec = lambda name, package=None: None if name == "torchvisi
     assert run(hide + STATE) == ["False", "False", "False", "False"]
 
 
-def test_importing_the_backbones_is_enough_for_the_installed_torchvision() -> None:
+def test_torchvision_imports_after_dmgal_backbones() -> None:
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
     code = """

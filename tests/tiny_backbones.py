@@ -1,6 +1,6 @@
-"""Small random backbones of every kind that is supported, and how to get the library's own image features from each.
+"""Small random backbones of every supported kind, with functions for the library's own image features.
 
-Three blocks of width 32 on patches of 8 x 8 pixels; videos of four frames.
+All have three blocks of width 32 and patches of 8 x 8 pixels. Videos have four frames.
 """
 
 from __future__ import annotations
@@ -42,9 +42,11 @@ _HAND = {"patch": PATCH, "width": WIDTH, "depth": BLOCKS, "heads": HEADS}
 class TinyBackbone:
     """One backbone.
 
-    ``make()`` gives the same weights each time, in evaluation mode and frozen; ``features(model, x, **layout)`` are the
-    library's own features ``(B, D)`` of images, or of videos once adapters take them, whether PEFT has wrapped the
-    model or not; ``size`` is the height and width of its images.
+    Args:
+        make: returns a frozen model in evaluation mode, with the same weights each time.
+        features: ``features(model, x, **layout)`` returns the library's own features ``(B, D)`` of images, or of videos
+            if the model contains adapters. PEFT may have wrapped the model.
+        size: height and width of the images.
     """
 
     make: Callable[[], nn.Module]
@@ -52,18 +54,18 @@ class TinyBackbone:
     size: tuple[int, int] = (SIZE, SIZE)
 
     def videos(self, count: int = 5, frames: int = FRAMES) -> Tensor:
-        """Normalized random videos ``(V, T, 3, H, W)``."""
+        """Return normalized random videos ``(V, T, 3, H, W)``."""
         return torch.randn(count, frames, 3, *self.size, generator=torch.Generator().manual_seed(1))
 
 
 def tiny(
     make: Callable[[], nn.Module], features: Callable[..., Tensor], size: tuple[int, int] = (SIZE, SIZE)
 ) -> TinyBackbone:
-    """Also moves every weight from where libraries start it: a scale of one or a zero position hides mistakes."""
+    """Return a backbone whose weights differ from their initial values, because ones and zeros hide mistakes."""
 
     def seeded() -> nn.Module:
         torch.manual_seed(0)
-        # frozen, as PEFT leaves it: torch picks its attention kernel by that
+        # frozen as by PEFT, because torch selects its attention kernel accordingly
         model = make().eval().requires_grad_(False)
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn_like(parameter)
@@ -73,7 +75,7 @@ def tiny(
 
 
 def root(model: nn.Module) -> nn.Module:
-    """The model inside PEFT's wrapping."""
+    """Return the model inside PEFT's wrapper."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
@@ -113,13 +115,13 @@ def timm_eva(**options: object) -> nn.Module:
 
 
 def of_transformers(name: str, **options: object) -> nn.Module:
-    """A vision model of transformers from its configuration, e.g. ``"ViT"``."""
+    """Return a random vision model of transformers, e.g. ``"ViT"``."""
     config = getattr(transformers, f"{name}Config")(**{**_VISION, **options})
     return getattr(transformers, f"{name}Model")(config)
 
 
 def of_transformers_whole(name: str) -> nn.Module:
-    """Vision and text model of transformers, e.g. ``"CLIP"``."""
+    """Return a random vision and text model of transformers, e.g. ``"CLIP"``."""
     config = getattr(transformers, f"{name}Config")(vision_config=_VISION, text_config=_TEXT, projection_dim=PROJECTED)
     return getattr(transformers, f"{name}Model")(config)
 

@@ -1,4 +1,4 @@
-"""What tests of several processes share: starting trainings, and reading what they left."""
+"""Helpers of multi-process tests: start trainings and read their results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORKED = Path(__file__).with_name("forked_trainings.py")
 
 
 def trained_together(*jobs: dict, **environment: str) -> tuple[list[list[int]], str]:
-    """Exit codes of each job of ``forked_trainings.py`` by rank, and what they wrote to stderr."""
+    """Return the exit codes of each job of ``forked_trainings.py`` by rank, and their stderr."""
     command = [sys.executable, str(FORKED), json.dumps(jobs)]
     result = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=3600, check=False
@@ -37,14 +37,14 @@ def validations(run: Path) -> list[tuple[int, float]]:
 
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
-    """Everything of the newest checkpoint and of the best, by file and name."""
+    """Return all tensors of the newest checkpoint and of the best weights, by file and name."""
     files = [*sorted((run / "checkpoints").iterdir())[-1].glob("*.safetensors"), *run.glob("adapter/*.safetensors")]
     assert len(files) >= 3
     return {f"{path.name}:{name}": value for path in files for name, value in load_file(path).items()}
 
 
 def assert_same_bits(one: Path, other: Path) -> None:
-    """The same weights, moments and best, and the same losses and validations on the way."""
+    """Check for equal weights, moments, best weights, losses and validations."""
     first, second = tensors(one), tensors(other)
     assert first.keys() == second.keys() and len(first) > 20
     assert [name for name in first if not torch.equal(first[name], second[name])] == []

@@ -1,4 +1,4 @@
-"""Recognizers that train in different ways, with every weight moved from where it starts, and tasks for them."""
+"""Recognizers with different trained parts and perturbed weights, and tasks for them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def backbone(adapter: str | None = None, trainable: bool = False, name: str = "o
 
 
 def recognizer(encoder: nn.Module, head: nn.Module, dtype: torch.dtype = torch.float64) -> FewShotRecognizer:
-    """In training mode, with frozen batch norms."""
+    """Make a recognizer with perturbed weights in training mode, with frozen batch norms."""
     model = FewShotRecognizer(encoder, head).to(dtype)
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
@@ -76,7 +76,7 @@ def of_adapter(name: str) -> FewShotRecognizer:
 
 
 def of_map_head(name: str, adapter: str | None) -> FewShotRecognizer:
-    """A frozen backbone with an adapter, or one that is trained as a whole."""
+    """Make a recognizer with an adapter on a frozen backbone, or with a fully trained backbone."""
     return recognizer(FrameEncoder(backbone(adapter, trainable=adapter is None), "map"), MAP_HEADS[name]())
 
 
@@ -94,7 +94,7 @@ def mixing_head(adapter: str) -> FewShotRecognizer:
 
 
 class Mixed(nn.Module):
-    """A head whose ``prepare`` has weights, under whatever encoder."""
+    """A head whose ``prepare`` has weights, for any encoder."""
 
     def __init__(self, mixer: nn.Module) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Mixed(nn.Module):
 def task(
     seed: int, dtype: torch.dtype = torch.float64, shots: tuple[int, ...] = (1, 2, 1), queries: int = 3
 ) -> Episode:
-    """Normalized noise; shots as told, the base classes known."""
+    """Make a task of normalized noise with known base classes."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(len(shots)).repeat_interleave(torch.tensor(shots))
     videos = torch.randn(len(labels) + queries, FRAMES, 3, SIZE, SIZE, generator=generator).to(dtype)

@@ -1,4 +1,4 @@
-"""The libraries whose backbones are recognized: each file describes one, ``FAMILIES`` is the whole list."""
+"""Libraries whose backbones are recognized. Each file describes one, and ``FAMILIES`` lists them."""
 
 from . import open_clip, timm_vit, transformers_vit
 

@@ -1,8 +1,8 @@
-"""Any vision transformer with one stack of equal blocks, also one that people wrote themselves: found by watching it.
+"""Specs of any vision transformer with one stack of equal blocks, including hand-written ones, by observation.
 
-The model is run on a batch of two and one of three dummy images. What is found is then tried: stem, blocks and tail,
-called one after the other, have to give what the model gave. Where anything is unclear it is refused, with what to
-write by hand.
+The model is run on a batch of two and one of three dummy images. The result is then verified: stem, blocks and final
+layers, called in sequence, have to reproduce the model's output. An unclear model is refused, with an explanation of
+how to describe it by hand.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..stacks import Stack, image_size, stacks
 from .block_parts import find_parts, is_norm
 from .rerun import Rerun, call_model, feature_of
 
-REMEDY = """say what is missing, e.g. dmgal.backbones.describe_backbone(model, blocks="encoder.blocks",
+REMEDY = """Pass what is missing, e.g. dmgal.backbones.describe_backbone(model, blocks="encoder.blocks",
     image_size=(224, 224), run=lambda model, images: model.encode_image(images)),
-    or all of it: model.dmgal_spec = dmgal.backbones.BackboneSpec(...)"""
+    or set the whole spec: model.dmgal_spec = dmgal.backbones.BackboneSpec(...)"""
 
 
 def describe(
@@ -34,37 +34,39 @@ def describe(
     size: tuple[int, int] | None = None,
     given: dict[str, Any] | None = None,
 ) -> BackboneSpec:
-    """The spec of a model; fields of it that are given are taken as they are.
+    """Return the spec of a model.
 
     Args:
-        model: in any mode, on any device; it comes back as it was.
-        run: how the model is run on images.
-        blocks: path of the stack of blocks; None: the one that is called with tokens.
-        size: height and width of images; None: as the model's attributes or its position embedding tell.
-        given: fields of the spec.
+        model: the model, in any mode, on any device. It is left unchanged.
+        run: runs the model on images.
+        blocks: path of the stack of blocks, or None for the one that is called with tokens.
+        size: height and width of images, or None to derive them from attributes or the position embedding.
+        given: fields of the spec, used without a check.
 
     Raises:
-        DmgalError: something was not found; the message lists the stacks of blocks and says what to write by hand.
+        DmgalError: a part was not found. The message lists the stacks of blocks and explains how to describe the model
+            by hand.
     """
     candidates = [stack for stack in stacks(model) if blocks in (None, stack.path)]
     size = size or image_size(model)
     if not candidates:
-        refuse(model, "no stack of equal blocks" + (f" is named {blocks!r}" if blocks else " was seen"))
+        refuse(model, "no stack of equal blocks" + (f" is named {blocks!r}" if blocks else " was found"))
     if size is None:
-        refuse(model, "nothing tells the size of its images; give image_size=")
+        refuse(model, "the size of its images is unknown; give image_size=")
     if any(parameter.is_meta for parameter in model.parameters()):
-        refuse(model, "its weights are on the meta device, where it cannot be tried")
+        refuse(model, "its weights are on the meta device, so it cannot be run")
     with evaluating(model):
-        sight = _look(model, run, candidates, size)
-        return _assemble(model, run, sight, size, given or {})
+        observation = _observe(model, run, candidates, size)
+        return _assemble(model, run, observation, size, given or {})
 
 
 def refuse(model: nn.Module, reason: str) -> NoReturn:
-    """Says what was seen of a model and how to describe it by hand."""
-    seen = ", ".join(map(str, stacks(model))) or "none"
+    """Raise an error that lists the stacks of blocks in a model and explains how to describe it by hand."""
+    model_class = f"{type(model).__module__}.{type(model).__qualname__}"
+    found_stacks = ", ".join(map(str, stacks(model))) or "none"
     raise DmgalError(
         "The parts of this backbone were not found.",
-        received=f"{type(model).__module__}.{type(model).__qualname__}: {reason}; stacks of equal blocks: {seen}",
+        received=f"{model_class}: {reason}; stacks of equal blocks: {found_stacks}",
         expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks "
         "that take tokens (B, N, C) or (N, B, C)",
         remedy=REMEDY,
@@ -72,14 +74,14 @@ def refuse(model: nn.Module, reason: str) -> NoReturn:
 
 
 @dataclass(frozen=True)
-class _Sight:
-    """What was seen while the model worked on two and on three images."""
+class _Observation:
+    """Calls recorded while the model ran on two and on three images."""
 
     stack: Stack
-    entered: tuple[Tensor, Tensor]
-    """What the first block took of each batch."""
+    block_inputs: tuple[Tensor, Tensor]
+    """Input of the first block for each batch."""
     calls: list[Call]
-    """All calls of the second batch, but those deeper inside blocks than the parts of the first."""
+    """Calls for the second batch. Inside blocks, only those of the direct children of the first block."""
     images: Tensor
     output: Any
 
@@ -98,32 +100,34 @@ class _Sight:
         return [call for call in calls if not call.path.startswith(f"{self.stack.path}.")]
 
     @property
-    def behind_blocks(self) -> list[Call]:
+    def after_blocks(self) -> list[Call]:
         return self.calls[self.calls.index(self.blocks[-1]) + 1 :]
 
 
-def _look(model: nn.Module, run: Run, candidates: list[Stack], size: tuple[int, int]) -> _Sight:
+def _observe(model: nn.Module, run: Run, candidates: list[Stack], size: tuple[int, int]) -> _Observation:
     like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     paths = [path for path, _ in model.named_modules() if path and not _is_deep(path, candidates)]
-    seen = []
+    runs = []
     for images in corner_images(size, like):
         try:
-            seen.append((images, *watch(model, run, images, paths)))
-        except Exception as error:  # a model may fail in any way on what it does not take
+            runs.append((images, *watch(model, run, images, paths)))
+        except Exception as error:  # models fail in many ways on unsupported images
             reason = " ".join(str(error).split())[:200]
             refuse(model, f"it could not be run on images {tuple(images.shape)}: {type(error).__name__}: {reason}")
-    images, calls, output = seen[-1]
-    taking_tokens = {call.path for call in calls if call.keeps_shape}
-    reached = [stack for stack in candidates if stack.block_paths[0] in taking_tokens]
-    if len(reached) != 1:
-        several = " and ".join(stack.path for stack in reached)
-        refuse(model, f"{several} are all called with tokens" if several else "no stack is called with tokens")
-    first = reached[0].block_paths[0]
-    entered = [next(call for call in calls if call.path == first).input for _, calls, _ in seen]
-    return _Sight(reached[0], (entered[0], entered[1]), calls, images, output)
+    images, calls, output = runs[-1]
+    called_with_tokens = {call.path for call in calls if call.keeps_shape}
+    matches = [stack for stack in candidates if stack.block_paths[0] in called_with_tokens]
+    if not matches:
+        refuse(model, "no stack is called with tokens")
+    if len(matches) > 1:
+        refuse(model, f"{' and '.join(stack.path for stack in matches)} are all called with tokens")
+    first_path = matches[0].block_paths[0]
+    two, three = (next(call for call in calls if call.path == first_path).input for _, calls, _ in runs)
+    return _Observation(matches[0], (two, three), calls, images, output)
 
 
 def _is_deep(path: str, candidates: list[Stack]) -> bool:
+    """Return True if a path is inside a block, unless it is a direct child of the first block."""
     for stack in candidates:
         if path.startswith(f"{stack.path}."):
             key, *parts = path.removeprefix(f"{stack.path}.").split(".")
@@ -131,27 +135,31 @@ def _is_deep(path: str, candidates: list[Stack]) -> bool:
     return False
 
 
-def _assemble(model: nn.Module, run: Run, sight: _Sight, size: tuple[int, int], given: dict[str, Any]) -> BackboneSpec:
-    stack = sight.stack
-    batch_first, num_prefix_tokens, grid = _layout(model, sight, given)
-    _check_blocks(model, sight, given)
-    embedding = next((c.path for c in sight.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))), None)
+def _assemble(
+    model: nn.Module, run: Run, observation: _Observation, size: tuple[int, int], given: dict[str, Any]
+) -> BackboneSpec:
+    stack = observation.stack
+    batch_first, num_prefix_tokens, grid = _layout(model, observation, given)
+    _check_blocks(model, observation, given)
+    embedding = next((c.path for c in observation.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))), None)
     embedding = given.get("patch_embedding", embedding)
     if embedding is None:
         refuse(model, "no convolution or linear layer embeds its patches; give patch_embedding=")
-    parts, attend, rotary = find_parts(sight.in_first_block, sight.blocks[0], batch_first)
-    norm = next((c.path for c in sight.behind_blocks if is_norm(c)), None)
-    stem = [call.path for call in sight.before_blocks if call.path]
-    parts_of_model = Rerun(run, stack, batch_first, size, f"{embedding}.weight", sight.blocks[0], norm, stem)
-    told, timm = preprocessing(model), getattr(model, "pretrained_cfg", None) or {}
-    mean, std = told_or(IMAGENET, told.get("image_mean") or timm.get("mean"), told.get("image_std") or timm.get("std"))
+    parts, attend, rotary = find_parts(observation.in_first_block, observation.blocks[0], batch_first)
+    norm = next((c.path for c in observation.after_blocks if is_norm(c)), None)
+    stem = [call.path for call in observation.before_blocks if call.path]
+    rerun = Rerun(run, stack, batch_first, size, f"{embedding}.weight", observation.blocks[0], norm, stem)
+    config, timm = preprocessing(model), getattr(model, "pretrained_cfg", None) or {}
+    mean, std = told_or(
+        IMAGENET, config.get("image_mean") or timm.get("mean"), config.get("image_std") or timm.get("std")
+    )
     spec = BackboneSpec(
         library="custom",
         tower="",
         blocks=stack.path,
         num_blocks=stack.num_blocks,
         block_keys=stack.keys,
-        width=sight.entered[0].shape[-1],
+        width=observation.block_inputs[0].shape[-1],
         batch_first=batch_first,
         num_prefix_tokens=num_prefix_tokens,
         grid=grid,
@@ -160,11 +168,11 @@ def _assemble(model: nn.Module, run: Run, sight: _Sight, size: tuple[int, int], 
         std=std,
         pools_prefix=False,
         patch_embedding=embedding,
-        stem=parts_of_model.stem,
-        run_block=parts_of_model.run_block,
-        pool=parts_of_model.pool,
-        norm=parts_of_model.norm,
-        project=parts_of_model.project,
+        stem=rerun.stem,
+        run_block=rerun.run_block,
+        pool=rerun.pool,
+        norm=rerun.norm,
+        project=rerun.project,
         parts=parts,
         attend=attend,
         rotary=rotary,
@@ -172,59 +180,59 @@ def _assemble(model: nn.Module, run: Run, sight: _Sight, size: tuple[int, int], 
     spec = replace(spec, **given)
     if not {"stem", "run_block", "pool", "project"} & given.keys():
         try:
-            spec = _tried(model, spec, sight)
+            spec = _verify(model, spec, observation)
         except DmgalError:
             raise
-        except Exception as error:  # a model may look at its blocks in any way
-            refuse(model, f"its parts cannot be called one after the other: {type(error).__name__}: {error}")
+        except Exception as error:  # models may access their blocks in many ways
+            refuse(model, f"its parts cannot be called in sequence: {type(error).__name__}: {error}")
     return spec
 
 
-def _layout(model: nn.Module, sight: _Sight, given: dict[str, Any]) -> tuple[bool, int, tuple[int, int]]:
-    """Whether batches come first, the number of prefix tokens and the grid."""
-    dimension = batch_dimension(*sight.entered)
+def _layout(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> tuple[bool, int, tuple[int, int]]:
+    """Return whether the batch dimension is first, the number of prefix tokens and the grid."""
+    dimension = batch_dimension(*observation.block_inputs)
     if dimension is None:
-        shapes = " and ".join(str(tuple(tokens.shape)) for tokens in sight.entered)
-        refuse(model, f"its blocks take {shapes} of two and three images")
-    two, three = (tokens.transpose(0, dimension) for tokens in sight.entered)  # (B, N, C)
+        shapes = " and ".join(str(tuple(tokens.shape)) for tokens in observation.block_inputs)
+        refuse(model, f"the inputs of its blocks are {shapes} for two and three images")
+    two, three = (tokens.transpose(0, dimension) for tokens in observation.block_inputs)  # (B, N, C)
     if "grid" in given:
         rows, columns = given["grid"]
         return dimension == 0, two.shape[1] - rows * columns, (rows, columns)
-    found = places(two, three)
-    if found is None:
-        refuse(model, "its tokens are not a few others and then the patches row by row; give grid= if they are")
-    return dimension == 0, *found
+    prefix_and_grid = places(two, three)
+    if prefix_and_grid is None:
+        refuse(model, "its tokens are not prefix tokens and then the patches row by row; give grid= if they are")
+    return dimension == 0, *prefix_and_grid
 
 
-def _check_blocks(model: nn.Module, sight: _Sight, given: dict[str, Any]) -> None:
-    stack, first = sight.stack, sight.blocks[0]
-    if [call.path for call in sight.blocks] != stack.block_paths or not all(call.keeps_shape for call in sight.blocks):
+def _check_blocks(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> None:
+    stack, blocks = observation.stack, observation.blocks
+    if [call.path for call in blocks] != stack.block_paths or not all(call.keeps_shape for call in blocks):
         refuse(model, f"the blocks of {stack.path} are not called once each, in order, from tokens to tokens")
     if "run_block" in given:
         return
-    if not all(call.is_plain for call in sight.blocks):
-        refuse(model, f"the blocks of {stack.path} are told more than the tokens; give run_block=")
-    if any(call.other_arguments != first.other_arguments for call in sight.blocks):
-        refuse(model, f"the blocks of {stack.path} are not all called alike; give run_block=")
+    if not all(call.is_plain for call in blocks):
+        refuse(model, f"the blocks of {stack.path} receive more than the tokens; give run_block=")
+    if any(call.other_arguments != blocks[0].other_arguments for call in blocks):
+        refuse(model, f"the blocks of {stack.path} are called with different arguments; give run_block=")
 
 
 @torch.no_grad()
-def _tried(model: nn.Module, spec: BackboneSpec, sight: _Sight) -> BackboneSpec:
-    """The parts one after the other have to do what the model did; then, whether its pooling reads the first token."""
-    expected = feature_of(sight.output)
-    if expected is None:  # a model without a feature of its own: pooling=None is refused when it is asked for
+def _verify(model: nn.Module, spec: BackboneSpec, observation: _Observation) -> BackboneSpec:
+    """Check that the parts in sequence reproduce the output, and return the spec with ``pools_prefix`` set."""
+    expected = feature_of(observation.output)
+    if expected is None:  # the model has no feature of its own, so that pooling=None is refused on use
         return spec
-    tokens = spec.stem(model, sight.images)
+    tokens = spec.stem(model, observation.images)
     tokens = tokens if spec.batch_first else tokens.transpose(0, 1)
     for name in spec.block_names():
         tokens = spec.run_block(model, model.get_submodule(name), tokens)
     tokens = tokens if spec.batch_first else tokens.transpose(0, 1)
     if not _close(spec.pool(model, tokens), expected):
-        refuse(model, "its blocks called one after the other do not give what it gives; give stem=, run_block=, pool=")
+        refuse(model, "its blocks called in sequence do not give what it gives; give stem=, run_block=, pool=")
     try:
         pools_prefix = spec.num_prefix_tokens > 0 and _close(spec.pool(model, tokens[:, :1]), expected)
         return replace(spec, pools_prefix=pools_prefix)
-    except Exception:  # whatever a model does to patches that are not there
+    except Exception:  # models fail in many ways without patches
         return spec
 
 

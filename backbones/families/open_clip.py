@@ -1,4 +1,4 @@
-"""open_clip's visual towers, alone or inside a whole CLIP: its own ``VisionTransformer``, or one of timm's."""
+"""Specs of open_clip's visual towers, alone or inside a CLIP: its own ``VisionTransformer``, or one of timm's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from . import timm_vit
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
-    """The spec of a model of this library, None for every other."""
+    """Return the spec of a model of this library, or None for any other model."""
     if not type(model).__module__.startswith("open_clip."):
         return None
     tower = getattr(model, "visual", model)
@@ -25,7 +25,7 @@ def describe(model: nn.Module) -> BackboneSpec | None:
 
 def _describe_around_timm(tower: Any) -> BackboneSpec | None:
     spec = timm_vit.describe(tower.trunk)
-    if spec is None or hasattr(tower.head, "pool"):  # a pooling of maps, for convolutional networks
+    if spec is None or hasattr(tower.head, "pool"):  # the pooling of maps is for convolutional networks
         return None
     mean, std = _normalization(tower)
     inside = spec.inside("trunk")
@@ -35,7 +35,7 @@ def _describe_around_timm(tower: Any) -> BackboneSpec | None:
 def _describe_tower(tower: Any) -> BackboneSpec | None:
     if not all(hasattr(tower, part) for part in ("transformer", "ln_pre", "ln_post", "_embeds", "_pool")):
         return None
-    if tower.attn_pool is not None:  # CoCa's pooling has no patch tokens behind it
+    if tower.attn_pool is not None:  # CoCa's attentional pooling returns no patch tokens
         return None
     mean, std = _normalization(tower)
     return BackboneSpec(
@@ -63,8 +63,8 @@ def _describe_tower(tower: Any) -> BackboneSpec | None:
 
 
 def _normalization(tower: Any) -> Any:
-    told = getattr(tower, "preprocess_cfg", {})
-    return told_or(OPENAI, told.get("mean"), told.get("std"))
+    config = getattr(tower, "preprocess_cfg", {})
+    return told_or(OPENAI, config.get("mean"), config.get("std"))
 
 
 def _stem(tower: Any, images: Tensor) -> Tensor:
@@ -72,11 +72,11 @@ def _stem(tower: Any, images: Tensor) -> Tensor:
 
 
 def _run_block(tower: nn.Module, block: Any, tokens: Tensor) -> Tensor:
-    """The block itself; in training and under autocast its attention is given tokens that it projects in one product.
+    """Run a block. In training and under autocast, its attention projects all tokens in one matrix product.
 
-    ``nn.MultiheadAttention`` takes the batch second and so projects a transposed view. Where its weights are frozen,
-    torch makes of that one small product for each token: on a CPU 2 times as slow as one for all in float32 and 29
-    times in bf16, with 8 frames. In evaluation in full precision nothing is done, so that the bits are open_clip's own.
+    ``nn.MultiheadAttention`` puts the batch second and projects a transposed view. If its weights are frozen, torch
+    computes one small product for each token. On a CPU with 8 frames, this is 2 times slower than one product in
+    float32 and 29 times in bf16. Evaluation in full precision is unchanged, so it is bit-identical to open_clip.
     """
     device = tokens.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
@@ -91,8 +91,9 @@ def _run_block(tower: nn.Module, block: Any, tokens: Tensor) -> Tensor:
 
 
 def _tokens_first(attention: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """The same ``(B, N, C)``, but in memory as ``(N, B, C)``, where queries, keys and values are all of one tensor."""
-    if not inputs or any(tensor is not inputs[0] for tensor in inputs) or not getattr(attention, "batch_first", False):
+    """Return the same ``(B, N, C)`` tokens with the memory layout of ``(N, B, C)``, for self-attention only."""
+    is_self_attention = bool(inputs) and all(tensor is inputs[0] for tensor in inputs)
+    if not is_self_attention or not getattr(attention, "batch_first", False):
         return None
     tokens = inputs[0].transpose(0, 1).contiguous().transpose(0, 1)
     return (tokens,) * len(inputs)
@@ -101,7 +102,7 @@ def _tokens_first(attention: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | 
 def _attend(block: Any, tokens: Tensor) -> Tensor:
     if hasattr(block, "attention"):
         return block.attention(tokens)
-    return block.attn(tokens)  # the block that open_clip builds for options CLIP did not have
+    return block.attn(tokens)  # open_clip's block for options that CLIP did not have
 
 
 def _pool(tower: Any, tokens: Tensor) -> Tensor:
@@ -117,5 +118,5 @@ def _project(tower: Any, features: Tensor) -> Tensor:
 
 
 def _project_twice(first: Any, tower: Any, features: Tensor) -> Tensor:
-    """By timm's model itself, then by what open_clip put behind it."""
+    """Apply the projection of timm's model and then open_clip's head."""
     return tower.head(first(tower, features))

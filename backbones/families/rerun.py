@@ -1,8 +1,8 @@
-"""Stem and tail of a model that can only be run as a whole.
+"""Stem and final layers of a model that can only be run as a whole.
 
-- ``stem``: the model runs until its first block is called, and what the block was to take is taken.
-- ``pool``: the model runs on blank images while its blocks give way to tokens that are known already.
-- ``norm``: the first norm that was called behind the blocks.
+- ``stem``: the model runs until its first block is called, and the input of the block is returned.
+- ``pool``: the model runs on blank images, with its blocks replaced by modules that return known tokens.
+- ``norm``: the first norm that was called after the blocks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..stacks import Stack
 
 
 def call_model(model: nn.Module, images: Tensor) -> Any:
-    """How a model is run unless told otherwise."""
+    """Run a model in the default way."""
     return model(images)
 
 
 def feature_of(output: Any) -> Tensor | None:
-    """The feature ``(B, D)`` that a model returns, as a tensor or under the names that transformers use."""
+    """Return the feature ``(B, D)`` in a model's output, a tensor or a transformers output, or None."""
     for value in (output, getattr(output, "image_embeds", None), getattr(output, "pooler_output", None)):
         if isinstance(value, Tensor) and value.ndim == 2:
             return value
@@ -31,17 +31,17 @@ def feature_of(output: Any) -> Tensor | None:
 
 
 class Rerun:
-    """What a spec asks of a model, by running it.
+    """The functions of a spec, implemented by running the model.
 
     Args:
-        run: how the model is run on images.
+        run: runs the model on images.
         stack: the blocks.
-        batch_first: whether blocks take ``(B, N, C)``.
+        batch_first: True if the input of blocks is ``(B, N, C)``.
         image_size: height and width of the blank images.
-        weight: path of the weight whose type they have.
-        block: how blocks were called.
-        norm: path of the norm behind the blocks, if there is one.
-        stem_paths: of the modules that are called before the blocks.
+        weight: path of the weight whose dtype and device the blank images have.
+        block: a recorded call of a block.
+        norm: path of the norm after the blocks, if there is one.
+        stem_paths: paths of the modules that are called before the blocks.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Rerun:
         self.num_outputs = len(block.output) if isinstance(block.output, tuple) else None
 
     def stem(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Images ``(B, 3, h, w)`` to the tokens ``(B, N, C)`` that enter the first block."""
+        """Return the first block's input tokens ``(B, N, C)`` for images ``(B, 3, h, w)``."""
         first = model.get_submodule(self.stack.block_paths[0])
-        # before all other hooks: adapters act on what enters the first block, and are not to act twice
+        # before all other hooks, so that adapters do not act on the input of the first block twice
         handle = first.register_forward_pre_hook(_stop, with_kwargs=True, prepend=True)
         try:
             self.run(model, images)
@@ -73,32 +73,32 @@ class Rerun:
             handle.remove()
         raise DmgalError(
             "The first block of this backbone was not called.",
-            received=f"a run of {type(model).__qualname__} that ended without {self.stack.block_paths[0]}",
+            received=f"a run of {type(model).__qualname__} without a call of {self.stack.block_paths[0]}",
             expected="one call of each block",
-            remedy="describe the backbone anew by dmgal.backbones.describe_backbone",
+            remedy="Describe the backbone again by dmgal.backbones.describe_backbone.",
         )
 
     def run_block(self, model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
-        """Tokens in the block's own layout, to tokens in that layout."""
+        """Run a block on tokens in its own layout and return tokens in that layout."""
         output = block(tokens, *self.others, **self.named)
         return output if self.num_outputs is None else output[0]
 
     def pool(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Tokens ``(B, N, C)`` of the last block to the model's own feature ``(B, D)``."""
+        """Return the model's own feature ``(B, D)`` for the last block's tokens ``(B, N, C)``."""
         blank = model.get_parameter(self.weight).new_zeros(1).expand(len(tokens), 3, *self.image_size)
         stack: Any = model.get_submodule(self.stack.path)
         blocks = list(stack)
         tokens = tokens if self.batch_first else tokens.transpose(0, 1)
         output = tokens if self.num_outputs is None else (tokens, *[None] * (self.num_outputs - 1))
-        stem = [module for path in self.stem_paths if (module := model.get_submodule(path)).training]
+        training_stem = [module for path in self.stem_paths if (module := model.get_submodule(path)).training]
         try:
-            for module in stem:  # blank images are not to move its statistics, nor to draw random numbers
+            for module in training_stem:  # blank images must not update statistics or draw random numbers
                 module.training = False
             for index, block in enumerate(blocks):
-                stack[index] = _Given(output, block)
+                stack[index] = _KnownOutput(output, block)
             feature = feature_of(self.run(model, blank))
         finally:
-            for module in stem:
+            for module in training_stem:
                 module.training = True
             for index, block in enumerate(blocks):
                 stack[index] = block
@@ -107,28 +107,28 @@ class Rerun:
                 "This backbone has no feature of its own.",
                 received=f"{type(model).__qualname__}, whose output holds no feature",
                 expected="a tensor (B, D), alone or under the name image_embeds or pooler_output",
-                remedy="choose pooling='patch_mean', or give pool= to dmgal.backbones.describe_backbone",
+                remedy="Choose pooling='patch_mean', or pass pool= to dmgal.backbones.describe_backbone.",
             )
         return feature
 
     def norm(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Tokens ``(B, N, C)``, normed."""
+        """Apply the final norm to tokens ``(B, N, C)``."""
         if self.norm_path is None:
             raise DmgalError(
-                "The patches of this backbone cannot be pooled: no norm stands behind its blocks.",
-                received=f"{type(model).__qualname__}, which called no norm behind {self.stack.path}",
-                expected="a LayerNorm, an RMSNorm or a module named like them",
-                remedy="choose pooling=None, or give norm= to dmgal.backbones.describe_backbone",
+                "The patches of this backbone cannot be pooled, because no norm stands behind its blocks.",
+                received=f"{type(model).__qualname__}, which called no norm after {self.stack.path}",
+                expected="a LayerNorm, an RMSNorm or a module with a similar name",
+                remedy="Choose pooling=None, or pass norm= to dmgal.backbones.describe_backbone.",
             )
         return model.get_submodule(self.norm_path)(tokens)
 
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
-        """Nothing: ``pool`` runs to the model's end, and patches have no projection that is known."""
+        """Return the features: ``pool`` runs to the model's end, and no projection of patches is known."""
         return features
 
 
 class _Reached(Exception):
-    """Ends a run where the first block begins."""
+    """Signal that ends a run before the first block."""
 
     def __init__(self, tokens: Tensor) -> None:
         super().__init__("the first block was reached")
@@ -139,13 +139,13 @@ def _stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
     raise _Reached(args[0] if args else next(iter(kwargs.values())))
 
 
-class _Given(nn.Module):
-    """Stands in for a block: returns what is given, and has the block's attributes for a model that looks at them."""
+class _KnownOutput(nn.Module):
+    """A replacement for a block that returns a known output and has the attributes of the block."""
 
     def __init__(self, output: Any, block: nn.Module) -> None:
         super().__init__()
         self.output = output
-        self.block = (block,)  # in a tuple, so that it does not become a child
+        self.block = (block,)  # in a tuple, so that it is not registered as a child
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.output

@@ -1,4 +1,4 @@
-"""Positions that a library tells every block, as the encoder wants them: the same whenever it asks."""
+"""Rotary positions, without the random jitter of training."""
 
 from __future__ import annotations
 
@@ -9,5 +9,8 @@ from torch import nn
 
 
 def unchanging(positions: nn.Module) -> Any:
-    """A module of rotary positions without the jitter of training: a video may be encoded twice, and in blocks."""
+    """Return a module of rotary positions in evaluation mode.
+
+    Positions must not change between calls, because a video may be encoded twice, and block by block.
+    """
     return copy.copy(positions).eval() if positions.training else positions

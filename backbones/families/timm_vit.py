@@ -1,4 +1,4 @@
-"""timm's ``VisionTransformer`` and ``Eva``, whatever their prefix tokens, pooling and positions."""
+"""Specs of timm's ``VisionTransformer`` and ``Eva`` with any prefix tokens, pooling and positions."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ from ..spec import BackboneSpec, BlockParts
 from .rotary import unchanging
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
-_NEEDED = ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm", "forward_head", "num_prefix_tokens", "head")
+_ATTRIBUTES = (
+    "patch_embed",
+    "_pos_embed",
+    "norm_pre",
+    "blocks",
+    "norm",
+    "forward_head",
+    "num_prefix_tokens",
+    "head",
+)
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
-    """The spec of a model of this library, None for every other."""
-    if not type(model).__module__.startswith("timm.") or not all(hasattr(model, part) for part in _NEEDED):
+    """Return the spec of a model of this library, or None for any other model."""
+    if not type(model).__module__.startswith("timm.") or not all(hasattr(model, part) for part in _ATTRIBUTES):
         return None
     return _describe(model)
 
 
 def _describe(model: Any) -> BackboneSpec:
-    told = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = told_or(IMAGENET, told.get("mean"), told.get("std"))
+    config = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = told_or(IMAGENET, config.get("mean"), config.get("std"))
     rotary = getattr(model, "rope", None) is not None
-    built_as_usual = all(type(block).__name__ in _PRE_NORM_BLOCKS for block in model.blocks)
+    is_pre_norm = all(type(block).__name__ in _PRE_NORM_BLOCKS for block in model.blocks)
     return BackboneSpec(
         library="timm",
         tower="",
@@ -45,15 +54,15 @@ def _describe(model: Any) -> BackboneSpec:
         pool=_pool,
         norm=_norm,
         project=_project,
-        parts=BlockParts("norm1", "attn", "norm2", "mlp") if built_as_usual else None,
-        attend=_attend if built_as_usual and not rotary else None,
+        parts=BlockParts("norm1", "attn", "norm2", "mlp") if is_pre_norm else None,
+        attend=_attend if is_pre_norm and not rotary else None,
         rotary=rotary,
     )
 
 
 def _stem(model: Any, images: Tensor) -> Tensor:
     tokens = model._pos_embed(model.patch_embed(images))
-    if isinstance(tokens, tuple):  # Eva's, with the positions that its blocks are told
+    if isinstance(tokens, tuple):  # Eva returns tokens and the positions for its blocks
         tokens = tokens[0]
     elif hasattr(model, "patch_drop"):
         tokens = model.patch_drop(tokens)
@@ -65,9 +74,9 @@ def _run_block(model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def _run_rotary_block(model: Any, block: nn.Module, tokens: Tensor) -> Tensor:
-    kept = getattr(model.rope, "feat_shape", None)
-    rope = unchanging(model.rope).get_embed(None if kept else model.patch_embed.grid_size)
-    if model.rope_mixed:  # each block has positions of its own
+    has_fixed_grid = bool(getattr(model.rope, "feat_shape", None))
+    rope = unchanging(model.rope).get_embed(None if has_fixed_grid else model.patch_embed.grid_size)
+    if model.rope_mixed:  # each block has its own positions
         rope = rope[next(index for index, other in enumerate(model.blocks) if other is block)]
     return block(tokens, rope=rope)
 
@@ -81,7 +90,7 @@ def _pool(model: Any, tokens: Tensor) -> Tensor:
 
 
 def _norm(model: Any, tokens: Tensor) -> Tensor:
-    """The norm stands before the pooling or behind it, never at both places."""
+    """Apply the norm before or after the pooling. The other one is the identity."""
     return model.fc_norm(model.norm(tokens))
 
 

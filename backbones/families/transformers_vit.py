@@ -1,8 +1,8 @@
-"""transformers' vision transformers: CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model.
+"""Specs of transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model.
 
-They differ in names, in the tokens before the patches and in what stands behind the blocks; a table says the names.
-DINOv2 and DINOv3 take images of any size: theirs is what ``preprocessor_config.json`` says where ``load_backbone``
-found one, else the configuration's ``image_size`` (518 of most DINOv2 weights, which makes 1370 tokens).
+They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2 and
+DINOv3 accept images of any size. The size is that of ``preprocessor_config.json`` if ``load_backbone`` found one, else
+the configuration's ``image_size`` (518 for most DINOv2 weights, which results in 1370 tokens).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _DINO_PARTS = BlockParts("norm1", "attention", "norm2", "mlp")
 
 @dataclass(frozen=True)
 class _Kind:
-    """How one model type names its modules."""
+    """Module names and normalization of one model type."""
 
     blocks: str
     norm: str
@@ -49,7 +49,7 @@ _KINDS = {
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
-    """The spec of a model of this library, None for every other."""
+    """Return the spec of a model of this library, or None for any other model."""
     for path in ("", "vision_model", getattr(model, "base_model_prefix", "")):
         tower = getattr(model, path, None) if path else model
         kind = _KINDS.get(getattr(getattr(tower, "config", None), "model_type", ""))
@@ -83,7 +83,7 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: dict[str, Any]) -> Ba
         run_block=_run_rotary_block if rotary else _run_block,
         pool=_pool,
         norm=_norm,
-        project=_keep,
+        project=_identity,
         parts=kind.parts,
         attend=None if rotary else _attend,
         rotary=rotary,
@@ -143,7 +143,7 @@ def _pool(tower: Any, tokens: Tensor) -> Tensor:
             "This backbone has no pooling of its own.",
             received=f"{type(tower).__qualname__} without a head",
             expected="a pooling of patch tokens",
-            remedy="choose pooling='patch_mean'",
+            remedy="Choose pooling='patch_mean'.",
         )
     return tower.head(_norm(tower, tokens))
 
@@ -158,5 +158,5 @@ def _project(model: nn.Module, features: Tensor) -> Tensor:
     return features if projection is None else projection(features)
 
 
-def _keep(tower: nn.Module, features: Tensor) -> Tensor:
+def _identity(tower: nn.Module, features: Tensor) -> Tensor:
     return features

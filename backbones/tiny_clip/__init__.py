@@ -1,6 +1,6 @@
-"""tiny-clip: a small real CLIP that ships with dmgal; it knows still appearance and nothing of motion."""
+"""tiny-clip, a small real CLIP that ships with dmgal. It was trained on stills and knows no motion."""
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
-"""Holds ``open_clip_config.json``, the weights and the tokenizer, as open_clip's ``local-dir:`` schema wants them."""
+"""Folder with ``open_clip_config.json``, weights and tokenizer, for open_clip's ``local-dir:`` schema."""

@@ -1,7 +1,7 @@
-"""Says in words what a drawn still shows: shape, colors, texture, size, orientation and place.
+"""Captions of drawn stills: shape, colors, texture, size, orientation and position.
 
-Place is named on purpose and finely (seven words along each axis): a backbone whose pooled feature does not know where
-things are cannot tell motions apart, whatever is added to it.
+The position is named finely on purpose, with seven words along each axis. If a backbone's pooled feature does not
+encode positions, no adapter can distinguish motions with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ START, END, PAD, UNKNOWN = "<start>", "<end>", "<pad>", "<unknown>"
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing a caption may say: its words, and the word's place in the sentence (``{}``)."""
+    """A property that a caption may name: its words, and a phrase in which a word replaces ``{}``."""
 
     name: str
     words: tuple[str, ...]
@@ -47,20 +47,20 @@ ATTRIBUTES = (
 
 
 def vocabulary() -> list[str]:
-    """All words; the end mark has the highest index, by which open_clip's text tower finds it."""
+    """Return all words. The end mark has the highest index, by which open_clip's text tower finds it."""
     words = dict.fromkeys(word for attribute in ATTRIBUTES for word in attribute.words)
     return [PAD, UNKNOWN, START, *FILLERS, *words, END]
 
 
-def describe(looks: Appearance, poses: Poses) -> dict[str, Tensor]:
-    """Index of the right word of every attribute, each ``(n,)``; poses are those of the first frame."""
+def describe(appearance: Appearance, poses: Poses) -> dict[str, Tensor]:
+    """Return the index of the right word of every attribute, each ``(n,)``, for the poses of the first frame."""
     x, y, size, angle = (value[:, 0].contiguous() for value in (poses.x, poses.y, poses.size, poses.angle))
     return {
         "size": torch.bucketize(size, torch.tensor(SIZE_LIMITS)),
-        "color": looks.color,
-        "texture": looks.texture,
-        "second_color": looks.second_color,
-        "shape": looks.shape,
+        "color": appearance.color,
+        "texture": appearance.texture,
+        "second_color": appearance.second_color,
+        "shape": appearance.shape,
         "heading": torch.round(angle / (2 * math.pi / len(HEADINGS))).long() % len(HEADINGS),
         "row": torch.bucketize(y, torch.tensor(PLACE_LIMITS)),
         "column": torch.bucketize(x, torch.tensor(PLACE_LIMITS)),
@@ -68,27 +68,27 @@ def describe(looks: Appearance, poses: Poses) -> dict[str, Tensor]:
 
 
 def captions(words: dict[str, Tensor], generator: Generator, keep: float = 1.0) -> Iterator[str]:
-    """One sentence a still; each attribute is told with probability ``keep``, so that short prompts are known too."""
+    """Yield one sentence per still. Each attribute is named with probability ``keep``, to include short captions."""
     count = len(words["shape"])
-    told = torch.rand(count, len(ATTRIBUTES), generator=generator) < keep
-    plain = words["texture"] == TEXTURES.index("plain")
+    is_named = torch.rand(count, len(ATTRIBUTES), generator=generator) < keep
+    is_plain = words["texture"] == TEXTURES.index("plain")
     for i in range(count):
         facts = {
             attribute.name: attribute.words[int(words[attribute.name][i])]
-            for attribute, is_told in zip(ATTRIBUTES, told[i].tolist(), strict=True)
-            if is_told and not (attribute.name == "second_color" and plain[i])  # a plain shape shows one color
+            for attribute, named in zip(ATTRIBUTES, is_named[i].tolist(), strict=True)
+            if named and not (attribute.name == "second_color" and is_plain[i])  # a plain shape has one color
         }
         yield sentence(facts)
 
 
 def sentence(facts: dict[str, str]) -> str:
-    """The caption that tells some facts, e.g. ``{"color": "red"}`` gives "a red shape"."""
-    told = {"shape": "shape", **facts}
-    return " ".join(["a", *(a.phrase.format(told[a.name]) for a in ATTRIBUTES if a.name in told)])
+    """Return the caption for some facts, e.g. "a red shape" for ``{"color": "red"}``."""
+    words = {"shape": "shape", **facts}
+    return " ".join(["a", *(a.phrase.format(words[a.name]) for a in ATTRIBUTES if a.name in words)])
 
 
 def random_poses(count: int, generator: Generator) -> Poses:
-    """Poses of stills ``(n, 1)``: everywhere in the picture, every size and heading alike."""
+    """Draw poses of stills ``(n, 1)``: uniform in position, log size and heading."""
     uniform = torch.rand(4, count, 1, generator=generator)
     return Poses(
         x=uniform[0] * 1.8 - 0.9,

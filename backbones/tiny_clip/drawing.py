@@ -1,8 +1,8 @@
-"""Draws textured shapes on textured backgrounds: the stills that tiny-clip learns from, the frames of moving shapes.
+"""Drawing of textured shapes on textured backgrounds: the stills of tiny-clip and the frames of moving shapes.
 
-A picture is a pose (where, how large, how turned: may change from frame to frame) and an appearance (drawn at random,
-constant over a clip). Nuisances that carry no meaning lie over both: a static distractor, a gain and a color cast of
-each frame, a slow drift of color, noise.
+A picture is a pose (position, size and angle, which may change between frames) and an appearance (drawn at random,
+constant in a clip). Nuisances without meaning are added: a static distractor, a gain and a color cast for each frame,
+a slow drift of color, noise.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ FRAME_GAIN, FRAME_CAST, COLOR_DRIFT, PIXEL_NOISE = 0.2, 0.1, 0.2, 0.02
 
 @dataclass(frozen=True)
 class Poses:
-    """Pose of ``n`` shapes in ``T`` frames, each ``(n, T)``; the picture spans -1 to 1, y points down.
+    """Poses of ``n`` shapes in ``T`` frames, each ``(n, T)``. The picture spans -1 to 1, and y points down.
 
-    ``size`` is half the shape's extent, ``angle`` is in radians, clockwise on the screen; 0 points up.
+    ``size`` is half the shape's extent. ``angle`` is in radians, clockwise on the screen, and 0 points up.
     """
 
     x: Tensor
@@ -43,7 +43,7 @@ class Poses:
 
 @dataclass(frozen=True)
 class Appearance:
-    """Looks of ``n`` shapes, each ``(n,)``: indices into ``SHAPES``, ``TEXTURES`` and ``COLORS`` (two different)."""
+    """Appearance of ``n`` shapes, each ``(n,)``: indices into ``SHAPES``, ``TEXTURES``, ``COLORS`` (two different)."""
 
     shape: Tensor
     texture: Tensor
@@ -52,7 +52,7 @@ class Appearance:
 
 
 def random_appearance(count: int, generator: Generator) -> Appearance:
-    """Looks drawn evenly and independently; only the two colors never agree."""
+    """Draw appearances uniformly and independently, except that the two colors differ."""
     color = torch.randint(len(COLORS), (count,), generator=generator)
     shift = torch.randint(1, len(COLORS), (count,), generator=generator)
     return Appearance(
@@ -63,27 +63,27 @@ def random_appearance(count: int, generator: Generator) -> Appearance:
     )
 
 
-def draw(poses: Poses, looks: Appearance, pixels: int, generator: Generator) -> Tensor:
-    """Frames ``(n, T, 3, pixels, pixels)``, uint8. The nuisances come from ``generator``."""
+def draw(poses: Poses, appearance: Appearance, pixels: int, generator: Generator) -> Tensor:
+    """Draw uint8 frames ``(n, T, 3, pixels, pixels)``. The nuisances are drawn from ``generator``."""
     count, frames = poses.x.shape
     uniform = _Uniform(count, generator)
-    inside, u, v = _place(poses, looks.shape, pixels)
+    inside, u, v = _rasterize(poses, appearance.shape, pixels)
     palette = torch.tensor(list(COLORS.values()))
-    first, second = palette[looks.color], palette[looks.second_color]
+    first, second = palette[appearance.color], palette[appearance.second_color]
     first, second = (_drifting(color, uniform, frames) for color in (first, second))
-    pattern = _pattern(looks.texture, u, v)
-    shading = 1 - 0.35 * v.clamp(-1, 1)[:, :, None]  # the lighter end tells up from down on every shape and texture
+    pattern = _pattern(appearance.texture, u, v)
+    shading = 1 - 0.35 * v.clamp(-1, 1)[:, :, None]  # the lighter end is the upper one for every shape and texture
     shape = (pattern * first + (1 - pattern) * second) * shading
     picture = torch.lerp(_background(uniform, frames, pixels), shape, inside[:, :, None])
-    picture = picture * (1 + FRAME_GAIN * uniform.signed(frames, 1, 1, 1)) + FRAME_CAST * uniform.signed(
-        frames, 3, 1, 1
-    )
+    gain = 1 + FRAME_GAIN * uniform.signed(frames, 1, 1, 1)
+    cast = FRAME_CAST * uniform.signed(frames, 3, 1, 1)
+    picture = picture * gain + cast
     picture = picture + PIXEL_NOISE * torch.randn(picture.shape, generator=generator)
     return (picture.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 class _Uniform:
-    """Uniform random tensors with the number of pictures in front."""
+    """Source of uniform random tensors whose first dimension is the number of pictures."""
 
     def __init__(self, count: int, generator: Generator) -> None:
         self.count, self.generator = count, generator
@@ -96,13 +96,13 @@ class _Uniform:
 
 
 def _drifting(color: Tensor, uniform: _Uniform, frames: int) -> Tensor:
-    """A color ``(n, 3)`` that changes linearly over the clip, in either direction alike: ``(n, T, 3, 1, 1)``."""
+    """Let a color ``(n, 3)`` change linearly over the clip, in a random direction: ``(n, T, 3, 1, 1)``."""
     time = torch.linspace(-0.5, 0.5, frames) if frames > 1 else torch.zeros(1)
     return color[:, None, :, None, None] + COLOR_DRIFT * uniform.signed(1, 3, 1, 1) * time.view(1, -1, 1, 1, 1)
 
 
-def _place(poses: Poses, shape: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Coverage of every pixel and its coordinates in the shape's own frame, each ``(n, T, pixels, pixels)``."""
+def _rasterize(poses: Poses, shape: Tensor, pixels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return coverage and shape coordinates ``u``, ``v`` of every pixel, each ``(n, T, pixels, pixels)``."""
     axis = (torch.arange(pixels) + 0.5) / pixels * 2 - 1
     x = axis[None, None, None, :] - poses.x[:, :, None, None]
     y = axis[None, None, :, None] - poses.y[:, :, None, None]
@@ -113,8 +113,11 @@ def _place(poses: Poses, shape: Tensor, pixels: int) -> tuple[Tensor, Tensor, Te
 
 
 def _depth_inside(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """How far a point lies inside its shape (negative outside), in units of the shape's size; -v is the tip."""
-    box = lambda x, y, width, height: torch.minimum(width - (u - x).abs(), height - (v - y).abs())  # noqa: E731
+    """Return the signed depth of points inside their shape, in units of its size. The tip is at negative ``v``."""
+
+    def box(x: float, y: float, width: float, height: float) -> Tensor:
+        return torch.minimum(width - (u - x).abs(), height - (v - y).abs())
+
     depths = (
         1 - (u.square() + v.square()).sqrt(),
         box(0, 0, 0.85, 0.85),
@@ -130,8 +133,11 @@ def _depth_inside(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _pattern(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    """Share of the first color at every pixel: ``(n, T, 1, pixels, pixels)``."""
-    soft = lambda wave: torch.sigmoid(8 * wave)  # noqa: E731
+    """Return the share of the first color at every pixel: ``(n, T, 1, pixels, pixels)``."""
+
+    def soft(wave: Tensor) -> Tensor:
+        return torch.sigmoid(8 * wave)
+
     patterns = (
         torch.ones_like(u),
         soft(-v),
@@ -145,12 +151,12 @@ def _pattern(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _background(uniform: _Uniform, frames: int, pixels: int) -> Tensor:
-    """Smooth random ground with one small plain distractor that does not move: ``(n, T, 3, pixels, pixels)``."""
+    """Draw a smooth random ground with a small plain static distractor: ``(n, T, 3, pixels, pixels)``."""
     clouds = F.interpolate(uniform(3, 5, 5), size=(pixels, pixels), mode="bicubic", align_corners=False) - 0.5
     ground = 0.3 + 0.3 * uniform(3)[:, :, None, None] + 0.3 * clouds
     kind = torch.randint(len(SHAPES), (uniform.count,), generator=uniform.generator)
-    still = Poses(0.9 * uniform.signed(1), 0.9 * uniform.signed(1), 0.07 + 0.06 * uniform(1), 6.2832 * uniform(1))
-    inside, _, _ = _place(still, kind, pixels)
+    distractor = Poses(0.9 * uniform.signed(1), 0.9 * uniform.signed(1), 0.07 + 0.06 * uniform(1), 6.2832 * uniform(1))
+    inside, _, _ = _rasterize(distractor, kind, pixels)
     ground = torch.lerp(ground, uniform(3)[:, :, None, None].expand_as(ground), inside)
     time = torch.linspace(-0.5, 0.5, frames).view(1, -1, 1, 1, 1) if frames > 1 else 0.0
     return ground[:, None] + COLOR_DRIFT * uniform.signed(1, 3, 1, 1) * time

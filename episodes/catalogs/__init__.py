@@ -1,1 +1,1 @@
-"""What videos there are: lists and splits, matching them to a disk, checking every file."""
+"""The videos of a data set: lists and splits, matching them to files on disk, and checking every file."""

@@ -1,15 +1,15 @@
-"""Finds the videos of a split in whatever layout a download has: by their names, whatever stands around these.
+"""A search for the videos of a split in a download with any folder layout, by the names of the videos.
 
-A file or a folder of frames is a listed video, in this order, where its name without extensions
-1. is the listed one;
-2. is so but for case, the form of accents, spaces or underscores or hyphens, or zeros in front of a number that is
-   the whole name, or in a Kinetics time suffix;
-3. has lost a Kinetics time suffix such as ``_000010_000020``, or has one where the list has none;
-4. has the same letters and numbers in the same order. Two numbers stay two, so ``11035_1`` is not ``110351``; nor is
-   ``a (1)``, a second copy of ``a``, the video ``a1``.
-A spelling counts only where it belongs to one listed video, and a file is one video at most. Where several files are
-the same video, the better spelling wins, then a folder named as the class, then a file before frames, then the order of
-paths. One walk over the disk, in memory that grows with the list and the number of folders, not with that of files.
+A file or a folder of frames matches a listed video if its name without extensions meets one of these, best first:
+1. It equals the listed name.
+2. It differs only in case, form of accents, or spaces, underscores and hyphens. Leading zeros may also differ in a
+   name that is a number, or in a Kinetics time suffix.
+3. It lacks a Kinetics time suffix such as ``_000010_000020``, or has one that the listed name lacks.
+4. It has the same letters and numbers in the same order. Two numbers stay two, so ``11035_1`` is not ``110351``, and
+   ``a (1)``, a second copy of ``a``, is not ``a1``.
+A spelling matches only if it belongs to exactly one listed video, and a file matches at most one video. If several
+files match a video, the better spelling wins. Ties are broken by a folder named like the class, a file before frames,
+and path order. The disk is walked once, and memory grows with the list and the number of folders, not of files.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pathlib import Path
 
 from .video_files import FRAME_EXTENSIONS, VIDEO_EXTENSIONS, stem_of
 
-_TIMED = re.compile(r"(.{11})_(\d{1,6})_(\d{1,6})", re.DOTALL)  # YouTube's 11 characters, then seconds from and to
+_TIMED = re.compile(r"(.{11})_(\d{1,6})_(\d{1,6})", re.DOTALL)  # YouTube's 11 characters, start and end in seconds
 _SPACES = re.compile(r"[\s_-]+")
 _NEW_NUMBER = re.compile(r"(?<=\d)[\W_]+(?=\d)|[\W_]*\((?=\d+\)$)")
-_MARK = "\0"  # in front of a number that is not to be read on to what stands before it; in no name on a disk
+_MARK = "\0"  # separates a number from preceding characters; no name on disk contains it
 NUM_SPELLINGS = 4
 
 Spelling = tuple[str, ...]
@@ -34,14 +34,14 @@ Spelling = tuple[str, ...]
 
 @dataclass
 class Matches:
-    """What was found of a split's videos.
+    """The result of a search for a split's videos.
 
     Attributes:
-        paths: of each listed video, relative to the root with forward slashes; None where it was not found.
-        num_several: listed videos for which several files would do.
-        num_other: videos on the disk that are not listed.
-        examples: names of some of them.
-        closed_folders: folders that could not be looked into.
+        paths: path of each listed video, relative to the root with forward slashes; None if it was not found.
+        num_several: number of listed videos that several files match.
+        num_other: number of videos on disk that are not listed.
+        examples: names of up to three videos that are not listed.
+        closed_folders: folders that could not be listed.
     """
 
     paths: list[str | None]
@@ -53,7 +53,7 @@ class Matches:
 
 @dataclass(frozen=True, order=True)
 class _Candidate:
-    """A file for a listed video; the smallest is the best."""
+    """A file that matches a listed video. The smallest candidate is the best."""
 
     spelling: int
     elsewhere: bool
@@ -66,35 +66,43 @@ def match_videos(listed: Sequence[tuple[str, str]], root: Path) -> Matches:
 
     Args:
         listed: ``(class name, video)`` of each; the names of the videos differ.
-        root: the folder; links are followed, hidden names left out.
+        root: the folder; links are followed, hidden names are ignored.
     """
     index = _SpellingIndex([video for _, video in listed])
     classes = [_letters(name) for name, _ in listed]
     best: list[_Candidate | None] = [None] * len(listed)
-    several: set[int] = set()
+    with_several: set[int] = set()
     matches = Matches([])
     for path, is_folder in videos_below(root, matches.closed_folders):
         folder, _, name = path.rpartition("/")
-        hit = index.find(name)
-        if hit is None:
+        match = index.find(name)
+        if match is None:
             matches.num_other += 1
-            matches.examples += [path] if len(matches.examples) < 3 else []
+            if len(matches.examples) < 3:
+                matches.examples.append(path)
             continue
-        place, spelling = hit
-        at_home = classes[place] in map(_letters, folder.split("/"))
-        candidate, before = _Candidate(spelling, not at_home, is_folder, path), best[place]
-        if before is not None:
-            several.add(place)
-        best[place] = candidate if before is None else min(before, candidate)
+        video, spelling = match
+        in_class_folder = classes[video] in map(_letters, folder.split("/"))
+        candidate = _Candidate(spelling, not in_class_folder, is_folder, path)
+        previous = best[video]
+        if previous is None:
+            best[video] = candidate
+        else:
+            with_several.add(video)
+            best[video] = min(previous, candidate)
     matches.paths = [None if candidate is None else candidate.path for candidate in best]
-    matches.num_several = len(several)
+    matches.num_several = len(with_several)
     return matches
 
 
 def videos_below(root: Path, closed_folders: list[str]) -> Iterator[tuple[str, bool]]:
-    """Every video below a folder as ``(path relative to it, whether it is a folder of frames)``, in no order.
+    """Yield every video below a folder as ``(relative path, True for a folder of frames)``, in arbitrary order.
 
-    Links are followed, each folder is entered once; folders that cannot be looked into are added to the list.
+    Links are followed, and each folder is entered once.
+
+    Args:
+        root: the folder.
+        closed_folders: list that receives the folders that cannot be listed.
     """
     waiting, entered = [""], set()
     while waiting:
@@ -110,8 +118,11 @@ def videos_below(root: Path, closed_folders: list[str]) -> Iterator[tuple[str, b
 
 
 def _videos_of(root: Path, folder: str, waiting: list[str]) -> Iterator[tuple[str, bool]]:
-    """Videos right in a folder, and the folder itself where it holds frames; its folders join those that wait."""
-    below, holds_frames = [], False
+    """Yield the videos directly in a folder, and the folder itself if it has frames.
+
+    The subfolders are added to ``waiting``.
+    """
+    below, has_frames = [], False
     with os.scandir(root / folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -119,46 +130,51 @@ def _videos_of(root: Path, folder: str, waiting: list[str]) -> Iterator[tuple[st
             path = f"{folder}/{entry.name}" if folder else entry.name
             name = entry.name.lower()
             if name.endswith(FRAME_EXTENSIONS):
-                holds_frames = True
+                has_frames = True
             elif entry.is_dir():
                 below.append(path)
             elif name.endswith(VIDEO_EXTENSIONS):
                 yield path, False
-    if holds_frames and folder:
+    if has_frames and folder:
         yield folder, True
     waiting += sorted(below, reverse=True)
 
 
 class _SpellingIndex:
-    """Places of the listed videos by each of their spellings that no other listed video has."""
+    """Indices of the listed videos by each of their spellings that no other listed video has."""
 
     def __init__(self, videos: Sequence[str]) -> None:
-        self._places: list[dict[Spelling, int | None]] = [{} for _ in range(NUM_SPELLINGS)]
-        for place, video in enumerate(videos):
-            for places, spelling in zip(self._places, _spellings(stem_of(video), wanted=True), strict=True):
+        self._video_of: list[dict[Spelling, int | None]] = [{} for _ in range(NUM_SPELLINGS)]
+        for index, video in enumerate(videos):
+            for video_of, spelling in zip(self._video_of, _spellings(stem_of(video), is_listed=True), strict=True):
                 if spelling:
-                    places[spelling] = None if spelling in places else place
+                    video_of[spelling] = None if spelling in video_of else index
 
     def find(self, name: str) -> tuple[int, int] | None:
-        """The listed video that a file's name spells, and how well, 0 the best."""
-        for number, spelling in enumerate(_spellings(stem_of(name), wanted=False)):
-            place = self._places[number].get(spelling)
-            if place is not None:
-                return place, number
+        """Return the listed video that a file name spells and the number of the spelling, 0 for the best."""
+        for number, spelling in enumerate(_spellings(stem_of(name), is_listed=False)):
+            video = self._video_of[number].get(spelling)
+            if video is not None:
+                return video, number
         return None
 
 
-def _spellings(stem: str, wanted: bool) -> Iterator[Spelling]:
-    """Ever looser spellings of a name, empty where it has none; ``wanted``: of a listed video, else of a file."""
+def _spellings(stem: str, is_listed: bool) -> Iterator[Spelling]:
+    """Yield the ``NUM_SPELLINGS`` spellings of a name from strict to loose, empty if a spelling does not apply.
+
+    Args:
+        stem: the name without extensions.
+        is_listed: True for a listed video, False for a file.
+    """
     yield (stem,)
     timed = _TIMED.fullmatch(stem)
     start, end = (int(timed[2]), int(timed[3])) if timed else (0, 0)
     yield _number(stem) or (_plain(f"{timed[1]}_{start:06}_{end:06}" if timed else stem),)
-    # a suffix on both sides is another part of the same film: never the third spelling
+    # Two names with different suffixes are parts of the same film, so they must not share the third spelling.
     if timed:
-        yield ("timed", "listed" if wanted else "file", timed[1])
+        yield ("timed", "listed" if is_listed else "file", timed[1])
     else:
-        yield ("timed", "file" if wanted else "listed", stem)
+        yield ("timed", "file" if is_listed else "listed", stem)
     letters = _letters(stem)
     yield (letters,) if letters else ()
 
@@ -168,7 +184,7 @@ def _plain(name: str) -> str:
 
 
 def _number(stem: str) -> Spelling:
-    """A name that is a number and nothing else, whatever zeros stand in front."""
+    """Return the spelling of a name that is a number, without leading zeros, or an empty one for other names."""
     return ("number", stem.lstrip("0")) if stem.isascii() and stem.isdecimal() else ()
 
 

@@ -1,8 +1,8 @@
-"""The five standard few-shot splits, bundled: which classes are for training, validation and test, and their videos.
+"""The five standard few-shot splits, bundled: classes and videos for training, validation and test.
 
-They are the lists that the field's released code uses. Videos per split agree with the papers but for SSv2-Full: OTAM
-(arXiv 1906.11415) states 77,500, 1,925 and 2,854, while the released list has 67,013, 1,926 and 2,857. Nor does that
-list name its validation classes, which are ``val0`` to ``val11`` here.
+They are the lists that the field's released code uses. Videos per split agree with the papers except for SSv2-Full:
+OTAM (arXiv 1906.11415) states 77,500, 1,925 and 2,854, but the released list has 67,013, 1,926 and 2,857. That list
+does not name its validation classes, which are ``val0`` to ``val11`` here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ STANDARD_SPLITS: tuple[str, ...] = get_args(StandardSplit)
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """Classes and videos of train, val and test; ``mirror``: whether a mirrored clip keeps its label."""
+    """The source of a split and its numbers of classes and videos in train, val and test.
+
+    Attributes:
+        source: the paper, and the data set if the paper has several.
+        classes: number of classes in train, val and test.
+        videos: number of videos in train, val and test.
+        mirror: True if a mirrored clip keeps its label.
+    """
 
     source: str
     classes: tuple[int, int, int]
@@ -36,5 +43,5 @@ FACTS: dict[str, SplitFacts] = {
 
 
 def standard_split_file(name: str) -> Path:
-    """The bundled split file of a standard split; its videos are names, which a download may have anywhere."""
+    """Return the bundled split file of a standard split. It lists names of videos, which may be anywhere on disk."""
     return Path(str(files(__package__) / "splits" / f"{name}.csv.gz"))

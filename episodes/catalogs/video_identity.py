@@ -1,4 +1,4 @@
-"""What tells that a video is still the one it was: size and time of change; where these leave doubt, its content."""
+"""The identity of a video file: size and modification time, and a hash of the content for cases of doubt."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ BYTES_AT_ONCE = 2**20
 
 
 class Stamp(NamedTuple):
-    """Size in bytes and time of the last change in nanoseconds since 1970 (modulo 2^64); zeros where nothing is."""
+    """Size in bytes and modification time in nanoseconds since 1970 (modulo 2^64); zeros for a missing video."""
 
     size: int
     time: int
 
 
 def stamp(path: str | os.PathLike[str]) -> Stamp:
-    """Of a file; of a folder, the size of its frames in all, and the last change of the folder or any of them."""
+    """Return the stamp of a file or a folder of frames.
+
+    The stamp of a folder has the total size of its frames and the latest modification time of the folder and frames.
+    """
     try:
         status = os.stat(path)
         if not os.path.isdir(path):
@@ -33,20 +36,20 @@ def stamp(path: str | os.PathLike[str]) -> Stamp:
 
 
 def content_hash(path: str | os.PathLike[str]) -> int:
-    """64 bits of a file's bytes, or of the names and bytes of a folder's frames; 0 where it cannot be read."""
+    """Return a 64-bit hash of a file's bytes, or of the names and bytes of a folder's frames; 0 if unreadable."""
     digest = blake2b(digest_size=8)
     try:
         for name in frame_files(Path(path)) if os.path.isdir(path) else [""]:
             digest.update(f"{len(name)} {name} ".encode("utf-8", "surrogateescape"))
             with open(os.path.join(path, name) if name else path, "rb") as file:
-                digest.update(_hash_of(file))
+                digest.update(_hash_file(file))
     except OSError:
         return 0
     return int.from_bytes(digest.digest(), "little")
 
 
-def _hash_of(file: BinaryIO) -> bytes:
+def _hash_file(file: BinaryIO) -> bytes:
     digest = blake2b()
-    while part := file.read(BYTES_AT_ONCE):
-        digest.update(part)
+    while chunk := file.read(BYTES_AT_ONCE):
+        digest.update(chunk)
     return digest.digest()

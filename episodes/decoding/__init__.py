@@ -1,1 +1,1 @@
-"""How frames come out of files: one protocol, one file for each decoder."""
+"""Decoding of video files: one protocol, and one module per decoder."""

@@ -1,4 +1,4 @@
-"""Videos that are stored as one image per frame: a folder, or a zip file."""
+"""Videos stored as one image per frame, in a folder or a zip file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from einops import repeat
 from PIL import ExifTags
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from .video_decoder import (
     stack,
 )
 
-# What Pillow, zipfile and the system raise about a file they cannot read.
+# Exceptions of Pillow, zipfile and the system for a file that they cannot read.
 _UNREADABLE = (
     OSError,
     SyntaxError,
@@ -52,10 +53,10 @@ _UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
 )
-# No image of MAX_PIXELS takes more than this, however badly it compresses.
+# No image of MAX_PIXELS exceeds this, even if it does not compress at all.
 _MAX_IMAGE_BYTES = 8 * MAX_PIXELS
-# What turns a stored image upright, by the orientation that its EXIF header tells.
-_UPRIGHT = {
+# The operation that turns a stored image upright, by the orientation in its EXIF header.
+_TRANSPOSE_OF_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
     4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,14 +68,14 @@ _UPRIGHT = {
 
 
 class FrameImages(ABC):
-    """Jpg or png frames, in natural order of their names. A frame that cannot be read ends the video.
+    """Jpg or png frames in natural order of their names. A frame that cannot be read ends the video.
 
     Args:
         path: the folder or zip file.
         names: the frames' names in order.
 
     Raises:
-        VideoError: there are none.
+        VideoError: there are no frames.
     """
 
     def __init__(self, path: Path, names: list[str]) -> None:
@@ -89,40 +90,41 @@ class FrameImages(ABC):
 
     @staticmethod
     def versions() -> dict[str, str]:
-        """See `VideoDecoder`."""
+        """Return the version of Pillow (see `VideoDecoder`)."""
         return {"pillow": version("pillow")}
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[Callable[[str], bytes]]:
-        """The function from a frame's name to its bytes, while the context lasts."""
+        """Provide a function from a frame's name to its bytes, valid inside the context."""
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """See `VideoDecoder`."""
+        """Return frames by index (see `VideoDecoder`)."""
         check_indices(indices, self.num_frames)
         with self.opened() as load, _without_warnings():
-            images = {index: self._image(load, index) for index in sorted(set(indices))}
+            images = {index: self._load_image(load, index) for index in sorted(set(indices))}
         return stack(self.path, indices, images)
 
     def probe(self) -> VideoProbe:
-        """What decoding every frame shows."""
+        """Decode all frames and return what was found."""
         with self.opened() as load, _without_warnings():
-            first = self._image(load, 0)
+            first = self._load_image(load, 0)
             for index in range(1, self.num_frames):
                 try:
-                    self._image(load, index)
+                    self._load_image(load, index)
                 except StaleFrameCountError:
                     break
         height, width = first.shape[:2]
         codec = "png" if self._names[0].lower().endswith(".png") else "jpeg"
         return VideoProbe(self.num_frames, codec, width, height, 0, self.damage)
 
-    def _image(self, load: Callable[[str], bytes], index: int) -> Image:
-        name, data = self._names[index], b""
+    def _load_image(self, load: Callable[[str], bytes], index: int) -> Image:
+        name = self._names[index]
+        data = b""
         try:
             data = load(name)
             with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
                 check_pixels(self.path, *image.size)
-                return _rgb(_upright(image))
+                return _to_rgb(_turn_upright(image))
         except VideoError:
             raise
         except _UNREADABLE as error:
@@ -137,7 +139,7 @@ class FrameImages(ABC):
 
 
 class FrameFolder(FrameImages):
-    """A folder of frames."""
+    """A video in a folder of frames."""
 
     kind = "folder"
 
@@ -150,7 +152,7 @@ class FrameFolder(FrameImages):
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], bytes]]:
-        """See `FrameImages`."""
+        """Provide the bytes of the files by name (see `FrameImages`)."""
 
         def load(name: str) -> bytes:
             with open(self.path / name, "rb") as file:
@@ -162,7 +164,7 @@ class FrameFolder(FrameImages):
 
 
 class FrameZip(FrameImages):
-    """A zip file of frames, in its root or in folders, which are taken in natural order."""
+    """A video in a zip file of frames, which are in its root or in folders in natural order."""
 
     kind = "zip file"
 
@@ -176,7 +178,7 @@ class FrameZip(FrameImages):
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], bytes]]:
-        """See `FrameImages`."""
+        """Provide the bytes of the zip members by name (see `FrameImages`)."""
         try:
             archive = zipfile.ZipFile(self.path)
         except _UNREADABLE as error:
@@ -193,26 +195,27 @@ class FrameZip(FrameImages):
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow warns of each header that is damaged, thousands in a data set; what matters of one is the orientation."""
+    """Suppress warnings of Pillow about damaged headers, of which only the orientation matters here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
-def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """As its EXIF header says; as it is stored where that is damaged, as viewers do."""
+def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn an image upright by its EXIF header. With a damaged header it stays as stored, as in image viewers."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _UNREADABLE:
         return image
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    return image if turn is None else image.transpose(turn)
+    if not isinstance(orientation, int) or orientation not in _TRANSPOSE_OF_ORIENTATION:
+        return image
+    return image.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
 
 
-def _rgb(image: PIL.Image.Image) -> Image:
-    if image.mode.startswith("I"):  # 16 bits of gray, of which Pillow would clip what is brighter than 255
+def _to_rgb(image: PIL.Image.Image) -> Image:
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         gray = (np.asarray(image) >> 8).astype(np.uint8)
-        return np.stack([gray] * 3, axis=-1)  # (H, W, 3)
+        return repeat(gray, "h w -> h w c", c=3)
     return np.asarray(image.convert("RGB"))
 
 

@@ -1,9 +1,9 @@
-"""What a compressed packet says about the frames that lean on it, read from its first bytes without decoding.
+"""Dependencies between compressed packets, read from their first bytes without decoding.
 
-Only what the standards promise is used, so that leaving packets out cannot change a frame: ITU-T H.264 7.4.1
+Only guarantees of the standards are used, so that skipping packets cannot change a frame: ITU-T H.264 7.4.1
 (``nal_ref_idc``, IDR pictures), ITU-T H.265 7.4.2.2 (sub-layer non-reference pictures, IDR pictures), RFC 6386 9.1
-(VP8), the VP9 bitstream specification 7.2. Recovery points and the clean random access of open GOPs promise less, and
-count as ordinary frames here.
+(VP8), and the VP9 bitstream specification 7.2. Recovery points and the clean random access of open GOPs guarantee
+less, so they count as ordinary frames.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import NamedTuple
 
 
 class PacketKind(NamedTuple):
-    """What may be left out around one packet.
+    """Properties of one packet that decide which packets may be skipped.
 
     Attributes:
-        restart: neither it nor what follows in decoding order needs anything before it.
-        disposable: no frame needs it, but for frames of a higher ``layer``.
-        hidden: it is decoded for others' sake and gives no frame.
-        layer: its temporal layer.
-        parameters: the parameter sets it carries, which later packets may need.
+        restart: neither this packet nor later ones in decoding order depend on earlier packets.
+        disposable: no frame depends on it, except frames of a higher ``layer``.
+        hidden: it gives no frame and is decoded only for other packets.
+        layer: temporal layer.
+        parameters: parameter sets in it, which later packets may need.
     """
 
     restart: bool = False
@@ -31,16 +31,16 @@ class PacketKind(NamedTuple):
 
 
 KindReader = Callable[[memoryview], PacketKind | None]
-"""From a packet's bytes to its kind; None where they are not understood, and nothing may be left out."""
+"""Function from a packet's bytes to its kind, or to None if they are not understood and nothing may be skipped."""
 
 ORDINARY = PacketKind()
 
 
 def kind_reader(codec: str, extradata: bytes) -> KindReader:
-    """The reader for one stream.
+    """Return the reader of packet kinds for one stream.
 
     Args:
-        codec: FFmpeg's name of the codec; one that is not known here has ordinary packets only.
+        codec: FFmpeg's name of the codec. All packets of an unknown codec are ordinary.
         extradata: the codec's configuration from the file's header.
     """
     if codec == "h264" and len(extradata) > 4 and extradata[0] == 1:
@@ -51,7 +51,7 @@ def kind_reader(codec: str, extradata: bytes) -> KindReader:
 
 
 def _units(data: memoryview, length_size: int) -> Iterator[memoryview]:
-    """The NAL units of a packet, each behind its length; an empty one where the lengths do not fit."""
+    """Yield the NAL units of a packet, each stored after its length. Yield an empty one if a length is invalid."""
     start, end = 0, len(data)
     while start < end:
         length = int.from_bytes(data[start : start + length_size])
@@ -69,7 +69,7 @@ def _h264(data: memoryview, length_size: int) -> PacketKind | None:
         if not unit:
             return None
         kind = unit[0] & 31
-        if kind in (1, 5):  # slices of one picture; data partitions, 2 to 4, are left to the decoder
+        if kind in (1, 5):  # slices of one picture; data partitions (2 to 4) are not analyzed
             slices.append(unit[0] & 127)
         elif kind in (7, 8, 13):
             parameters += bytes(unit)
@@ -87,7 +87,7 @@ def _h264(data: memoryview, length_size: int) -> PacketKind | None:
 def _hevc(data: memoryview, length_size: int) -> PacketKind | None:
     slices, layers, parameters = [], set(), b""
     for unit in _units(data, length_size):
-        if len(unit) < 2 or unit[0] & 1 or unit[1] >> 3:  # a unit of another view or quality layer
+        if len(unit) < 2 or unit[0] & 1 or unit[1] >> 3:  # another view or quality layer
             return None
         kind = unit[0] >> 1
         if kind < 32:
@@ -116,5 +116,5 @@ def _vp8(data: memoryview) -> PacketKind | None:
 def _vp9(data: memoryview) -> PacketKind | None:
     if not data or data[0] >> 6 != 2:
         return None
-    # In profile 3, bits 4 and 5, a reserved bit moves the rest; such key frames are not looked for.
+    # In profile 3 (bits 4 and 5) a reserved bit shifts the others. Key frames of this profile are not detected.
     return PacketKind(restart=data[0] & 0b110000 != 0b110000 and not data[0] & 0b1100)

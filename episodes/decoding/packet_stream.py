@@ -1,4 +1,4 @@
-"""One pass over a video file: its header, then its compressed packets, up to the end or the first damage."""
+"""One pass over a video file: its header, then its compressed packets up to the end or the first damage."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from .packet_kinds import PacketKind, kind_reader
 from .video_decoder import HEAD_BYTES, MAX_PIXELS, VideoError, check_pixels, content_reason, shown_reason
 
 MAX_PACKETS = 2**20
-"""A video of more packets (nine hours at 30 frames per second) is refused: damaged tables can claim any number."""
+"""Maximum number of packets (nine hours at 30 frames per second), because damaged tables can claim any number."""
 
-# Demuxers that read the time of showing from the file; the others guess it, and guess wrong where frames are reordered.
+# Demuxers that read presentation times from the file. Others guess them, wrongly for reordered frames.
 _FORMATS_WITH_TIMES = {"mp4", "matroska", "flv", "gif"}
 
 
 class PacketStream:
-    """The first video stream of a file that is no cover picture. Use it in a ``with`` statement, once.
+    """The first video stream of a file other than a cover picture, for one use in a ``with`` statement.
 
     Args:
         path: the file.
-        threads: how many threads the decoder may use.
+        threads: maximum number of threads of the decoder.
 
     Attributes:
-        context: the decoder; it outlives this object.
+        context: the decoder, which outlives this object.
         codec: FFmpeg's name of the codec.
         aspect: width over height of one stored pixel, or None.
         damage: why the packets ended early, or None.
 
     Raises:
-        VideoError: not a video, no video in it, or too large.
+        VideoError: the file is not a video, has no video stream, or its frames are too large.
     """
 
     def __init__(self, path: Path, threads: int) -> None:
         self.path = path
         self.damage: str | None = None
         self._kinds: dict[PacketKind | None, PacketKind | None] = {}
-        self._container = self._opened()
+        self._container = self._open_container()
         try:
             with as_video_error(path):
                 self._stream = self._video_stream()
@@ -64,7 +64,7 @@ class PacketStream:
         self._container.close()
 
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
-        """Packets in decoding order, empty ones left out; ``damage`` is set where they end early."""
+        """Yield the non-empty packets in decoding order. Set ``damage`` if they end early."""
         packets = self._container.demux(self._stream)
         for place in count():
             if place > MAX_PACKETS:
@@ -83,18 +83,18 @@ class PacketStream:
                 yield packet
 
     def entry(self, packet: av.Packet[VideoStream]) -> PacketEntry:
-        """What an index keeps of a packet."""
-        # A new configuration makes sense at a key frame only, and asking for it is slow.
+        """Return the index entry of a packet."""
+        # A new configuration can only occur at a key frame, and the query is slow.
         changes = packet.is_keyframe and packet.has_sidedata("new_extradata")
         kind = None if changes else self._read_kind(memoryview(packet))
-        kind = self._kinds.setdefault(kind, kind)  # few differ: one object for all that are equal
+        kind = self._kinds.setdefault(kind, kind)  # shares one object between equal kinds to save memory
         shown = not packet.is_discard and not (kind is not None and kind.hidden)
         return PacketEntry(packet.pts if self._times_are_read else None, shown, kind)
 
-    def _opened(self) -> av.container.InputContainer:
-        with as_video_error(self.path), _naming_what_it_is(self.path):
-            # "file:" keeps FFmpeg from taking a name with a colon for a protocol, the list of protocols from following
-            # a playlist in a video's clothes to another machine.
+    def _open_container(self) -> av.container.InputContainer:
+        with as_video_error(self.path), _describing_unknown_content(self.path):
+            # "file:" keeps FFmpeg from reading a name with a colon as a protocol. The whitelist keeps it from following
+            # a playlist with a video's name to another machine.
             return av.open(
                 f"file:{self.path}",
                 options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
@@ -116,7 +116,7 @@ class PacketStream:
         if threads > 1:
             context.thread_type = "AUTO"
         context.options = {"max_pixels": str(MAX_PIXELS)}
-        context.open(strict=False)  # now the decoder knows whether it reorders
+        context.open(strict=False)  # determines if the decoder reorders
         self.context = context
         self.codec = context.codec.canonical_name
         self.aspect: Fraction | None = self._stream.sample_aspect_ratio
@@ -125,8 +125,8 @@ class PacketStream:
 
 
 @contextmanager
-def _naming_what_it_is(path: Path) -> Iterator[None]:
-    """FFmpeg says no more than that it knows no such data, or that the file is at its end."""
+def _describing_unknown_content(path: Path) -> Iterator[None]:
+    """Describe the content of a file that FFmpeg does not recognize, since FFmpeg's own message does not."""
     try:
         yield
     except (av.InvalidDataError, av.EOFError) as error:
@@ -138,7 +138,7 @@ def _naming_what_it_is(path: Path) -> Iterator[None]:
 
 @contextmanager
 def as_video_error(path: Path) -> Iterator[None]:
-    """Turns what PyAV raises about a bad file into a `VideoError`."""
+    """Convert exceptions of PyAV about a bad file into a `VideoError`."""
     try:
         yield
     except VideoError:

@@ -1,4 +1,4 @@
-"""The frames of a long video one after the other, with the time of each: each is decoded once, none is kept."""
+"""The frames of a long video in order, with their times. Each frame is decoded once and not stored."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import av
 import numpy as np
 import torch
 from av.video import VideoStream
+from einops import rearrange
 from torch import Tensor
 
 from ...errors import DmgalError
@@ -22,26 +23,26 @@ from .upright import UprightRGB
 from .video_decoder import Image, VideoDecoder, VideoError, shown_reason
 
 TimedFrame: TypeAlias = "tuple[Fraction, Callable[[], Tensor]]"
-"""When the frame is first shown, seconds from the first frame; and what converts it to uint8 ``(3, H, W)``."""
+"""Presentation time in seconds after the first frame, and a function that returns the frame, uint8 ``(3, H, W)``."""
 
 
 class TimedFrames:
-    """Iterate over it once. A frame can be converted until the next one is asked for.
+    """Frames of a video with their times, for one iteration. A frame is valid until the next one is requested.
 
-    Damage ends the video, as it does everywhere; what came before it is used.
+    Damage ends the video, as in all decoders. The frames before it are used.
 
     Args:
         path: a video file, or a folder or zip file of frames.
-        frames_per_second: of a folder or zip file, which tells no times; of a file, only where it tells none.
+        frames_per_second: required for a folder or zip file. For a video file it is used only without times in it.
 
     Attributes:
-        seconds: how long the video is, as its header says; None where it says nothing. Good for a progress bar.
-        damage: why the frames ended early, once they have; else None.
-        decoded: how many frames were decoded so far.
+        seconds: duration in the header, for a progress bar, or None if it has none.
+        damage: the reason why the frames ended early, or None.
+        decoded: number of frames decoded so far.
 
     Raises:
-        VideoError: it cannot be read.
-        DmgalError: frames without times, and no ``frames_per_second``.
+        VideoError: the video cannot be read.
+        DmgalError: the frames have no times and ``frames_per_second`` is missing.
     """
 
     def __init__(self, path: str | os.PathLike[str], frames_per_second: float | None = None) -> None:
@@ -58,14 +59,14 @@ class TimedFrames:
                 self._refuse_without_rate("single frames without times")
             self.seconds: float | None = float(self._images.num_frames / self._rate)
         else:
-            self.seconds = _told_seconds(self.path)
+            self.seconds = _duration_in_header(self.path)
 
     def __iter__(self) -> Iterator[TimedFrame]:
         if self._images is None or self._rate is None:
-            return self._of_file()
-        return self._of_images(self._images, self._rate)
+            return self._iterate_file()
+        return self._iterate_images(self._images, self._rate)
 
-    def _of_file(self) -> Iterator[TimedFrame]:
+    def _iterate_file(self) -> Iterator[TimedFrame]:
         with PacketStream(self.path, threads=1) as stream:
             convert = UprightRGB(self.path, stream.aspect)
             clock = _Clock(self._rate or stream.context.framerate)
@@ -73,7 +74,7 @@ class TimedFrames:
                 self.decoded += 1
                 time = clock.time_of(frame)
                 if time is None:
-                    self._refuse_without_rate("a file that tells neither times nor a rate")
+                    self._refuse_without_rate("a file without times and without a frame rate")
                 yield time, lambda frame=frame: _tensor(convert(frame))  # type: ignore[misc]
         if not self.decoded:
             raise VideoError(self.path, self.damage or "it holds no video frame")
@@ -83,8 +84,8 @@ class TimedFrames:
         try:
             with as_video_error(self.path):
                 for packet in packets:
-                    yield from self._sound(stream.context.decode(packet))
-                yield from self._sound(stream.context.decode(None))  # what the decoder holds back
+                    yield from self._check_integrity(stream.context.decode(packet))
+                yield from self._check_integrity(stream.context.decode(None))  # flushes the decoder
             self.damage = self.damage or stream.damage
         except VideoError as error:
             if not self.decoded:
@@ -94,14 +95,14 @@ class TimedFrames:
             self.damage = "its data is damaged: parts of a frame are lost"
 
     @staticmethod
-    def _sound(frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    def _check_integrity(frames: list[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         for frame in frames:
             if frame.is_corrupt:
                 raise _DamagedFrameError
             yield frame
 
-    def _of_images(self, images: VideoDecoder, rate: Fraction) -> Iterator[TimedFrame]:
-        while self.decoded < images.num_frames:  # which shrinks where a frame cannot be read
+    def _iterate_images(self, images: VideoDecoder, rate: Fraction) -> Iterator[TimedFrame]:
+        while self.decoded < images.num_frames:  # decreases if a frame cannot be read
             index = self.decoded
             try:
                 frame = images.read([index])[0]
@@ -117,8 +118,8 @@ class TimedFrames:
         raise DmgalError(
             "The frames of this video have no times.",
             received=f"{printable(str(self.path))}: {received}",
-            expected="how many frames are shown in a second, more than 0",
-            remedy="pass --fps, for example --fps 25",
+            expected="a positive number of frames per second",
+            remedy="Pass --fps, for example --fps 25.",
         )
 
 
@@ -127,7 +128,7 @@ class _DamagedFrameError(Exception):
 
 
 class _Clock:
-    """Times that only grow, from the file where it tells them, else from a rate."""
+    """Strictly increasing times, from the file if it has them, otherwise from a frame rate."""
 
     def __init__(self, rate: Fraction | None) -> None:
         self._step = None if not rate else 1 / Fraction(rate)
@@ -135,12 +136,12 @@ class _Clock:
         self._last: Fraction | None = None
 
     def time_of(self, frame: av.VideoFrame) -> Fraction | None:
-        told = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        timestamp = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
         if self._last is None:
-            self._start = told
+            self._start = timestamp
             self._last = Fraction(0)
             return self._last
-        time = None if told is None or self._start is None else told - self._start
+        time = None if timestamp is None or self._start is None else timestamp - self._start
         if time is None or time <= self._last:
             if self._step is None:
                 return None
@@ -149,7 +150,7 @@ class _Clock:
         return time
 
 
-def _told_seconds(path: Path) -> float | None:
+def _duration_in_header(path: Path) -> float | None:
     with as_video_error(path), av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
         streams: tuple[VideoStream, ...] = container.streams.video
         stream = streams[0] if streams else None
@@ -159,4 +160,4 @@ def _told_seconds(path: Path) -> float | None:
 
 
 def _tensor(image: Image) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))  # (3, H, W)
+    return torch.from_numpy(np.ascontiguousarray(rearrange(image, "h w c -> c h w")))

@@ -1,4 +1,4 @@
-"""From a decoded frame to the picture a player shows: RGB, square pixels, upright."""
+"""Conversion of decoded frames to the picture that a player shows: RGB, square pixels, upright."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from av.video.reformatter import VideoReformatter
 
 from .video_decoder import Image, check_pixels
 
-# A pixel is never eight times as wide as high; a header that says so is damaged.
+# Real pixels are never this anamorphic. A header with a larger ratio is damaged.
 MOST_ANAMORPHIC = 8
 
 
 def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, int]:
-    """Width and height with square pixels; the coarser side grows, so that no pixel is lost.
+    """Return width and height with square pixels. The coarser side grows, so that no pixel is lost.
 
     Args:
         width: of the stored frame.
-        height: likewise.
-        aspect: width over height of one stored pixel; None, 0 and nonsense count as square.
+        height: of the stored frame.
+        aspect: width over height of one stored pixel. None, 0 and implausible values count as 1.
     """
     if not aspect or not Fraction(1, MOST_ANAMORPHIC) <= aspect <= MOST_ANAMORPHIC:
         return width, height
@@ -31,20 +31,24 @@ def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, i
 
 
 class UprightRGB:
-    """Converts the frames of one video, one after the other.
+    """Converter of the frames of one video.
 
     Args:
-        path: the video's, for errors.
+        path: of the video, for error messages.
         aspect: width over height of one stored pixel, or None.
     """
 
     def __init__(self, path: Path, aspect: Fraction | None) -> None:
         self.path = path
         self.aspect = aspect
-        self._reformatter = VideoReformatter()  # sets itself up for one kind of frame: kept for all of them
+        self._reformatter = VideoReformatter()  # reused, because it sets itself up for one kind of frame
 
     def __call__(self, frame: av.VideoFrame) -> Image:
-        """RGB ``(H, W, 3)``; VideoError where it has too many pixels."""
+        """Return a frame as RGB ``(H, W, 3)``.
+
+        Raises:
+            VideoError: the frame has too many pixels.
+        """
         width, height = shown_size(frame.width, frame.height, self.aspect)
         check_pixels(self.path, width, height)
         image = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
@@ -52,5 +56,5 @@ class UprightRGB:
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
-    """How many quarter turns counterclockwise set the frame upright."""
+    """Return the number of counterclockwise quarter turns that turn the frame upright."""
     return round(frame.rotation / 90) % 4

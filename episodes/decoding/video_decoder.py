@@ -1,4 +1,4 @@
-"""What every decoder shares: its protocol, its errors, the limit on pixels, and the form in which frames come out."""
+"""The protocol of all decoders, their errors, the limit on pixels, and the output format."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import DmgalError
 
 MAX_PIXELS = 7680 * 4320
-"""A frame of more pixels (8K UHD) is refused: a few bytes can ask for any amount of memory."""
+"""Maximum number of pixels per frame (8K UHD), because a few bytes can request any amount of memory."""
 
 HEAD_BYTES = 256
-"""Of a file that cannot be read, enough to tell text from a video."""
-TORN_BYTES = 6  # a byte order mark in front, and a letter that the end of the head tears
+"""Number of bytes that suffice to distinguish text from a video."""
+TORN_BYTES = 6  # a byte order mark at the start, and a character cut off at the end
 SHOWN_TEXT = 60
 
 Image = NDArray[np.uint8]
@@ -32,7 +33,7 @@ class VideoError(DmgalError):
 
     Args:
         path: the file or folder.
-        reason: what is wrong with it; left out, the first is the whole message (see ``DmgalError``).
+        reason: the problem with it. Without a reason, ``path`` is the whole message (see ``DmgalError``).
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str | None = None) -> None:
@@ -40,23 +41,23 @@ class VideoError(DmgalError):
             super().__init__(str(path))
             return
         super().__init__(
-            f"cannot read the video {os.fspath(path)}",
+            f"Cannot read the video {os.fspath(path)}.",
             received=reason,
             expected="a video file that FFmpeg decodes, or a folder or zip file of jpg or png frames of one size, "
             f"of at most {MAX_PIXELS:,} pixels each",
-            remedy="replace the video; 'dmgal prepare' finds all such videos, --data.on-bad-video skip leaves them out",
+            remedy="Replace the video. 'dmgal prepare' finds all such videos. --data.on-bad-video skip excludes them.",
         )
 
 
 class StaleFrameCountError(VideoError):
-    """Decoding showed another number of frames than was counted; ``num_frames`` is right now, so choose again."""
+    """A frame count that decoding disproved. ``num_frames`` is correct now, so the caller must choose again."""
 
 
 class VideoDecoder(Protocol):
     """An open video. ``damage`` is the reason why only its beginning can be used, or None.
 
-    A further decoder is one file, ``NAME_video.py``, whose ``Decoder`` is a class of this form that is made from a path
-    and a number of threads, and its name in ``video.DecoderName``.
+    To add a decoder, add a module ``NAME_video.py`` and its name in ``video.DecoderName``. The module's ``Decoder`` is
+    a class that implements this protocol and takes a path and a number of threads.
     """
 
     num_frames: int
@@ -64,15 +65,17 @@ class VideoDecoder(Protocol):
 
     @staticmethod
     def versions() -> dict[str, str]:
-        """Of the packages and libraries that shape its frames, by their names."""
+        """Return the versions of the packages and libraries that affect the frames, by name."""
         ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Frames by index, in any order and with repeats, as uint8 RGB ``(T, 3, H, W)``, upright, pixels square.
+        """Return frames by index, uint8 RGB ``(T, 3, H, W)``, upright, with square pixels.
+
+        The indices may be in any order and repeat.
 
         Raises:
             IndexError: an index outside ``[0, num_frames)``.
-            StaleFrameCountError: ``num_frames`` has turned out wrong and was corrected.
+            StaleFrameCountError: ``num_frames`` was wrong and is corrected now.
             VideoError: a frame cannot be read, or the frames differ in size.
         """
         ...
@@ -80,15 +83,15 @@ class VideoDecoder(Protocol):
 
 @dataclass(frozen=True)
 class VideoProbe:
-    """What a video really holds, found by decoding all of it.
+    """Properties of a video, found by decoding all of it.
 
     Attributes:
-        num_frames: how many frames decode, at least 1.
-        codec: FFmpeg's name of the codec, such as ``h264``; for frames in a folder or zip file ``jpeg`` or ``png``.
-        width: of the frames as they are read (upright, pixels square), in pixels.
-        height: likewise.
-        rotation: by how many degrees counterclockwise the stored frames are turned to stand upright.
-        problem: why only the first ``num_frames`` frames can be used; None where nothing is wrong.
+        num_frames: number of frames that decode, at least 1.
+        codec: FFmpeg's name of the codec, such as ``h264``. For a folder or zip file of frames ``jpeg`` or ``png``.
+        width: of the frames as they are read (upright, with square pixels), in pixels.
+        height: of the frames as they are read, in pixels.
+        rotation: counterclockwise rotation that turns the stored frames upright, in degrees.
+        problem: the reason why only the first ``num_frames`` frames can be used, or None.
     """
 
     num_frames: int
@@ -100,16 +103,16 @@ class VideoProbe:
 
 
 def shown_reason(error: Exception) -> str:
-    """What an error says, without the number and the path that system errors put around it."""
+    """Return the message of an error, without the number and path of system errors."""
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def content_reason(head: bytes, otherwise: str) -> str:
-    """Why nothing can make anything of a file that begins with ``head``: a download gone wrong, often.
+    """Return the reason why a file that begins with ``head`` cannot be read, often a failed download.
 
     Args:
-        head: some hundred bytes, or all there are.
-        otherwise: what to say where the bytes do not tell.
+        head: the first few hundred bytes of the file.
+        otherwise: the result if the bytes do not show a reason.
     """
     if not head:
         return "it is empty"
@@ -121,7 +124,7 @@ def content_reason(head: bytes, otherwise: str) -> str:
 
 
 def check_indices(indices: Sequence[int], num_frames: int) -> None:
-    """IndexError unless there are indices and all lie in ``[0, num_frames)``."""
+    """Raise IndexError if there are no indices or one is outside ``[0, num_frames)``."""
     if not indices:
         raise IndexError("no frame index was given")
     if min(indices) < 0 or max(indices) >= num_frames:
@@ -129,17 +132,21 @@ def check_indices(indices: Sequence[int], num_frames: int) -> None:
 
 
 def check_pixels(path: Path, width: int, height: int) -> None:
-    """VideoError where a frame of ``width`` by ``height`` pixels exceeds `MAX_PIXELS`."""
+    """Raise VideoError if a frame of ``width`` by ``height`` pixels exceeds `MAX_PIXELS`."""
     if width * height > MAX_PIXELS:
         raise VideoError(path, f"frames of {width} x {height} pixels, more than the limit of {MAX_PIXELS:,} pixels")
 
 
 def stack(path: Path, indices: Sequence[int], images: Mapping[int, Image]) -> Tensor:
-    """The images by index as one clip, uint8 ``(T, 3, H, W)``; VideoError where they differ in size."""
+    """Return the images at ``indices`` as one clip, uint8 ``(T, 3, H, W)``.
+
+    Raises:
+        VideoError: the images differ in size.
+    """
     sizes = sorted({image.shape[:2] for image in images.values()})
     if len(sizes) > 1:
         raise VideoError(path, f"its frames differ in size (height, width): {', '.join(map(str, sizes))}")
     clip = torch.empty((len(indices), 3, *sizes[0]), dtype=torch.uint8)
     for frame, index in zip(clip.numpy(), indices, strict=True):
-        np.copyto(frame, images[index].transpose(2, 0, 1))  # (3, H, W)
+        np.copyto(frame, rearrange(images[index], "h w c -> c h w"))
     return clip

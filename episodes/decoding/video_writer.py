@@ -1,4 +1,4 @@
-"""Writes frames as an H.264 file that any player shows; the same frames give the same bytes."""
+"""Deterministic writer of frames as H.264 files that any player shows."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 
 import av
+from einops import rearrange
 from torch import Tensor
 
 FRAMES_PER_SECOND = 10
-# A quality at which colors and edges survive. Without this tuning x264 looks ahead at later frames to share out bits,
-# and on small pictures it then gives other bytes from run to run.
+# The quality preserves colors and edges. Without zerolatency, x264 looks ahead at later frames to distribute bits,
+# and its output for small pictures differs between runs.
 OPTIONS = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
 UNFINISHED = ".part"
 
 
 def write_video(path: Path, clip: Tensor) -> None:
-    """Write uint8 RGB ``(T, 3, H, W)``, H and W even, as H.264 in an mp4 file; it gets its name once it is complete.
+    """Write uint8 RGB ``(T, 3, H, W)`` with even H and W as H.264 in an mp4 file.
+
+    The file gets its name when it is complete.
 
     Raises:
         OSError: the file cannot be written.
@@ -30,12 +33,12 @@ def write_video(path: Path, clip: Tensor) -> None:
 
 
 def _encode(path: Path, clip: Tensor) -> None:
-    # "file:" keeps FFmpeg from taking a name with a colon for a protocol
+    # "file:" keeps FFmpeg from reading a name with a colon as a protocol.
     with av.open(f"file:{path}", "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=OPTIONS)
         stream.height, stream.width = clip.shape[-2:]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.thread_count = 1  # more threads give other bytes
-        for image in clip.permute(0, 2, 3, 1).contiguous().numpy():  # (T, H, W, 3)
+        stream.codec_context.thread_count = 1  # the output depends on the number of threads
+        for image in rearrange(clip, "t c h w -> t h w c").contiguous().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())

@@ -1,1 +1,1 @@
-"""What a gallery of actions consists of, and what it says of clips and long videos."""
+"""Gallery files, gallery tasks, and recognition of clips and long videos."""

@@ -1,6 +1,7 @@
-"""Views of one clip as if it had been filmed a little differently: other frames, another crop, other colors.
+"""Augmented views of a clip with other frames, another crop and other colors.
 
-They stand in for a second clip of a class that has only one. Never mirrored: left and right may be labels.
+They replace a second clip in classes that only have one. Views are never mirrored, because labels may depend on left
+and right.
 """
 
 from __future__ import annotations
@@ -23,15 +24,18 @@ COLOR_JITTER = 0.2
 
 
 class AugmentedViews(Dataset[Tensor]):
-    """``count`` views of each clip, one clip after the other; uint8 ``(T, 3, size, size)``, always the same ones.
+    """``count`` reproducible views of each clip, one clip after the other, uint8 ``(T, 3, size, size)``.
 
     Args:
-        catalog: the clips; VideoError where one cannot be read.
+        catalog: the clips.
         num_frames: ``T``.
         size: height and width, pixels.
         count: views of each clip.
-        seeds: a number for each clip, such as the hash of its content, on which its views depend.
-        decoder: what decodes video files.
+        seeds: one number per clip that determines its views, such as the hash of its content.
+        decoder: library that decodes video files.
+
+    Raises:
+        VideoError: a clip cannot be read (on access).
     """
 
     def __init__(
@@ -54,7 +58,7 @@ class AugmentedViews(Dataset[Tensor]):
 
     def __getitem__(self, view: int) -> Tensor:
         if not 0 <= view < len(self):
-            raise IndexError(f"view {view} of {len(self)}")
+            raise IndexError(f"View {view} is out of range for {len(self)} views.")
         clip, number = divmod(view, self.count)
         seed, generator = hashed_seed(self.seeds[clip], number, "view"), torch.Generator()
 

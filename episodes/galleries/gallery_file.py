@@ -1,11 +1,11 @@
-"""A gallery as one safetensors file: tensors by name, all else as JSON in its metadata, and a checksum over both.
+"""Galleries as safetensors files: tensors by name, everything else as JSON metadata, and a checksum over both.
 
     state.NAME   states of the enrolled clips, first dimension S
     view.NAME    states of augmented views
     labels, view_clips
 
-The file is written under another name and renamed, so it is whole or not there. Every byte is checked when it is read.
-Who changes a gallery holds the lock on ``.NAME.lock`` beside it, which stays behind.
+Files are written atomically under a temporary name. Every byte is verified on reading. A process that changes a gallery
+holds the lock on ``.NAME.lock`` in the same folder; the lock file is not deleted.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FORMAT = 1
 
 @contextmanager
 def changing(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """From reading a gallery to writing it nobody else does so, or one of two changes would be lost.
+    """Lock a gallery from reading to writing it, so that no change of another process is lost.
 
     Args:
-        path: of the gallery, which need not be there yet.
-        while_waiting: called once, before the wait for another process.
+        path: file of the gallery, which does not need to exist yet.
+        while_waiting: called once before the wait for another process.
 
     Raises:
-        DmgalError: its folder cannot be written to.
+        DmgalError: the folder is not writable.
     """
     with ExitStack() as stack:
         try:
@@ -56,10 +56,10 @@ def changing(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
 
 
 def save_gallery(gallery: Gallery, path: Path) -> None:
-    """Write a gallery whole or not at all.
+    """Write a gallery atomically.
 
     Raises:
-        DmgalError: it cannot be written, for example on a full disk; what was there before is left as it was.
+        DmgalError: the file cannot be written, for example because the disk is full. An existing file stays unchanged.
     """
     tensors = {
         **{f"state.{name}": tensor for name, tensor in gallery.states.items()},
@@ -93,34 +93,34 @@ def load_gallery(path: Path) -> Gallery:
     """Read a gallery onto the CPU.
 
     Raises:
-        DmgalError: no file, one that is not a gallery, or a damaged one.
+        DmgalError: the file does not exist, is not a gallery, or is damaged.
     """
     if not path.is_file():
-        _refuse("There is no such gallery.", path, "no such file", "enroll clips with 'dmgal enroll' first")
+        _raise("There is no such gallery.", path, "no such file", "Enroll clips with 'dmgal enroll' first.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        _refuse("The gallery cannot be read.", path, str(error), "copy it again, or enroll its clips again")
+        _raise("The gallery cannot be read.", path, str(error), "Copy the file again, or enroll its clips again.")
     if "gallery" not in metadata:
-        _refuse("This file is not a gallery.", path, "safetensors without a gallery's metadata", "mend the path")
+        _raise("This file is not a gallery.", path, "safetensors without a gallery's metadata", "Correct the path.")
     if checksum(metadata["gallery"], tensors) != metadata.get("checksum"):
-        _refuse(
+        _raise(
             "The gallery is damaged.",
             path,
             "its content differs from its checksum",
-            "copy it again, or enroll its clips again; look after the disk",
+            "Check the disk, then copy the file again or enroll its clips again.",
         )
-    told = json.loads(metadata["gallery"])
-    if told["format"] != FORMAT:
-        received = f"format {told['format']}, written by dmgal {told['dmgal']}"
-        _refuse("The gallery was written by another version.", path, received, "enroll its clips again")
-    return _gallery(told, tensors)
+    content = json.loads(metadata["gallery"])
+    if content["format"] != FORMAT:
+        received = f"format {content['format']}, written by dmgal {content['dmgal']}"
+        _raise("The gallery was written by another version.", path, received, "Enroll its clips again.")
+    return _to_gallery(content, tensors)
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Of the metadata and of every tensor's name, dtype, shape and bytes."""
+    """Return a checksum of the metadata and of the name, dtype, shape and bytes of each tensor."""
     digest = blake2b(text.encode(), digest_size=16)
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -129,36 +129,37 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _gallery(told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gallery:
-    def part(prefix: str) -> VideoState:
-        return VideoState({n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)})
-
+def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gallery:
     return Gallery(
-        class_names=tuple(told["class_names"]),
+        class_names=tuple(content["class_names"]),
         labels=tensors["labels"],
-        clips=tuple(told["clips"]),
-        contents=tuple(int(content, 16) for content in told["contents"]),
-        states=part("state."),
-        views=part("view."),
+        clips=tuple(content["clips"]),
+        contents=tuple(int(value, 16) for value in content["contents"]),
+        states=_tensors_with_prefix(tensors, "state."),
+        views=_tensors_with_prefix(tensors, "view."),
         view_clips=tensors["view_clips"],
-        made_with=told["made_with"],
-        rejection=None if told["rejection"] is None else Rejection(**told["rejection"]),
+        made_with=content["made_with"],
+        rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
     )
+
+
+def _tensors_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
+    return VideoState({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
 
 
 def _cannot_be_written(path: Path, error: Exception) -> DmgalError:
     return DmgalError(
         "The gallery cannot be written.",
         received=f"{printable(str(path))}: {error}",
-        expected="a folder that can be written to, with room for the file",
-        remedy="make room or give another --out; a gallery that was there before is unchanged",
+        expected="a writable folder with enough space for the file",
+        remedy="Free disk space or choose another --out. An existing gallery is unchanged.",
     )
 
 
-def _refuse(failed: str, path: Path, received: str, remedy: str) -> NoReturn:
+def _raise(problem: str, path: Path, received: str, remedy: str) -> NoReturn:
     raise DmgalError(
-        failed,
+        problem,
         received=f"{printable(str(path))}: {received}",
-        expected="a whole file as 'dmgal enroll' writes it",
+        expected="a complete file written by 'dmgal enroll'",
         remedy=remedy,
     )

@@ -1,4 +1,4 @@
-"""What a gallery says of clips and of long videos."""
+"""Recognition of clips and long videos with a gallery."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ from .timeline import Segment, Timeline, WindowScore
 
 @dataclass(frozen=True, eq=False)
 class Recognition:
-    """Of one clip: ``logits (n_way,)``, ``-inf`` off the shortlist; ``threshold`` None: nothing is unknown."""
+    """The result for one clip.
+
+    Attributes:
+        logits: ``(n_way,)``, ``-inf`` for classes that are not on the shortlist.
+        threshold: lowest best logit of a known action. None: every action is known.
+    """
 
     logits: Tensor
     threshold: float | None = None
 
     @property
     def label(self) -> int:
-        """The best class."""
+        """The class with the highest logit."""
         return int(self.logits.argmax())
 
     @property
     def known(self) -> bool:
-        """Whether the best logit reaches the threshold."""
+        """True if the best logit reaches the threshold."""
         return self.threshold is None or self.logits.max().item() >= self.threshold
 
     @property
@@ -38,14 +43,14 @@ class Recognition:
 
     @property
     def margin(self) -> float | None:
-        """The best logit less the second best; None in a gallery of one class or on a shortlist of one."""
+        """The best logit minus the second best. None if the gallery or the shortlist has one class."""
         best = self.logits[self.logits.isfinite()].double().topk(min(2, int(self.logits.isfinite().sum()))).values
         return (best[0] - best[1]).item() if len(best) > 1 else None
 
 
 @torch.no_grad()
 def recognize_clips(task: GalleryTask, clips: Tensor, threshold: float | None) -> list[Recognition]:
-    """Of clips ``(V, T, 3, size, size)`` on any device, in order."""
+    """Recognize clips ``(V, T, 3, size, size)`` on any device and return the results in order."""
     device = task.labels.device
     logits = task.logits(encode_sides(task.recognizer, clips.to(device))).float().cpu()
     return [Recognition(row, threshold) for row in logits]
@@ -59,32 +64,32 @@ def recognize_windows(
     batch_size: int = 8,
     on_window: Callable[[WindowScore], None] | None = None,
 ) -> list[Segment]:
-    """The segments of a long video, from its windows in order; ``on_window`` is told of each.
+    """Return the segments of a long video from its windows, which must be in order.
 
-    Only ``batch_size`` windows are held at a time.
+    ``on_window`` is called with the score of each window. At most ``batch_size`` windows are in memory at a time.
     """
     timeline = Timeline(stride, threshold)
-    for window, found in _in_batches(task, windows, threshold, batch_size):
-        best = found.logits.max().item(), found.probabilities.max().item()
-        score = WindowScore(window.start, window.end, found.label, *best)
+    for window, result in _recognize_in_batches(task, windows, threshold, batch_size):
+        logit, probability = result.logits.max().item(), result.probabilities.max().item()
+        score = WindowScore(window.start, window.end, result.label, logit, probability)
         timeline.add(score)
         if on_window is not None:
             on_window(score)
     return timeline.finish()
 
 
-def _in_batches(
+def _recognize_in_batches(
     task: GalleryTask, windows: Iterable[Window], threshold: float | None, batch_size: int
 ) -> Iterator[tuple[Window, Recognition]]:
-    iterator, group = iter(windows), list[Window]()
-    for window in iterator:
-        group.append(window)
-        if len(group) == batch_size:
-            yield from zip(group, _of_group(task, group, threshold), strict=True)
-            group.clear()
-    if group:
-        yield from zip(group, _of_group(task, group, threshold), strict=True)
+    batch: list[Window] = []
+    for window in windows:
+        batch.append(window)
+        if len(batch) == batch_size:
+            yield from zip(batch, _recognize_batch(task, batch, threshold), strict=True)
+            batch.clear()
+    if batch:
+        yield from zip(batch, _recognize_batch(task, batch, threshold), strict=True)
 
 
-def _of_group(task: GalleryTask, group: list[Window], threshold: float | None) -> list[Recognition]:
-    return recognize_clips(task, torch.stack([window.clip for window in group]), threshold)
+def _recognize_batch(task: GalleryTask, batch: list[Window], threshold: float | None) -> list[Recognition]:
+    return recognize_clips(task, torch.stack([window.clip for window in batch]), threshold)

@@ -1,13 +1,13 @@
-"""When is a clip none of the gallery's actions? A threshold on the best class's logit, found from the gallery itself.
+"""Rejection of unknown actions: a threshold on the best class's logit, calibrated on the gallery itself.
 
-Known clips: each clip of a class with several is held out and recognized by the rest; of a class with one clip,
-augmented views of it are recognized instead, which look more alike than two clips do, so the threshold is then strict
-and more known clips are called unknown. Unknown clips: each clip, with its whole class left out. The threshold lies
-midway between the mean scores of the two. Ours.
+Known clips: each clip of a class with several clips is held out and compared with the rest. A class with one clip uses
+augmented views of it instead. Views are more similar than two clips, so the threshold is then strict and rejects more
+known clips. Unknown clips: each clip is compared with the gallery without its class. The threshold is the midpoint of
+the two mean scores. Our own method.
 
-Chosen on validation classes of moving shapes (``bench/gallery.py``): the logit of the best class, because the margin
-and the probability cannot see that all classes are far away; midway, because the threshold with the fewest errors on so
-few clips did no better on others.
+Both choices were made on validation classes of moving shapes (``bench/gallery.py``). The margin and the probability do
+not show that all classes are far away, but the logit of the best class does. The threshold with the fewest errors on so
+few clips was not better on other clips than the midpoint.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from .gallery_task import GalleryTask
 
 Source = Literal["held-out clips", "augmented views", "held-out clips and augmented views"]
 KNOWN_KEPT_WITHOUT_UNKNOWN = 0.95
-"""Of a gallery of one class nothing can be left out: then as many known clips pass."""
+"""Share of known clips that pass in a gallery of one class, which has no unknown clips."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """A threshold and what it rests on.
+    """A threshold and the clips it is based on.
 
     Attributes:
-        threshold: a clip whose best logit is lower is unknown.
-        source: what the known clips were.
-        known, unknown: how many of each there were.
-        known_kept: share of the known ones that pass.
-        unknown_accepted: share of the unknown ones that pass, too; None where there were none.
-        shortlist: of the task that the logits came from.
+        threshold: clips with a lower best logit are unknown.
+        source: kind of the known clips.
+        known, unknown: number of known and unknown clips.
+        known_kept: share of the known clips that pass.
+        unknown_accepted: share of the unknown clips that pass. None if there were none.
+        shortlist: shortlist of the task that computed the logits.
     """
 
     threshold: float
@@ -56,27 +56,27 @@ def find_rejection(
     most: int = 200,
     progress: bool = True,
 ) -> Rejection:
-    """The threshold of a gallery.
+    """Calibrate the threshold of a gallery.
 
     Args:
         task: the whole gallery.
         views: states of augmented views of single clips.
-        view_clips: which clip each view is of, ``(W,)``.
-        most: hold out at most this many clips, spread evenly over the gallery; each is recognized twice.
-        progress: show a bar.
+        view_clips: index of the clip of each view, ``(W,)``.
+        most: maximum number of held-out clips, spread evenly over the gallery. Each is recognized twice.
+        progress: if True, show a progress bar.
     """
     shots = torch.bincount(task.labels)
     clips = _spread(len(task.labels), most)
     held_out = {clip for clip in clips if shots[task.labels[clip]] > 1}
-    places = torch.arange(len(task.labels), device=task.labels.device)
+    indices = torch.arange(len(task.labels), device=task.labels.device)
     known, unknown = [], []
     bar = tqdm(clips, desc="threshold", unit="clip", leave=False, disable=not progress)
     for clip in bar:
         query = task.states.select(slice(clip, clip + 1))
         if clip in held_out:
-            known.append(best_logits(task.keeping(places != clip).logits(query)))
+            known.append(best_logits(task.subset(indices != clip).logits(query)))
         if len(shots) > 1:
-            unknown.append(best_logits(task.keeping(task.labels != task.labels[clip]).logits(query)))
+            unknown.append(best_logits(task.subset(task.labels != task.labels[clip]).logits(query)))
     if len(view_clips):
         known.append(best_logits(task.logits(views)))
     source = _source(bool(held_out), bool(len(view_clips)))
@@ -84,7 +84,7 @@ def find_rejection(
 
 
 def best_logits(logits: Tensor) -> Tensor:
-    """What is compared with the threshold; ``(Q, n_way)`` to ``(Q,)``."""
+    """Return the scores ``(Q,)`` that are compared with the threshold, from logits ``(Q, n_way)``."""
     return logits.max(dim=1).values
 
 
@@ -104,9 +104,10 @@ def _share(scores: Tensor, threshold: float) -> float:
 
 
 def _spread(count: int, most: int) -> list[int]:
+    """Return at most ``most`` indices, spread evenly over ``range(count)``."""
     if count <= most:
         return list(range(count))
-    return [place * count // most for place in range(most)]
+    return [index * count // most for index in range(most)]
 
 
 def _source(held_out: bool, views: bool) -> Source:

@@ -1,7 +1,8 @@
-"""Clips of a long video: windows of equal length, one every stride, each cut from a stream of frames.
+"""Sliding windows of a long video: clips of equal length, one per stride, cut from a stream of frames.
 
-A window is sampled as a clip is (see ``frames``): in the middle of each of ``T`` equal spans of time, the frame that is
-shown then. Only the frames of the few windows that overlap now are kept, each once, at the clip's size.
+A window is sampled like a clip (see ``frames``). It is divided into ``T`` equal spans of time, and each span gives the
+frame shown at its middle. Only frames of the few currently overlapping windows are stored, once each, at the size of
+the clip.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from ..frames import uniform_frames
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """``clip (T, 3, size, size)`` uint8, of the seconds from ``start`` to ``end``."""
+    """A ``clip (T, 3, size, size)``, uint8, of the seconds from ``start`` to ``end``."""
 
     start: float
     end: float
@@ -30,14 +32,14 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Window ``k`` is ``[k * stride, k * stride + seconds)``.
+    """The positions of the windows: window ``k`` is ``[k * stride, k * stride + seconds)``.
 
     Args:
         seconds: length of a window.
-        stride: from the start of a window to the start of the next; at most ``seconds``, so that nothing is left out.
+        stride: distance between the starts of two windows, at most ``seconds``, so that there are no gaps.
 
     Raises:
-        DmgalError: a length that is not positive, or a stride that is longer than a window.
+        DmgalError: the length is not positive, or the stride is longer than a window.
     """
 
     seconds: float
@@ -49,68 +51,112 @@ class WindowPlan:
                 "A video cannot be cut into these windows.",
                 received=f"windows of {self.seconds} s every {self.stride} s",
                 expected="0 < stride <= window",
-                remedy="change --window or --stride",
+                remedy="Change --window or --stride.",
             )
 
 
 @dataclass
-class _Open:
-    """A window that still gathers frames."""
+class _PartialWindow:
+    """A window that does not have all of its frames yet."""
 
     start: Fraction
     frames: list[Tensor]
 
 
+class WindowCutter:
+    """A cutter of windows from frames that are pushed in order.
+
+    Args:
+        plan: positions of the windows.
+        num_frames: ``T``.
+        transform: converts ``(1, 3, H, W)`` to ``(1, 3, size, size)``, both uint8.
+    """
+
+    def __init__(self, plan: WindowPlan, num_frames: int, transform: Callable[[Tensor], Tensor]) -> None:
+        self._length = Fraction(plan.seconds).limit_denominator(1_000_000)
+        self._stride = Fraction(plan.stride).limit_denominator(1_000_000)
+        self._num_frames = num_frames
+        self._transform = transform
+        self._span = self._length / num_frames
+        self._partial: deque[_PartialWindow] = deque()
+        self._num_opened = 0
+        self._num_completed = 0
+        self._last_frame: TimedFrame | None = None
+        self._last_duration = self._span
+
+    def push(self, time: Fraction, frame: Callable[[], Tensor]) -> Iterator[Window]:
+        """Add the frame shown from ``time`` on, and return the windows that its predecessor completed.
+
+        A clip is only assembled when the iterator reaches its window.
+        """
+        completed: list[_PartialWindow] = []
+        if self._last_frame is not None:
+            self._last_duration = time - self._last_frame[0]
+            completed = self._sample_last_frame(until=time)
+        self._last_frame = time, frame
+        return map(self._to_window, completed)
+
+    def finish(self) -> Iterator[Window]:
+        """Return the remaining windows, see `sliding_windows` for the last one."""
+        if self._last_frame is None:
+            return iter(())
+        time, frame = self._last_frame
+        end = time + self._last_duration
+        completed = self._sample_last_frame(until=end)
+        if not self._num_completed and not self._partial:  # the video is shorter than half a span
+            self._partial.append(_PartialWindow(Fraction(0), [self._transform(frame().unsqueeze(0))[0]]))
+        windows = map(self._to_window, completed)
+        if not self._partial:
+            return windows
+        rest = self._partial[0]
+        if self._num_completed and 2 * len(rest.frames) < self._num_frames:
+            return windows
+        clip = torch.stack([rest.frames[index] for index in uniform_frames(len(rest.frames), self._num_frames)])
+        return chain(windows, [Window(float(rest.start), float(end), clip)])
+
+    def _sample_last_frame(self, until: Fraction) -> list[_PartialWindow]:
+        """Give the last frame to every sample before ``until``, and return the completed windows.
+
+        The frame is converted once, and only if a window needs it.
+        """
+        assert self._last_frame is not None
+        while self._num_opened * self._stride + self._span / 2 < until:
+            self._partial.append(_PartialWindow(self._num_opened * self._stride, []))
+            self._num_opened += 1
+        image: Tensor | None = None
+        for window in self._partial:
+            while len(window.frames) < self._num_frames and self._next_sample_time(window) < until:
+                if image is None:
+                    image = self._transform(self._last_frame[1]().unsqueeze(0))[0]
+                window.frames.append(image)
+        completed = []
+        while self._partial and len(self._partial[0].frames) == self._num_frames:
+            completed.append(self._partial.popleft())
+        self._num_completed += len(completed)
+        return completed
+
+    def _next_sample_time(self, window: _PartialWindow) -> Fraction:
+        return window.start + (2 * len(window.frames) + 1) * self._span / 2
+
+    def _to_window(self, window: _PartialWindow) -> Window:
+        return Window(float(window.start), float(window.start + self._length), torch.stack(window.frames))
+
+
 def sliding_windows(
     frames: Iterable[TimedFrame], plan: WindowPlan, num_frames: int, transform: Callable[[Tensor], Tensor]
 ) -> Iterator[Window]:
-    """The windows of a video in order, as soon as each is whole.
+    """Yield the windows of a video in order, each as soon as it is complete.
 
-    What is left at the end makes one more, shorter window if at least half of its samples are there, or if it is the
-    only one; its frames are spread over ``T`` as those of a short clip are.
+    The rest at the end becomes a shorter window if it has at least half of its samples, or if it is the only window.
+    Its frames are spread over ``T`` like those of a short clip.
 
     Args:
-        frames: of the whole video, in order.
-        plan: where the windows lie.
+        frames: all frames of the video, in order.
+        plan: positions of the windows.
         num_frames: ``T``.
-        transform: from ``(1, 3, H, W)`` to ``(1, 3, size, size)``, both uint8.
+        transform: converts ``(1, 3, H, W)`` to ``(1, 3, size, size)``, both uint8.
     """
-    length, stride = (Fraction(part).limit_denominator(1_000_000) for part in (plan.seconds, plan.stride))
-    gap = length / num_frames
-    opened: deque[_Open] = deque()
-    num_opened = num_done = 0
-    previous: tuple[Fraction, Callable[[], Tensor]] | None = None
-    last_time, last_gap = Fraction(0), gap
-
-    def gathered(until: Fraction) -> Iterator[Window]:
-        """Gives the frame at hand to every sample up to ``until``; it is converted once, and only if wanted."""
-        nonlocal num_opened, num_done
-        image: Tensor | None = None
-        while num_opened * stride + gap / 2 < until:
-            opened.append(_Open(num_opened * stride, []))
-            num_opened += 1
-        assert previous is not None
-        for window in opened:
-            while len(window.frames) < num_frames and window.start + (2 * len(window.frames) + 1) * gap / 2 < until:
-                image = transform(previous[1]().unsqueeze(0))[0] if image is None else image
-                window.frames.append(image)
-        while opened and len(opened[0].frames) == num_frames:
-            done = opened.popleft()
-            num_done += 1
-            yield Window(float(done.start), float(done.start + length), torch.stack(done.frames))
-
-    for time, convert in frames:
-        if previous is not None:
-            last_gap = time - last_time
-            yield from gathered(time)
-        previous, last_time = (time, convert), time
-    if previous is None:
-        return
-    end = last_time + last_gap
-    yield from gathered(end)
-    if not num_done and not opened:  # shorter than half a span
-        opened.append(_Open(Fraction(0), [transform(previous[1]().unsqueeze(0))[0]]))
-    if opened and (not num_done or 2 * len(opened[0].frames) >= num_frames):
-        rest = opened[0]
-        clip = torch.stack([rest.frames[place] for place in uniform_frames(len(rest.frames), num_frames)])
-        yield Window(float(rest.start), float(end), clip)
+    cutter = WindowCutter(plan, num_frames, transform)
+    for time, frame in frames:
+        yield from cutter.push(time, frame)
+    yield from cutter.finish()

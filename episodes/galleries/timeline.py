@@ -1,11 +1,11 @@
-"""What happens when: overlapping windows merged into segments of one action each.
+"""Timeline of a long video: overlapping windows merged into segments of one action each.
 
-Time is cut into cells one stride long. A cell shows what the best fitting of the windows over its middle shows, that
-with the highest best logit. Neighboring cells of the same action make a segment. A cell is settled as soon as no later
+Time is divided into cells of one stride. A cell gets the action of the window with the highest best logit, among the
+windows that cover its middle. Adjacent cells with the same action form a segment. A cell is decided as soon as no later
 window can cover it.
 
-Chosen on validation classes of moving shapes, laid end to end: means over the windows call nearly everything unknown,
-because a window that lies across two actions looks like none.
+The rule was chosen on concatenated videos of moving shapes (validation classes). Means over the windows call nearly
+everything unknown, because a window across two actions resembles neither.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ROUNDING = 1e-9  # seconds
 
 @dataclass(frozen=True)
 class WindowScore:
-    """The best class of one window: its logit and probability; times in seconds."""
+    """The best class of one window with its logit and probability. Times are in seconds."""
 
     start: float
     end: float
@@ -29,11 +29,11 @@ class WindowScore:
 
 @dataclass(frozen=True)
 class Segment:
-    """One action, or none that is known, from ``start`` to ``end`` seconds.
+    """One known or unknown action from ``start`` to ``end`` seconds.
 
     Attributes:
-        label: of the class; None where no logit reaches the threshold.
-        probability: of the class, mean over the segment; of the class that came nearest where none is known.
+        label: the class. None if no logit reaches the threshold.
+        probability: mean probability of the best class over the segment.
     """
 
     start: float
@@ -43,11 +43,11 @@ class Segment:
 
 
 class Timeline:
-    """Takes windows in order; ``finish`` gives the segments.
+    """A merger of windows, added in order, into segments.
 
     Args:
         stride: length of a cell, seconds.
-        threshold: a cell whose logit is lower shows no known action; None: every cell shows one.
+        threshold: cells with a lower logit are unknown. None: every cell is known.
     """
 
     def __init__(self, stride: float, threshold: float | None = None) -> None:
@@ -58,20 +58,20 @@ class Timeline:
         self._cell = 0
 
     def add(self, window: WindowScore) -> None:
-        """One window more, which starts no earlier than those before."""
+        """Add a window that does not start before the previous ones."""
         while (self._cell + 0.5) * self._stride < window.start - ROUNDING:
-            self._settle((self._cell + 1) * self._stride)
+            self._decide_cell((self._cell + 1) * self._stride)
         self._windows.append(window)
 
     def finish(self) -> list[Segment]:
-        """All segments, in order; the last one ends with the last window."""
+        """Return all segments in order. The last one ends with the last window."""
         end = max((window.end for window in self._windows), default=0.0)
         while self._cell * self._stride < end - ROUNDING:
-            self._settle(min(end, (self._cell + 1) * self._stride))
+            self._decide_cell(min(end, (self._cell + 1) * self._stride))
         return self._segments
 
-    def _settle(self, end: float) -> None:
-        """The next cell, which ends at ``end``: the last one may be shorter."""
+    def _decide_cell(self, end: float) -> None:
+        """Decide the next cell, which ends at ``end`` and is shorter at the end of the video."""
         start = self._cell * self._stride
         middle = (start + end) / 2
         self._cell += 1
@@ -84,6 +84,7 @@ class Timeline:
             self._append(Segment(start, end, best.label if known else None, best.probability))
 
     def _append(self, cell: Segment) -> None:
+        """Extend the last segment by a cell of the same action, or start a new segment."""
         last = self._segments[-1] if self._segments else None
         if last is None or last.label != cell.label:
             self._segments.append(cell)

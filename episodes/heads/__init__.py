@@ -1,4 +1,6 @@
-"""Heads: ``prepare(features)`` knows one video, ``compare(support, labels, query)`` gives a task's logits."""
+"""Heads: ``prepare(features)`` processes each video alone, ``compare(support, labels, query)`` returns task logits."""
+
+from torch import nn
 
 from .bi_mhm import BiMHM
 from .dmgal_ft import DmgalFT
@@ -15,6 +17,7 @@ from .temporal_mixer import TemporalMixer
 from .trx import TRX
 
 __all__ = [
+    "HEADS",
     "M2ACL",
     "OTAM",
     "SACT",
@@ -29,3 +32,8 @@ __all__ = [
     "Prototype",
     "TemporalMixer",
 ]
+
+HEADS: dict[str, type[nn.Module]] = {
+    head.__name__: head for head in (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT)
+}
+"""All heads by class name."""

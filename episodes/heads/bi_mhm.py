@@ -1,4 +1,4 @@
-"""Bi-MHM, the bidirectional mean Hausdorff metric of HyRSM (CVPR 2022), which DMGAL uses: blind to frame order."""
+"""Bi-MHM, the bidirectional mean Hausdorff metric of HyRSM (CVPR 2022), used by DMGAL; it ignores frame order."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .frame_distance import FrameDistanceHead
 
 
 def bi_mhm(frame_distances: Tensor) -> Tensor:
-    """``sum_t min_s + sum_s min_t``: each frame of either video to its nearest in the other.
+    """Return ``sum_t min_s + sum_s min_t``: the distance of each frame to its nearest frame in the other video.
 
     Args:
         frame_distances: ``(...,T,T')``.
@@ -20,7 +20,7 @@ def bi_mhm(frame_distances: Tensor) -> Tensor:
 
 
 class BiMHM(FrameDistanceHead):
-    """Each frame is matched to its nearest frame of the other video, in both directions.
+    """Matching of each frame with its nearest frame of the other video, in both directions.
 
     ``BiMHM()`` is DMGAL's released form; see `FrameDistanceHead` for the options.
     """

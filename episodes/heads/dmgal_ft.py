@@ -1,6 +1,6 @@
 """DMGAL-FT (arXiv 2411.11335): S-MGA, temporal mixing, C-MGA and Bi-MHM on a backbone's patch maps, all trained.
 
-Only the cross attention of C-MGA and the matching belong to a task; all before is prepared once per video.
+Only the cross-attention of C-MGA and the matching depend on the task. All earlier steps run once per video.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _PARTS = {
 
 
 class DmgalFT(nn.Module):
-    """``-BiMHM(mean over patches of C-MGA(mix(S-MGA(maps))))``, the query's maps related to the support's by C-MGA.
+    """Head with logits ``-BiMHM(mean over patches of C-MGA(mix(S-MGA(maps))))``; C-MGA relates query and support.
 
-    11.97 M parameters at 2048 channels; with a ResNet-50 35.5 M.
+    It has 11.97 M parameters at 2048 channels, 35.5 M with a ResNet-50.
 
-    A video's state does not depend on other videos where the batch norms are in evaluation mode or frozen; in training
-    mode they normalize over the batch of videos, as the released code does.
+    A video's state does not depend on other videos if the batch norms are frozen or in evaluation mode. In training
+    mode they normalize over the batch of videos, like the released code.
 
     Args:
         channels: width ``C`` of the patch maps.
         num_frames: frames of every video.
         reduction: the motion of S-MGA and C-MGA has ``C // reduction`` channels.
-        matcher: compares the pooled frame features; ``BiMHM()`` (the paper's) if None.
+        matcher: head for the pooled frame features; ``BiMHM()`` (the paper's) if None.
     """
 
     def __init__(
@@ -50,32 +50,33 @@ class DmgalFT(nn.Module):
         self.matcher = BiMHM() if matcher is None else matcher
 
     def prepare(self, features: Tensor) -> VideoState:
-        """All that is a function of one video.
+        """Return the state of each video for C-MGA.
 
         Args:
             features: patch maps ``(V,T,C,H,W)``.
 
         Returns:
-            ``residual`` ``(V,T,C)``, ``motion`` ``(V,2,T,P,C')`` and ``values`` ``(V,T,P,C)`` of C-MGA.
+            ``residual`` ``(V,T,C)``, ``motion`` ``(V,2,T,P,C')`` and ``values`` ``(V,T,P,C)``.
         """
         mixed = self.mixer(self.self_attention(features))
         return self.cross_attention.pool(self.cross_attention.prepare(mixed))
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
-        """Logits ``(Q,n_way)`` from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
+        """Return logits ``(Q,n_way)`` from prepared states of ``S`` and ``Q`` videos and support labels ``(S,)``."""
         support_frames, query_frames = self.cross_attention.relate_pooled(support, query)
         return self.matcher.compare(self.matcher.prepare(support_frames), labels, self.matcher.prepare(query_frames))
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load released weights: ``s_mga.``, ``mixer.`` and ``c_mga.``, and behind these prefixes the authors' names.
+        """Load released weights with prefixes ``s_mga.``, ``mixer.`` and ``c_mga.`` before the authors' names.
 
-        How a checkpoint calls the parts themselves depends on its backbone, so rename them. Bi-MHM has no weights in
-        the released form; a learned scale keeps its own.
+        Checkpoints name these parts differently for each backbone, so rename them first. The released Bi-MHM has no
+        weights, so a learned scale keeps its value.
         """
         names = {
             f"{part}.{theirs}": f"{ours}.{our_name}"
             for part, (ours, part_names) in _PARTS.items()
             for theirs, our_name in part_names.items()
         }
-        kept = {f"matcher.{name}": tensor for name, tensor in self.matcher.state_dict().items()}
-        load_reference_state(self, {**kept, **state}, {**names, "matcher": "matcher"}, ignored=("s_mga.pe.pe",))
+        matcher_state = {f"matcher.{name}": tensor for name, tensor in self.matcher.state_dict().items()}
+        names["matcher"] = "matcher"
+        load_reference_state(self, {**matcher_state, **state}, names, ignored=("s_mga.pe.pe",))

@@ -1,4 +1,4 @@
-"""Frame-aligned matching: frame t is compared with frame t, so that order counts and time may not be warped."""
+"""Frame-aligned matching: compares frame t with frame t, so order matters and time cannot be warped."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from .frame_distance import FrameDistanceHead
 
 
 def frame_aligned(frame_distances: Tensor) -> Tensor:
-    """The sum of the distances of frames with the same index; ``(...,T,T)`` to ``(...)``."""
+    """Sum the distances of frames with the same index, ``(...,T,T)`` to ``(...)``."""
     query_frames, support_frames = frame_distances.shape[-2:]
     if query_frames != support_frames:
         raise DmgalError(
             "Frame-aligned matching compares frames of the same index.",
             received=f"{query_frames} query frames, {support_frames} support frames",
-            expected="as many frames in support videos as in query videos",
+            expected="the same number of frames in support and query videos",
             remedy="Sample both with the same number of frames, or use BiMHM or OTAM.",
         )
     return frame_distances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)

@@ -1,10 +1,11 @@
-"""Self-attention among the frames of a video behind a scaled position code: what HyRSM and MoLo do to frames first."""
+"""Self-attention among the frames of a video after a scaled position code, the first step of HyRSM and MoLo."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,10 +14,10 @@ from ...errors import DmgalError
 
 
 def scaled_position_code(frames: Tensor, feature_scale: float = 10.0, code_scale: float = 1.0) -> Tensor:
-    """``x * sqrt(D / feature_scale) + code_scale * code``, ``(V,T,D)`` to the same shape.
+    """Return ``x * sqrt(D / feature_scale) + code_scale * code``, ``(V,T,D)`` to the same shape.
 
-    The code is HyRSM's and MoLo's: in column i ``sin(t / 10000^(2i/D))`` where i is even, its cosine where i is odd. So
-    no two columns have one frequency, and waves lengthen twice as fast as in "Attention is all you need".
+    The code is that of HyRSM and MoLo: column i is ``sin(t / 10000^(2i/D))`` for even i, ``cos`` for odd i. Each column
+    has its own frequency, and wavelengths grow twice as fast as in "Attention is all you need".
     """
     num_frames, width = frames.shape[1:]
     dtype = torch.promote_types(frames.dtype, torch.float32)
@@ -29,27 +30,27 @@ def scaled_position_code(frames: Tensor, feature_scale: float = 10.0, code_scale
 
 
 def heads_apart(tokens: Tensor, num_heads: int) -> Tensor:
-    """``(B,N,D)`` to ``(B,heads,N,D/heads)``."""
-    return tokens.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    """Split the width into attention heads, ``(B,N,D)`` to ``(B,heads,N,D/heads)``."""
+    return rearrange(tokens, "b n (h d) -> b h n d", h=num_heads)
 
 
 class FrameAttention(nn.Module):
-    """Multi-head self-attention behind a layer norm, with a residual; no bias on queries, keys and values.
+    """Multi-head self-attention after a layer norm, with a residual; queries, keys and values have no bias.
 
     Args:
-        width: ``D`` of the frames.
-        num_heads: must divide the width.
-        dropout: of what is added.
+        width: width ``D`` of the frames.
+        num_heads: number of attention heads; must divide the width.
+        dropout: probability of dropout before the residual addition.
 
     Raises:
-        DmgalError: heads that do not divide the width.
+        DmgalError: the number of heads does not divide the width.
     """
 
     def __init__(self, width: int, num_heads: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
         if width % num_heads:
             raise DmgalError(
-                "The frames' features do not divide among the attention heads.",
+                "The feature width is not divisible by the number of attention heads.",
                 received=f"width {width}, {num_heads} heads",
                 expected="a number of heads that divides the width",
                 remedy="Choose another num_heads.",
@@ -61,8 +62,8 @@ class FrameAttention(nn.Module):
         self.dropout = SharedDropout(dropout, video_dim=0)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``(V,T,D)`` to the same shape."""
+        """Apply self-attention to ``(V,T,D)``; return the same shape."""
         parts = self.qkv(self.norm(frames)).chunk(3, dim=-1)  # 3 x (V,T,D)
         query, key, value = (heads_apart(part, self.num_heads) for part in parts)
         attended = functional.scaled_dot_product_attention(query, key, value)
-        return frames + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return frames + self.dropout(self.out(rearrange(attended, "v h t d -> v t (h d)")))

@@ -1,11 +1,11 @@
-"""HyRSM (CVPR 2022): frames attend within a video, videos within a task, then Bi-MHM.
+"""HyRSM (CVPR 2022): attention among the frames of a video, then among the videos of a task, then Bi-MHM.
 
-For each query the support videos and that query attend to each other, so the support's frames depend on the query; but
-only through one relation vector per video, which is added to the mapped frames in `HyRSM.compare`. All that is in front
-of it is prepared once per video.
+Each query and the support videos attend to each other, so the support's frames depend on the query. They do so only
+through one relation vector per video, which `HyRSM.compare` adds to the mapped frames. All earlier steps run once per
+video.
 
-With several shots every support video stands for itself in the relation, and distances are averaged over a class's. The
-authors' model for 5 shots is another one: it relates and matches the mean of a class's enriched videos.
+With several shots, each support video takes part in the relation, and distances are averaged over a class's videos. The
+authors' 5-shot model differs: it relates and matches the mean of a class's enriched videos.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,11 +42,11 @@ _REFERENCE_NAMES = {
 
 
 class VideoRelation(nn.Module):
-    """Multi-head attention among the videos of a task, each one vector; residual, then layer norm.
+    """Multi-head attention among the videos of a task, one vector each, with a residual, then layer norm.
 
     Args:
-        width: ``D`` of the vectors.
-        num_heads: must divide the width.
+        width: width ``D`` of the vectors.
+        num_heads: number of attention heads; must divide the width.
     """
 
     def __init__(self, width: int, num_heads: int) -> None:
@@ -60,42 +61,42 @@ class VideoRelation(nn.Module):
         nn.init.xavier_normal_(self.out.weight)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Each query alone with the whole support.
+        """Relate each query alone with all support videos.
 
         Args:
             support: ``(S,D)``.
             query: ``(Q,D)``.
 
         Returns:
-            The support's vectors as each query sees them ``(Q,S,D)``, and the queries' ``(Q,D)``.
+            Support vectors for each query ``(Q,S,D)``, and query vectors ``(Q,D)``.
         """
-        tokens = _with_each(support, query)  # (Q,S+1,D)
+        tokens = _append_each_query(support, query)  # (Q,S+1,D)
         queries, keys, values = (
-            heads_apart(_with_each(layer(support), layer(query)), self.num_heads)  # (Q,heads,S+1,D/heads)
+            heads_apart(_append_each_query(layer(support), layer(query)), self.num_heads)  # (Q,heads,S+1,D/heads)
             for layer in (self.query, self.key, self.value)
         )
         scores = queries @ keys.mT / math.sqrt(keys.shape[-1])  # (Q,heads,S+1,S+1)
         attended = self.attention_dropout(scores.softmax(dim=-1)) @ values  # (Q,heads,S+1,D/heads)
-        attended = self.out(attended.transpose(1, 2).flatten(2))  # (Q,S+1,D)
+        attended = self.out(rearrange(attended, "q h n d -> q n (h d)"))  # (Q,S+1,D)
         related = self.norm(self.dropout(attended) + tokens)
         return related[:, :-1], related[:, -1]
 
 
 class HyRSM(nn.Module):
-    """``logits = -BiMHM`` of the frames with their relation vectors, with plain cosines, mean over shots.
+    """Head with ``logits = -BiMHM`` of frames plus relation vectors, with plain cosines, averaged over shots.
 
-    Where it knows the number of base classes, it has the loss ``base_classes``: each frame names the base class of its
-    video. Its weight in the authors' 1-shot configurations: 0.15 on SSv2-Small (our default), HMDB51 and UCF101, 0.4 on
-    Kinetics, 0.6 on SSv2-Full.
+    With ``num_base_classes`` it has the loss ``base_classes``, which classifies each frame into its video's base class.
+    Its weight in the authors' 1-shot configurations is 0.15 on SSv2-Small (our default), HMDB51 and UCF101, 0.4 on
+    Kinetics, and 0.6 on SSv2-Full.
 
     Args:
-        channels: width ``D`` of the frame features; a multiple of ``num_heads``.
-        num_heads: of both attentions.
-        num_base_classes: training classes; None: no such classifier.
-        feature_scale, code_scale: of the position code, see `scaled_position_code`; on Kinetics the authors take 2048
-            and 0.01.
-        center: ``"video"``: the mapped frames minus their video's mean over frames, before bias and relation are added,
-            which removes what does not move; ``"none"``: as published. Ours.
+        channels: width ``D`` of the frame features, a multiple of ``num_heads``.
+        num_heads: number of heads of both attentions.
+        num_base_classes: number of training classes; None for no base classifier.
+        feature_scale: see `scaled_position_code`; the authors use 2048 on Kinetics.
+        code_scale: see `scaled_position_code`; the authors use 0.01 on Kinetics.
+        center: ``"none"`` (published); ``"video"`` (ours) subtracts a video's mean over frames from the mapped frames,
+            before bias and relation are added, which removes static content.
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"base_classes": 0.15}
@@ -120,7 +121,7 @@ class HyRSM(nn.Module):
         self.base_classifier = None if num_base_classes is None else nn.Linear(channels, num_base_classes)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """From ``(V,T,D)``: enriched ``frames``, the same ``mapped`` by their half of the fusion; both ``(V,T,D)``."""
+        """Return enriched ``frames`` and their half of the fusion ``mapped``, both ``(V,T,D)``, from ``(V,T,D)``."""
         check_frames(self, features)
         coded = self.dropout(scaled_position_code(features, self.feature_scale, self.code_scale))
         frames = self.frame_attention(coded).relu()
@@ -132,10 +133,10 @@ class HyRSM(nn.Module):
     def compare(
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
-        """Logits ``(Q,n_way)``; given targets with classes, the loss ``base_classes``."""
+        """Return logits ``(Q,n_way)`` and, given targets with classes, the loss ``base_classes``."""
         support_relation, query_relation = self.relation(support["frames"].mean(dim=1), query["frames"].mean(dim=1))
-        related_support = support["mapped"] + self._mapped(support_relation)  # (Q,S,T,D)
-        related_query = query["mapped"] + self._mapped(query_relation)  # (Q,T,D)
+        related_support = support["mapped"] + self._map_relation(support_relation)  # (Q,S,T,D)
+        related_query = query["mapped"] + self._map_relation(query_relation)  # (Q,T,D)
         losses = {} if targets is None else self._losses(support, query, targets)
         with torch.autocast(labels.device.type, enabled=False):
             related_support, related_query = at_least_float32(related_support), at_least_float32(related_query)
@@ -143,21 +144,21 @@ class HyRSM(nn.Module):
             return EpisodeOutput(-class_means(distances.T, labels).T, losses)
 
     def base_class_logits(self, state: VideoState) -> Tensor:
-        """Of each frame, ``(V,T,num_base_classes)``; only where there is such a classifier."""
+        """Return logits of each frame, ``(V,T,num_base_classes)``; requires a base classifier."""
         assert self.base_classifier is not None
         return self.base_classifier(state["frames"])
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under the names of the released code; without a base classifier, theirs is left out."""
-        convolution = "layer2.0.weight"  # of kernel size 1: a matrix
-        state = {key: tensor.squeeze(-1) if key == convolution else tensor for key, tensor in state.items()}
+        """Load weights under the names of the released code; ignore its base classifier if there is none here."""
+        fusion_key = "layer2.0.weight"  # a convolution with kernel size 1
+        state = {key: tensor.squeeze(-1) if key == fusion_key else tensor for key, tensor in state.items()}
         ignored = ["pe.pe"]
         if self.base_classifier is None:
             ignored += ["classification_layer.weight", "classification_layer.bias"]
         load_reference_state(self, state, _REFERENCE_NAMES, ignored)
 
-    def _mapped(self, relation: Tensor) -> Tensor:
-        """The relation's half of the fusion, ``(...,D)`` to ``(...,1,D)``, the same for all frames of a video."""
+    def _map_relation(self, relation: Tensor) -> Tensor:
+        """Apply the relation's half of the fusion, ``(...,D)`` to ``(...,1,D)``, shared by all frames of a video."""
         return functional.linear(relation.relu(), self.fusion.weight.chunk(2, dim=1)[1]).unsqueeze(-2)
 
     def _losses(self, support: VideoState, query: VideoState, targets: TaskTargets) -> dict[str, Tensor]:
@@ -168,13 +169,13 @@ class HyRSM(nn.Module):
         return {"base_classes": functional.cross_entropy(at_least_float32(logits.flatten(0, 1)), classes)}
 
 
-def _with_each(support: Tensor, query: Tensor) -> Tensor:
-    """``(S,D)`` and ``(Q,D)`` to ``(Q,S+1,D)``: the whole support and one query."""
+def _append_each_query(support: Tensor, query: Tensor) -> Tensor:
+    """Return the support ``(S,D)`` followed by one query of ``(Q,D)`` each, ``(Q,S+1,D)``."""
     return torch.cat((support.expand(len(query), -1, -1), query[:, None]), dim=1)
 
 
 def _frame_distances(query: Tensor, support: Tensor) -> Tensor:
-    """``1 - cosine`` of each query's frames ``(Q,T,D)`` and those of its own support ``(Q,S,T',D)``: ``(Q,S,T,T')``."""
+    """Return ``1 - cosine`` ``(Q,S,T,T')`` of query frames ``(Q,T,D)`` and their own support ``(Q,S,T',D)``."""
     products = (query @ support.flatten(1, 2).mT).unflatten(-1, support.shape[1:3])  # (Q,T,S,T')
     norms = query.norm(dim=-1)[:, :, None, None] * support.norm(dim=-1)[:, None]  # (Q,T,S,T')
     return (1 - products / norms.masked_fill(norms == 0, 1.0)).transpose(1, 2)

@@ -1,8 +1,8 @@
 """M2ACL (ICASSP 2024): motion-enhanced maps, TRX on pairs and triples of frames, and a contrast of tuple distances.
 
 The contrast compares the LARGEST distance of a query's tuples to those of a class, ``d_max``, with their distance to
-tuples that the class has no relation to. As released, it is trained to be large for the right class, and ``d_max`` is
-added to the logits; we reproduce that.
+tuples that are unrelated to the class. The released code trains it to be large for the right class and adds ``d_max``
+to the logits. We reproduce that.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,13 +30,13 @@ _TUPLE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
 
 
 class TupleEmbedding(nn.Module):
-    """``relu(linear(tuple))`` of all tuples of a video, behind a dropout of its frames.
+    """Embedding ``relu(linear(tuple))`` of all tuples of a video, after dropout of its frames.
 
     Args:
         channels: width ``C`` of the frame features.
-        cardinality: frames of a tuple.
-        width: ``E`` of an embedded tuple; ``C // 2`` if None.
-        dropout: of frame features, in training; all videos of a batch share its mask (ours).
+        cardinality: number of frames per tuple.
+        width: width ``E`` of an embedded tuple; ``C // 2`` if None.
+        dropout: probability of dropout of frame features in training; all videos of a batch share its mask (ours).
     """
 
     def __init__(self, channels: int, cardinality: int, width: int | None = None, dropout: float = 0.1) -> None:
@@ -44,7 +45,7 @@ class TupleEmbedding(nn.Module):
         self.linear = TupleLinear(channels, channels // 2 if width is None else width, cardinality)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``(V,T,C)`` to ``(V,N,E)``."""
+        """Embed all tuples of ``(V,T,C)``, to ``(V,N,E)``."""
         return self.linear(self.dropout(frames)).relu()
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -53,19 +54,19 @@ class TupleEmbedding(nn.Module):
 
 
 class M2ACL(nn.Module):
-    """Maps to logits ``TRX + tuple_weight * d_max``; trained on TRX's cross-entropy and the contrast's.
+    """Head with logits ``TRX + tuple_weight * d_max``, trained on the cross-entropies of TRX and the contrast.
 
-    The released code keeps the tuple embeddings in a plain list, so that they neither train nor are saved, and knows 5
-    ways only: here they are parameters, and any number of ways will do. Distances of pairs and of triples are averaged,
-    as TRX averages its logits.
+    The released code stores the tuple embeddings in a plain list, so they are neither trained nor saved, and supports 5
+    ways only. Here they are parameters, and the number of ways is free. Distances of pairs and triples are averaged,
+    like the logits of TRX.
 
     Args:
         channels: width ``C`` of the patch maps.
         reduction: TDSAM's motion has ``C // reduction`` channels.
-        cardinalities: frames of the tuples.
-        width: of TRX's keys and values.
-        tuple_weight: of ``d_max`` in the prediction.
-        dropout: of frame features before tuples, in training.
+        cardinalities: numbers of frames per tuple.
+        width: width of TRX's keys and values.
+        tuple_weight: weight of ``d_max`` in the prediction.
+        dropout: probability of dropout of frame features before tuples, in training.
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"contrast": 0.05}
@@ -87,7 +88,7 @@ class M2ACL(nn.Module):
         self.embeddings = nn.ModuleList(TupleEmbedding(channels, size, dropout=dropout) for size in cardinalities)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """From patch maps ``(V,T,C,H,W)``: TRX's state, and for each cardinality c ``tuples_c`` ``(V,N,C//2)``."""
+        """Return TRX's state and ``tuples_c`` ``(V,N,C//2)`` per cardinality c, from patch maps ``(V,T,C,H,W)``."""
         frames = self.motion_attention(features).mean(dim=(-2, -1))  # (V,T,C)
         state = self.matcher.prepare(frames)
         for size, embedding in zip(self.matcher.cardinalities, self.embeddings, strict=True):
@@ -97,10 +98,10 @@ class M2ACL(nn.Module):
     def compare(
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
-        """Logits ``(Q,n_way)``; given targets, the losses ``cross_entropy`` (TRX's own) and ``contrast``."""
+        """Return logits ``(Q,n_way)`` and, given targets, the losses ``cross_entropy`` (of TRX) and ``contrast``."""
         cross_attention = self.matcher.compare(support, labels, query).logits
         names = [f"tuples_{size}" for size in self.matcher.cardinalities]
-        # Distances are small differences of large numbers, so a mixed-precision region must not reach in here.
+        # Distances are small differences of large numbers, so autocast must stay off here.
         with torch.autocast(labels.device.type, enabled=False):
             tuples = [(at_least_float32(query[name]), at_least_float32(support[name])) for name in names]
             distances = [tuple_distances(*pair) for pair in tuples]
@@ -119,54 +120,55 @@ class M2ACL(nn.Module):
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load released weights: ``tdsam.``, ``transformers.0.`` and on, ``tuple_classifiers.0.clsW`` and on.
 
-        Behind these prefixes the names are the authors'; how a checkpoint calls the parts themselves depends on its
-        backbone, so rename them. Released checkpoints lack the last, which then keep their weights.
+        The authors' names follow these prefixes. Checkpoints name these parts differently for each backbone, so rename
+        them first. Released checkpoints lack the tuple classifiers, which then keep their weights.
         """
         names = {f"tdsam.{theirs}": f"motion_attention.motion.{ours}" for theirs, ours in MOTION_NAMES.items()}
         names |= {"tdsam.conv": "motion_attention.values", "tdsam.gamma": "motion_attention.gamma"}
-        ignored, kept = [], {}
-        for place, embedding in enumerate(self.embeddings):
-            theirs, ours = f"transformers.{place}", f"matcher.projections.{place}"
+        ignored, current_embeddings = [], {}
+        for index, embedding in enumerate(self.embeddings):
+            theirs, ours = f"transformers.{index}", f"matcher.projections.{index}"
             names |= {f"{theirs}.{name}": f"{ours}.{our_name}" for name, our_name in _TUPLE_NAMES.items()}
             ignored += [f"{theirs}.{name}" for name in REFERENCE_IGNORED]
-            names[f"tuple_classifiers.{place}.clsW"] = f"embeddings.{place}.linear"
+            names[f"tuple_classifiers.{index}.clsW"] = f"embeddings.{index}.linear"
             for name, tensor in embedding.state_dict().items():
-                kept[f"tuple_classifiers.{place}.clsW.{name.removeprefix('linear.')}"] = tensor
-        load_reference_state(self, {**kept, **state}, names, ignored)
+                current_embeddings[f"tuple_classifiers.{index}.clsW.{name.removeprefix('linear.')}"] = tensor
+        load_reference_state(self, {**current_embeddings, **state}, names, ignored)
 
 
 def tuple_distances(query: Tensor, support: Tensor) -> Tensor:
-    """Euclidean distances of all tuples of all pairs of videos; ``(Q,N,E)`` and ``(S,M,E)`` to ``(Q,N,S,M)``."""
+    """Return Euclidean distances ``(Q,N,S,M)`` of all tuples of all pairs of videos ``(Q,N,E)`` and ``(S,M,E)``."""
     distances = torch.cdist(query.flatten(0, 1), support.flatten(0, 1))  # (Q*N,S*M)
     return distances.view(*query.shape[:2], *support.shape[:2])
 
 
 def largest_distances(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """How far each query tuple lies from each class's farthest tuple, and which one that is.
+    """Return the distance of each query tuple to each class's farthest tuple, and that tuple's index.
 
     Args:
         distances: ``(Q,N,S,M)``.
         labels: ``(S,)``, classes from 0 without gaps.
 
     Returns:
-        Distances ``(Q,N,n_way)`` and places among the ``S*M`` support tuples ``(Q,N,n_way)``.
+        Distances ``(Q,N,n_way)`` and indices among the ``S*M`` support tuples ``(Q,N,n_way)``.
     """
-    shots, _, of_classes = _by_class(distances, labels)
-    largest, place = of_classes.flatten(3).max(dim=-1)  # (Q,N,n_way), place among K*M
+    shots, _, class_distances = _group_by_class(distances, labels)
+    largest, index = class_distances.flatten(3).max(dim=-1)  # (Q,N,n_way), index among K*M
     num_tuples = distances.shape[-1]
-    video = shots[torch.arange(len(shots), device=labels.device), place // num_tuples]
-    return largest, video * num_tuples + place % num_tuples
+    video = shots[torch.arange(len(shots), device=labels.device), index // num_tuples]
+    return largest, video * num_tuples + index % num_tuples
 
 
 def tuple_contrast(distances: Tensor, support_distances: Tensor, labels: Tensor) -> Tensor:
-    """``d_max / (d_max + d_neg)`` of each query and class c.
+    """Return ``d_max / (d_max + d_neg)`` of each query and class c.
 
-    ``d_max`` is the mean over the query's tuples of the largest distance to a tuple of c; ``d_neg`` the mean distance
-    to the tuples that are unrelated to c, see `unrelated_tuples`, over ``n_way - 1``. Where none is, 1.
+    ``d_max`` is the mean over the query's tuples of the largest distance to a tuple of c. ``d_neg`` is the mean
+    distance to the tuples unrelated to c (see `unrelated_tuples`), divided by ``n_way - 1``. If no tuple is unrelated,
+    the result is 1, or 0 if ``d_max`` is 0 as well.
 
     Args:
-        distances: of query and support tuples, ``(Q,N,S,M)``.
-        support_distances: of support tuples among themselves, ``(S,M,S,M)``.
+        distances: distances of query and support tuples, ``(Q,N,S,M)``.
+        support_distances: distances among support tuples, ``(S,M,S,M)``.
         labels: ``(S,)``, classes from 0 without gaps.
 
     Returns:
@@ -181,19 +183,20 @@ def tuple_contrast(distances: Tensor, support_distances: Tensor, labels: Tensor)
 
 @torch.no_grad()
 def unrelated_tuples(distances: Tensor, support_distances: Tensor, labels: Tensor) -> Tensor:
-    """Which support tuples count as unrelated to each class c.
+    """Return a mask of the support tuples that are unrelated to each class c.
 
-    For each query tuple, of all queries of the task, take c's tuple farthest from it and count the tuples of other
-    classes that are farther from that one than the query tuple's threshold (see `_thresholds`). A tuple of class k
-    counted less often than k's mean, over those of its tuples that were counted at all, is unrelated.
+    For each query tuple of the task, take c's farthest tuple. Count the tuples of other classes that are farther from
+    it than the query tuple's threshold (see `_thresholds`). A tuple of class k is unrelated if its count is below the
+    mean count of k's tuples, taken over those with a nonzero count.
 
-    Args and shapes as in `tuple_contrast`.
+    Arguments and shapes are those of `tuple_contrast`.
 
     Returns:
-        ``(n_way,S,M)``, true where unrelated; never for the class's own tuples.
+        Mask ``(n_way,S,M)``, True for unrelated tuples and always False for the class's own tuples.
     """
     farthest = largest_distances(distances, labels)[1].flatten(0, 1)  # (Q*N,n_way)
-    is_far = support_distances.flatten(2).flatten(0, 1)[farthest] > _thresholds(distances, labels)[..., None]
+    from_farthest = rearrange(support_distances, "s m t n -> (s m) (t n)")[farthest]  # (Q*N,n_way,S*M)
+    is_far = from_farthest > _thresholds(distances, labels)[..., None]
     counts = is_far.sum(dim=0, dtype=torch.float32).unflatten(1, distances.shape[2:])  # (n_way,S,M)
     members = class_members(labels, len(labels)).to(counts.dtype)  # (S,n_way)
     sums, counted = counts.sum(dim=2) @ members, (counts > 0).sum(dim=2).to(counts.dtype) @ members  # (n_way,n_way)
@@ -202,24 +205,24 @@ def unrelated_tuples(distances: Tensor, support_distances: Tensor, labels: Tenso
 
 
 def _thresholds(distances: Tensor, labels: Tensor) -> Tensor:
-    """A query tuple's largest distance to a class in each of K groups of its tuples, then the mean; ``(Q*N,n_way)``.
+    """Return a query tuple's mean over K groups of a class's tuples of the largest distance, ``(Q*N,n_way)``.
 
-    K is the number of the class's shots, and the groups were meant to be its shots. But the released code lays its
-    ``K*M`` distances, shot after shot, into a matrix of M rows and K columns and takes the largest of each column, so
-    that a group has every K-th tuple of all shots: with more than one shot the contrast depends on their order.
+    K is the class's number of shots, and the groups were meant to be its shots. The released code instead writes the
+    ``K*M`` distances, shot after shot, into a matrix of M rows and K columns and takes the maximum of each column. A
+    group then has every K-th tuple of all shots, so the contrast depends on the order of several shots.
     """
-    _, is_shot, of_classes = _by_class(distances, labels)
+    _, is_shot, class_distances = _group_by_class(distances, labels)
     num_shots = is_shot.sum(dim=1)[:, None, None]  # (n_way,1,1)
     group = torch.arange(is_shot.shape[1], device=labels.device)[:, None]  # (K,1)
     row = torch.arange(distances.shape[-1], device=labels.device)  # (M,)
     is_group = group < num_shots  # (n_way,K,1)
-    places = (row * num_shots + group).where(is_group, 0)  # (n_way,K,M)
-    in_groups = of_classes.flatten(3).gather(-1, places.flatten(1).expand(*distances.shape[:2], -1, -1))
-    largest = in_groups.unflatten(-1, places.shape[1:]).amax(dim=-1).where(is_group.squeeze(-1), 0)  # (Q,N,n_way,K)
+    indices = (row * num_shots + group).where(is_group, 0)  # (n_way,K,M)
+    in_groups = class_distances.flatten(3).gather(-1, indices.flatten(1).expand(*distances.shape[:2], -1, -1))
+    largest = in_groups.unflatten(-1, indices.shape[1:]).amax(dim=-1).where(is_group.squeeze(-1), 0)  # (Q,N,n_way,K)
     return (largest.sum(dim=-1) / is_shot.sum(dim=1)).flatten(0, 1)
 
 
-def _by_class(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`shots_of_classes` and the distances in their order, ``(Q,N,n_way,K,M)``, minus infinity where padded."""
+def _group_by_class(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return `shots_of_classes` and the distances grouped likewise, ``(Q,N,n_way,K,M)``, with -inf as padding."""
     shots, is_shot = shots_of_classes(labels, distances.shape[2])  # (n_way,K)
     return shots, is_shot, distances[:, :, shots].masked_fill(~is_shot[..., None], -torch.inf)

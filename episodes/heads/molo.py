@@ -1,4 +1,4 @@
-"""MoLo (CVPR 2023): frames that know the whole video, and motion that can be drawn, each matched by Bi-MHM.
+"""MoLo (CVPR 2023): Bi-MHM on frames with global context and on motion that a decoder reconstructs.
 
 X. Wang et al., "MoLo: Motion-augmented Long-short Contrastive Learning for Few-shot Action Recognition", arXiv
 2304.00946.
@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,7 +26,7 @@ from .frame_attention import FrameAttention, scaled_position_code
 from .frame_distance import at_least_float32, center_frames, check_option, class_means, frame_distances
 
 FRAME_STD = 0.225
-"""Standard deviation by which MoLo normalizes frames; the mean cancels in a difference of frames."""
+"""Standard deviation of MoLo's frame normalization; the mean cancels in a difference of frames."""
 
 _BRANCHES = {"frames": "", "motion": "_motion"}
 _BRANCH_NAMES = {
@@ -58,12 +59,12 @@ _REFERENCE_NAMES = {
 
 
 class LongShortTokens(nn.Module):
-    """A learned class token in front of a video's frames, scaled position code, one pre-norm transformer layer, ReLU.
+    """Learned class token before a video's frames, scaled position code, a pre-norm transformer layer, and ReLU.
 
     Args:
-        width: ``D`` of the frame features.
-        num_heads: must divide the width.
-        mlp_width: of the hidden layer.
+        width: width ``D`` of the frame features.
+        num_heads: number of attention heads; must divide the width.
+        mlp_width: width of the hidden layer.
     """
 
     def __init__(self, width: int, num_heads: int, mlp_width: int) -> None:
@@ -78,22 +79,22 @@ class LongShortTokens(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``(V,T,D)`` to ``(V,1+T,D)``: the global token, then the local ones."""
+        """Return the global token followed by the local ones, ``(V,1+T,D)``, of frames ``(V,T,D)``."""
         tokens = torch.cat((self.class_token.expand(len(frames), -1, -1), frames), dim=1)
         attended = self.attention(self.dropout(scaled_position_code(tokens)))
         return (attended + self.mlp(attended)).relu()
 
     def long_short_logits(self, local: Tensor, other_global: Tensor) -> Tensor:
-        """``-scale * sum_t (1 - cos(local_t, global))``; ``(Q,T,D)`` and ``(S,1,D)`` to ``(Q,S)``."""
+        """Return ``-scale * sum_t (1 - cos(local_t, global))``, ``(Q,T,D)`` and ``(S,1,D)`` to ``(Q,S)``."""
         return -self.scale * frame_distances(local, other_global).sum(dim=(-2, -1))
 
 
 class MotionDifferences(nn.Module):
-    """``align(m)[t+1] - m[t]`` of reduced maps ``m``, the T-1 steps of a video.
+    """Motion ``align(m)[t+1] - m[t]`` of reduced maps ``m`` for the T-1 steps of a video.
 
     Args:
         channels: width ``C`` of the maps.
-        width: ``C'`` of the motion.
+        width: width ``C'`` of the motion.
     """
 
     def __init__(self, channels: int, width: int) -> None:
@@ -102,23 +103,23 @@ class MotionDifferences(nn.Module):
         self.align = nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(V,T,C,H,W)`` to ``(V,T-1,C',H,W)``."""
-        reduced = self.reduce(features.transpose(1, 2)).transpose(1, 2)  # (V,T,C',H,W)
+        """Return motion ``(V,T-1,C',H,W)`` of maps ``(V,T,C,H,W)``."""
+        reduced = rearrange(self.reduce(rearrange(features, "v t c h w -> v c t h w")), "v c t h w -> v t c h w")
         aligned = self.align(reduced[:, 1:].flatten(0, 1)).view_as(reduced[:, 1:])
         return aligned - reduced[:, :-1]
 
 
 class MotionDecoder(nn.Module):
-    """Draws motion: three times larger and convolved, to 128, 32 and 16 channels, then to RGB.
+    """Decoder from motion to RGB: three stages of upsampling and convolution, to 128, 32 and 16 channels.
 
-    The paper enlarges 7x7 maps by 2, 4 and 4 to 224 pixels. Other maps and frames grow by the same shares of the whole
-    way (ours), so that any backbone's maps end at the size of its frames.
+    The paper upsamples 7x7 maps by 2, 4 and 4 to 224 pixels. For other sizes, each stage takes the same share of the
+    total factor on a logarithmic scale (ours), so that any backbone's maps reach the size of its frames.
 
     Args:
-        width: ``C'`` of the motion.
+        width: width ``C'`` of the motion.
     """
 
-    SHARES = (1 / 5, 3 / 5, 1.0)  # of the logarithm of 2 * 4 * 4
+    SHARES = (1 / 5, 3 / 5, 1.0)  # cumulative shares of log(2 * 4 * 4)
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -130,34 +131,36 @@ class MotionDecoder(nn.Module):
         self.to_rgb = nn.Conv2d(widths[-1], 3, 1)
 
     def forward(self, motion: Tensor, size: Sequence[int]) -> Tensor:
-        """``(B,C',H,W)`` to ``(B,3,h,w)`` of the given size."""
+        """Decode ``(B,C',H,W)`` to ``(B,3,h,w)`` of the given size."""
         start = motion.shape[-2:]
         for stage, share in zip(self.stages, self.SHARES, strict=True):
-            now = [round(small * (large / small) ** share) for small, large in zip(start, size, strict=True)]
-            motion = stage(functional.interpolate(motion, size=now, mode="bilinear", align_corners=True))
+            stage_size = [round(small * (large / small) ** share) for small, large in zip(start, size, strict=True)]
+            motion = stage(functional.interpolate(motion, size=stage_size, mode="bilinear", align_corners=True))
         return self.to_rgb(motion)
 
 
 class MoLo(nn.Module):
-    """``logits = -(BiMHM(frames) + motion_weight * BiMHM(motion))``, classes as the mean of their shots.
+    """Head with ``logits = -(BiMHM(frames) + motion_weight * BiMHM(motion))`` and the mean of shots as class.
 
-    Losses, given the targets: ``long_short``, the sum of four cross-entropies that match the local tokens of a query
-    with the global tokens of classes and the other way round, for frames and for motion; ``base_classes``, where the
-    number of base classes is known; ``reconstruction``, of the difference of adjacent RGB frames from the motion, where
-    `prepare` was given the frames.
+    Given targets, it has these losses:
 
-    The weights of two losses differ in the paper: ``base_classes`` 0.8 on SSv2-Full, 0.15 on SSv2-Small (our default),
-    0.1 on Kinetics, 0.4 on HMDB51, 0.6 on UCF101; ``reconstruction`` 0.1 on SSv2-Full and Kinetics, else 0.05.
+    - ``long_short``: the sum of four cross-entropies, for frames and for motion. They match a query's local tokens with
+      the global tokens of classes, and the reverse.
+    - ``base_classes``: base class of each video, if ``num_base_classes`` is set.
+    - ``reconstruction``: differences of adjacent RGB frames decoded from the motion, if `prepare` received frames.
+
+    In the paper, the weight of ``base_classes`` is 0.8 on SSv2-Full, 0.15 on SSv2-Small (our default), 0.1 on Kinetics,
+    0.4 on HMDB51, and 0.6 on UCF101. That of ``reconstruction`` is 0.1 on SSv2-Full and Kinetics, otherwise 0.05.
 
     Args:
-        channels: width ``C`` of the patch maps; a multiple of ``num_heads``.
-        num_base_classes: training classes; None: no such classifier.
-        num_heads: of both transformer layers.
-        mlp_width: of their hidden layers; ``C`` if None.
+        channels: width ``C`` of the patch maps, a multiple of ``num_heads``.
+        num_base_classes: number of training classes; None for no base classifier.
+        num_heads: number of heads of both transformer layers.
+        mlp_width: width of their hidden layers; ``C`` if None.
         reduction: the motion has ``C // reduction`` channels.
-        motion_weight: of the motion's distance.
-        center: ``"video"``: local tokens minus their video's mean over frames before Bi-MHM, which removes what does
-            not move; ``"none"``: as published. Ours.
+        motion_weight: weight of the motion's distance.
+        center: ``"none"`` (published); ``"video"`` (ours) subtracts a video's mean over frames from local tokens before
+            Bi-MHM, which removes static content.
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"base_classes": 0.15, "long_short": 0.05, "reconstruction": 0.05}
@@ -193,23 +196,23 @@ class MoLo(nn.Module):
 
     @property
     def wants_frames(self) -> bool:
-        """Whether `prepare` has use for a video's frames: in training, to reconstruct their differences."""
+        """True in training, when `prepare` needs a video's frames to reconstruct their differences."""
         return self.training
 
     def prepare(self, features: Tensor, frames: Tensor | None = None) -> VideoState:
-        """All that is a function of one video.
+        """Return the state of each video.
 
         Args:
             features: patch maps ``(V,T,C,H,W)``, at least two frames.
-            frames: the frames ``(V,T,3,h,w)`` that they are of, for the reconstruction; uint8, or normalized.
+            frames: their frames ``(V,T,3,h,w)`` for the reconstruction, uint8 or normalized.
 
         Returns:
-            ``frames`` ``(V,1+T,C)`` and ``motion`` ``(V,T,C)``, the global token first; with frames also
+            ``frames`` ``(V,1+T,C)`` and ``motion`` ``(V,T,C)``, with the global token first. Given frames, also
             ``reconstruction`` ``(V,)``, the mean squared error of each video.
         """
         if check_patch_maps(features)[1] < 2:
             raise DmgalError(
-                "MoLo needs motion.",
+                "MoLo requires motion between frames.",
                 received="videos of one frame",
                 expected="at least two frames",
                 remedy="Sample more frames per video.",
@@ -227,8 +230,8 @@ class MoLo(nn.Module):
     def compare(
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
-        """Logits ``(Q,n_way)``, float32; given targets, the losses told in the class's text."""
-        # Distances are small differences of large numbers, so a mixed-precision region must not reach in here.
+        """Return float32 logits ``(Q,n_way)`` and, given targets, the losses described in the class docstring."""
+        # Distances are small differences of large numbers, so autocast must stay off here.
         with torch.autocast(labels.device.type, enabled=False):
             distances = [
                 bi_mhm(frame_distances(self._local(query[name]), self._local(_prototypes(support[name], labels))))
@@ -239,40 +242,40 @@ class MoLo(nn.Module):
         return EpisodeOutput(logits, losses)
 
     def _local(self, tokens: Tensor) -> Tensor:
-        """What is matched of tokens ``(V,1+T,C)``: ``(V,T,C)``."""
+        """Return the local tokens to match, ``(V,T,C)``, of tokens ``(V,1+T,C)``."""
         local = at_least_float32(tokens)[:, 1:]
         return center_frames(local) if self.center == "video" else local
 
     def long_short_logits(self, support: VideoState, labels: Tensor, query: VideoState) -> dict[str, Tensor]:
-        """Four times ``(Q,n_way)``: local tokens of queries to global ones of classes, and the reverse."""
+        """Return four logits ``(Q,n_way)``: local query tokens to global class tokens and the reverse, per branch."""
         logits = {}
         for name, suffix in _BRANCHES.items():
             branch: LongShortTokens = self.get_submodule(name)  # type: ignore[assignment]
-            ours, classes = at_least_float32(query[name]), _prototypes(support[name], labels)
-            logits[f"query_to_class{suffix}"] = branch.long_short_logits(ours[:, 1:], classes[:, :1])
-            logits[f"class_to_query{suffix}"] = branch.long_short_logits(classes[:, 1:], ours[:, :1]).T
+            query_tokens, class_tokens = at_least_float32(query[name]), _prototypes(support[name], labels)
+            logits[f"query_to_class{suffix}"] = branch.long_short_logits(query_tokens[:, 1:], class_tokens[:, :1])
+            logits[f"class_to_query{suffix}"] = branch.long_short_logits(class_tokens[:, 1:], query_tokens[:, :1]).T
         return logits
 
     def base_class_logits(self, state: VideoState) -> Tensor:
-        """Of each video, ``(V,num_base_classes)``, from the means of both kinds of tokens, the global ones included.
+        """Return logits ``(V,num_base_classes)`` from the means of frame and motion tokens, including global ones.
 
-        Only where there is such a classifier.
+        This requires a base classifier.
         """
         assert self.base_classifier is not None
         return self.base_classifier(state["frames"].mean(dim=1) + state["motion"].mean(dim=1))
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under the names of the released code; without a base classifier, theirs is left out."""
+        """Load weights under the names of the released code; ignore its base classifier if there is none here."""
         ignored = ["pe.pe"]
         if self.base_classifier is None:
             ignored += ["classification_layer.weight", "classification_layer.bias"]
         load_reference_state(self, state, _REFERENCE_NAMES, ignored)
 
     def _reconstruction_error(self, differences: Tensor, frames: Tensor) -> Tensor:
-        """``(V,T-1,C',H,W)`` and ``(V,T,3,h,w)`` to the mean squared error of each video ``(V,)``, float32."""
+        """Return each video's mean squared error ``(V,)``, float32, from ``(V,T-1,C',H,W)`` and ``(V,T,3,h,w)``."""
         steps = frame_differences(frames)  # (V,T-1,3,h,w)
-        drawn = self.decoder(differences.flatten(0, 1), steps.shape[-2:]).view_as(steps)
-        return (at_least_float32(drawn) - steps).square().mean(dim=(1, 2, 3, 4))
+        decoded = self.decoder(differences.flatten(0, 1), steps.shape[-2:]).view_as(steps)
+        return (at_least_float32(decoded) - steps).square().mean(dim=(1, 2, 3, 4))
 
     def _losses(
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets
@@ -292,18 +295,18 @@ class MoLo(nn.Module):
 
 
 def frame_differences(frames: Tensor) -> Tensor:
-    """Each frame but the first minus the one before it, of normalized frames.
+    """Return the difference of each normalized frame but the first to the previous frame.
 
     Args:
-        frames: ``(V,T,3,h,w)``; uint8 is normalized here, floating point is taken as normalized.
+        frames: ``(V,T,3,h,w)``; uint8 is normalized here, floating point is assumed to be normalized.
 
     Returns:
-        ``(V,T-1,3,h,w)``, float32 (float64 of float64).
+        ``(V,T-1,3,h,w)``, float32 (float64 for float64).
     """
     values = frames / (255 * FRAME_STD) if frames.dtype == torch.uint8 else at_least_float32(frames)
     return values[:, 1:] - values[:, :-1]
 
 
 def _prototypes(tokens: Tensor, labels: Tensor) -> Tensor:
-    """``(S,N,D)`` and labels ``(S,)`` to the means of each class's shots, ``(n_way,N,D)``."""
+    """Average tokens ``(S,N,D)`` over the shots of each class by labels ``(S,)``, to ``(n_way,N,D)``."""
     return class_means(at_least_float32(tokens), labels)

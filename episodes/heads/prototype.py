@@ -1,6 +1,6 @@
-"""Prototypical networks (NeurIPS 2017) on videos: the mean over frames, the mean over shots, the nearest class.
+"""Prototypical networks (NeurIPS 2017) on videos: mean over frames, mean over shots, nearest class.
 
-No time is left after the first mean, so this is the floor under every head that matches frames.
+The mean over frames removes all temporal information, so this is the baseline for heads that match frames.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ Metric = Literal["cosine", "euclidean"]
 
 
 class Prototype(nn.Module):
-    """``logits = -distance`` of a video's mean frame feature to the means of the classes.
+    """Head with ``logits = -distance`` from a video's mean frame feature to the class means.
 
-    There is no centering over a video's frames here, as in `FrameDistanceHead`: the mean of centered frames is zero.
+    Unlike `FrameDistanceHead`, it has no centering over a video's frames: the mean of centered frames is zero.
 
     Args:
-        metric: ``"cosine"``: ``1 - cos``; ``"euclidean"``: the squared distance, as in the paper.
-        logit_scale: None for the published logits; otherwise the initial value of a factor, and squared distances are
-            divided by the features' width, so that it means the same for any width. Ours.
-        learn_scale: whether a given ``logit_scale`` is trained, as ``exp(s)``.
+        metric: ``"cosine"`` for ``1 - cos``, ``"euclidean"`` for the squared distance as in the paper.
+        logit_scale: None for the published logits, otherwise the initial value of a factor (ours). Squared distances
+            are then divided by the feature width, so that the factor means the same for any width.
+        learn_scale: train the ``logit_scale``, as ``exp(s)``.
     """
 
     pair_scores = "one_shot"
@@ -38,10 +38,10 @@ class Prototype(nn.Module):
         check_option("metric", metric, ("cosine", "euclidean"))
         if logit_scale is not None and logit_scale <= 0:
             raise DmgalError(
-                "A prototype head got a number that it cannot use.",
+                "A prototype head received an invalid number.",
                 received=f"logit_scale={logit_scale}",
                 expected="logit_scale > 0 or None",
-                remedy="Leave it out for the published form.",
+                remedy="Omit logit_scale for the published form.",
             )
         self.metric = metric
         self.log_scale: Tensor | None = None
@@ -49,12 +49,12 @@ class Prototype(nn.Module):
             self.log_scale = nn.Parameter(torch.tensor([math.log(logit_scale)]), requires_grad=learn_scale)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """From ``(V,T,D)``: ``mean`` ``(V,D)``, at least float32."""
+        """Return ``mean`` ``(V,D)`` of frames ``(V,T,D)``, at least float32."""
         check_frames(self, features)
         return VideoState(mean=at_least_float32(features).mean(dim=1))
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
-        """Logits ``(Q,n_way)`` from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
+        """Return logits ``(Q,n_way)`` from prepared states of ``S`` and ``Q`` videos and support labels ``(S,)``."""
         with torch.autocast(labels.device.type, enabled=False):
             logits = -self._distances(query["mean"], class_means(support["mean"], labels))
             if self.log_scale is not None:
@@ -62,8 +62,8 @@ class Prototype(nn.Module):
         return EpisodeOutput(logits)
 
     def _distances(self, query: Tensor, prototypes: Tensor) -> Tensor:
-        """``(Q,D)`` and ``(n_way,D)`` to ``(Q,n_way)``."""
+        """Return distances ``(Q,n_way)`` from ``(Q,D)`` and ``(n_way,D)``."""
         if self.metric == "cosine":
-            return frame_distances(query[:, None], prototypes[:, None], eps=0.0).flatten(1)  # of one frame each
-        squared = (query[:, None] - prototypes).square()  # (Q,n_way,D); by a product, near distances were rounding
+            return frame_distances(query[:, None], prototypes[:, None], eps=0.0).flatten(1)  # one frame per video
+        squared = (query[:, None] - prototypes).square()  # (Q,n_way,D); a matrix product would round small distances
         return squared.sum(dim=-1) if self.log_scale is None else squared.mean(dim=-1)

@@ -1,4 +1,4 @@
-"""SA-CT (ACM MM 2023): frames are mixed in time, then each patch of a query looks for its match within a class.
+"""SA-CT (ACM MM 2023): mixes frames in time, then each query patch attends to its match within a class.
 
 Y. Zhang et al., "On the Importance of Spatial Relations for Few-shot Action Recognition", arXiv 2308.07119.
 """
@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ...adapters.motion_features import check_patch_maps
@@ -24,28 +25,28 @@ from .temporal_mixer import TemporalMixer, TMixer
 
 Form = Literal["paper", "released"]
 ATTENTION_NAMES = {"qk_linear": "to_keys", "norm_qk": "key_norm", "v_linear.weight": "to_values.weight"}
-# The released forward never reads norm_v. A bias of the values is in both of what is subtracted, so it cancels.
+# The released forward never reads norm_v. A bias of the values cancels in their difference.
 UNUSED_NAMES = ("norm_v.weight", "norm_v.bias", "v_linear.bias", "pe.pe")
 
 
 class SpatialCrossAttention(nn.Module):
-    """Distances of a query to each class, which its patches piece together from the patches of the class's shots.
+    """Distance of a query to each class, by reconstructing the query's patches from the patches of the class's shots.
 
-    For a query frame t, patch tokens attend to those of frame t of all shots of one class, with one softmax over
-    patches and shots; ``difference_t = v_query - attention @ v_class``. Two forms:
+    The patch tokens of query frame t attend to those of frame t of all shots of one class, with one softmax over
+    patches and shots. The difference is ``difference_t = v_query - attention @ v_class``. There are two forms:
 
-    - ``"paper"``: a convolutional position code ``x + dw3x3(x)``, queries and keys projected apart, values without
-      code, scores over ``sqrt(width)``; the difference is averaged over frames, then squared.
-    - ``"released"`` (by a relative of the paper; proven against its numbers): a sinusoidal code times 0.1 in front of
-      everything, one projection for queries and keys, scores over ``sqrt(channels)``, squared before the average.
+    - ``"paper"``: a convolutional position code ``x + dw3x3(x)``, separate projections of queries and keys, values
+      without code, scores over ``sqrt(width)``. The difference is averaged over frames, then squared.
+    - ``"released"`` (code of a related paper, tested against its outputs): first a sinusoidal code times 0.1, one
+      projection for queries and keys, scores over ``sqrt(channels)``. The difference is squared, then averaged.
 
-    Queries and keys are layer-normed. The paper's keys get no bias behind it and the values none at all: neither can
-    change a softmax or a difference (ours).
+    Queries and keys are layer-normed. In the paper's form, the key norm has no bias; values have no bias in either
+    form. These biases cannot change a softmax or a difference, so we omit them.
 
     Args:
         channels: width ``C`` of the patch maps.
-        width: ``D`` of queries, keys and values.
-        form: which of the two.
+        width: width ``D`` of queries, keys and values.
+        form: ``"paper"`` or ``"released"``.
     """
 
     def __init__(self, channels: int, width: int = 1152, form: Form = "paper") -> None:
@@ -62,28 +63,28 @@ class SpatialCrossAttention(nn.Module):
             self.query_norm = nn.LayerNorm(width)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """All that is a function of one video.
+        """Return the attention inputs of each video.
 
         Args:
             features: patch maps ``(V,T,C,H,W)``.
 
         Returns:
-            ``keys`` and ``values`` ``(V,T,P,D)``; in the paper's form also ``queries``, else the keys serve as such.
+            ``keys`` and ``values`` ``(V,T,P,D)``; the paper's form also has ``queries``, the released form uses the keys.
         """
         check_patch_maps(features)
-        patches = _patches(features)  # (V,T,P,C)
+        patches = _flatten_patches(features)
         if self.form == "released":
             coded = patches + sinusoidal_position_code(*patches.shape[2:], like=patches)
             return VideoState(keys=self.key_norm(self.to_keys(coded)), values=self.to_values(coded))
         code = self.code(features.flatten(0, 1)).view_as(features)
-        coded = patches + _patches(code)
+        coded = patches + _flatten_patches(code)
         queries = self.query_norm(self.to_queries(coded))
         return VideoState(queries=queries, keys=self.key_norm(self.to_keys(coded)), values=self.to_values(patches))
 
     def distances(self, support: VideoState, labels: Tensor, query: VideoState) -> Tensor:
-        """``(Q,n_way)`` from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
+        """Return distances ``(Q,n_way)`` from prepared states of ``S`` and ``Q`` videos and support labels ``(S,)``."""
         num_frames, num_patches = _common_frames(support, query), query["values"].shape[2]
-        # One frame at a time: all classes as all queries see them take T times the memory together.
+        # One frame at a time, because all frames at once need T times the memory.
         differences = (self._difference(support, labels, query, frame) for frame in range(num_frames))
         if self.form == "paper":
             squares = torch.stack(list(differences)).sum(dim=0).square().sum(dim=(-2, -1))
@@ -92,7 +93,7 @@ class SpatialCrossAttention(nn.Module):
         return squares.T / (num_frames**2 * num_patches)
 
     def _difference(self, support: VideoState, labels: Tensor, query: VideoState, frame: int) -> Tensor:
-        """What a class lacks of each query patch in one frame, ``(n_way,Q,P,D)``."""
+        """Return query values minus their reconstruction from each class in one frame, ``(n_way,Q,P,D)``."""
         queries = query["keys"] if self.form == "released" else query["queries"]
         queries = at_least_float32(queries[:, frame])
         if self.form == "released":
@@ -101,20 +102,20 @@ class SpatialCrossAttention(nn.Module):
         return query["values"][:, frame] - class_attention(queries, keys, values, labels)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under the names of the released code, whose unused ones are ignored."""
+        """Load weights under the names of the released code; ignore those it does not use."""
         _check_released(self.form)
         load_reference_state(self, state, ATTENTION_NAMES, UNUSED_NAMES)
 
 
 class SACT(nn.Module):
-    """TMixer, then spatial cross-attention on its frames: patch maps to logits ``-distance``.
+    """Head with TMixer, then spatial cross-attention on its frames, from patch maps to logits ``-distance``.
 
-    The released form takes TMixer's first half only, as nothing of the frame halving was released.
+    The released form has TMixer's first half only, because the frame halving was not released.
 
     Args:
         channels: width ``C`` of the patch maps.
         num_frames: frames of every video.
-        width: of queries, keys and values; 1152 as in TRX.
+        width: width of queries, keys and values; 1152 as in TRX.
         form: ``"paper"`` or ``"released"``, see `SpatialCrossAttention`.
     """
 
@@ -126,26 +127,26 @@ class SACT(nn.Module):
         self.mixer = (TMixer if form == "paper" else TemporalMixer)(num_frames, channels)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """From patch maps ``(V,T,C,H,W)``, what `SpatialCrossAttention.prepare` gives of the mixed frames."""
+        """Return the state of `SpatialCrossAttention.prepare` for the mixed frames of patch maps ``(V,T,C,H,W)``."""
         check_patch_maps(features)
         return self.attention.prepare(self.mixer(features))
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
-        """Logits ``(Q,n_way)``, float32, from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
-        # Distances are small differences of large numbers, so a mixed-precision region must not reach in here.
+        """Return float32 logits ``(Q,n_way)`` from prepared states and support labels ``(S,)``."""
+        # Distances are small differences of large numbers, so autocast must stay off here.
         with torch.autocast(labels.device.type, enabled=False):
             return EpisodeOutput(logits=-self.attention.distances(support, labels, query))
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under the names of the released code: of the mixer and of the attention, in one."""
+        """Load mixer and attention weights from one state dict with the names of the released code."""
         _check_released(self.attention.form)
         names = {theirs: f"mixer.{ours}" for theirs, ours in MIXER_NAMES.items()}
         names |= {theirs: f"attention.{ours}" for theirs, ours in ATTENTION_NAMES.items()}
         load_reference_state(self, state, names, UNUSED_NAMES)
 
 
-def _patches(features: Tensor) -> Tensor:
-    return features.flatten(3).transpose(2, 3)  # (V,T,P,C)
+def _flatten_patches(features: Tensor) -> Tensor:
+    return rearrange(features, "v t c h w -> v t (h w) c")
 
 
 def _check_released(form: Form) -> None:
@@ -153,8 +154,8 @@ def _check_released(form: Form) -> None:
         raise DmgalError(
             "Released weights do not fit this form of SA-CT.",
             received=f"form={form!r}",
-            expected="form='released': the paper's own code was not published",
-            remedy="Build it with form='released'.",
+            expected="form='released', because the paper's own code was not published",
+            remedy="Build the head with form='released'.",
         )
 
 
@@ -164,7 +165,7 @@ def _common_frames(support: VideoState, query: VideoState) -> int:
         raise DmgalError(
             "SA-CT compares frames of the same index.",
             received=f"{support_frames} support frames, {frames} query frames",
-            expected="as many frames in support videos as in query videos",
+            expected="the same number of frames in support and query videos",
             remedy="Sample both with the same number of frames.",
         )
     return frames

@@ -1,7 +1,6 @@
-"""STRM (CVPR 2022): patches enriched within a frame, frames mixed within a video, then TRX on pairs of frames.
+"""STRM (CVPR 2022): enriches patches within a frame, mixes frames within a video, then applies TRX to frame pairs.
 
-Beside TRX stands a second metric on the patch-enriched frames: the distance of each of the query's tuples to the
-nearest tuple of the class.
+A second metric on the patch-enriched frames is the distance of each query tuple to the nearest tuple of the class.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,26 +46,26 @@ _REFERENCE_NAMES = {
 _REFERENCE_IGNORED = (
     "attn_pat.pe.pe",
     "fr_enrich.pe.pe",
-    "attn_pat.key_proj.bias",  # the same for all keys, so that the softmax does not see it
+    "attn_pat.key_proj.bias",  # shifts all scores of a query equally, so the softmax ignores it
     *(f"transformers.0.{name}" for name in REFERENCE_IGNORED),
 )
 
 
 class PatchEnrichment(nn.Module):
-    """Maps to frame features: 4x4 patches, self-attention among a frame's patches, a bottleneck, the mean of patches.
+    """Patch enrichment: 4x4 pooled patches, self-attention among a frame's patches, a bottleneck, the patch mean.
 
-    The attention is not scaled, and ``gamma`` lets it in from zero.
+    The attention is not scaled, and its factor ``gamma`` starts at zero.
 
     Args:
         channels: width ``C`` of the maps.
-        dropout: of the position-coded patches.
+        dropout: probability of dropout of the position-coded patches.
     """
 
     def __init__(self, channels: int, dropout: float = 0.1) -> None:
         super().__init__()
         self.dropout = SharedDropout(dropout)
         self.query = nn.Linear(channels, channels)
-        self.key = nn.Linear(channels, channels, bias=False)  # it would add the same to all keys of a patch
+        self.key = nn.Linear(channels, channels, bias=False)  # a bias would shift all scores of a query equally
         self.value = nn.Linear(channels, channels)
         self.gamma = nn.Parameter(torch.zeros(1))
         half = channels // 2
@@ -73,9 +73,9 @@ class PatchEnrichment(nn.Module):
         self.bottleneck = nn.Sequential(*layers)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """``(V,T,C,H,W)`` to ``(V,T,C)``."""
+        """Return enriched frame features ``(V,T,C)`` of maps ``(V,T,C,H,W)``."""
         pooled = functional.adaptive_max_pool2d(maps.flatten(0, 1), 4)  # (V*T,C,4,4)
-        patches = pooled.flatten(2).transpose(1, 2).unflatten(0, maps.shape[:2])  # (V,T,16,C)
+        patches = rearrange(pooled, "(v t) c h w -> v t (h w) c", v=maps.shape[0], t=maps.shape[1])
         patches = self.dropout(patches + sinusoidal_position_code(*patches.shape[2:], like=patches))
         query, key, value = self.query(patches), self.key(patches), self.value(patches)
         attended = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
@@ -85,18 +85,18 @@ class PatchEnrichment(nn.Module):
 
 
 class STRM(nn.Module):
-    """Prediction: TRX's logits plus ``tuple_weight`` times the nearest tuples'. Trained on the two apart.
+    """Head with TRX's logits plus ``tuple_weight`` times those of the nearest tuples, trained with separate losses.
 
-    The layer in front of the nearest tuples is a part of the model here; the released code keeps it in a plain list,
-    so that it neither trains nor is saved.
+    The tuple embedding for the nearest tuples is part of the model. The released code stores it in a plain list, so it
+    is neither trained nor saved.
 
     Args:
         channels: width ``C`` of the patch maps.
-        num_frames: frames of every video.
-        cardinality: frames of a tuple.
-        width: of TRX's keys and values.
-        tuple_weight: of the nearest tuples' logits in the prediction.
-        dropout: wherever the released code has one.
+        num_frames: number of frames per video.
+        cardinality: number of frames per tuple.
+        width: width of TRX's keys and values.
+        tuple_weight: weight of the nearest tuples' logits in the prediction.
+        dropout: probability of all dropouts of the released code.
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"nearest_tuples": 0.1}
@@ -120,13 +120,13 @@ class STRM(nn.Module):
         self.matcher = TRX(channels, (cardinality,), width, dropout)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """From patch maps ``(V,T,C,H,W)``: TRX's state, and ``tuples`` ``(V,N,C//2)``."""
+        """Return TRX's state and ``tuples`` ``(V,N,C//2)`` of patch maps ``(V,T,C,H,W)``."""
         if features.dim() != 5:
             raise DmgalError(
-                "STRM enriches the patches of maps.",
+                "STRM requires patch maps.",
                 received=f"a tensor of shape {tuple(features.shape)}",
                 expected="(videos, frames, channels, height, width)",
-                remedy="Give it the backbone's maps: pooling='map'.",
+                remedy="Use the backbone's patch maps with pooling='map'.",
             )
         frames = self.enrichment(features)  # (V,T,C)
         tuples = self.tuple_embedding(self.dropout(frames)).relu()
@@ -136,7 +136,7 @@ class STRM(nn.Module):
     def compare(
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
-        """Logits ``(Q,n_way)``; given targets, the losses ``cross_entropy`` (TRX's own) and ``nearest_tuples``."""
+        """Return logits ``(Q,n_way)`` and, given targets, losses ``cross_entropy`` (of TRX) and ``nearest_tuples``."""
         cross_attention = self.matcher.compare(support, labels, query).logits
         with torch.autocast(labels.device.type, enabled=False):
             nearest = -nearest_tuple_distances(
@@ -152,17 +152,16 @@ class STRM(nn.Module):
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of the released code.
 
-        Released checkpoints cannot hold the layer of the nearest tuples, ``tuple_classifier.clsW``; it keeps its
-        weights where it is missing.
+        Released checkpoints lack the tuple embedding, ``tuple_classifier.clsW``, which then keeps its weights.
         """
-        kept = {f"{_TUPLES}.{name}": tensor for name, tensor in self.tuple_embedding.state_dict().items()}
-        load_reference_state(self, {**kept, **state}, _REFERENCE_NAMES, _REFERENCE_IGNORED)
+        current_embedding = {f"{_TUPLES}.{name}": tensor for name, tensor in self.tuple_embedding.state_dict().items()}
+        load_reference_state(self, {**current_embedding, **state}, _REFERENCE_NAMES, _REFERENCE_IGNORED)
 
 
 def nearest_tuple_distances(query: Tensor, support: Tensor, labels: Tensor) -> Tensor:
-    """The mean over a query's tuples of the Euclidean distance to the nearest tuple of each class.
+    """Return the Euclidean distance to the nearest tuple of each class, averaged over a query's tuples.
 
-    The nearest are found by a matrix product, which rounds small distances; their distances are then computed exactly.
+    A matrix product finds the nearest tuples but rounds small distances, so their distances are then computed exactly.
 
     Args:
         query: ``(Q,N,E)``.
@@ -178,6 +177,6 @@ def nearest_tuple_distances(query: Tensor, support: Tensor, labels: Tensor) -> T
         distances, nearest = torch.cdist(tokens.expand(len(support), -1, -1), support).min(dim=-1)  # (S,Q*N)
         by_shot = distances[shots].masked_fill(~is_shot[..., None], torch.inf)  # (n_way,K,Q*N)
         video = shots.gather(1, by_shot.argmin(dim=1))  # (n_way,Q*N)
-        place = nearest.gather(0, video)  # (n_way,Q*N)
-    distances = torch.linalg.vector_norm(tokens - support[video, place], dim=-1)  # (n_way,Q*N)
+        index = nearest.gather(0, video)  # (n_way,Q*N)
+    distances = torch.linalg.vector_norm(tokens - support[video, index], dim=-1)  # (n_way,Q*N)
     return distances.unflatten(1, query.shape[:2]).mean(dim=-1).T

@@ -1,7 +1,7 @@
-"""TRX (CVPR 2021): tuples of a query's frames against the same tuples of a class, as attention over all its shots.
+"""TRX (CVPR 2021): attention from tuples of a query's frames to the tuples of all shots of a class.
 
-For each tuple of the query a prototype of the class is the attention-weighted sum of the values of the class's tuples;
-the distance is the mean over tuples of the squared distance between the tuple's value and its prototype.
+The class prototype of a query tuple is the attention-weighted sum of the values of the class's tuples. The distance is
+the squared distance between a tuple's value and its prototype, averaged over tuples.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from .tuples import TupleLinear
 
 _REFERENCE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
 REFERENCE_IGNORED = ("pe.pe", "norm_v.weight", "norm_v.bias", "v_linear.bias")
-"""Nothing that is learned: values are not normalized, and their bias cancels."""
+"""Released weights without effect: values are not normalized, and their bias cancels."""
 
 
 class TupleProjection(nn.Module):
-    """Keys and values of all tuples of one cardinality; only keys are normalized.
+    """Projection of all tuples of one cardinality to keys and values, of which only keys are normalized.
 
-    Values have no bias: it would cancel in ``v - sum(a v')``, as each row of the attention ``a`` sums to 1.
+    Values have no bias. It would cancel in ``v - sum(a v')``, because each row of the attention ``a`` sums to 1.
 
     Args:
         channels: width ``D`` of the frame features.
-        cardinality: frames of a tuple.
-        width: of keys and values.
+        cardinality: number of frames per tuple.
+        width: width of keys and values.
     """
 
     def __init__(self, channels: int, cardinality: int, width: int) -> None:
@@ -43,20 +43,20 @@ class TupleProjection(nn.Module):
         self.key_norm = nn.LayerNorm(width)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """``(V,T,D)`` to keys and values ``(V,N,width)``."""
+        """Return keys and values ``(V,N,width)`` of frames ``(V,T,D)``."""
         return self.key_norm(self.keys(frames)), self.values(frames)
 
 
 class TRX(nn.Module):
-    """Logits are the mean over cardinalities of the negative distances.
+    """Head with the negative distances, averaged over cardinalities, as logits.
 
-    The position code is added once for all cardinalities; the released code does so, with the same code, in each.
+    The position code is added once for all cardinalities. The released code adds the same code in each.
 
     Args:
         channels: width ``D`` of the frame features.
-        cardinalities: frames of the tuples; the paper's are pairs and triples.
-        width: of keys and values.
-        dropout: of the position-coded frames.
+        cardinalities: numbers of frames per tuple; the paper uses pairs and triples.
+        width: width of keys and values.
+        dropout: probability of dropout of the position-coded frames.
     """
 
     pair_scores = "one_shot"
@@ -70,7 +70,7 @@ class TRX(nn.Module):
         self.projections = nn.ModuleList(TupleProjection(channels, size, width) for size in self.cardinalities)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """From ``(V,T,D)``, for each cardinality c: ``keys_c`` and ``values_c`` ``(V,N,width)``, N = T choose c."""
+        """Return ``keys_c`` and ``values_c`` ``(V,N,width)``, N = T choose c, per cardinality c, from ``(V,T,D)``."""
         check_frames(self, features)
         code = sinusoidal_position_code(*features.shape[1:], like=features)
         frames = self.dropout(features + code)
@@ -80,7 +80,7 @@ class TRX(nn.Module):
         return state
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
-        """Logits ``(Q,n_way)`` from `prepare` of ``S`` and ``Q`` videos and the support's labels ``(S,)``."""
+        """Return logits ``(Q,n_way)`` from prepared states of ``S`` and ``Q`` videos and support labels ``(S,)``."""
         with torch.autocast(labels.device.type, enabled=False):
             distances = [
                 tuple_distances(
@@ -95,11 +95,11 @@ class TRX(nn.Module):
         return EpisodeOutput(logits=-torch.stack(distances).mean(dim=0))
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load weights under the names of the released code, ``transformers.0.k_linear.weight`` and so on.
+        """Load weights under the names of the released code, such as ``transformers.0.k_linear.weight``.
 
-        A head of one cardinality also takes the names of that transformer alone, ``k_linear.weight`` and so on.
+        A head of one cardinality also accepts names without the prefix, such as ``k_linear.weight``.
         """
-        prefixes = {f"transformers.{place}.": f"projections.{place}." for place in range(len(self.cardinalities))}
+        prefixes = {f"transformers.{index}.": f"projections.{index}." for index in range(len(self.cardinalities))}
         if len(self.cardinalities) == 1:
             prefixes[""] = "projections.0."
         names = {
@@ -114,11 +114,13 @@ class TRX(nn.Module):
 def tuple_distances(
     query_keys: Tensor, query_values: Tensor, support_keys: Tensor, support_values: Tensor, labels: Tensor
 ) -> Tensor:
-    """Distance of each query to each class: the mean over its tuples of the squared distance to their prototypes.
+    """Return each query's squared distance to the prototypes of each class, averaged over its tuples.
 
     Args:
-        query_keys, query_values: ``(Q,N,width)``.
-        support_keys, support_values: ``(S,N,width)``.
+        query_keys: ``(Q,N,width)``.
+        query_values: ``(Q,N,width)``.
+        support_keys: ``(S,N,width)``.
+        support_values: ``(S,N,width)``.
         labels: ``(S,)``.
 
     Returns:

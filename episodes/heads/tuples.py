@@ -1,4 +1,4 @@
-"""Ordered tuples of a video's frames, the tokens of TRX (CVPR 2021) and of the methods that build on it."""
+"""Ordered tuples of a video's frames, the tokens of TRX (CVPR 2021) and its successors."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from ...errors import DmgalError
 
 
 def frame_tuples(num_frames: int, cardinality: int, device: torch.device | str = "cpu") -> Tensor:
-    """All choices of some frames, in their order: indices ``(N,cardinality)``, N = T choose cardinality.
+    """Return the indices ``(N,cardinality)`` of all ordered frame tuples, N = T choose cardinality.
 
     Raises:
-        DmgalError: fewer frames than a tuple has places, or no places.
+        DmgalError: cardinality is below 1 or above the number of frames.
     """
     if not 1 <= cardinality <= num_frames:
         raise DmgalError(
-            "No tuples can be made of a video's frames.",
+            "Cannot form tuples from a video's frames.",
             received=f"{num_frames} frames for tuples of {cardinality}",
-            expected="at least as many frames as a tuple has, and at least 1",
-            remedy="Sample more frames per video, or leave out the largest cardinality.",
+            expected="a tuple size from 1 to the number of frames",
+            remedy="Sample more frames per video, or remove the largest cardinality.",
         )
     return torch.combinations(torch.arange(num_frames, device=device), cardinality)
 
 
 class TupleLinear(nn.Linear):
-    """One linear layer on the concatenated frames of each tuple, without ever building the tuples.
+    """Linear layer on the concatenated frames of each tuple, computed without building the tuples.
 
-    Such a layer is a sum over a tuple's places, so each frame is multiplied once per place and the products are added:
-    3.5 times less work than on all pairs of 8 frames, 7 times less than on all triples. Parameters are those of a
+    The layer is a sum over a tuple's positions, so each frame is multiplied once per position and the products are
+    added. For 8 frames this is 3.5 times less work on pairs and 7 times less on triples. Parameters are those of
     ``Linear(cardinality * channels, out_features)``.
     """
 
@@ -37,10 +37,14 @@ class TupleLinear(nn.Linear):
         self.cardinality = cardinality
 
     def forward(self, frames: Tensor) -> Tensor:
-        """``(V,T,C)`` to ``(V,N,out_features)``, tuples in the order of `frame_tuples`."""
+        """Map ``(V,T,C)`` to ``(V,N,out_features)``, with tuples in the order of `frame_tuples`."""
         tuples = frame_tuples(frames.shape[1], self.cardinality, frames.device)
-        by_place = self.weight.unflatten(1, (self.cardinality, -1)).unbind(dim=1)  # cardinality times (out_features,C)
-        products = [nn.functional.linear(frames, weight) for weight in by_place]  # (V,T,out_features) each
-        chosen = [product[:, places] for product, places in zip(products, tuples.T, strict=True)]  # (V,N,out_features)
-        summed = torch.stack(chosen).sum(dim=0)
+        position_weights = self.weight.unflatten(1, (self.cardinality, -1)).unbind(
+            dim=1
+        )  # cardinality times (out_features,C)
+        products = [nn.functional.linear(frames, weight) for weight in position_weights]  # (V,T,out_features) each
+        terms = [
+            product[:, frame_indices] for product, frame_indices in zip(products, tuples.T, strict=True)
+        ]  # (V,N,out_features)
+        summed = torch.stack(terms).sum(dim=0)
         return summed if self.bias is None else summed + self.bias

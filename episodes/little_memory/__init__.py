@@ -1,1 +1,1 @@
-"""What training in two passes consists of."""
+"""Helpers of two-pass training: memory measurement, recomputation and gradient averaging."""

@@ -1,4 +1,4 @@
-"""One plan for all processes of a training, though each has measured memory of its own."""
+"""Agreement of all training processes on one two-pass plan, although each measures its own memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch.distributed as dist
 
 
 def least_of_all_processes(choice: Any) -> Any:
-    """The choice of a `TwoPass` that needs least memory; every process must ask, and all get the same."""
+    """Return the `TwoPass` choice that needs the least memory among all processes. Every process must call this."""
     if not (dist.is_available() and dist.is_initialized()):
         return choice
     choices: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(choices, choice)
-    return min(choices, key=lambda one: (one["chunk"], len(one["kept"] or ())))
+    return min(choices, key=lambda candidate: (candidate["chunk"], len(candidate["kept"] or ())))

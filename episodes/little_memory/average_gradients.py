@@ -1,4 +1,4 @@
-"""Gradients averaged over processes in one place, for training steps that DDP does not see."""
+"""Averaging of gradients over processes, for training steps that bypass DDP."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 BUCKET = 2**24
-"""Numbers that are sent at once."""
+"""Number of elements that are sent at once."""
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replaces each ``grad`` by its mean over all processes; alone, or without processes, it does nothing.
+    """Replace each ``grad`` by its mean over all processes. With a single process, do nothing.
 
-    A parameter without a gradient on some processes counts as zero there; without one everywhere it keeps none. Call
-    it once per optimizer step, on every process, when all gradients are summed and none is clipped.
+    A missing gradient counts as zero if another process has one, and stays missing otherwise. Call this once per
+    optimizer step on every process, after all gradients are summed and before they are clipped.
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return
@@ -26,8 +26,8 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     used = torch.tensor([parameter.grad is not None for parameter in trained], device=trained[0].device).int()
     dist.all_reduce(used, dist.ReduceOp.MAX)
     gradients = []
-    for parameter, somewhere in zip(trained, used.tolist(), strict=True):
-        if somewhere and parameter.grad is None:
+    for parameter, has_gradient in zip(trained, used.tolist(), strict=True):
+        if has_gradient and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         if parameter.grad is not None:
             gradients.append(parameter.grad)
@@ -40,7 +40,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbors of one dtype, so many that sending them pays."""
+    """Yield groups of consecutive gradients of one dtype that are large enough to send efficiently."""
     bucket: list[Tensor] = []
     for gradient in gradients:
         if bucket and (bucket[0].dtype != gradient.dtype or sum(map(Tensor.numel, bucket)) >= BUCKET):

@@ -1,4 +1,4 @@
-"""How much memory a device has left, how much a piece of work takes, and whether an error says that there was none."""
+"""Free memory of a device, memory used by a function call, and detection of out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -12,39 +12,40 @@ import torch
 from .live_bytes import LiveBytes
 
 UNKNOWN = 2 * 10**9
-"""Taken for what is left where the system does not tell."""
-_NO_MEMORY = (
+"""Assumed free memory in bytes if the system does not report it."""
+_OUT_OF_MEMORY_TEXTS = (
     "can't allocate memory",
     "not enough memory",
     "out of memory",
     "bad_alloc",
-    "could not create a primitive",  # oneDNN says no more, whatever it lacked
+    "could not create a primitive",  # oneDNN gives no reason
 )
 
 
 class Memory(NamedTuple):
-    """Bytes above what was held before: the most at once, and what is held while the result lives."""
+    """Additional bytes: the peak during the call, and what is held as long as the result exists."""
 
     peak: int
     held: int
 
 
 def memory_of(work: Callable[[], object], device: torch.device) -> Memory:
-    """What a piece of work allocates; it runs once."""
+    """Run a function once and return the memory that it allocates."""
     if device.type != "cuda":
         with LiveBytes() as live:
             result = work()
         return Memory(live.peak, live.now)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    result = work()  # noqa: F841  (lives until its bytes are counted)
+    result = work()  # noqa: F841  (kept alive until its bytes are counted)
     return Memory(torch.cuda.max_memory_allocated(device) - before, torch.cuda.memory_allocated(device) - before)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What can still be allocated: on a GPU also what torch has reserved and does not use, elsewhere free RAM.
+    """Return the number of bytes that can still be allocated.
 
-    Of the RAM, the share of this process among those that a launcher started on this machine.
+    On a GPU this includes what torch has reserved but does not use. On other devices it is this process's share of the
+    free RAM, among the processes that a launcher started on this machine.
     """
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -55,21 +56,27 @@ def free_bytes(device: torch.device) -> int:
     if not available and {"SC_AVPHYS_PAGES", "SC_PAGE_SIZE"} <= getattr(os, "sysconf_names", {}).keys():
         available = [os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min([*available, *_left_to_container()], default=UNKNOWN) // processes
+    return min([*available, *_free_in_container()], default=UNKNOWN) // processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that there was no memory left, on a GPU or a CPU."""
+    """Return True if an error means that a GPU or CPU ran out of memory."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
-def _left_to_container(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
-    """What a container's limit leaves, where there is one; files read long ago give way, as in ``MemAvailable``."""
-    limit, used, told = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
-    if not (limit.exists() and used.exists()) or not (text := limit.read_text().strip()).isdigit():
+def _free_in_container(folder: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Return the free memory within a container's limit, or an empty list without a limit.
+
+    Inactive file pages count as free, as in ``MemAvailable``.
+    """
+    limit_file, used_file, stat_file = (folder / f"memory.{name}" for name in ("max", "current", "stat"))
+    if not (limit_file.exists() and used_file.exists()):
         return []
-    lines = told.read_text().splitlines() if told.exists() else []
-    forgettable = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
-    return [int(text) - int(used.read_text()) + sum(forgettable)]
+    limit = limit_file.read_text().strip()
+    if not limit.isdigit():
+        return []
+    lines = stat_file.read_text().splitlines() if stat_file.exists() else []
+    inactive_files = [int(line.split()[1]) for line in lines if line.startswith("inactive_file ")]
+    return [int(limit) - int(used_file.read_text()) + sum(inactive_files)]

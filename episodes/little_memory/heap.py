@@ -1,7 +1,7 @@
-"""Gives what is free inside the process's heap back to the system, where the C library can.
+"""Return of free heap memory to the operating system, if the C library supports it.
 
-What two passes keep of one chunk lies between what the chunk has freed, and glibc holds on to such holes: without this
-a process on a CPU takes more than twice what its tensors do.
+Tensors saved by one chunk of two-pass training lie between memory that the chunk has freed, and glibc does not release
+such gaps. Without trimming, a CPU process takes more than twice the memory of its tensors.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import torch
 
 
 def give_back_free_memory(device: torch.device) -> None:
-    """Only for work on a CPU; a GPU's memory is torch's to manage."""
-    if device.type == "cpu" and (trim := _malloc_trim()) is not None:
+    """Release free heap memory if the device is a CPU. Torch manages the memory of a GPU."""
+    if device.type != "cpu":
+        return
+    trim = _malloc_trim()
+    if trim is not None:
         trim(0)
 
 
 @cache
 def _malloc_trim() -> Callable[[int], int] | None:
+    """Return the C library's ``malloc_trim``, or None if it has none."""
     try:
         return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):

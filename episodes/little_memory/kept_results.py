@@ -1,9 +1,9 @@
-"""Which results of an encoding are kept for the way back, so that they need not be computed again.
+"""Selection of the results of an encoding that are saved for backward instead of recomputed.
 
-A number that a matrix product gives costs as many multiplications as its sum has terms. So what is kept is chosen by
-operations per byte, dearest first: in a ViT the MLP's second layer, which reads four times the width, then all that
-reads the width. (As ``activation_memory_budget`` of torch.compile does in a graph;
-this is for models that run as they are, on torch's selective checkpoint.)
+An element of a matrix product costs as many multiplications as its sum has terms. Results are therefore selected by
+operations per byte, most expensive first. In a ViT, the first is the MLP's second layer, whose input has four times the
+width, followed by all layers whose input has the width. ``activation_memory_budget`` of torch.compile does the same in
+a graph; this module is for eager models and uses torch's selective checkpoint.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class Result(NamedTuple):
-    """Of one costly operation: its place among those of an encoding, what it took, its size."""
+    """Result of a costly operation: its position in the encoding, its number of operations, and its size in bytes."""
 
-    place: int
+    position: int
     operations: float
     size: int
 
 
 class CostlyResults(TorchDispatchMode):
-    """While it is entered, lists what products, convolutions and attentions gave."""
+    """A context that records the results of matrix products, convolutions and attentions."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,33 +43,34 @@ class CostlyResults(TorchDispatchMode):
         if _is_costly(func):
             parts = outcome if isinstance(outcome, (tuple, list)) else (outcome,)
             size = sum(part.nbytes for part in parts if isinstance(part, Tensor))
-            self.results.append(Result(len(self.results), _operations(func, args, kwargs or {}, outcome), max(size, 1)))
+            operations = _count_operations(func, args, kwargs or {}, outcome)
+            self.results.append(Result(len(self.results), operations, max(size, 1)))
         return outcome
 
 
-def dearest(results: Sequence[Result], memory: float) -> frozenset[int]:
-    """Places of the results that are worth most per byte, as many as fit into ``memory`` bytes."""
-    places = []
-    for result in sorted(results, key=lambda result: (-result.operations / result.size, result.place)):
+def most_expensive(results: Sequence[Result], memory: float) -> frozenset[int]:
+    """Return the positions of the results with the most operations per byte that fit into ``memory`` bytes."""
+    positions = []
+    for result in sorted(results, key=lambda result: (-result.operations / result.size, result.position)):
         if result.size > memory:
             break
         memory -= result.size
-        places.append(result.place)
-    return frozenset(places)
+        positions.append(result.position)
+    return frozenset(positions)
 
 
-def keeping(places: Collection[int]) -> Callable[[], Contexts]:
-    """For torch's checkpoint: all is computed again but the results at these places."""
+def keeping(positions: Collection[int]) -> Callable[[], Contexts]:
+    """Return a ``context_fn`` for torch's checkpoint that saves the results at these positions only."""
 
     def contexts() -> Contexts:
-        counted = {False: 0, True: 0}  # on the way there, and when it is computed again
+        num_seen = {False: 0, True: 0}  # costly operations, in the forward pass and in the recomputation
 
         def policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
             if not _is_costly(operator):
                 return CheckpointPolicy.PREFER_RECOMPUTE
-            place = counted[context.is_recompute]
-            counted[context.is_recompute] += 1
-            return CheckpointPolicy.MUST_SAVE if place in places else CheckpointPolicy.PREFER_RECOMPUTE
+            position = num_seen[context.is_recompute]
+            num_seen[context.is_recompute] += 1
+            return CheckpointPolicy.MUST_SAVE if position in positions else CheckpointPolicy.PREFER_RECOMPUTE
 
         return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
 
@@ -77,7 +78,7 @@ def keeping(places: Collection[int]) -> Callable[[], Contexts]:
 
 
 def keeping_products() -> Contexts:
-    """For torch's checkpoint: all is computed again but matrix products with fewer columns than terms in their sums."""
+    """Return contexts for torch's checkpoint that save matrix products with fewer columns than terms in their sums."""
 
     def policy(context: object, operator: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
         if operator in _PRODUCTS:
@@ -94,8 +95,8 @@ def _is_costly(operator: Any) -> bool:
     return packet in flop_registry or packet is _ATTENTION_ON_CPU
 
 
-def _operations(operator: Any, args: Any, kwargs: Any, outcome: Any) -> float:
-    if operator._overloadpacket is _ATTENTION_ON_CPU:  # torch's table lacks it
+def _count_operations(operator: Any, args: Any, kwargs: Any, outcome: Any) -> float:
+    if operator._overloadpacket is _ATTENTION_ON_CPU:  # missing in torch's table
         query, key, value = args[:3]
         return float(2 * query.numel() * key.shape[-2] + 2 * query.numel() // query.shape[-1] * value[0, 0].numel())
     return float(flop_registry[operator._overloadpacket](*args, **kwargs, out_val=outcome))

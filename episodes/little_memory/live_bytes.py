@@ -1,4 +1,4 @@
-"""Counts the bytes of all tensors alive at once, on any device and without asking the operating system."""
+"""Exact count of the bytes of live tensors, on any device and without the operating system."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch.utils._pytree import tree_iter
 
 
 class LiveBytes(TorchDispatchMode):
-    """While it is entered, counts what operations allocate, those of backward passes on the CPU included.
+    """A context that counts the memory allocated by operations, including backward passes on the CPU.
 
-    Exact and repeatable, but slow, and blind to what an operation needs only inside itself. What existed before and is
-    only read (weights, inputs) is not counted.
+    The count is exact and repeatable but slow. It excludes temporary memory inside an operation, and tensors that
+    existed before and are only read (weights, inputs).
 
     Attributes:
-        now: bytes alive.
-        peak: the most that were alive at once.
+        now: current number of live bytes.
+        peak: maximum number of live bytes.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for tensor in _tensors((args, kwargs)):
-            self._seen.add(tensor.untyped_storage())  # a result that shares it is no allocation
+            self._seen.add(tensor.untyped_storage())  # a result that shares this storage is not an allocation
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):
             self._count(tensor.untyped_storage())
@@ -42,9 +42,9 @@ class LiveBytes(TorchDispatchMode):
         size = storage.nbytes()
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, size)
+        weakref.finalize(storage, self._subtract, size)
 
-    def _freed(self, size: int) -> None:
+    def _subtract(self, size: int) -> None:
         self.now -= size
 
 

@@ -1,4 +1,4 @@
-"""The state of torch's random generators: restored, a part of a model runs again with the same dropout."""
+"""State of torch's random generators, which is restored to run a part of a model again with the same dropout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RandomState:
-    """Of the CPU, where our own dropout draws, and of the device, where that of others does."""
+    """Random states of the CPU (our own dropout) and of the device (dropout of other libraries)."""
 
     device: torch.device
     on_cpu: Tensor
@@ -18,23 +18,23 @@ class RandomState:
 
     @classmethod
     def now(cls, device: torch.device) -> RandomState:
-        """As it is at this moment."""
+        """Return the current state."""
         if device.type == "cpu":
             return cls(device, torch.get_rng_state(), None)
         return cls(device, torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_index(device)))
 
     def restore(self) -> None:
-        """What is drawn next is what was drawn after `now`."""
+        """Restore the state, so that the same numbers are drawn as after `now`."""
         torch.set_rng_state(self.on_cpu)
         if self.on_device is not None:
             torch.get_device_module(self.device).set_rng_state(self.on_device, *_index(self.device))
 
     def equals(self, other: RandomState) -> bool:
-        """Whether both would draw the same."""
+        """Return True if both states draw the same numbers."""
         if self.on_device is None or other.on_device is None:
             return torch.equal(self.on_cpu, other.on_cpu)
         return torch.equal(self.on_cpu, other.on_cpu) and torch.equal(self.on_device, other.on_device)
 
 
 def _index(device: torch.device) -> tuple[torch.device, ...]:
-    return () if device.type == "mps" else (device,)  # there is only one of these
+    return () if device.type == "mps" else (device,)  # there is only one MPS device

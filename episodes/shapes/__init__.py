@@ -1,1 +1,1 @@
-"""Moving shapes: generated videos in which only motion tells the classes apart."""
+"""Moving shapes: generated videos whose classes differ in motion only."""

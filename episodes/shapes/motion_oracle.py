@@ -1,7 +1,7 @@
-"""An oracle that reads true trajectories: how well the classes of moving shapes can be told apart at all.
+"""An oracle classifier of true trajectories, as an upper bound on the accuracy for moving shapes (ours).
 
-Place, size and angle at the start are taken away, as no class has its own; then the nearest of many noiseless
-trajectories of every class, over a grid of jitter and phase, wins. Ours.
+The mean position, size and angle are removed, because they do not depend on the class. The class of the nearest
+noiseless trajectory wins, over a grid of jitter and phase.
 """
 
 from __future__ import annotations
@@ -17,29 +17,30 @@ from ...backbones.tiny_clip.drawing import Poses
 from .motions import AMPLITUDE_JITTER, HEADING_JITTER, RATE_JITTER, Jitter, Motion, Offsets
 
 JITTER_STEPS, PHASE_STEPS = 5, 36
-# How far apart two trajectories of a class may well be, in half pictures, log size and radians: puts them on one scale.
-PLACE_UNIT, LOG_SIZE_UNIT, ANGLE_UNIT = 0.05, 0.05, 0.15
+# Typical distances within a class, in half pictures, log size and radians. They bring the quantities to one scale.
+POSITION_UNIT, LOG_SIZE_UNIT, ANGLE_UNIT = 0.05, 0.05, 0.15
 
 
 def classify_trajectories(poses: Poses, motions: Sequence[Motion]) -> Tensor:
-    """For each of ``n`` trajectories, ``(n, T)`` each quantity, the index of its class in ``motions``: ``(n,)``."""
+    """Return the class of each of ``n`` trajectories, ``(n,)``, as an index into ``motions``.
+
+    Each quantity of ``poses`` is ``(n, T)``.
+    """
     observed = Offsets(poses.x.double(), poses.y.double(), poses.size.double().log(), poses.angle.double())
     times = torch.linspace(-1, 1, poses.x.shape[1], dtype=torch.float64)
-    trajectories, jitter = _without_start(observed), _jitter_grid()
-    distances = [
-        torch.cdist(trajectories, _without_start(motion.offsets(times, jitter))).amin(dim=1) for motion in motions
-    ]
-    return torch.stack(distances, dim=1).argmin(dim=1)  # (n, classes) -> (n,)
+    trajectories, jitter = _centered(observed), _jitter_grid()
+    distances = [torch.cdist(trajectories, _centered(motion.offsets(times, jitter))).amin(dim=1) for motion in motions]
+    return torch.stack(distances, dim=1).argmin(dim=1)
 
 
-def _without_start(offsets: Offsets) -> Tensor:
+def _centered(offsets: Offsets) -> Tensor:
     quantities = (
-        offsets.x / PLACE_UNIT,
-        offsets.y / PLACE_UNIT,
+        offsets.x / POSITION_UNIT,
+        offsets.y / POSITION_UNIT,
         offsets.log_size / LOG_SIZE_UNIT,
         offsets.angle / ANGLE_UNIT,
     )
-    return torch.cat([quantity - quantity.mean(dim=1, keepdim=True) for quantity in quantities], dim=1)  # (n, 4T)
+    return torch.cat([quantity - quantity.mean(dim=1, keepdim=True) for quantity in quantities], dim=1)
 
 
 def _jitter_grid() -> Jitter:

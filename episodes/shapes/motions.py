@@ -1,7 +1,7 @@
-"""A hundred parametric motions in fifty pairs, most of them a motion and its time reversal; and their split.
+"""A hundred parametric motions in fifty pairs, and their split into base, validation and novel classes (ours).
 
-A motion is a path: a function of time in [-1, 1], of jitter and, where it is periodic, of a random phase, that gives
-how far the shape has moved, how much it has grown and turned. A reversal is the same path at ``-time``. Ours.
+Most pairs are a motion and its time reversal. A motion is a path: a function of time in [-1, 1], of jitter and, for
+periodic motions, of a random phase. It gives displacement, growth and rotation. The reversal is the path at ``-time``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Generator, Tensor
 
 AMPLITUDE_JITTER, RATE_JITTER, HEADING_JITTER = 0.12, 0.12, math.radians(6)
 
-# Pairs of each family in the novel split. Only base classes turn or scale in place, or these families would have none.
+# Pairs of each family in the novel split. The families that turn or scale in place have base classes only, because
+# they are too small to share.
 NOVEL_PAIRS = {
     "translate": 3,
     "arc": 2,
@@ -28,7 +29,8 @@ NOVEL_PAIRS = {
     "scale_translate": 1,
     "spin_translate": 1,
 }
-# Pairs in the validation split: so many of one of these families. Half of novel in each kind, so about as difficult.
+# Pairs in the validation split: their number and the families to draw from. Each kind has half as many as in novel, for
+# a similar difficulty.
 VALIDATION_PAIRS = (
     (2, ("translate",)),
     (1, ("arc",)),
@@ -40,7 +42,7 @@ VALIDATION_PAIRS = (
 
 @dataclass(frozen=True)
 class Jitter:
-    """What differs between the clips of a motion, each ``(n, 1)``: two factors near 1, a small and a full angle."""
+    """Variation between the clips of a motion, each ``(n, 1)``: two factors near 1, a small angle and any angle."""
 
     amplitude: Tensor
     rate: Tensor
@@ -50,9 +52,9 @@ class Jitter:
 
 @dataclass(frozen=True)
 class Offsets:
-    """Motion relative to an unknown start, each ``(n, T)``: place in half pictures (y down), log of size, radians.
+    """Motion relative to an unknown start, each ``(n, T)``: position in half pictures (y down), log size, radians.
 
-    A path gives x along its heading and y to the right of it.
+    For a path, x is along its heading and y to the right of it.
     """
 
     x: Tensor
@@ -70,12 +72,12 @@ class Motion:
     """A class of moving shapes.
 
     Args:
-        name: such as ``translate_030_slow``; three digits are a heading in degrees, clockwise from rightward.
-        family: key of the kind of path.
-        path: from times ``(T,)`` and jitter to offsets along and across the heading, of log size and of angle.
+        name: such as ``translate_030_slow``. Three digits are a heading in degrees, clockwise from rightward.
+        family: kind of path.
+        path: maps times ``(T,)`` and jitter to offsets along and across the heading, of log size and of angle.
         heading: in degrees.
-        backward: whether the path is run from its end to its start.
-        reversal: name of the class that shows the time reversal; None where that is the class itself.
+        backward: run the path from its end to its start.
+        reversal: name of the class that is the time reversal, or None if that is the class itself.
     """
 
     name: str
@@ -86,7 +88,7 @@ class Motion:
     reversal: str | None = None
 
     def offsets(self, times: Tensor, jitter: Jitter) -> Offsets:
-        """The motion at ``times`` ``(T,)`` in [-1, 1] for ``n`` draws of jitter."""
+        """Return the motion at ``times`` ``(T,)`` in [-1, 1] for ``n`` draws of jitter."""
         along, across, log_size, angle = self.path(-times if self.backward else times, jitter)
         heading = math.radians(self.heading) + jitter.heading
         cos, sin = heading.cos(), heading.sin()
@@ -94,7 +96,7 @@ class Motion:
 
 
 def random_jitter(count: int, generator: Generator) -> Jitter:
-    """Jitter of ``count`` clips, evenly distributed and the same for every class."""
+    """Draw the jitter of ``count`` clips from uniform distributions that are the same for all classes."""
     amplitude, rate, heading, phase = torch.rand(4, count, 1, generator=generator, dtype=torch.float64)
     return Jitter(
         amplitude=1 + AMPLITUDE_JITTER * (2 * amplitude - 1),
@@ -105,7 +107,7 @@ def random_jitter(count: int, generator: Generator) -> Jitter:
 
 
 def all_motions() -> tuple[Motion, ...]:
-    """The 100 classes, always in the same order; ``2i`` and ``2i + 1`` are a pair."""
+    """Return the 100 classes in a fixed order. Classes ``2i`` and ``2i + 1`` are a pair."""
     return (
         *_translations(),
         *_turns_and_scalings(),
@@ -121,26 +123,26 @@ def all_motions() -> tuple[Motion, ...]:
 
 
 def split_motions(seed: int) -> dict[str, tuple[int, ...]]:
-    """Indices of classes in ``train`` (64, base), ``val`` (12) and ``test`` (24, novel); pairs stay together.
+    """Return the class indices of ``train`` (64, base), ``val`` (12) and ``test`` (24, novel). Pairs stay together.
 
-    The seed decides which classes, the families' shares are fixed: novel classes are of the nine families that move
-    from place to place or around, validation classes of five of them in like shares, base classes of all eleven.
+    The seed draws the classes; the share of each family is fixed. Novel classes come from the nine families that move
+    around, validation classes from five of these in similar shares, and base classes from all eleven.
     """
     generator = torch.Generator().manual_seed(seed)
     motions = all_motions()
-    left: dict[str, list[int]] = {}
+    unused: dict[str, list[int]] = {}
     for pair in torch.randperm(len(motions) // 2, generator=generator).tolist():
-        left.setdefault(motions[2 * pair].family, []).append(pair)
-    novel = [left[family].pop() for family, count in NOVEL_PAIRS.items() for _ in range(count)]
+        unused.setdefault(motions[2 * pair].family, []).append(pair)
+    novel = [unused[family].pop() for family, count in NOVEL_PAIRS.items() for _ in range(count)]
     validation: list[int] = []
     for count, families in VALIDATION_PAIRS:
         family = families[int(torch.randint(len(families), (), generator=generator))]
-        validation += [left[family].pop() for _ in range(count)]
-    base = [pair for pairs in left.values() for pair in pairs]
-    return {"train": _members(base), "val": _members(validation), "test": _members(novel)}
+        validation += [unused[family].pop() for _ in range(count)]
+    base = [pair for pairs in unused.values() for pair in pairs]
+    return {"train": _classes_of_pairs(base), "val": _classes_of_pairs(validation), "test": _classes_of_pairs(novel)}
 
 
-def _members(pairs: list[int]) -> tuple[int, ...]:
+def _classes_of_pairs(pairs: list[int]) -> tuple[int, ...]:
     return tuple(c for pair in sorted(pairs) for c in (2 * pair, 2 * pair + 1))
 
 
@@ -151,36 +153,36 @@ def _line(length: float, growth: float, turn: float, times: Tensor, jitter: Jitt
 
 def _orbit(radius: float, rounds: float, times: Tensor, jitter: Jitter) -> _Moves:
     angle = jitter.phase + math.pi * rounds * jitter.rate * times
-    return _moved(jitter.amplitude * radius * angle.cos(), jitter.amplitude * radius * angle.sin())
+    return _displacement(jitter.amplitude * radius * angle.cos(), jitter.amplitude * radius * angle.sin())
 
 
 def _oscillate(reach: float, periods: float, times: Tensor, jitter: Jitter) -> _Moves:
     wave = (jitter.phase + math.pi * periods * jitter.rate * times).sin()
-    return _moved(jitter.amplitude * reach * wave, 0 * wave)
+    return _displacement(jitter.amplitude * reach * wave, 0 * wave)
 
 
 def _zigzag(length: float, reach: float, periods: float, times: Tensor, jitter: Jitter) -> _Moves:
     triangle = (jitter.phase + math.pi * periods * jitter.rate * times).sin().asin() * (2 / math.pi)
-    return _moved(jitter.amplitude * length / 2 * times, jitter.amplitude * reach * triangle)
+    return _displacement(jitter.amplitude * length / 2 * times, jitter.amplitude * reach * triangle)
 
 
 def _stop_and_go(length: float, times: Tensor, jitter: Jitter) -> _Moves:
-    start = jitter.rate - 1  # rests until about half-time
+    start = jitter.rate - 1  # stands still until about half the time
     progress = (times - start).clamp(min=0) / (1 - start) - 0.5
-    return _moved(jitter.amplitude * length * progress, 0 * progress)
+    return _displacement(jitter.amplitude * length * progress, 0 * progress)
 
 
 def _accelerate(length: float, times: Tensor, jitter: Jitter) -> _Moves:
     progress = ((times + 1) / 2) ** (2 * jitter.rate) - 0.5
-    return _moved(jitter.amplitude * length * progress, 0 * progress)
+    return _displacement(jitter.amplitude * length * progress, 0 * progress)
 
 
 def _arc(radius: float, times: Tensor, jitter: Jitter) -> _Moves:
-    angle = math.pi / 2 * jitter.rate * times  # about half a circle; the heading is that of its middle
-    return _moved(jitter.amplitude * radius * angle.sin(), jitter.amplitude * radius * (1 - angle.cos()))
+    angle = math.pi / 2 * jitter.rate * times  # about half a circle, with the heading at its middle
+    return _displacement(jitter.amplitude * radius * angle.sin(), jitter.amplitude * radius * (1 - angle.cos()))
 
 
-def _moved(along: Tensor, across: Tensor) -> _Moves:
+def _displacement(along: Tensor, across: Tensor) -> _Moves:
     return along, across, torch.zeros_like(along), torch.zeros_like(along)
 
 
@@ -194,7 +196,7 @@ def _pair(family: str, path: Path, name: str, reversed_name: str, heading: float
 def _directed(
     family: str, name: str, reversed_name: str, path: Path, headings: range | tuple[int, ...], speed: str = ""
 ) -> list[Motion]:
-    """Pairs in several directions; the reversal heads the opposite way."""
+    """Return pairs in several directions. The reversal has the opposite heading."""
     motions: list[Motion] = []
     for heading in headings:
         opposite = (heading + 180) % 360
@@ -229,7 +231,7 @@ def _orbits() -> list[Motion]:
 
 
 def _oscillations() -> list[Motion]:
-    """Each is its own reversal, up to the phase, so a pair is the slow and the fast one along the same line."""
+    """Return pairs of a slow and a fast oscillation on one line. Each is its own reversal, up to the phase."""
     return [
         Motion(f"oscillate_{heading:03d}_{speed}", "oscillate", partial(_oscillate, 0.35, periods), heading)
         for heading in (0, 45, 90, 135)

@@ -1,8 +1,8 @@
-"""Moving shapes on disk: 100 motions as small mp4 files, 64 base, 12 validation and 24 novel classes. Made offline.
+"""Moving shapes on disk: 100 motions as small mp4 files, 64 base, 12 validation and 24 novel classes.
 
-``root/<split>/<class>/<class>_<clip>.mp4``, ``root/split.csv`` (with each class's reversal), and, written last,
-``moving_shapes.json``: a set is finished once it is there. Until then ``moving_shapes.unfinished.json`` says what is
-being made, so that a killed run can be continued, and only with the same values.
+The files are ``root/<split>/<class>/<class>_<clip>.mp4``, ``root/split.csv`` (with each class's reversal), and
+``moving_shapes.json``, which is written last and marks a complete dataset. Until then ``moving_shapes.unfinished.json``
+records the settings, so that an interrupted run can be resumed with the same settings only. No download is needed.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ..video import VideoError, read_clip
 from .motions import all_motions, split_motions
 from .moving_shapes_clips import MovingShapes
 
-VERSION = 1  # goes up with every change of what is drawn or how it is written
+VERSION = 1  # increment on every change of the drawing or the encoding
 SPLIT_FILE, MANIFEST, PROMISE = "split.csv", "moving_shapes.json", "moving_shapes.unfinished.json"
 LOCK_FILE = ".moving_shapes.lock"
 CLIPS_PER_TASK = 10
 
 Clip = tuple[int, int, str]
-"""Class, number of the clip in it, path relative to the root."""
+"""Index of the class, number of the clip in it, and path relative to the root."""
 
 
 def generate_moving_shapes(
@@ -45,66 +45,67 @@ def generate_moving_shapes(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Make the data set, or what is missing of it, and return its split file.
+    """Generate the dataset, or the missing part of it, and return the path of its split file.
 
-    Clips do not depend on the number of processes. Asked for twice at once, it is made once: the second call waits.
-    With more than one worker, call it under ``if __name__ == "__main__"``, as ever when Python starts processes.
+    Clips do not depend on the number of processes. Of two simultaneous calls, the second one waits and then finds the
+    complete dataset. With more than one worker, call it under ``if __name__ == "__main__"``.
 
     Args:
-        root: folder of the set, made where absent.
-        seed: decides the split and every clip.
-        clips_per_class: of each of the 100 classes.
-        frames: of a clip, shown at 10 per second.
+        root: folder of the dataset, created if absent.
+        seed: determines the split and all clips.
+        clips_per_class: number of clips in each of the 100 classes.
+        frames: number of frames per clip, at 10 frames per second.
         pixels: height and width.
-        workers: processes that draw; None takes one per core, 1 draws in this process.
-        progress: whether to show a progress bar and say when a set was found finished.
+        workers: number of drawing processes; None uses one per core, 1 draws in this process.
+        progress: show a progress bar and messages.
 
     Raises:
-        DmgalError: values out of range, a root that holds something else or a set with other values, or one that
-            cannot be written.
+        DmgalError: a value is out of range, the root has other files or a dataset with other settings, or it cannot
+            be written.
     """
     root, shapes = Path(root), MovingShapes(seed, clips_per_class, frames, pixels)
     if workers is not None and workers < 1:
         raise DmgalError(
-            "moving shapes cannot be made like this",
+            "Cannot generate moving shapes with these values.",
             received=f"workers={workers}",
             expected="at least 1, or None for one per core",
-            remedy="change workers",
+            remedy="Change workers.",
         )
-    tell = partial(print, file=sys.stderr) if progress else _silent
+    log = partial(print, file=sys.stderr) if progress else _discard
     try:
         root.mkdir(parents=True, exist_ok=True)
-        if (root / MANIFEST).exists() and _refuse_other_sets(root, shapes) and not _damaged(root, shapes):
-            return root / SPLIT_FILE  # without the lock: a finished set may lie where nobody can write
-        with exclusively(root / LOCK_FILE, lambda: tell(f"another process makes moving shapes in {root}: waiting")):
-            if _refuse_other_sets(root, shapes) and not (damaged := _damaged(root, shapes)):
-                tell(f"moving shapes in {root}: found finished")
+        if (root / MANIFEST).exists() and _is_finished(root, shapes) and not _damaged_clips(root, shapes):
+            return root / SPLIT_FILE  # without the lock, since the folder of a complete dataset may be read-only
+        with exclusively(root / LOCK_FILE, lambda: log(f"Waiting for another process: moving shapes in {root}.")):
+            clips = _damaged_clips(root, shapes) if _is_finished(root, shapes) else _clips(shapes)
+            if clips:
+                _generate(root, shapes, clips, workers, progress)
             else:
-                _make(root, shapes, damaged if (root / MANIFEST).exists() else _clips(shapes), workers, progress)
+                log(f"Moving shapes in {root}: found finished.")
     except OSError as error:
         raise DmgalError(
-            f"cannot make moving shapes in {root}",
+            f"Cannot generate moving shapes in {root}.",
             received=str(error),
-            expected="a folder that can be made and written, with about 70 MB left",
-            remedy="choose another root, or mend the cause; a later run continues this one",
+            expected="a writable folder with about 70 MB of free space",
+            remedy="Choose another root, or fix the cause and run again. The next run resumes this one.",
         ) from error
     return root / SPLIT_FILE
 
 
-def _silent(message: str) -> None:
-    """Tell nobody."""
+def _discard(message: str) -> None:
+    """Discard a log message."""
 
 
-def _make(root: Path, shapes: MovingShapes, clips: list[Clip], workers: int | None, progress: bool) -> None:
+def _generate(root: Path, shapes: MovingShapes, clips: list[Clip], workers: int | None, progress: bool) -> None:
     if not (root / MANIFEST).exists():
         _write_json(root / PROMISE, _description(shapes))
     for _, _, path in clips:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
     tasks = [clips[start : start + CLIPS_PER_TASK] for start in range(0, len(clips), CLIPS_PER_TASK)]
     with tqdm(total=len(clips), desc="moving shapes", unit="clip", disable=not progress) as bar:
-        for done in completed(partial(_write_clips, root, shapes), tasks, workers):
-            bar.update(done)
-    for leftover in root.glob(f"*/*/.*{UNFINISHED}"):  # of runs that were killed
+        for count in completed(partial(_write_clips, root, shapes), tasks, workers):
+            bar.update(count)
+    for leftover in root.glob(f"*/*/.*{UNFINISHED}"):  # of killed runs
         leftover.unlink(missing_ok=True)
     write_rows(root / SPLIT_FILE, _rows(shapes))
     sizes = {path: (root / path).stat().st_size for _, _, path in _clips(shapes)}
@@ -113,16 +114,16 @@ def _make(root: Path, shapes: MovingShapes, clips: list[Clip], workers: int | No
 
 
 def _write_clips(root: Path, shapes: MovingShapes, clips: Iterable[Clip]) -> int:
-    """Write the clips that are not there, or not whole; how many were looked after."""
+    """Write the missing and incomplete ones of some clips, and return the number of all of them."""
     count = 0
     for motion, clip, path in clips:
-        if not _is_whole(root / path, shapes):
+        if not _is_complete(root / path, shapes):
             write_video(root / path, shapes.clip(motion, clip))
         count += 1
     return count
 
 
-def _is_whole(path: Path, shapes: MovingShapes) -> bool:
+def _is_complete(path: Path, shapes: MovingShapes) -> bool:
     if not path.exists():
         return False
     try:
@@ -134,9 +135,9 @@ def _is_whole(path: Path, shapes: MovingShapes) -> bool:
 def _clips(shapes: MovingShapes) -> list[Clip]:
     motions = all_motions()
     return [
-        (c, clip, f"{split}/{motions[c].name}/{motions[c].name}_{clip:02d}.mp4")
+        (motion, clip, f"{split}/{motions[motion].name}/{motions[motion].name}_{clip:02d}.mp4")
         for split, classes in split_motions(shapes.seed).items()
-        for c in classes
+        for motion in classes
         for clip in range(shapes.clips_per_class)
     ]
 
@@ -147,8 +148,8 @@ def _rows(shapes: MovingShapes) -> Iterator[tuple[str, str, str, str]]:
         yield path.partition("/")[0], motions[motion].name, path, motions[motion].reversal or ""
 
 
-def _damaged(root: Path, shapes: MovingShapes) -> list[Clip]:
-    """Clips of a finished set that have vanished or changed in size; all, where its split file has vanished."""
+def _damaged_clips(root: Path, shapes: MovingShapes) -> list[Clip]:
+    """Return the missing and resized clips of a finished dataset, or all clips if its split file is missing."""
     sizes = _read_json(root / MANIFEST).get("bytes", {})
     if not (root / SPLIT_FILE).exists():
         return _clips(shapes)
@@ -159,24 +160,24 @@ def _size(path: Path) -> int | None:
     return path.stat().st_size if path.exists() else None
 
 
-def _refuse_other_sets(root: Path, shapes: MovingShapes) -> bool:
-    """Whether this very set was finished in the root, perhaps damaged since; False where there is none yet, or part.
+def _is_finished(root: Path, shapes: MovingShapes) -> bool:
+    """Return True if this dataset was finished in the root, even if it was damaged since, and False otherwise.
 
     Raises:
-        DmgalError: the root holds another set, or files of nobody knows which.
+        DmgalError: the root has another dataset or files of unknown origin.
     """
     file = next((root / name for name in (MANIFEST, PROMISE) if (root / name).exists()), None)
     if file is None:
-        strangers = [name for name in (*SPLITS, SPLIT_FILE) if (root / name).exists()]
-        if strangers:
-            _refuse(root, f"{', '.join(strangers)}, but no {MANIFEST}", "an empty folder, or one made by this function")
+        foreign_files = [name for name in (*SPLITS, SPLIT_FILE) if (root / name).exists()]
+        if foreign_files:
+            _refuse(root, f"{', '.join(foreign_files)}, but no {MANIFEST}", "an empty folder or a generated dataset")
         return False
     stored, wanted = _read_json(file), _description(shapes)
     other = [name for name, value in wanted.items() if stored.get(name) != value]
     if other:
         _refuse(
             root,
-            ", ".join(f"a set with {name}={stored.get(name)!r}" for name in other),
+            ", ".join(f"a dataset with {name}={stored.get(name)!r}" for name in other),
             ", ".join(f"{name}={wanted[name]!r}" for name in other),
         )
     return file.name == MANIFEST
@@ -184,10 +185,10 @@ def _refuse_other_sets(root: Path, shapes: MovingShapes) -> bool:
 
 def _refuse(root: Path, received: str, expected: str) -> None:
     raise DmgalError(
-        f"cannot make moving shapes in {root}",
+        f"Cannot generate moving shapes in {root}.",
         received=received,
         expected=expected,
-        remedy="choose another root, ask for the values of the set that is there, or delete it",
+        remedy="Choose another root, use the values of the existing dataset, or delete it.",
     )
 
 

@@ -1,1 +1,1 @@
-"""What is kept of an encoded video, and how tasks are answered from it."""
+"""Storable states of encoded videos, and task logits computed from them."""

@@ -1,1 +1,1 @@
-"""What a store of decoded frames consists of."""
+"""Parts of a store of decoded frames: blocks, content, key and build."""

@@ -1,4 +1,4 @@
-"""Builds a store: decodes in parallel, writes in one process, goes on where an earlier build ended."""
+"""Resumable build of a store: decoding in parallel, writing in one process."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ VIDEOS_PER_TASK = 4
 
 @dataclass(frozen=True)
 class PartReport:
-    """What a build did to one part of a store.
+    """Result of a build for one part of a store.
 
     Args:
         name: "test" or "train".
-        videos: in the part now.
-        made: of these, decoded by this build.
-        unreadable: paths of videos that cannot be read; reading them from the store fails with their reason.
-        size: of the part on the disk, bytes.
+        videos: number of videos in the part.
+        made: number of videos decoded by this build.
+        unreadable: paths of videos that cannot be read. Reading them from the store fails with their reason.
+        size: of the part on the disk, in bytes.
     """
 
     name: str
@@ -59,45 +59,47 @@ def build_store(
     check: bool = False,
     progress: bool = True,
 ) -> tuple[PartReport, ...]:
-    """Make the store of a catalog, or what is missing of it or has changed.
+    """Build the store of a catalog, or the missing and changed part of it.
 
-    Test clips are made of validation and test videos, training frames of training videos; of all videos, where the
-    catalog has no splits. With more than one worker, call it under ``if __name__ == "__main__"``.
+    Validation and test videos are stored as test clips, training videos as training frames. Without splits, all videos
+    are stored as both. With more than one worker, call it under ``if __name__ == "__main__"``.
 
     Args:
         catalog: the videos of all splits.
-        folder: of the store, made where absent. Asked for twice at once, the second call waits.
-        clips: what a test clip is.
-        frames: how training frames are kept; None takes the defaults.
-        workers: processes that decode; None takes one per core, 1 decodes in this process.
-        check: read everything that is there, and make anew what differs from its checksum.
-        progress: whether to show progress bars.
+        folder: of the store, created if absent. Of two simultaneous builds, the second one waits.
+        clips: kind of the test clips.
+        frames: kind of the training frames; None uses the defaults.
+        workers: number of decoding processes; None uses one per core, 1 decodes in this process.
+        check: read all stored blocks and rebuild those that differ from their checksum.
+        progress: show progress bars.
 
     Raises:
-        DmgalError: the folder holds a store of other content (what differs is named), or it cannot be written: a
-            full disk, say. What was stored before stays, and a later build goes on from there.
+        DmgalError: the folder has a store of other content (the message names the differences), or it cannot be
+            written, for example because the disk is full. Blocks stored before stay, and a later build resumes.
     """
     if workers is not None and workers < 1:
-        refuse("a store cannot be built like this", f"workers={workers}", "at least 1, or None", "change workers")
+        refuse(
+            "Cannot build a store like this.", f"workers={workers}", "at least 1, or None", "Change workers."
+        )
     parts: tuple[tuple[Content, tuple[str, ...]], ...] = (
         (clips, ("val", "test")),
         (frames or TrainingFrames(), ("train",)),
     )
     wanted = [(content, _videos(catalog, splits)) for content, splits in parts]
-    make = partial(_build_part, catalog.root, Path(folder), workers=workers, check=check, progress=progress)
-    return tuple(make(content, videos) for content, videos in wanted if videos)
+    build = partial(_build_part, catalog.root, Path(folder), workers=workers, check=check, progress=progress)
+    return tuple(build(content, videos) for content, videos in wanted if videos)
 
 
 class _Job(NamedTuple):
-    """A video to look after: ``place`` is that of its record, -1 without one; ``content`` the hash of what it shows."""
+    """A video to store, with the position of its record (-1 without one) and the content hash in that record."""
 
     video: str
-    place: int
+    position: int
     content: int
 
 
-class _Done(NamedTuple):
-    """``data`` is None where the video shows what it did."""
+class _Result(NamedTuple):
+    """Result of a job. ``data`` is None if the content of the video is unchanged."""
 
     job: _Job
     source: Source
@@ -114,80 +116,81 @@ def _build_part(
     check: bool,
     progress: bool,
 ) -> PartReport:
-    part, made = folder / content.name, 0
-    tell: Callable[[str], Any] = partial(print, file=sys.stderr) if progress else str
+    part = folder / content.name
+    num_decoded = 0
+    log: Callable[[str], Any] = partial(print, file=sys.stderr) if progress else str
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with exclusively(part / LOCK_FILE, lambda: tell(f"another process builds the store {part}: waiting")):
+        with exclusively(part / LOCK_FILE, lambda: log(f"Waiting for another process that builds the store {part}.")):
             claim(part, content.description())
             with BlockWriter(part) as writer:
-                jobs = _jobs(part, writer.records, root, videos, check, progress)
+                jobs = _find_jobs(part, writer.records, root, videos, check, progress)
                 tasks = [jobs[start : start + VIDEOS_PER_TASK] for start in range(0, len(jobs), VIDEOS_PER_TASK)]
-                start, name = len(videos) - len(jobs), f"store {content.name}"
-                with tqdm(total=len(videos), initial=start, desc=name, unit="video", disable=not progress) as bar:
-                    for results in completed(partial(_encoded, content, root), tasks, workers):
-                        made += _write(writer, results)
+                num_current, name = len(videos) - len(jobs), f"store {content.name}"
+                with tqdm(total=len(videos), initial=num_current, desc=name, unit="video", disable=not progress) as bar:
+                    for results in completed(partial(_encode, content, root), tasks, workers):
+                        num_decoded += _write(writer, results)
                         bar.update(len(results))
-            return _report(part, content.name, videos, made)
-    except BrokenPipeError:  # of what was printed meanwhile
+            return _report(part, content.name, videos, num_decoded)
+    except BrokenPipeError:  # from printing, not from the store
         raise
     except OSError as error:
         refuse(
-            f"cannot write the store {part}",
+            f"Cannot write the store {part}.",
             str(error),
-            f"a folder that can be written, with room for {len(videos)} videos; {_size(part) / 2**20:.0f} MB are there",
-            "mend the cause, a full disk perhaps, and build it again: it goes on from what is there",
+            f"a writable folder with space for {len(videos)} videos, of which {_size(part) / 2**20:.0f} MB are stored",
+            "Fix the cause, such as a full disk, and build the store again. It resumes from the stored videos.",
         )
 
 
-def _jobs(
+def _find_jobs(
     part: Path, records: NDArray[np.void], root: Path, videos: Sequence[str], check: bool, progress: bool
 ) -> list[_Job]:
-    """Videos without a record, with another stamp than recorded, or (where it is checked) with a damaged block."""
-    places = latest(records, videos)
-    sound = BlockReader(part, records)
+    """Return jobs for videos without a record, with a changed stamp or, if ``check``, with a damaged block."""
+    positions = latest(records, videos)
+    blocks = BlockReader(part, records)
     jobs = []
-    bar = tqdm(videos, desc=f"look into {part.name}", unit="video", leave=False, disable=not progress)
-    for video, place in zip(bar, places.tolist(), strict=True):
-        if place < 0 or (check and checksum(sound.view(place)) != sound.checksum(place)):
+    bar = tqdm(videos, desc=f"check {part.name}", unit="video", leave=False, disable=not progress)
+    for video, position in zip(bar, positions.tolist(), strict=True):
+        if position < 0 or (check and checksum(blocks.view(position)) != blocks.checksum(position)):
             jobs.append(_Job(video, -1, 0))
-        elif stamp(root / video) != (records[place]["source_bytes"], records[place]["source_time"]):
-            jobs.append(_Job(video, place, int(records[place]["source_hash"])))
+        elif stamp(root / video) != (records[position]["source_bytes"], records[position]["source_time"]):
+            jobs.append(_Job(video, position, int(records[position]["source_hash"])))
     return jobs
 
 
-def _encoded(content: Content, root: Path, jobs: Sequence[_Job]) -> list[_Done]:
+def _encode(content: Content, root: Path, jobs: Sequence[_Job]) -> list[_Result]:
     results = []
     for job in jobs:
         path = root / job.video
-        # before decoding: a video that changes meanwhile is then stale, not taken for the new one
+        # Taken before decoding, so that a video that changes meanwhile counts as stale.
         source = Source(*stamp(path), content_hash(path))
-        if job.place >= 0 and source.content == job.content != 0:
-            results.append(_Done(job, source, 0, None))
+        if job.position >= 0 and source.content == job.content != 0:
+            results.append(_Result(job, source, 0, None))
         else:
-            results.append(_Done(job, source, *content.encode(path)))
+            results.append(_Result(job, source, *content.encode(path)))
     return results
 
 
-def _write(writer: BlockWriter, results: Sequence[_Done]) -> int:
-    """How many blocks were written."""
-    same = [done for done in results if done.data is None]
-    if same:
-        writer.retime([done.job.place for done in same], [done.source for done in same])
+def _write(writer: BlockWriter, results: Sequence[_Result]) -> int:
+    """Write the results and return the number of new blocks."""
+    unchanged = [result for result in results if result.data is None]
+    if unchanged:
+        writer.retime([result.job.position for result in unchanged], [result.source for result in unchanged])
     blocks = [
-        Block(video_key(done.job.video), done.source, done.frames, done.data)
-        for done in results
-        if done.data is not None
+        Block(video_key(result.job.video), result.source, result.frames, result.data)
+        for result in results
+        if result.data is not None
     ]
     writer.append(blocks)
     return len(blocks)
 
 
-def _report(part: Path, name: str, videos: Sequence[str], made: int) -> PartReport:
+def _report(part: Path, name: str, videos: Sequence[str], num_decoded: int) -> PartReport:
     records = read_records(part)
     unreadable = records["frames"][latest(records, videos)] == 0
     bad = tuple(video for video, is_bad in zip(videos, unreadable.tolist(), strict=True) if is_bad)
-    return PartReport(name, len(videos), made, bad, _size(part))
+    return PartReport(name, len(videos), num_decoded, bad, _size(part))
 
 
 def _videos(catalog: VideoCatalog, splits: Sequence[str]) -> list[str]:

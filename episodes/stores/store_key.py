@@ -1,4 +1,4 @@
-"""What a part of a store says of itself: everything but the videos that shapes its content, as JSON."""
+"""The key of a part of a store: all settings that determine its content, as JSON."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from ...errors import DmgalError
 from ..listing import listed
 
 KEY = "key.json"
-REMEDY = "build it: dmgal store, with the options of this run; it decodes only what is missing or has changed"
+REMEDY = "Build it: run dmgal store with the options of this run. Only missing or changed videos are decoded."
 
 
 def claim(part: Path, description: dict[str, Any]) -> None:
-    """Say what a part holds, before anything is put into it; refuse one that holds something else."""
+    """Write the key of an empty part, or raise DmgalError if the part has other content."""
     if (part / KEY).exists():
         refuse_other(part, read_key(part), description)
         return
-    strangers = sorted(path.name for path in part.iterdir() if not path.name.startswith("."))
-    if strangers:
-        refuse(f"cannot build a store in {part}", f"{listed(strangers)}, but no {KEY}", "an empty folder", "choose one")
+    foreign_files = sorted(path.name for path in part.iterdir() if not path.name.startswith("."))
+    if foreign_files:
+        received = f"{listed(foreign_files)}, but no {KEY}"
+        refuse(f"Cannot build a store in {part}.", received, "an empty folder", "Choose an empty folder.")
     unfinished = part / f".{KEY}.part"
     with unfinished.open("w", encoding="utf-8") as file:
         json.dump(description, file, indent=1)
@@ -31,7 +32,7 @@ def claim(part: Path, description: dict[str, Any]) -> None:
 
 
 def read_key(part: Path) -> dict[str, Any]:
-    """What a part says; nothing where that cannot be read.
+    """Return the key of a part, or an empty one if it cannot be read.
 
     Raises:
         DmgalError: there is no store.
@@ -39,24 +40,24 @@ def read_key(part: Path) -> dict[str, Any]:
     try:
         key = json.loads((part / KEY).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        refuse(f"there is no store in {part}", f"no {KEY}", "a folder that dmgal store has made", REMEDY)
+        refuse(f"There is no store in {part}.", f"no {KEY}", "a folder created by dmgal store", REMEDY)
     except ValueError:
         key = None
     return key if isinstance(key, dict) else {}
 
 
 def refuse_other(part: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise a DmgalError that names every difference, if there is one."""
+    """Raise a DmgalError that names all differences, if there are any."""
     other = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
     if other:
         refuse(
-            f"the store {part} holds something else",
+            f"The store {part} holds something else.",
             ", ".join(f"{name}={stored.get(name)!r}" for name in other),
             ", ".join(f"{name}={wanted.get(name)!r}" for name in other),
-            "ask for what it holds, build another store in another folder, or delete this one and build it again",
+            "Use the options of this store, choose another folder, or delete this store and build it again.",
         )
 
 
-def refuse(failed: str, received: str, expected: str, remedy: str) -> NoReturn:
-    """An error in four parts."""
-    raise DmgalError(failed, received=received, expected=expected, remedy=remedy)
+def refuse(problem: str, received: str, expected: str, remedy: str) -> NoReturn:
+    """Raise a DmgalError with these four parts."""
+    raise DmgalError(problem, received=received, expected=expected, remedy=remedy)

@@ -1,4 +1,4 @@
-"""A run and a gallery, ready for clips and long videos."""
+"""Recognition of clips and long videos with a run and a gallery."""
 
 from __future__ import annotations
 
@@ -26,33 +26,33 @@ from dmgal.recipes.galleries.made_with import made_with
 
 @dataclass(frozen=True, eq=False)
 class Recognized:
-    """One video: the path, and what was recognized of it as a whole or, window by window, in time."""
+    """Result of one video, either for the whole clip or as a timeline of windows."""
 
     path: Path
     clip: Recognition | None = None
     segments: tuple[Segment, ...] = ()
     windows: tuple[WindowScore, ...] = ()
     damage: str | None = None
-    """Why only the beginning of a long video could be used."""
+    """Reason why only the beginning of a long video could be used."""
 
     @property
     def folder(self) -> str:
-        """Name of the folder that it lies in, as a class would be named by it."""
+        """Class name by the parent folder."""
         return printable(self.path.absolute().parent.name)
 
 
 class ClipRecognizer:
-    """A run and a gallery, ready for clips.
+    """Recognizer of clips and long videos with a run and a gallery.
 
     Args:
-        recipe, recognizer: of the run.
+        recipe, recognizer: recipe and recognizer of the run.
         gallery: made with this run.
-        shortlist: see `GalleryTask`; None: as the gallery's threshold was found with, 0: none.
-        unknown: whether a clip can be unknown.
-        progress: show a bar where a threshold is found anew, for another shortlist.
+        shortlist: see `GalleryTask`. None: that of the gallery's threshold. 0: no shortlist.
+        unknown: allow unknown clips.
+        progress: show a bar while the threshold for another shortlist is computed.
 
     Raises:
-        DmgalError: the gallery was made with another model; what differs is named.
+        DmgalError: the gallery was made with another model. The message lists the differences.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class ClipRecognizer:
         self._decoder = recipe.data.decoder
 
     def clip(self, path: Path) -> Recognition:
-        """What a clip shows; VideoError where it cannot be read."""
+        """Recognize a clip. Raise a VideoError if it cannot be read."""
         frames = read_clip(path, lambda n: uniform_frames(n, self.num_frames), self.num_frames, self._decoder)
         return recognize_clips(self.task, self.transform(frames).unsqueeze(0), self.threshold)[0]
 
     def long_video(
         self, path: Path, plan: WindowPlan, frames_per_second: float | None = None, progress: bool = True
     ) -> Recognized:
-        """What a long video shows, and when; VideoError where nothing of it can be read."""
+        """Recognize the actions in a long video. Raise a VideoError if none of it can be read."""
         frames, kept = TimedFrames(path, frames_per_second), list[WindowScore]()
 
         def keep(window: WindowScore) -> None:

@@ -1,4 +1,4 @@
-"""From clips on the disk to a gallery: their states, views of single ones, and the threshold."""
+"""Construction of a gallery from clips: states, augmented views and threshold."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from dmgal.recipes.galleries.made_with import made_with
 
 
 def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
-    """The clips to enroll, by class.
+    """Return the clips to enroll, by class.
 
     Raises:
-        DmgalError: nothing there, no class folders, or a class without a clip.
+        DmgalError: there are no clips or no class folders, or a class has no clip.
     """
     if class_name is None:
         if folder.is_dir() and not subfolders(folder) and videos_in(folder):
@@ -37,7 +37,7 @@ def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
                 "The clips have no class.",
                 received=f"{printable(str(folder))}, a folder of clips",
                 expected="a folder of class folders with clips, or the class of all clips",
-                remedy="pass --class-name NAME, or give the folder above",
+                remedy="Pass --class-name NAME, or the parent folder.",
             )
         return VideoCatalog.from_folders(folder)
     names = videos_in(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
@@ -49,7 +49,7 @@ def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
             "There is nothing to enroll.",
             received=f"class {class_name!r} and {printable(str(folder))}, with {len(names)} clips",
             expected="the name of a class, and a clip or a folder of clips",
-            remedy="mend the name or the path",
+            remedy="Correct the name or the path.",
         )
     root = folder if folder.is_dir() and not is_frames else folder.parent
     return VideoCatalog(root, names, np.zeros(len(names), dtype=np.int64), (printable(class_name.strip()),))
@@ -63,11 +63,11 @@ def make_gallery(
     on_bad_video: OnBadVideo = "error",
     progress: bool = True,
 ) -> Gallery:
-    """The states of a catalog's clips, and of augmented views of those that are alone in their class.
+    """Return a gallery with the states of a catalog's clips, and of augmented views for classes with a single clip.
 
     Raises:
         VideoError: a clip cannot be read.
-        DmgalError: a class without a readable clip, or the same clip twice.
+        DmgalError: a class has no readable clip, or a clip occurs twice.
     """
     size, data = recognizer.encoder.image_size, recipe.data
     transform = test_transform(recipe, size)
@@ -102,7 +102,7 @@ def make_gallery(
 def with_rejection(
     gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None, progress: bool = True
 ) -> Gallery:
-    """The gallery with a threshold for its task."""
+    """Return the gallery with a threshold for its task."""
     device = _device(recognizer)
     task = gallery_task(gallery, recognizer.to(device).eval(), shortlist)
     rejection = find_rejection(task, gallery.views.to(device), gallery.view_clips, progress=progress)
@@ -110,13 +110,13 @@ def with_rejection(
 
 
 def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None) -> GalleryTask:
-    """The task of a gallery, on the recognizer's device."""
+    """Return the task of a gallery, on the recognizer's device."""
     device = next(recognizer.parameters()).device
     return GalleryTask(recognizer, gallery.states.to(device), gallery.labels.to(device), shortlist)
 
 
 def _device(recognizer: FewShotRecognizer) -> torch.device:
-    """The accelerator where there is one; the recognizer is sent there."""
+    """Move the recognizer to the GPU if there is one, and return its device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recognizer.to(device)
     return device

@@ -1,6 +1,6 @@
-"""What shaped the states of a run's videos, by name: every weight by its hash, and every setting on the way to it.
+"""Fingerprint of the model and settings that determine the states of a run's videos.
 
-States that differ in any of it cannot be compared; a gallery holds it, so that it is never asked about another model.
+States with different fingerprints cannot be compared. A gallery stores it to refuse other models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dmgal.recipes.saving.weights import is_added, without_folder
 
 
 def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
-    """Short texts by name; equal for a run that was copied or moved."""
+    """Return settings and weight hashes by name. A copied or moved run has the same ones."""
     options = to_mapping(recipe)
     backbone = recognizer.encoder.backbone.state_dict().items()
     frozen = ((name, tensor) for name, tensor in backbone if not is_added(name))
@@ -44,7 +44,7 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
 
 
 def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Of the names, shapes and bytes of some tensors, in any order; ``none`` where there are none."""
+    """Return a hash of names, shapes and bytes of tensors in any order, or ``none`` if there are none."""
     digest, found = blake2b(digest_size=8), False
     for name, tensor in sorted(tensors):
         found = True

@@ -1,4 +1,4 @@
-"""What was recognized, as a person reads it and as JSON."""
+"""Recognition results as text and as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNKNOWN = "(unknown)"
 
 
 def clip_as_json(clip: Recognition, names: Sequence[str]) -> dict[str, Any]:
-    """``recognized`` is null where the clip is unknown; classes off the shortlist have no logit."""
+    """Return a clip's result. ``recognized`` is None for an unknown clip, ``logit`` for classes off the shortlist."""
     scores = zip(names, clip.probabilities.tolist(), clip.logits.tolist(), strict=True)
     return {
         "recognized": names[clip.label] if clip.known else None,
@@ -31,7 +31,7 @@ def clip_as_json(clip: Recognition, names: Sequence[str]) -> dict[str, Any]:
 def timeline_as_json(
     segments: Sequence[Segment], windows: Sequence[WindowScore], names: Sequence[str]
 ) -> dict[str, Any]:
-    """Segments and the windows they were merged from; seconds."""
+    """Return segments and the windows they were merged from. Times are in seconds."""
     return {
         "segments": [
             {
@@ -56,7 +56,7 @@ def timeline_as_json(
 
 
 def print_clips(clips: Sequence[tuple[str, Recognition]], names: Sequence[str], top: int) -> None:
-    """The best classes of a single clip, or one row for each of several."""
+    """Print the best classes of a single clip, or one row per clip."""
     if len(clips) == 1:
         _print_one(*clips[0], names, top)
         return
@@ -82,7 +82,7 @@ def _print_one(name: str, clip: Recognition, names: Sequence[str], top: int) -> 
 
 
 def print_timeline(name: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
-    """One row for each segment."""
+    """Print one row per segment."""
     print(name)
     rows = [("from", "to", "action", "score %")]
     for segment in segments:
@@ -93,7 +93,7 @@ def print_timeline(name: str, segments: Sequence[Segment], names: Sequence[str])
 
 
 def clock(seconds: float) -> str:
-    """``1:02:03.5``; hours only where there are some."""
+    """Return a time such as ``1:02:03.5``, without hours if there are none."""
     minutes, tenths = divmod(round(10 * seconds), 600)
     hours, minutes = divmod(minutes, 60)
     text = f"{minutes:02d}:{tenths / 10:04.1f}" if hours else f"{minutes}:{tenths / 10:04.1f}"

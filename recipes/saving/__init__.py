@@ -1,1 +1,1 @@
-"""How a run folder is written and read, so that a kill at any moment loses nothing."""
+"""Reading and writing of run folders, safe against a kill at any moment."""

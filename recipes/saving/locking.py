@@ -1,4 +1,4 @@
-"""One training at a time in a run folder: a lock that the system takes back however its holder ends."""
+"""Lock of a run folder. The system releases it when its process ends for any reason."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dmgal.errors import DmgalError
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the lock of a run folder, a file ``.lock`` that stays behind.
+    """Hold the lock of a run folder, the file ``.lock``, which is not deleted.
 
-    A lock of the process and not of the open file: processes that load data are forks, and would keep the latter for
-    the seconds in which they find out that their parent was killed.
+    The lock belongs to the process, not to the open file. Forked data workers would hold a file lock for seconds after
+    their parent was killed.
 
     Raises:
-        DmgalError: another process holds it.
-        OSError: the file cannot be made.
+        DmgalError: another process holds the lock.
+        OSError: the file cannot be created.
     """
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
@@ -30,7 +30,7 @@ def locked(folder: Path) -> Iterator[None]:
                 "This run folder is in use.",
                 received=f"{folder}, where process {holder or 'unknown'} trains",
                 expected="a folder that no other process trains in",
-                remedy="wait for it or end it, or pass another --out",
+                remedy="Wait for that process or end it, or pass another --out.",
             )
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())

@@ -1,9 +1,9 @@
-"""A run folder can be handed on: the absolute paths of the machine that trained are kept apart from the recipe.
+"""Separation of absolute paths from a recipe, so that a run folder can be shared.
 
     recipe.yaml   data: {root: ssv2}
     paths.yaml    data.root: /disk/ssv2
 
-Where ``paths.yaml`` is left out, the path in the recipe counts from the working folder.
+Without ``paths.yaml``, the path in the recipe is relative to the working folder.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tree = dict[str, Any]
 
 
 def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
-    """A recipe's mapping with every absolute path shortened to its last part, and the whole paths by dotted key."""
+    """Return the mapping with absolute paths shortened to their last part, and the full paths by dotted key."""
     shared: Tree = copy.deepcopy(dict(tree))
     paths = dict(_absolute(shared))
     for key, path in paths.items():
@@ -27,11 +27,11 @@ def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
 
 
 def put_back(tree: Mapping[str, Any], paths: Mapping[str, str]) -> Tree:
-    """The mapping with its absolute paths; the inverse of ``set_apart``."""
-    whole: Tree = copy.deepcopy(dict(tree))
+    """Return the mapping with its absolute paths restored. The inverse of ``set_apart``."""
+    restored: Tree = copy.deepcopy(dict(tree))
     for key, path in paths.items():
-        _put(whole, key, path)
-    return whole
+        _put(restored, key, path)
+    return restored
 
 
 def _absolute(tree: Tree, prefix: str = "") -> list[tuple[str, str]]:

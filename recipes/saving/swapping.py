@@ -1,4 +1,4 @@
-"""A folder takes the place of another at once: whoever looks finds the old one or the new one, whole."""
+"""Atomic replacement of a folder. Readers see either the old or the new folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ RENAME_SWAP = 2
 
 
 def put_in_place(new: Path, place: Path) -> None:
-    """Moves the folder ``new`` to ``place`` and deletes what was there.
+    """Move the folder ``new`` to ``place`` and delete the previous folder.
 
-    On Linux and macOS the system swaps two folders in one step. Elsewhere, and on file systems that cannot, there are
-    two renames; a kill between them leaves the old folder beside the place, from where ``mend`` brings it back.
+    Linux and macOS swap two folders in one step. Other systems and some file systems need two renames. A kill between
+    them leaves the old folder beside ``place``. The other function of this module restores it.
     """
     if not place.exists():
         new.rename(place)
@@ -33,7 +33,7 @@ def put_in_place(new: Path, place: Path) -> None:
 
 
 def mend(place: Path) -> None:
-    """Brings back the folder that a kill between two renames left aside."""
+    """Restore the folder that a kill between two renames left aside."""
     old = _aside(place)
     if old.exists() and not place.exists():
         old.rename(place)
@@ -45,7 +45,7 @@ def _aside(place: Path) -> Path:
 
 
 def _swap(one: Path, other: Path) -> bool:
-    """Whether the system has exchanged the two names."""
+    """Return True if the system has exchanged the two names."""
     names = os.fsencode(one), os.fsencode(other)
     try:
         library = ctypes.CDLL(None)
@@ -53,5 +53,5 @@ def _swap(one: Path, other: Path) -> bool:
             return bool(library.renamex_np(*names, ctypes.c_uint(RENAME_SWAP)) == 0)
         at = ctypes.c_int(AT_FDCWD)
         return bool(library.renameat2(at, names[0], at, names[1], ctypes.c_uint(RENAME_EXCHANGE)) == 0)
-    except (AttributeError, OSError, TypeError):  # no such function here; on Windows no such library
+    except (AttributeError, OSError, TypeError):  # the function or, on Windows, the library is missing
         return False

@@ -1,4 +1,4 @@
-"""What a run has trained, in and out of files: an adapter as PEFT saves it, everything else as safetensors."""
+"""Reading and writing of trained weights: an adapter in PEFT's format, everything else as safetensors."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ BACKBONE = "encoder.backbone."
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter of a PEFT model belongs to an adapter and not to the backbone."""
+    """Return True if a parameter of a PEFT model belongs to an adapter and not to the backbone."""
     return any(prefix in name for prefix in PREFIXES)
 
 
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and the statistics of batch norms, by name; every process must ask for it."""
-    every = dict(recognizer.named_parameters())
-    parameters = {name: whole(p.detach()) for name, p in every.items() if p.requires_grad}
-    buffers = {name: value for name, value in recognizer.state_dict().items() if name not in every}
+    """Return trained parameters and batch norm statistics by name. Every process must call this function."""
+    named = dict(recognizer.named_parameters())
+    parameters = {name: whole(p.detach()) for name, p in named.items() if p.requires_grad}
+    buffers = {name: value for name, value in recognizer.state_dict().items() if name not in named}
     return {**parameters, **buffers}
 
 
 def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Puts a trained state back; DmgalError where it names what the model does not have."""
+    """Load a trained state. Raise a DmgalError if its names or shapes do not match the model."""
     current = recognizer.state_dict()
     unknown = sorted(set(state) - set(current))
     if unknown:
@@ -43,7 +43,7 @@ def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], sourc
             "Saved weights do not fit the model that the recipe describes.",
             received=f"{source}: {', '.join(unknown[:3])}, ... ({len(unknown)} names)",
             expected="names of the model's parameters",
-            remedy="use the recipe.yaml that was saved beside the weights",
+            remedy="Use the recipe.yaml that was saved with the weights.",
         )
     other = [name for name, value in state.items() if value.shape != current[name].shape]
     if other:
@@ -51,22 +51,22 @@ def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], sourc
             "Saved weights have other shapes than the model that the recipe describes.",
             received=f"{source}: {other[0]} {tuple(state[other[0]].shape)} ({len(other)} such names)",
             expected=f"{tuple(current[other[0]].shape)}",
-            remedy="use the recipe.yaml that was saved beside the weights",
+            remedy="Use the recipe.yaml that was saved with the weights.",
         )
     recognizer.load_state_dict(placed_like(state, current), strict=False)
 
 
 def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
-    """What ``save_best`` writes: the trained state, and all of the adapter; every process must ask for it."""
+    """Return the trained state and all adapter weights for ``save_best``. Every process must call this function."""
     added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
     return {**trained_state(recognizer), **added}
 
 
 def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
-    """A best state into ``adapter/``, all that is not the adapter's into ``weights.safetensors`` in it.
+    """Write the best state: the adapter to ``adapter/``, all other weights to ``adapter/weights.safetensors``.
 
-    The folder takes the place of the one before at once, so adapter and weights are always of the same step. A run
-    without an adapter has only the file, beside ``recipe.yaml``.
+    The folder is replaced atomically, so adapter and weights are always of the same step. A run without an adapter has
+    only ``weights.safetensors``, beside ``recipe.yaml``.
     """
     backbone: Any = recognizer.encoder.backbone
     rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
@@ -87,13 +87,13 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
 
 
 def clean_up_best(run: Run) -> None:
-    """After a kill: brings the best adapter back to its place, and deletes what was left half."""
+    """Restore the best adapter after a kill, and delete incomplete files."""
     mend(run.adapter)
     shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> dict[str, Tensor]:
-    """What an optimizer remembers, such as ``exp_avg.head.log_scale``; every process must ask for it."""
+    """Return the optimizer state by names such as ``exp_avg.head.log_scale``. Every process must call this function."""
     return {
         f"{kind}.{name}": whole(value)
         for name, parameter in _optimized(optimizer, recognizer)
@@ -105,7 +105,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, recognizer: nn.Module, remembered: Mapping[str, Tensor]
 ) -> None:
-    """Puts back what ``optimizer_state`` gave of an optimizer of the same class, however it groups its parameters."""
+    """Load an ``optimizer_state`` of the same optimizer class, with any grouping of the parameters."""
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in remembered.items():
         kind, _, name = key.partition(".")
@@ -118,13 +118,13 @@ def load_optimizer_state(
 
 
 def _optimized(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters of an optimizer with their names in the model."""
+    """Return the parameters of an optimizer with their names in the model."""
     names = {id(parameter): name for name, parameter in recognizer.named_parameters()}
     return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _without_folders(config: Any) -> None:
-    """Takes the folders of this machine out of what an adapter is saved with; its backbone is known by its weights."""
+    """Remove folders of this machine from a saved adapter config. The weights identify the backbone."""
     for name in ("base_model_name_or_path", "backbone", "command"):
         text = getattr(config, name, None)
         if isinstance(text, str):
@@ -132,7 +132,7 @@ def _without_folders(config: Any) -> None:
 
 
 def without_folder(word: str) -> str:
-    """A word of a command line without the folder of an absolute path."""
+    """Return a command line word without the folder of an absolute path."""
     before, equals, path = word.rpartition("=")
     quote = path[:1] if path[:1] in ("'", '"') else ""
     path = path.removeprefix(quote)

@@ -1,1 +1,1 @@
-"""What the training loop consists of."""
+"""Parts of the training loop."""

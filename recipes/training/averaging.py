@@ -1,4 +1,4 @@
-"""An exponential moving average of what is trained, which often validates better than the last step's weights."""
+"""Exponential moving average of the trained parameters, which often validates better than the last step's weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class MovingAverage:
-    """Follows the trained parameters of a model; the average starts at their first values.
+    """Moving average of the trained parameters of a model, starting at their initial values.
 
     Args:
-        model: its parameters that require gradients are followed; nothing else is copied.
-        decay: share of the average that a step keeps.
+        model: the model. Only its parameters that require gradients are averaged and copied.
+        decay: weight of the old average in each update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -26,12 +26,12 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """After each step of the optimizer."""
+        """Update the average. Call this after each optimizer step."""
         self._update(list(self.values.values()), [p.detach() for p in self._trained.values()], 0)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within it the model has the averaged weights."""
+        """Swap the averaged weights into the model for the duration of the context."""
         self._exchange()
         try:
             yield
@@ -40,7 +40,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Takes up saved averages of the same parameters."""
+        """Load saved averages of the same parameters."""
         for name, value in self.values.items():
             value.copy_(values[name])
 

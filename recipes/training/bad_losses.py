@@ -1,7 +1,7 @@
-"""A loss that is not finite, or explodes: told, counted, its step left out; too many of them in a row end the run.
+"""Policy for losses that are not finite or explode: the step is logged and skipped, too many in a row end the run.
 
-A step is left out whole: neither weights nor moments change, so a single bad batch does no harm. Where several are bad
-in a row the weights may be at fault, so nothing is saved until a good one, or the end of the training.
+A skipped step changes neither weights nor optimizer moments, so a single bad batch does no harm. Several bad steps in
+a row may be caused by bad weights. Nothing is saved then until a good step or the end of the training.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.config import TrainConfig
 
 REMEMBERED = 100
-"""Good losses that tell what is usual."""
+"""Number of recent good losses that define the usual loss."""
 NEEDED = 20
-"""Before so many, no finite loss counts as exploding."""
+"""Minimum number of good losses before a finite loss can count as exploding."""
 EXPLODING = 100.0
-"""Times the usual loss, or times that of guessing where that is more."""
+"""Factor over the usual loss (at least the loss of guessing) that counts as exploding."""
 
 
 @dataclass
 class BadLosses:
-    """The policy, and what it has seen; the fields with values are saved with a checkpoint.
+    """The policy and its counters. The fields with defaults are saved with a checkpoint.
 
     Args:
-        train: ``on_bad_loss`` and ``max_bad_losses``.
+        train: training options, of which ``on_bad_loss`` and ``max_bad_losses`` are used.
         guessing: loss of a model that guesses, ``ln(n_way)``.
+        in_row: number of bad steps since the last good one.
+        total: number of all bad steps.
+        recent: the latest good losses.
     """
 
     train: TrainConfig
@@ -37,7 +40,7 @@ class BadLosses:
     recent: list[float] = field(default_factory=list)
 
     def verdict(self, loss: float, gradient_norm: float) -> str | None:
-        """What is wrong with a step, or None; counts it."""
+        """Count a step and return what is wrong with it, or None if it is good."""
         problem = self._problem(loss, gradient_norm)
         if problem is None:
             self.in_row = 0
@@ -47,19 +50,22 @@ class BadLosses:
         return problem
 
     def check(self, problem: str, step: int) -> None:
-        """DmgalError where the policy says that a bad step ends the run.
+        """Raise an error if the policy ends the run after a bad step.
 
         Args:
-            problem: of this step.
-            step: its number.
+            problem: what is wrong with this step.
+            step: number of the step.
+
+        Raises:
+            DmgalError: the run ends here.
         """
         if self.train.on_bad_loss == "skip" and self.in_row < self.train.max_bad_losses:
             return
         raise DmgalError(
-            "The training has come apart.",
+            "Training diverged.",
             received=f"{problem} at step {step}; {self.in_row} bad step(s) in a row, {self.total} in all",
-            expected="a finite loss that does not explode; nothing was saved since the first of these steps",
-            remedy="lower --train.learning-rate, or use --train.precision float32; --resume repeats the same steps",
+            expected="a finite loss that does not explode. Nothing was saved since the first of these bad steps",
+            remedy="Lower --train.learning-rate, or use --train.precision float32. Resuming repeats the same steps.",
         )
 
     def _problem(self, loss: float, gradient_norm: float) -> str | None:

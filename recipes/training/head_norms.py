@@ -1,7 +1,7 @@
-"""What a new head's batch norms normalize by where batch norms are frozen: the statistics of the first task's videos.
+"""Calibration of a new head's frozen batch norms: statistics measured on the videos of the first task.
 
-A frozen batch norm that no data has been through divides by one, and S-MGA's attention then starts with a single winner
-in every row. Measured once, before the first step, the statistics keep every video's state its own.
+A frozen batch norm without statistics divides by one. The attention of S-MGA then starts with a single winner in every
+row. Statistics measured once before the first step keep each video's state independent of the other videos.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dmgal.recipes.build import freeze_batch_norm
 
 @torch.no_grad()
 def measure_head_norms(recognizer: FewShotRecognizer, episode: Episode) -> int:
-    """Gives the head's batch norms that are still as made the statistics of a task; how many there are.
+    """Give the statistics of a task to the head's batch norms that have none, and return the number of these norms.
 
-    Dropout draws from a random state of its own, so that nothing after this draws otherwise.
+    Dropout draws from a separate random state, so later random numbers do not change.
     """
     head = recognizer.head
-    every = [m for m in head.modules() if isinstance(m, _BatchNorm)] if isinstance(head, nn.Module) else []
-    norms = [norm for norm in every if not norm.num_batches_tracked]
+    modules = head.modules() if isinstance(head, nn.Module) else ()
+    norms = [module for module in modules if isinstance(module, _BatchNorm) and not module.num_batches_tracked]
     if not norms:
         return 0
     momenta = [norm.momentum for norm in norms]
-    recognizer.train()  # in evaluation a head may leave out what it learns from
+    recognizer.train()  # in evaluation mode a head may skip branches that only training uses
     freeze_batch_norm(recognizer)
     for norm in norms:
         norm.train()
-        norm.momentum = None  # the mean over all it is given
+        norm.momentum = None  # a cumulative mean over all batches
     with torch.random.fork_rng():
         torch.manual_seed(0)
         recognizer(episode)

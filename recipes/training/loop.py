@@ -1,8 +1,8 @@
-"""The training loop: steps, validations, checkpoints, and how a run that was stopped goes on.
+"""Training loop: steps, validations, checkpoints, and resuming a run that was stopped.
 
-Episodes, augmentation, dropout and schedule are functions of the seed and the step. So a checkpoint holds what is
-trained, the optimizer's moments, the loss scale, the best so far and the step; nothing else is needed to go on to the
-same bits.
+Episodes, augmentation, dropout and schedule are functions of the seed and the step. So a checkpoint holds the trained
+parameters, the optimizer's moments, the loss scale, the best validation so far and the step. Nothing else is needed to
+resume bit-identically.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from dmgal.recipes.training.two_passes import make_two_pass, two_pass_gradient
 from dmgal.recipes.training.validation import Selection, Validation
 
 SMALLEST_SCALE = 1.0
-"""Of the loss in fp16: a gradient that overflows at this scale or below counts as bad."""
+"""Loss scale of fp16 at or below which an overflowing gradient counts as bad."""
 
 
 @dataclass
 class Progress:
-    """How far a run has come."""
+    """Number of finished steps, and the time they took."""
 
     step: int = 0
     seconds: float = 0.0
@@ -62,7 +62,7 @@ class Progress:
 
 
 class Trainer:
-    """The state of one training run; ``dmgal.recipes.train.run`` puts it together."""
+    """State of one training run, created by ``dmgal.recipes.train.run``."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class Trainer:
         self._model: nn.Module = recognizer
 
     def prepare(self, resume: bool) -> None:
-        """Hands model and optimizer to Accelerate, and takes up the newest checkpoint where one is to be resumed."""
+        """Prepare model and optimizer with Accelerate, and load the newest checkpoint if the run is resumed."""
         train = self.recipe.train
         if self.main:
             with writing(self.run.folder):
@@ -120,24 +120,24 @@ class Trainer:
         self.schedule = build_schedule(self.optimizer, train, done=self.progress.step)
 
     def fit(self) -> None:
-        """All that remains; the best weights of the validation are in the run folder afterwards."""
+        """Train the remaining steps. The run folder then has the weights of the best validation."""
         train, accelerator, progress = self.recipe.train, self.accelerator, self.progress
         with self.tracking, self.stop.noting():
             self.tracking.start(progress.step)
             if self._under_deepspeed:
-                self.tracking.say("DeepSpeed keeps the state of the optimizer to itself: this run cannot be resumed")
+                self.tracking.say("The optimizer's state is not saved under DeepSpeed: this run cannot be resumed")
             self._validate_where_due()
             if self._is_over():
                 return
             rank, world = accelerator.process_index, accelerator.num_processes
             batches = self._data.steps(progress.step, rank, world, pin_memory=accelerator.device.type == "cuda")
-            asked = time.perf_counter()
+            requested_at = time.perf_counter()
             for episodes in batches:
-                came = time.perf_counter()
+                received_at = time.perf_counter()
                 stopping = self._train_step(episodes)
-                done = time.perf_counter()
-                progress.data_seconds += came - asked
-                progress.seconds += done - came
+                finished_at = time.perf_counter()
+                progress.data_seconds += received_at - requested_at
+                progress.seconds += finished_at - received_at
                 if stopping or self._is_due(train.checkpoint_every) or self._is_due(train.validate_every):
                     self.checkpoint()
                 if stopping:
@@ -145,24 +145,24 @@ class Trainer:
                 self._validate_where_due()
                 if self._is_over():
                     break
-                asked = time.perf_counter()
+                requested_at = time.perf_counter()
         if self.bad_losses.total:
-            self.tracking.say(f"{self.bad_losses.total} of {progress.step} steps were left out for a bad loss")
+            self.tracking.say(f"{self.bad_losses.total} of {progress.step} steps were skipped because of a bad loss")
         self._data.tell_skipped()
         self._validation.tell_skipped()
 
     def release(self) -> None:
-        """Lets go of DDP while the process group still lives.
+        """Release DDP while the process group still exists, to avoid a deadlock at exit.
 
-        Whoever is the last to let go of a gloo group waits for its thread. DDP does so with Python's lock in its hands,
-        for which that thread may wait to drop the tensors of the last exchange: the process would never end.
+        The last owner of a gloo group waits for its thread. DDP would do this while it holds the GIL. The thread may
+        need the GIL to free the tensors of the last exchange, so the process would never end.
         """
         self._model = self.recognizer
         self.accelerator.free_memory()
         gc.collect()
 
     def validate(self) -> None:
-        """Accuracy on validation classes; better weights are saved."""
+        """Measure the accuracy on the validation classes, and save the weights if it is the best so far."""
         if self.average is None:
             self._validate()
         else:
@@ -170,7 +170,7 @@ class Trainer:
                 self._validate()
 
     def checkpoint(self) -> None:
-        """Everything that resuming needs; every process must take part."""
+        """Save everything that resuming needs. Every process must call this."""
         if self._is_doubtful:
             return
         tensors = {"model": trained_state(self.recognizer)}
@@ -184,32 +184,32 @@ class Trainer:
         self._saved = self.progress.step
 
     def what_is_saved(self) -> str:
-        """From where a run goes on that ends now."""
+        """Describe from which step the run would resume if it ended now."""
         if self._under_deepspeed:
             return "this run cannot be resumed"
         if self._saved is None:
-            return "nothing is saved yet, and the same command with --resume begins again"
-        return f"saved at step {self._saved}, from where the same command with --resume goes on"
+            return "nothing is saved yet, and the same command with --resume starts from the beginning"
+        return f"saved at step {self._saved}, from where the same command with --resume continues"
 
     def _train_step(self, episodes: list[Episode]) -> bool:
-        """One step of the optimizer; whether the run was asked to stop, which all processes answer alike."""
+        """Run a training step and return True if any process was asked to stop."""
         train, accelerator, step = self.recipe.train, self.accelerator, self.progress.step
         start = time.perf_counter()
         self._model.train()
         if self.recipe.backbone.freeze_batch_norm:
             freeze_batch_norm(self.recognizer)
-        here = [episode.to(accelerator.device, non_blocking=True) for episode in episodes]
+        local_episodes = [episode.to(accelerator.device, non_blocking=True) for episode in episodes]
         self._stepper.zero_grad(set_to_none=True)
-        seed = hashed_seed(train.seed, step, "step")  # alike on all processes, and when resumed
+        seed = hashed_seed(train.seed, step, "step")  # the same on all processes and after resuming
         if self._two_pass is None:
-            numbers = step_gradient(accelerator, self._model, here, self._weights, seed, train.tasks_per_pass)
+            numbers = step_gradient(accelerator, self._model, local_episodes, self._weights, seed, train.tasks_per_pass)
         else:
-            numbers = two_pass_gradient(accelerator, self._two_pass, here, self._weights, seed)
+            numbers = two_pass_gradient(accelerator, self._two_pass, local_episodes, self._weights, seed)
         norm = self._clipped_norm()
         means, stopping = self._over_processes(numbers)
         self.progress.step = step + 1
         scaler = accelerator.scaler
-        # the scaler leaves out a step by itself and halves its scale; where that is small, the gradient itself is bad
+        # on overflow the scaler skips the step and halves its scale; at a small scale the gradient itself is bad
         may_overflow = scaler is not None and scaler.get_scale() > SMALLEST_SCALE
         problem = self.bad_losses.verdict(means["loss"], 0.0 if may_overflow else norm)
         if problem is None:
@@ -217,7 +217,7 @@ class Trainer:
             if self.average is not None and not self._stepper.step_was_skipped:
                 self.average.update()
         elif scaler is not None:
-            scaler.update()  # it has seen this gradient, and would refuse the next one
+            scaler.update()  # it has unscaled this gradient, and would reject the next one
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         if problem is not None:
@@ -228,18 +228,18 @@ class Trainer:
         return stopping
 
     def _over_processes(self, numbers: Numbers) -> tuple[dict[str, float], bool]:
-        """Means over all processes, and whether any of them was asked to stop: one exchange a step."""
-        exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # which mps has not
-        mine = torch.stack([value.to(exact) for value in numbers.values()])
-        asked = mine.new_tensor([float(self.stop.requested is not None)])
-        *means, stopping = self.accelerator.reduce(torch.cat([mine, asked]), "mean").tolist()
+        """Return means over all processes and whether any was asked to stop, with one exchange per step."""
+        exact = torch.float32 if self.accelerator.device.type == "mps" else torch.float64  # mps has no float64
+        local_means = torch.stack([value.to(exact) for value in numbers.values()])
+        stop_requested = local_means.new_tensor([float(self.stop.requested is not None)])
+        *means, stopping = self.accelerator.reduce(torch.cat([local_means, stop_requested]), "mean").tolist()
         return dict(zip(numbers, means, strict=True)), stopping > 0
 
     def _clipped_norm(self) -> float:
-        """Clips the gradient; its length before."""
-        longest = math.inf if self.recipe.train.clip_norm is None else self.recipe.train.clip_norm
-        every = list(self.recognizer.parameters())  # under FSDP Accelerate knows a model by all of them
-        norm: Tensor | None = self.accelerator.clip_grad_norm_(every, longest)
+        """Clip the gradient and return its norm before clipping."""
+        max_norm = math.inf if self.recipe.train.clip_norm is None else self.recipe.train.clip_norm
+        parameters = list(self.recognizer.parameters())  # under FSDP Accelerate identifies a model by all of them
+        norm: Tensor | None = self.accelerator.clip_grad_norm_(parameters, max_norm)
         return 0.0 if norm is None else float(whole(norm))  # DeepSpeed clips by itself
 
     def _report(self, means: dict[str, float], norm: float, rate: float, seconds: float) -> None:
@@ -248,7 +248,7 @@ class Trainer:
         if math.isfinite(norm):
             entry["gradient_norm"] = norm
         else:
-            entry["overflow"] = True  # of fp16; the scale of the loss goes down
+            entry["overflow"] = True  # of fp16; the scaler lowers the loss scale
         entry["learning_rate"] = rate
         progress = self.progress
         self.tracking.step(progress.step, entry, progress.seconds + seconds, progress.data_seconds)
@@ -256,7 +256,7 @@ class Trainer:
             self.tracking.say(notice)
 
     def _validate_where_due(self) -> None:
-        """Also one that a kill cut short, when a run is resumed."""
+        """Validate if it is due, also on resuming after a kill during a validation."""
         step = self.progress.step
         due = self._is_due(self.recipe.train.validate_every) and self.selection.step < step
         if due and not self._is_doubtful:
@@ -264,12 +264,12 @@ class Trainer:
 
     def _validate(self) -> None:
         alike_everywhere(self.recognizer)
-        with self.stop.ending():  # everything is saved, and a validation may take long
+        with self.stop.ending():  # everything is saved, and a validation may take a long time
             accuracies = self._validation.accuracies()
         step = self.progress.step
         better, line = self.selection.take(step, accuracies)
         state = best_state(self.recognizer) if better else {}  # every process takes part
-        self.tracking.validation(step, Estimate.of(accuracies))  # first: a kill behind it only repeats the validation
+        self.tracking.validation(step, Estimate.of(accuracies))  # first: a later kill only repeats the validation
         if self.main:
             with writing(self.run.folder):
                 if better:
@@ -280,7 +280,7 @@ class Trainer:
 
     @property
     def _is_doubtful(self) -> bool:
-        """In a row of bad steps the weights may be at fault: they are not saved, unless the training ends with them."""
+        """True after a bad step before the last one. The weights may be the cause, so they are not saved."""
         return self.bad_losses.in_row > 0 and self.progress.step < self.recipe.train.steps
 
     def _is_due(self, every: int) -> bool:
@@ -288,13 +288,13 @@ class Trainer:
         return step > 0 and (step % every == 0 or step == self.recipe.train.steps)
 
     def _is_over(self) -> bool:
-        """The last step is done, or validation has not become better for too long."""
-        train, waited = self.recipe.train, self.selection.since_best
+        """Return True after the last step, or if validation has not improved for too long."""
+        train, since_best = self.recipe.train, self.selection.since_best
         if self.progress.step >= train.steps:
             return True
-        if train.patience is None or waited < train.patience:
+        if train.patience is None or since_best < train.patience:
             return False
-        self.tracking.say(f"stopped early at step {self.progress.step}: no better validation in the last {waited}")
+        self.tracking.say(f"stopped early at step {self.progress.step}: no better validation in the last {since_best}")
         return True
 
     def _leave(self) -> None:
@@ -314,64 +314,64 @@ class Trainer:
         }
 
     def _restore(self) -> None:
-        found, validated = self._checkpoints.newest(), -1
-        if found is not None:
-            if self._under_deepspeed or "optimizer" not in found.tensors:
-                raise _cannot_resume(found)
-            load_trained_state(self.recognizer, found.tensors["model"], found.folder)
-            before, now = found.progress["optimizer"], self.recipe.train.optimizer
-            if before == now:
-                load_optimizer_state(self.optimizer, self.recognizer, found.tensors["optimizer"])
+        checkpoint, last_validation = self._checkpoints.newest(), -1
+        if checkpoint is not None:
+            if self._under_deepspeed or "optimizer" not in checkpoint.tensors:
+                raise _cannot_resume(checkpoint)
+            load_trained_state(self.recognizer, checkpoint.tensors["model"], checkpoint.folder)
+            old_optimizer, optimizer = checkpoint.progress["optimizer"], self.recipe.train.optimizer
+            if old_optimizer == optimizer:
+                load_optimizer_state(self.optimizer, self.recognizer, checkpoint.tensors["optimizer"])
             else:
-                self.tracking.say(f"what {before} remembers is of no use to {now}, which begins anew")
+                self.tracking.say(f"{optimizer} cannot use the saved state of {old_optimizer} and starts without state")
             if self.average is not None:
-                average = found.tensors.get("average", found.tensors["model"])
+                average = checkpoint.tensors.get("average", checkpoint.tensors["model"])
                 self.average.load(placed_like(average, self.average.values))
-            self.progress = Progress(**found.progress["progress"])
+            self.progress = Progress(**checkpoint.progress["progress"])
             self._saved = self.progress.step
-            selection = Selection(**found.progress["selection"])
-            validated = selection.step
+            selection = Selection(**checkpoint.progress["selection"])
+            last_validation = selection.step
             if selection.tasks in ("", self.selection.tasks):
                 self.selection = replace(selection, tasks=self.selection.tasks)
             else:
-                self.tracking.say("the tasks of the validation are others now: the best weights are chosen anew")
-            for name, value in found.progress["bad_losses"].items():
+                self.tracking.say("the validation tasks have changed, so the best weights are selected again")
+            for name, value in checkpoint.progress["bad_losses"].items():
                 setattr(self.bad_losses, name, value)
-            if self.accelerator.scaler is not None and found.progress["loss_scale"]:
-                self.accelerator.scaler.load_state_dict(found.progress["loss_scale"])
+            if self.accelerator.scaler is not None and checkpoint.progress["loss_scale"]:
+                self.accelerator.scaler.load_state_dict(checkpoint.progress["loss_scale"])
             if self._two_pass is not None:
-                self._two_pass.take_up(found.progress.get("two_pass"))
+                self._two_pass.take_up(checkpoint.progress.get("two_pass"))
         self._check_shared_folder()
         if self.main:
             with writing(self.run.folder):
-                kept = self.run.rewind_log(self.progress.step, validated)
-            self._plateau.losses = [entry["losses"]["cross_entropy"] for entry in kept if "losses" in entry]
+                entries = self.run.rewind_log(self.progress.step, last_validation)
+            self._plateau.losses = [entry["losses"]["cross_entropy"] for entry in entries if "losses" in entry]
         self.tracking.say(f"resumed at step {self.progress.step}")
 
     @property
     def _under_deepspeed(self) -> bool:
-        """Its optimizers hold parts of its own making, whose states belong to no parameter of the model."""
+        """True under DeepSpeed. Its optimizers hold flat partitions, whose states match no parameter of the model."""
         return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     def _check_shared_folder(self) -> None:
-        """Every process reads the checkpoint itself, so all must see the same folder."""
+        """Raise an error if processes, each of which reads the checkpoint itself, see different folders."""
         steps = self.accelerator.gather(torch.tensor([self.progress.step], device=self.accelerator.device)).tolist()
         if len(set(steps)) > 1:
             raise DmgalError(
                 "The processes do not see the same run folder.",
-                received=f"newest checkpoints at the steps {sorted(set(steps))}",
+                received=f"newest checkpoints at steps {sorted(set(steps))}",
                 expected="one folder that all machines share",
-                remedy="put --out on a shared disk",
+                remedy="Put --out on a shared disk.",
             )
 
 
 def _check_division(tasks: int, world: int) -> None:
     if tasks % world:
         raise DmgalError(
-            "The tasks of a step do not divide among the processes.",
+            "The tasks of a step cannot be divided evenly among the processes.",
             received=f"tasks_per_step={tasks}, {world} processes",
             expected="a multiple of the number of processes",
-            remedy=f"pass --train.tasks-per-step {math.ceil(tasks / world) * world}",
+            remedy=f"Pass --train.tasks-per-step {math.ceil(tasks / world) * world}.",
         )
 
 
@@ -379,17 +379,17 @@ def _check_something_trains(recipe: Recipe, recognizer: FewShotRecognizer) -> No
     if recipe.train.steps and not count_parameters(recognizer, trained_only=True):
         raise DmgalError(
             "There is nothing to train.",
-            received=f"train.steps={recipe.train.steps}, a frozen backbone, no adapter, a head that learns nothing",
-            expected="an adapter, a trainable backbone or a head that learns; or no steps",
-            remedy="add a method such as method/dmgal_adapter, or pass --train.steps 0",
+            received=f"train.steps={recipe.train.steps}, a frozen backbone, no adapter, and a head without parameters",
+            expected="an adapter, a trainable backbone, a head with parameters, or no steps",
+            remedy="Add a method such as method/dmgal_adapter, or pass --train.steps 0.",
         )
 
 
-def _cannot_resume(found: Checkpoint) -> DmgalError:
-    without = "" if "optimizer" in found.tensors else ", without the state of its optimizer, as DeepSpeed's are"
+def _cannot_resume(checkpoint: Checkpoint) -> DmgalError:
+    missing = "" if "optimizer" in checkpoint.tensors else ", without the state of its optimizer, as under DeepSpeed"
     return DmgalError(
-        "Under DeepSpeed a run cannot be resumed, nor can one that began there.",
-        received=f"--resume of {found.folder}{without}",
-        expected="a run that DDP, FSDP or one process has begun and goes on with",
-        remedy="train from the beginning; where it may be stopped with recipes/configs/launch/fsdp.yaml",
+        "A run cannot be resumed under DeepSpeed, or if it started there.",
+        received=f"--resume of {checkpoint.folder}{missing}",
+        expected="a run that starts and resumes with DDP, FSDP or one process",
+        remedy="Train from the beginning. Use recipes/configs/launch/fsdp.yaml if the run may be stopped.",
     )

@@ -1,4 +1,4 @@
-"""What a training step minimizes and how: loss of tasks, optimizer, schedule, and a notice when nothing moves."""
+"""Loss of tasks, optimizer, learning rate schedule, and a notice if the loss stays on a plateau."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ PLATEAU_STEPS = 200
 
 @dataclass
 class Plateau:
-    """Tells once when the loss has not left that of guessing: this training fails by plateaus, not by overfitting."""
+    """One-time check if the loss is still that of guessing. This training fails by plateaus, not by overfitting."""
 
     n_way: int
     losses: list[float] = field(default_factory=list)
 
     def notice(self, step: int, loss: float) -> str | None:
+        """Add a loss and return a notice, or None if there is no reason for one."""
         self.losses.append(loss)
         guessing = math.log(self.n_way)
         if len(self.losses) != PLATEAU_STEPS or sum(self.losses[-100:]) / 100 < 0.97 * guessing:
             return None
         return (
-            f"step {step}: the loss is still that of guessing, ln({self.n_way}) = {guessing:.2f}; "
-            "a centered head (--head.center video) or another learning rate often helps"
+            f"step {step}: the loss is still that of guessing, ln({self.n_way}) = {guessing:.2f}. "
+            "A centered head (--head.center video) or a different learning rate often helps."
         )
 
 
 def task_loss(
     outputs: list[EpisodeOutput], episodes: list[Episode], weights: Mapping[str, float]
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Means over tasks: of the weighted sum of all losses, of the accuracy, and of each loss by name, not weighted."""
+    """Return means over tasks: the weighted sum of all losses, the accuracy, and each unweighted loss by name."""
     losses, accuracies = [], []
     for output, episode in zip(outputs, episodes, strict=True):
         losses.append({"cross_entropy": F.cross_entropy(output.logits, episode.query_labels), **output.losses})
@@ -54,30 +55,30 @@ def task_loss(
 
 
 def loss_weights(head: object, chosen: Mapping[str, float]) -> dict[str, float]:
-    """The weight of each loss by name: as the head has it from its paper, or as the recipe chooses.
+    """Return the weight of each loss by name: the recipe's choice, else the head's own from its paper.
 
     Raises:
-        DmgalError: a loss is weighted that the head does not have.
+        DmgalError: the recipe weights a loss that the head does not have.
     """
     own: dict[str, float] = {"cross_entropy": 1.0, **getattr(head, "loss_weights", {})}
     unknown = [name for name in chosen if name not in own]
     if unknown:
         raise DmgalError(
-            "A loss is weighted that this head does not have.",
+            "The recipe weights a loss that this head does not have.",
             received=", ".join(f"train.loss_weights.{name}" for name in unknown),
             expected=f"for {type(head).__name__}: {', '.join(own)}",
-            remedy="take it out",
+            remedy="Remove it.",
         )
     return {**own, **chosen}
 
 
 def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's; weight decay on matrices only, the backbone's own parameters at their own rate."""
+    """Build the optimizer. Only matrices decay, and the backbone's own parameters have a separate learning rate."""
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in recognizer.named_parameters():
         if parameter.requires_grad:
-            own = name.startswith("encoder.backbone.") and not is_added(name)
-            rate = recipe.train.backbone_learning_rate if own else recipe.train.learning_rate
+            is_backbone = name.startswith("encoder.backbone.") and not is_added(name)
+            rate = recipe.train.backbone_learning_rate if is_backbone else recipe.train.learning_rate
             decay = recipe.train.weight_decay if parameter.squeeze().ndim >= 2 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     options = {"momentum": recipe.train.momentum} if recipe.train.optimizer == "sgd" else {}
@@ -89,27 +90,27 @@ def build_optimizer(recognizer: FewShotRecognizer, recipe: Recipe) -> torch.opti
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig, done: int = 0) -> LambdaLR:
-    """Linear warm-up, then the recipe's schedule: a function of the step alone, so resuming needs only the step."""
+    """Build a linear warm-up and the recipe's schedule. They depend on the step only, so resuming needs only it."""
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     return LambdaLR(optimizer, _factor(train), last_epoch=done - 1)
 
 
 def _factor(train: TrainConfig) -> Callable[[int], float]:
-    """From a step to the share of the learning rate; ours for cosine, else that of transformers."""
+    """Return the function from step to learning rate factor: our own for cosine, else from transformers."""
     if train.schedule == "cosine":
         return partial(_cosine, train.warmup_steps, train.steps)
     from transformers import get_scheduler
 
     name = "constant_with_warmup" if train.schedule == "constant" else train.schedule
-    nobody = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1e-3)
+    dummy = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1e-3)
     steps = max(train.steps, train.warmup_steps + 1)
-    schedule: Any = get_scheduler(name, nobody, num_warmup_steps=train.warmup_steps, num_training_steps=steps)
+    schedule: Any = get_scheduler(name, dummy, num_warmup_steps=train.warmup_steps, num_training_steps=steps)
     return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
 
 
 def _cosine(warmup_steps: int, steps: int, step: int) -> float:
-    """The first step is not lost to a rate of zero, as it is where warm-up starts there."""
+    """Return the factor at a step. Warm-up starts above zero, so the first step is not lost."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))

@@ -1,7 +1,7 @@
-"""The forward and backward passes of one training step: some tasks at a time, gradients averaged over all of them.
+"""Forward and backward passes of one training step: a few tasks at a time, gradients averaged over all tasks.
 
-Whatever is random in the model (dropout) is drawn alike for every task of a step, so neither the number of processes
-nor that of tasks in a pass changes what a step computes.
+Random numbers in the model (dropout) are the same for every task of a step. So neither the number of processes nor the
+number of tasks in a pass changes what a step computes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from dmgal.episodes import Episode
 from dmgal.recipes.training.optimization import task_loss
 
 Numbers = dict[str, Tensor]
-"""``loss``, ``accuracy`` and the losses by name, means over tasks, without gradients."""
+"""Means over tasks of ``loss``, ``accuracy`` and each loss by name, without gradients."""
 
 
 def seed_everything(seed: int) -> None:
-    """Of Python, numpy and torch on all devices."""
+    """Seed Python, numpy and torch on all devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -33,19 +33,19 @@ def seed_everything(seed: int) -> None:
 def backward_pass(
     accelerator: Accelerator, model: nn.Module, episodes: Sequence[Episode], weights: Mapping[str, float], share: float
 ) -> Numbers:
-    """Adds ``share`` times the gradient of some tasks' mean loss to what the parameters hold.
+    """Add ``share`` times the gradient of some tasks' mean loss to the gradients of the parameters.
 
     Args:
-        accelerator: of the run.
-        model: as Accelerate has prepared it; from episodes to their `EpisodeOutput`.
+        accelerator: the run's accelerator.
+        model: the model prepared by Accelerate, which maps episodes to their `EpisodeOutput`.
         episodes: the tasks, on the model's device.
-        weights: of the losses, by name.
-        share: of these tasks among those of this process in the step.
+        weights: weights of the losses, by name.
+        share: fraction of this process's tasks in the step that these tasks are.
     """
     with accelerator.autocast():
         outputs: Any = model(list(episodes))
     loss, accuracy, terms = task_loss(outputs, list(episodes), weights)
-    accelerator.backward(loss if share == 1 else share * loss)
+    accelerator.backward(share * loss)
     return {"loss": loss.detach(), "accuracy": accuracy, **{name: term.detach() for name, term in terms.items()}}
 
 
@@ -57,16 +57,16 @@ def step_gradient(
     seed: int,
     tasks_per_pass: int | None = None,
 ) -> Numbers:
-    """The gradient of a whole step, over all processes; its numbers are this process's."""
+    """Compute the gradient of a step over all processes and return the means of this process's tasks."""
     size = tasks_per_pass or len(episodes)
     passes = [episodes[start : start + size] for start in range(0, len(episodes), size)]
     means: Numbers = {}
-    for place, some in enumerate(passes):
+    for number, tasks in enumerate(passes):
         seed_everything(seed)
-        is_last = place == len(passes) - 1
-        share = len(some) / len(episodes)
+        is_last = number == len(passes) - 1
+        share = len(tasks) / len(episodes)
         with nullcontext() if is_last else accelerator.no_sync(model):
-            numbers = backward_pass(accelerator, model, some, weights, share)
+            numbers = backward_pass(accelerator, model, tasks, weights, share)
         for name, value in numbers.items():
-            means[name] = means[name] + share * value if name in means else value if share == 1 else share * value
+            means[name] = means.get(name, 0.0) + share * value
     return means

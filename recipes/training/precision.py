@@ -1,4 +1,4 @@
-"""In which numbers a run computes: weights, products, autocast; and torch.compile, which changes none of them much."""
+"""Precision of weights, matrix products and autocast, and compilation of the blocks."""
 
 from __future__ import annotations
 
@@ -15,38 +15,42 @@ from dmgal.recipes.training.fsdp import blocks_of
 
 
 def autocast_of(recipe: Recipe, device: torch.device) -> str:
-    """What Accelerate is asked for; DmgalError where the device cannot."""
+    """Return the mixed precision for Accelerate.
+
+    Raises:
+        DmgalError: the device does not support the precision, or the backbone's dtype does not fit it.
+    """
     precision = recipe.train.precision
     if precision == "fp16" and device.type == "cpu":
         raise DmgalError(
             "This precision needs a GPU.",
             received="train.precision: fp16 on a CPU",
             expected="float32, float64 or bf16",
-            remedy="pass --train.precision bf16",
+            remedy="Pass --train.precision bf16.",
         )
     if recipe.backbone.dtype == "bf16" and (recipe.backbone.trainable or precision in ("float64", "fp16")):
         raise DmgalError(
-            "A backbone can be kept in bf16 only while it is frozen, and beside float32 or bf16.",
+            "A bf16 backbone must be frozen, and training must use float32, tf32 or bf16.",
             received=f"backbone.dtype: bf16, trainable: {recipe.backbone.trainable}, train.precision: {precision}",
             expected="backbone.trainable: false, and train.precision float32, tf32 or bf16",
-            remedy="leave backbone.dtype out; autocast (--train.precision bf16) computes in bf16 from float32 weights",
+            remedy="Remove backbone.dtype. Autocast (--train.precision bf16) computes in bf16 from float32 weights.",
         )
     return precision if precision in ("bf16", "fp16") else "no"
 
 
 def set_precision(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator) -> None:
-    """Moves a recognizer to its device and its numbers."""
-    faster = recipe.train.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = faster
+    """Move a recognizer to its device and dtype, and allow TF32 products if the recipe asks for them."""
+    use_tf32 = recipe.train.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = use_tf32
     recognizer.to(accelerator.device, dtype_of(recipe.train.precision))
     if recipe.backbone.dtype == "bf16":
         for path, module in recognizer.encoder.backbone.named_modules():
             for name, parameter in module.named_parameters(path, recurse=False):
-                if not is_added(name) and not isinstance(module, _BatchNorm):  # its statistics stay in float32, too
+                if not is_added(name) and not isinstance(module, _BatchNorm):  # statistics stay in float32, too
                     parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def compile_blocks(recognizer: FewShotRecognizer) -> None:
-    """Compiles every block of the backbone in its place, so that names and saved weights stay the same."""
-    for part in blocks_of(recognizer) or [recognizer.encoder.backbone]:
-        part.compile()
+    """Compile every block of the backbone in place, so that parameter names and saved weights stay the same."""
+    for module in blocks_of(recognizer) or [recognizer.encoder.backbone]:
+        module.compile()

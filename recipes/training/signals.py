@@ -1,7 +1,7 @@
-"""How a training is told to end early: it saves within a step and leaves with exit code 75, so that it is requeued.
+"""Early end of a training by a signal: it saves within a step and exits with code 75, so that it is requeued.
 
-SIGTERM and SIGUSR1 are what schedulers send before they take a machine back. While a step runs or files are written a
-signal is only noted; elsewhere it ends the process at once, because everything is saved then.
+Schedulers send SIGTERM or SIGUSR1 before they take a machine back. While a step runs or files are written, a signal is
+only recorded. At other times it ends the process at once, because everything is already saved.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
@@ -20,15 +20,15 @@ from typing import Any
 from dmgal.recipes.training.launching import is_launcher
 
 PREEMPTED = 75
-"""The exit code: a temporary failure (EX_TEMPFAIL); the same command with ``--resume`` goes on."""
+"""Exit code of a temporary failure (EX_TEMPFAIL). The same command with ``--resume`` continues the run."""
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 SECONDS_BETWEEN_LOOKS = 0.5
 GRACE_SECONDS = 60.0
-"""For a process whose launcher was killed, to save and end."""
+"""Time for a process whose launcher was killed to save and end."""
 
 
 class Preempted(SystemExit):
-    """Ends the process with exit code 75; nothing is lost."""
+    """Exit of the process with code 75. Nothing is lost."""
 
     def __init__(self, name: str) -> None:
         super().__init__(PREEMPTED)
@@ -36,22 +36,26 @@ class Preempted(SystemExit):
 
 
 class StopSignal:
-    """Catches the signals while it is entered; a process whose launcher was killed sends itself SIGTERM.
+    """Context that catches the signals. A process whose launcher was killed sends itself SIGTERM.
+
+    Data workers started in the context that still live when Python ends are killed then.
 
     Attributes:
-        requested: name of the signal that came, e.g. ``SIGTERM``.
+        requested: name of the received signal, e.g. ``SIGTERM``, or None.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
         self._noting = False
         self._process = os.getpid()
-        self._before: dict[int, Any] = {}
+        self._old_handlers: dict[int, Any] = {}
+        self._workers = ExitStack()
         self._ended = threading.Event()
 
     def __enter__(self) -> StopSignal:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers in no other
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        self._workers.enter_context(_workers_end_with_python())
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers in this thread only
+            self._old_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
             parent = os.getppid()
             if is_launcher(parent):
                 threading.Thread(target=self._watch_launcher, args=(parent,), daemon=True).start()
@@ -59,65 +63,81 @@ class StopSignal:
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
-        for number, handler in self._before.items():
+        for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
+        self._workers.close()
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Within it a signal is noted in ``requested`` and nothing else."""
-        before, self._noting = self._noting, True
+        """Only record signals in ``requested`` within this context."""
+        was_noting, self._noting = self._noting, True
         try:
             yield
         finally:
-            self._noting = before
+            self._noting = was_noting
 
     @contextmanager
     def ending(self) -> Iterator[None]:
-        """Within it a signal ends the process, also one that was noted before."""
-        before, self._noting = self._noting, False
+        """End the process on a signal within this context, or on entry if one was recorded before."""
+        was_noting, self._noting = self._noting, False
         try:
             self.check()
             yield
         finally:
-            self._noting = before
+            self._noting = was_noting
 
     def check(self) -> None:
-        """Preempted, where a signal came."""
+        """Raise `Preempted` if a signal was received."""
         if self.requested:
             raise Preempted(self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            return  # a fork that will load data, and has not come to `ignore_in_worker`
+            return  # a forked data worker that has not called `ignore_in_worker` yet
         self.requested = signal.Signals(number).name
         if not self._noting:
             self.check()
 
     def _watch_launcher(self, launcher: int) -> None:
-        """Without its launcher a process is an orphan: nobody would end it when its peers die."""
+        """Send SIGTERM to this process when its launcher dies, which otherwise would end it if a peer process fails."""
         while os.getppid() == launcher:
             if self._ended.wait(SECONDS_BETWEEN_LOOKS):
                 return
         os.kill(os.getpid(), signal.SIGTERM)
         if not self._ended.wait(GRACE_SECONDS):
-            sys.stderr.write("the launcher was killed, and this process waits for others in vain: it ends\n")
+            sys.stderr.write("The launcher was killed and another process does not respond. This process ends.\n")
             os._exit(PREEMPTED)
 
 
 def ignore_in_worker(_: int) -> None:
-    """For processes that load data: a signal to the whole group is for the training process, which ends them."""
+    """Ignore the signals in a data worker. A signal to the group is meant for the training process, which ends them."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _kill_workers() -> None:
-    """Those that somebody still holds on to when Python ends, as the traceback of an error does.
+@contextmanager
+def _workers_end_with_python() -> Iterator[None]:
+    """Kill data workers started in this context if they still live when Python ends.
 
-    They ignore the signal that Python ends them with, and it would wait for them without end.
+    A reference, such as the traceback of an error, can keep them alive. They ignore the SIGTERM that Python sends to
+    them, and Python would wait for them forever. Python runs the hooks of ``Finalize`` before it waits. A hook stays
+    after the context only if it left workers behind.
     """
+    others = set(multiprocessing.active_children())
+
+    def living_workers() -> list[Any]:
+        return [child for child in multiprocessing.active_children() if child.daemon and child not in others]
+
+    hook: Any = Finalize(None, lambda: _kill(living_workers()), exitpriority=100)  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        hook.cancel()
+        if workers := living_workers():
+            Finalize(None, _kill, args=(workers,), exitpriority=100)  # type: ignore[no-untyped-call]
+
+
+def _kill(workers: list[Any]) -> None:
     for child in multiprocessing.active_children():
-        if child.daemon:
+        if child in workers:
             child.kill()
-
-
-Finalize(None, _kill_workers, exitpriority=100)  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""What a person sees of a training: JSON lines always, a progress bar, and a tracker through Accelerate where asked.
+"""Output of a training: JSON lines, a progress bar, and optionally a tracker through Accelerate.
 
-Everything here is for the main process; the others say nothing.
+Only the main process writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",),
 
 
 def check_tracker(recipe: Recipe) -> None:
-    """DmgalError where the recipe's tracker is not installed."""
+    """Raise a DmgalError if the recipe's tracker is not installed."""
     tracker = recipe.train.tracker
     if tracker is None or any(find_spec(package) for package in PACKAGES[tracker]):
         return
@@ -31,12 +31,12 @@ def check_tracker(recipe: Recipe) -> None:
         "This tracker is not installed.",
         received=f"train.tracker: {tracker}",
         expected=f"the package {PACKAGES[tracker][0]}",
-        remedy=f"pip install {PACKAGES[tracker][0]}, or leave train.tracker out: log.jsonl has all of it",
+        remedy=f"Run 'pip install {PACKAGES[tracker][0]}', or remove train.tracker. log.jsonl has the same values.",
     )
 
 
 class Tracking:
-    """The log, the bar and the trackers of one training; use it as a context."""
+    """Log, progress bar and trackers of one training. Use it as a context."""
 
     def __init__(self, recipe: Recipe, run: Run, accelerator: Accelerator, quiet: bool) -> None:
         self._recipe, self._run, self._accelerator = recipe, run, accelerator
@@ -45,7 +45,7 @@ class Tracking:
         self._bar: tqdm[Any] | None = None
 
     def start(self, step: int) -> None:
-        """Opens the bar and the trackers for a training that has come to a step."""
+        """Open the bar and the trackers for a training that starts or resumes at a step."""
         train = self._recipe.train
         self._bar = tqdm(
             total=train.steps * train.tasks_per_step,
@@ -67,7 +67,7 @@ class Tracking:
             self._bar.close()
 
     def step(self, step: int, entry: dict[str, Any], seconds: float, data_seconds: float) -> None:
-        """One training step: ``loss``, ``losses`` by name, ``accuracy``, ``gradient_norm``, and the seconds so far."""
+        """Log a step: ``loss``, ``losses`` by name, ``accuracy``, ``gradient_norm``, and the total seconds so far."""
         if not self._main:
             return
         memory = peak_memory_mb()
@@ -86,27 +86,27 @@ class Tracking:
             self._bar.update(self._recipe.train.tasks_per_step)
 
     def bad_step(self, step: int, problem: str, in_row: int, most: int) -> None:
-        """A step that was left out."""
+        """Log a step that was skipped."""
         if not self._main:
             return
         self._log(step, bad_step=problem, bad_steps_in_a_row=in_row)
-        self.say(f"step {step}: {problem}; the step is left out ({in_row} in a row, {most} end the run)")
+        self.say(f"step {step}: {problem}, so the step is skipped ({in_row} in a row, {most} end the run)")
         if self._bar is not None:
             self._bar.update(self._recipe.train.tasks_per_step)
 
     def validation(self, step: int, result: Estimate) -> None:
-        """Accuracy on the validation classes."""
+        """Log the accuracy on the validation classes."""
         if self._main:
             width = {"half_width": result.half_width} if math.isfinite(result.half_width) else {}
             self._log(step, validation_accuracy=result.mean, **width)
 
     def note(self, step: int, **entry: Any) -> None:
-        """Anything else that belongs into the log."""
+        """Log other values."""
         if self._main:
             self._run.log(step=step, **entry)
 
     def say(self, message: str) -> None:
-        """One line on the terminal, above the bar."""
+        """Print a line above the bar."""
         if self._main:
             tqdm.write(message)
 
@@ -117,10 +117,10 @@ class Tracking:
             self._accelerator.log(numbers, step=step)
 
     def _options(self) -> dict[str, Any]:
-        """A run that is resumed goes on under its id; trackio knows runs by their names."""
+        """Return options with which trackers continue a resumed run: wandb by its id, trackio by its name."""
         name, key = self._run.folder.resolve().name, self._run.tracker_id()
-        one = name if key is None else f"{name}-{key}"  # older runs have no id
+        unique_name = name if key is None else f"{name}-{key}"  # older runs have no id
         return {
             "wandb": {"name": name, "id": key or name, "resume": "allow"},
-            "trackio": {"name": one, "resume": "allow"},
+            "trackio": {"name": unique_name, "resume": "allow"},
         }

@@ -1,4 +1,4 @@
-"""The tasks that a process trains on: which tasks a step has depends on the seed and the step alone."""
+"""Training tasks of a process. The tasks of a step depend only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TrainingData:
     """Episodes of the base classes, step by step.
 
     Args:
-        recipe: of the run.
-        catalog: its training split.
-        image_size: height of the clips, which are square.
+        recipe: the run's recipe.
+        catalog: the training split.
+        image_size: side of the square clips in pixels.
     """
 
     def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: int) -> None:
@@ -50,13 +50,13 @@ class TrainingData:
         )
 
     def steps(self, first: int, rank: int, world: int, pin_memory: bool) -> Iterator[list[Episode]]:
-        """This process's tasks of every step from ``first`` on: every ``world``-th of the step's."""
+        """Return this process's tasks of every step, starting at step ``first``: every ``world``-th task of a step."""
         train = self._recipe.train
         tasks = train.tasks_per_step
-        mine = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(first, train.steps)]
+        indices = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(first, train.steps)]
         loader = DataLoader(
             self._dataset,
-            batch_sampler=mine,
+            batch_sampler=indices,
             collate_fn=_as_list,
             num_workers=self._recipe.data.num_workers,
             pin_memory=pin_memory,
@@ -65,11 +65,11 @@ class TrainingData:
         return iter(loader)
 
     def task(self, number: int) -> Episode:
-        """One of all tasks, whatever process trains on it."""
+        """Return any task of the run, also one of another process."""
         return self._dataset[number]
 
     def tell_skipped(self) -> None:
-        """How many videos any process met that cannot be read; all must ask for it."""
+        """Report the number of unreadable videos that any process met. Every process must call this."""
         tell_met(self._dataset.bad_videos, "train")
 
 

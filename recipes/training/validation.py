@@ -1,4 +1,4 @@
-"""Accuracy on the validation classes while a model trains, on all processes; what was best, and when to stop."""
+"""Validation accuracy during training, on all processes, and selection of the best weights."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ VALIDATION_SEED = 1
 
 
 class Validation:
-    """The fixed tasks of a recipe on the validation classes; they are refused here rather than after the first steps.
+    """Fixed tasks of a recipe on the validation classes. Impossible tasks raise an error here, before the first step.
 
     Args:
-        recipe: of the run.
-        catalog: its validation split.
-        recognizer: what trains.
-        accelerator: of the run; on several processes each encodes and answers its share.
-        progress: whether to show bars.
+        recipe: the run's recipe.
+        catalog: the validation split.
+        recognizer: the model in training.
+        accelerator: the run's accelerator. On several processes each encodes and answers its share.
+        progress: True to show progress bars.
 
     Attributes:
-        tasks_hash: accuracies are of the same tasks where this is the same.
+        tasks_hash: hash of the tasks. Accuracies with equal hashes are comparable.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Validation:
         self.tasks_hash = self._hash_of_tasks()
 
     def accuracies(self) -> torch.Tensor:
-        """Of every task ``(E,)`` in ``[0, 1]``, the same on every process; all must ask for it."""
+        """Return the accuracies of all tasks ``(E,)`` in ``[0, 1]`` on every process. Every process must call this."""
         recipe, device = self._recipe, self._accelerator.device
         workers = 0 if recipe.data.keep_in_memory else recipe.data.num_workers
         with whole_weights(self._recognizer), self._accelerator.autocast():
@@ -64,11 +64,11 @@ class Validation:
             return evaluation.accuracies
 
     def tell_skipped(self) -> None:
-        """How many videos any process met that cannot be read; all must ask for it."""
+        """Report the number of unreadable videos that any process met. Every process must call this."""
         tell_met(self._clips.bad_videos, "val")
 
     def _hash_of_tasks(self) -> str:
-        """Of all that makes an accuracy comparable with one of before: which tasks, and of which frames."""
+        """Hash everything that makes accuracies comparable: the tasks, and the frames of their videos."""
         data, episode, train = self._recipe.data, self._recipe.episode, self._recipe.train
         frames = data.num_frames, data.test_resize, data.decoder, data.generate, data.seed
         tasks = episode.n_way, episode.k_shot, train.validation_episodes, VALIDATION_SEED
@@ -83,13 +83,13 @@ class Validation:
 
 @dataclass
 class Selection:
-    """The best validation so far; its fields are saved with a checkpoint.
+    """Best validation so far. Its fields are saved with a checkpoint.
 
     Attributes:
         best: accuracy in percent, None before the first validation.
-        accuracies: of the best one, by task: the same tasks each time, so that gains are paired.
-        step: of the last validation.
-        since_best: validations since the best one.
+        accuracies: accuracy of the best validation by task. Tasks never change, so gains are paired.
+        step: step of the last validation.
+        since_best: number of validations since the best one.
         tasks: hash of the tasks; empty in older checkpoints.
     """
 
@@ -100,12 +100,12 @@ class Selection:
     tasks: str = ""
 
     def take(self, step: int, accuracies: torch.Tensor) -> tuple[bool, str]:
-        """Whether a validation is the best so far, and a line that says so."""
+        """Add a validation and return whether it is the best so far, and a line for the log."""
         result, gain = Estimate.of(accuracies), ""
         better = self.best is None or result.mean > self.best
         if len(self.accuracies) == len(accuracies):
             change = Estimate.of(accuracies - torch.tensor(self.accuracies, dtype=torch.float64))
-            gain = f", {change.mean:+.1f} ± {change.half_width:.1f} to the best before" if better else ""
+            gain = f", {change.mean:+.1f} ± {change.half_width:.1f} over the previous best" if better else ""
         self.step = step
         self.since_best = 0 if better else self.since_best + 1
         if better:

@@ -1,4 +1,4 @@
-"""What tests of adapters share: the tiny backbones, videos for most of them, and a push off the starting point."""
+"""Fixtures of the adapter tests: tiny backbones, videos, and a perturbation of adapter weights."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def videos() -> Tensor:
 
 @pytest.fixture
 def perturb() -> Callable[[nn.Module], None]:
-    """Moves every adapter weight away from where it starts."""
+    """Return a function that moves every adapter weight away from its initial value."""
 
     def perturb(model: nn.Module) -> None:
         generator = torch.Generator().manual_seed(2)

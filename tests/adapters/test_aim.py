@@ -1,4 +1,4 @@
-"""AIM against the released code's numbers, and what must hold for any weights."""
+"""AIM: golden outputs of the released code, and properties for any weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def block() -> AIMBlock:
 
 
 def tokens(videos: int = 2, num_tokens: int = 5) -> torch.Tensor:
-    """In the authors' layout, ``(N, V*T, C)``."""
+    """Return tokens in the authors' layout, ``(N, V*T, C)``."""
     return random_tokens(videos, FRAMES, num_tokens, WIDTH).flatten(0, 1).transpose(0, 1)
 
 
@@ -31,7 +31,7 @@ def test_golden() -> None:
 
 
 def test_golden_through_the_parts() -> None:
-    """Whoever holds a block and calls the adapter's parts in their places gets the authors' block."""
+    """Calling the adapter's parts around a block gives the authors' block."""
     inputs, weights, info = read_golden("aim_block")
     module = AIMBlock(48, info["heads"], info["frames"]).eval()
     module.load_reference_state_dict(weights)
@@ -69,14 +69,14 @@ def test_nothing_is_added_at_the_start(dtype: torch.dtype) -> None:
     assert adapter.spatial(inputs).dtype == dtype
 
 
-def test_under_autocast_nothing_is_added_at_the_start() -> None:
+def test_nothing_is_added_at_the_start_under_autocast() -> None:
     adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)), tokens()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(inputs + adapter.temporal(inputs) + adapter.parallel(inputs), inputs)
         assert torch.equal(adapter.spatial(inputs), inputs)
 
 
-def test_the_block_starts_as_clips() -> None:
+def test_block_equals_clip_at_the_start() -> None:
     module, inputs = block().eval(), tokens()
     normed = module.attention_norm(inputs)
     expected = inputs + module.attention(normed, normed, normed, need_weights=False)[0]
@@ -101,7 +101,7 @@ def test_every_parameter_is_read() -> None:
 
 
 def influence(module: AIMBlock, frame: int, token: int) -> torch.Tensor:
-    """Which entries of what the temporal pass adds change with one token of one frame, ``(N, V*T)``."""
+    """Return a mask ``(N, V*T)`` of the temporal pass outputs that one token of one frame changes."""
     inputs = tokens()
     moved = inputs.clone()
     moved[token, frame] += 1
@@ -122,7 +122,7 @@ def test_any_number_of_videos() -> None:
     torch.testing.assert_close(module(inputs), alone)
 
 
-def test_frames_that_are_no_whole_videos() -> None:
+def test_incomplete_videos_are_refused() -> None:
     with pytest.raises(DmgalError, match="7 frames"):
         block()(tokens()[:, :7])
 

@@ -1,4 +1,4 @@
-"""Every adapter on one backbone, every backbone with one adapter; the full product is slow."""
+"""Adapter contract: every adapter on one backbone and every backbone with one adapter. The full product is slow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""D2ST-Adapter against the released code's numbers, its sampling points, and what must hold for any weights."""
+"""D2ST-Adapter: golden outputs of the released code, sampling points, and properties for any weights."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_identity_at_the_start() -> None:
 
 
 def test_every_parameter_is_read() -> None:
-    """But for the keys' bias, which moves all of a query's products alike; the released code has it."""
+    """The keys' bias is excluded, because it shifts all scores of a query equally. The released code has it."""
     adapter = D2STAdapter(SMALL)
     for path in (adapter.spatial, adapter.temporal):
         path.keys.bias.requires_grad_(False)
@@ -162,7 +162,7 @@ class TestPoints:
     def test_they_follow_the_patch_queries_of_their_group(self) -> None:
         attention, queries = self.attention(), self.queries()
         moved = queries.clone()
-        moved[:, :, 0] += torch.randn(8, generator=torch.Generator().manual_seed(1))  # the prefix token has no say
+        moved[:, :, 0] += torch.randn(8, generator=torch.Generator().manual_seed(1))  # the prefix token has no effect
         torch.testing.assert_close(attention.points(moved), attention.points(queries))
         moved[:, :, 1:, 2:4] = self.queries(1)[:, :, 1:, 2:4]  # the second of four groups
         changed = (attention.points(moved) - attention.points(queries)).abs().amax((0, 1, 3)).gt(1e-4)
@@ -187,7 +187,7 @@ class TestPoints:
         expected = torch.cat([inputs[:, t, n, 2 * g : 2 * g + 2] for g, (t, n) in enumerate(rows)], dim=1)
         torch.testing.assert_close(sampled, expected)
 
-    def test_prefix_tokens_ask_but_are_not_sampled(self) -> None:
+    def test_prefix_tokens_are_queries_but_not_sampled(self) -> None:
         attention, inputs = self.attention(), self.queries()
         moved = inputs.clone()
         moved[:, :, 0] += torch.randn(8, generator=torch.Generator().manual_seed(1))

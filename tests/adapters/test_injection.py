@@ -1,4 +1,4 @@
-"""What motion adapters do beyond the contract of all adapters (test_contract.py): layouts, refusals, casts."""
+"""Motion adapters beyond the common contract (test_contract.py): layouts, errors, casts."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def both():
     return CONFIGS["both"]
 
 
-def test_a_cmga_has_to_be_told_the_support(open_clip_visual, videos):
+def test_cmga_requires_num_support_in_every_call(open_clip_visual, videos):
     model = injected(open_clip_visual, both())
     with pytest.raises(DmgalError, match="num_support"):
         open_clip_visual.features(model, videos)
     open_clip_visual.features(model, videos, num_support=3)
-    with pytest.raises(DmgalError, match="num_support"):  # told once is not remembered
+    with pytest.raises(DmgalError, match="num_support"):  # the last call's value is not remembered
         open_clip_visual.features(model, videos)
 
 
@@ -65,7 +65,7 @@ def test_an_adapter_is_refused_by_another_backbone(tmp_path, open_clip_visual):
         peft.get_peft_model(open_clip_visual.make(), wider)
     other = open_clip_visual.make()
     torch.nn.init.normal_(other.conv1.weight)
-    with pytest.raises(DmgalError, match="same shape and other weights"):
+    with pytest.raises(DmgalError, match="same shape but other weights"):
         peft.PeftModel.from_pretrained(other, tmp_path)
     peft.PeftModel.from_pretrained(open_clip_visual.make().to(torch.bfloat16), tmp_path)
 

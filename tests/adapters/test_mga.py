@@ -1,4 +1,4 @@
-"""S-MGA and C-MGA against the released code's numbers, and what must hold for any weights."""
+"""S-MGA and C-MGA: golden outputs of the released code, and properties for any weights."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_parameters_at_the_width_of_a_resnet50() -> None:
 
 
 class TestTaskBoundary:
-    """What belongs to a video does not change with its company."""
+    """Per-video results do not depend on other videos."""
 
     def test_self_attention_sees_one_video(self) -> None:
         module, features = awaken(SelfMotionGuidedAttention(16)), maps(3)

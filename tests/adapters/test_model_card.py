@@ -19,14 +19,14 @@ def saved_card(config, folder):
 def test_card_tells_method_backbone_shapes_reconstruction_and_command(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/my_train.py", "--shots", "1"])
     config = DmgalConfig(num_frames=4)
-    config.backbone = "hf:somebody/some-vit"
+    config.backbone = "hf:owner/some-vit"
     card = saved_card(config, tmp_path)
     assert config.command is None, "the user's own config is left alone"
     assert "DMGAL-Adapter" in card and "arXiv 2411.11335" in card and "our reconstruction" in card
     for row in ("| width | 32 |", "| grid | [4, 4] |", "| smga_blocks | [0, 1] |", "| bottleneck | 8 |"):
         assert row in card, row
     assert "    my_train.py --shots 1\n" in card and "/somewhere" not in card
-    assert "library_name: peft" in card and "base_model: somebody/some-vit" in card
+    assert "library_name: peft" in card and "base_model: owner/some-vit" in card
     assert "More Information Needed" not in card
 
 

@@ -1,4 +1,4 @@
-"""What the adapters compute: the equations of their docstrings, and what they can and cannot see."""
+"""Motion adapters: the equations of their docstrings, and what affects their outputs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_the_arrow_of_time_needs_signed_values_or_a_temporal_code(signed, tempor
     assert (difference > 1e-3) if sees else (difference < 1e-12)
 
 
-def test_a_query_sees_the_support_and_no_other_query_and_the_support_sees_nothing():
+def test_only_queries_see_the_support_and_no_query_sees_another():
     adapter = randomized(CmgaAdapter(BottleneckShape(**SHAPE)))
     support, query, other = tokens(3, 1), tokens(2, 2), tokens(2, 3)
     alone = adapter(torch.cat([support, query[:1]]), num_support=3)

@@ -1,4 +1,4 @@
-"""An adapter that was trained on one library's CLIP works on another's: blocks are known by their index."""
+"""Adapters trained on one library's CLIP work on another's, because blocks are identified by index."""
 
 from __future__ import annotations
 

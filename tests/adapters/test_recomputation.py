@@ -1,4 +1,4 @@
-"""Work that is done again in the backward pass: the same result and gradients, in less memory."""
+"""Recomputation in the backward pass: the same result and gradients with less memory."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def adapter(dtype=torch.float64):
     return made
 
 
-def kept(monkeypatch):
-    """From here on nothing is done again: everything is kept, as torch does by itself."""
+def disable_recomputation(monkeypatch):
+    """Disable recomputation, so that torch saves all intermediate results."""
     monkeypatch.setattr(smga, "recomputed", lambda work, entering, parameters: work(entering))
     monkeypatch.setattr(
         smga, "residual_bottleneck", lambda tokens, down, between, up, within: tokens + up(between(down(tokens)))
@@ -51,11 +51,11 @@ def assert_close(found, expected, tolerance):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wants", [True, False], ids=["behind something trained", "behind what is frozen"])
-def test_an_adapter_gives_what_it_gives_with_everything_kept(monkeypatch, dtype, wants):
+def test_recomputation_gives_the_same_result_and_gradients(monkeypatch, dtype, wants):
     made, tolerance = adapter(dtype), {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}[dtype]
     tokens = torch.randn(3, 4, 65, 32, dtype=dtype, requires_grad=wants)
     found = result_and_gradients(made, tokens)
-    kept(monkeypatch)
+    disable_recomputation(monkeypatch)
     assert_close(found, result_and_gradients(made, tokens), tolerance)
 
 
@@ -65,33 +65,33 @@ def test_what_is_not_trained_gets_no_gradient(monkeypatch, name):
     made.get_parameter(name).requires_grad_(False)
     found = result_and_gradients(made, tokens)
     assert name not in found and made.get_parameter(name).grad is None
-    kept(monkeypatch)
+    disable_recomputation(monkeypatch)
     assert_close(found, result_and_gradients(made, tokens), 1e-12)
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3], ids=["small", "equal", "large"])
-def test_tokens_are_found_again_beside_changes_of_any_size(monkeypatch, size):
+def test_tokens_are_reconstructed_for_changes_of_any_size(monkeypatch, size):
     """The more a change outweighs the tokens, the fewer of their digits are left in the result."""
     made, tokens = adapter(torch.float32), torch.randn(3, 4, 65, 32, requires_grad=True)
     made.up.weight.data *= size
     found = result_and_gradients(made, tokens)
-    kept(monkeypatch)
+    disable_recomputation(monkeypatch)
     assert_close(found, result_and_gradients(made, tokens), 1e-5 * max(1, size))
 
 
-def test_the_second_time_is_under_the_autocast_of_the_first(monkeypatch):
+def test_recomputation_runs_under_the_autocast_of_forward(monkeypatch):
     made, tokens = adapter(torch.float32), torch.randn(2, 4, 65, 32)
     regions = []
     between = made._between
     made._between = lambda reduced: regions.append(torch.is_autocast_enabled("cpu")) or between(reduced)
     found = result_and_gradients(made, tokens, lambda: torch.autocast("cpu", torch.bfloat16))
     assert regions == [True, True]
-    kept(monkeypatch)
+    disable_recomputation(monkeypatch)
     assert_close(found, result_and_gradients(made, tokens, lambda: torch.autocast("cpu", torch.bfloat16)), 5e-2)
 
 
 def held(made, tokens):
-    """Bytes of the result and of what is kept for the way back; the tokens themselves may be let go."""
+    """Return the bytes of the result and of what is saved for backward. The tokens may be freed."""
     with LiveBytes() as live:
         result = made(1 * tokens)
     assert result.requires_grad
@@ -115,15 +115,15 @@ def test_backward_may_be_called_within_the_region():
     assert_close(gradients(inside=True), gradients(inside=False), 0.0)
 
 
-def test_it_keeps_no_attention_maps(monkeypatch):
+def test_attention_maps_are_not_saved(monkeypatch):
     made, tokens = adapter(torch.bfloat16), torch.randn(3, 4, 65, 32, dtype=torch.bfloat16)
     less = held(made, tokens)
-    kept(monkeypatch)
+    disable_recomputation(monkeypatch)
     maps = 3 * 3 * 4 * 65 * 65 * 2  # each direction's and their mean, of every frame
     assert held(made, tokens) - less > maps
 
 
-def test_in_full_precision_it_keeps_the_entrance_of_the_bottleneck_alone():
+def test_full_precision_saves_only_the_bottleneck_input():
     made, tokens = adapter(torch.float32), torch.randn(3, 4, 65, 32)
     assert held(made, tokens) == tokens.nbytes + tokens.nbytes // 4
 
@@ -133,12 +133,12 @@ def test_a_lora_on_the_way_down_may_drop_at_random(monkeypatch):
     made.down = nn.Sequential(made.down, nn.Dropout(0.5))
     torch.manual_seed(1)
     found = result_and_gradients(made, tokens)
-    kept(monkeypatch)
+    disable_recomputation(monkeypatch)
     torch.manual_seed(1)
     assert_close(found, result_and_gradients(made, tokens), 1e-5)
 
 
-def test_what_is_frozen_gets_no_gradient_and_is_not_asked_for_one():
+def test_frozen_inputs_and_parameters_get_no_gradient():
     linear = nn.Linear(3, 3)
     linear.bias.requires_grad_(False)
     entering = torch.randn(2, 3)

@@ -1,4 +1,4 @@
-"""ST-Adapter against the released code's numbers, and what must hold for any weights."""
+"""ST-Adapter: golden outputs of the released code, and properties for any weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters of several kinds in one backbone: their order, their names, and what LoRA wraps under them."""
+"""Several kinds of adapters in one backbone: order, names, and LoRA below them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def put_in(model: nn.Module, config: peft.PeftConfig, name: str) -> peft.PeftMod
 
 
 def perturbed(model: nn.Module) -> nn.Module:
-    """The same weights for the same parameters, whatever their order."""
+    """Give each parameter weights that depend only on its name."""
     for name, parameter in sorted(model.named_parameters()):
         if any(mark in name for mark in (".a.", ".b.")):
             seed = sum(map(ord, name.split("resblocks.")[-1])) % 1000
@@ -125,7 +125,7 @@ def test_a_failed_call_leaves_nothing_for_the_next():
     assert torch.equal(model(VIDEOS), expected)
 
 
-def test_a_second_call_while_biases_are_changed_is_refused():
+def test_nested_bitfit_call_is_refused():
     model = put_in(CLIP.make(), KINDS["BitFit"], "a")
     norm = model.get_base_model().transformer.resblocks[0].ln_1
     handle = norm.register_forward_pre_hook(lambda module, inputs: module.forward(*inputs) and None)

@@ -1,4 +1,4 @@
-"""TDSAM against the released code's numbers, and what its values over time see."""
+"""TDSAM: golden outputs of the released code, and effects of its values over time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dmgal.errors import DmgalError
 
 
 def awake(channels: int = 16) -> TDSAM:
-    """Random weights everywhere, so that no gamma of zero hides what a test should see; evaluation mode."""
+    """Return a TDSAM with perturbed weights in evaluation mode, so that no zero gamma hides an effect."""
     generator = torch.Generator().manual_seed(0)
     module = TDSAM(channels)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adapters under what trains them: torch.compile, gradient checkpointing, several processes."""
+"""Adapters under torch.compile, gradient checkpointing and several processes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_checkpointing_of_transformers_gives_the_same_gradients(name, backbone):
 
 
 def test_two_calls_of_other_layouts_before_one_backward_pass():
-    """What is computed again takes the division of its own call, not that of the last one."""
+    """Recomputation uses the layout of its own call, not that of the last one."""
     model = awake(DmgalConfig(num_frames=4, temporal=False))
     results = []
     for checkpoint in (False, True):
@@ -107,7 +107,7 @@ def test_two_calls_of_other_layouts_before_one_backward_pass():
 
 
 def test_a_librarys_checkpointing_that_runs_hooks_again_is_refused():
-    """Without a division of frames into videos the hooks could only guess."""
+    """Without a layout the hooks cannot know how frames form videos."""
     model = awake(SmgaConfig(num_frames=4)).train()
     model.get_base_model().set_grad_checkpointing(True)
     features = model(videos(3))

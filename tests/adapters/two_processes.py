@@ -1,4 +1,4 @@
-"""Started by torchrun: trains every adapter for three steps and prints how far two processes are apart."""
+"""Worker for torchrun: train every adapter for three steps and print the difference between two processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from test_training_mechanics import ADAPTERS, awake
 
 
 def differences(name: str) -> tuple[float, float]:
-    """The largest difference between the processes' weights, and how far the weights have moved."""
+    """Return the largest difference between the processes' weights, and the largest change of the weights."""
     model = awake(ADAPTERS[name]).train()
     parallel = DistributedDataParallel(FrameEncoder(model, pooling="cls+patch_mean"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,4 +1,4 @@
-"""Transformers of any make: found without a word, by a few words, or refused with what was seen."""
+"""Tests of unknown vision transformers: found automatically, found with hints, or refused with an explanation."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Residual(nn.Module):
 
 
 class FromTorch(nn.Module):
-    """torch's own encoder: tokens first, tokens averaged, no norm behind it."""
+    """A ViT with torch's own encoder: tokens first, mean of the tokens, no final norm."""
 
     def __init__(self, norm_first: bool):
         super().__init__()
@@ -64,7 +64,7 @@ class FromTorch(nn.Module):
 
 
 class PairBlock(nn.Module):
-    """Gives its attention's weights beside the tokens; has no MLP of its own."""
+    """A block without an MLP that returns tokens and attention weights."""
 
     def __init__(self, block):
         super().__init__()
@@ -90,35 +90,35 @@ class Pairs(HandWrittenViT):
 
 
 class Positioned(Attention):
-    """Knows the places of its tokens by itself."""
+    """An attention that adds positions to its tokens."""
 
     def forward(self, x):
         return super().forward(x + torch.linspace(0, 1, x.shape[1])[:, None])
 
 
-class TestFoundWithoutAWord:
+class TestFoundAutomatically:
     @pytest.mark.parametrize("norm_first", [True, False])
-    def test_torch_s_own_encoder(self, norm_first):
+    def test_torch_transformer_encoder(self, norm_first):
         model = frozen(FromTorch(norm_first))
         spec = find_spec(model)
         torch.testing.assert_close(encoded(model), model(images()))
         assert not spec.batch_first and spec.num_prefix_tokens == 0
         assert spec.parts == (BlockParts("norm1", "self_attn", "norm2", None) if norm_first else None)
 
-    def test_torchvision_s_blocks_have_names(self):
+    def test_torchvision_blocks_with_names(self):
         model = frozen(VisionTransformer(32, 8, 3, 2, 32, 64, num_classes=5))
         spec = find_spec(model)
         assert torch.equal(encoded(model), model(images()))
         assert spec.block_names()[2] == "encoder.layers.encoder_layer_2"
         assert spec.parts == BlockParts("ln_1", "self_attention", "ln_2", "mlp")
 
-    def test_blocks_that_return_more_than_tokens(self):
+    def test_blocks_that_return_tuples(self):
         model = frozen(Pairs())
         assert torch.equal(encoded(model), model(images()))
         assert find_spec(model).parts == BlockParts("norm", "attention", None, None)
 
-    def test_a_family_that_no_file_describes(self):
-        """transformers' BEiT, with the positions of its attention fixed; loaded from a hub it has a preprocessor."""
+    def test_unlisted_transformers_family(self):
+        """Check transformers' BEiT, with relative positions in its attention and a preprocessor config."""
         options = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
         model = frozen(BeitModel(BeitConfig(**options, image_size=32, patch_size=8, use_relative_position_bias=True)))
         model.dmgal_preprocessing = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.4, 0.5, 0.6]}
@@ -126,7 +126,7 @@ class TestFoundWithoutAWord:
         assert (spec.mean, spec.std, spec.num_prefix_tokens) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6), 1)
         assert torch.equal(encoded(model), model(images()).pooler_output)
 
-    def test_blocks_that_are_made_of_two_residual_halves(self):
+    def test_blocks_of_two_residual_modules(self):
         model = hand_written()
         model.blocks = nn.ModuleList(
             nn.Sequential(Residual(b.norm1, b.attn), Residual(b.norm2, b.mlp)) for b in model.blocks
@@ -134,7 +134,7 @@ class TestFoundWithoutAWord:
         assert find_spec(model).parts is None
         assert torch.equal(encoded(model), model(images())) and torch.equal(encoded(model), hand_written()(images()))
 
-    def test_an_mlp_that_stands_first_is_no_attention(self):
+    def test_leading_mlp_is_not_taken_for_attention(self):
         model = hand_written()
         for block in model.blocks:
             block.norm1, block.attn, block.norm2, block.mlp = block.norm2, block.mlp, block.norm1, block.attn
@@ -142,7 +142,7 @@ class TestFoundWithoutAWord:
         assert spec.parts is None and spec.attend is None
         assert torch.equal(encoded(model), model(images()))
 
-    def test_attention_that_knows_places_is_told_apart(self):
+    def test_attention_with_positions_is_detected(self):
         model = hand_written()
         for block in model.blocks:
             block.attn.__class__ = Positioned
@@ -150,13 +150,13 @@ class TestFoundWithoutAWord:
         assert spec.rotary and spec.attend is None
         assert torch.equal(encoded(model), model(images()))
 
-    def test_a_second_look_is_not_needed(self):
+    def test_spec_is_found_only_once(self):
         model = hand_written()
         spec = find_spec(model)
         model.forward = None
         assert find_spec(model) is spec
 
-    def test_the_model_comes_back_as_it_was(self):
+    def test_model_is_left_unchanged(self):
         model = HandWrittenViT(32, **SIZES).train()
         model.norm.eval()
         state = torch.get_rng_state()
@@ -170,7 +170,7 @@ class TestFoundWithoutAWord:
         model, frames = hand_written().bfloat16(), images().bfloat16()
         assert torch.equal(FrameEncoder(model).encode(frames[None])["features"][0], model(frames))
 
-    def test_a_copy_takes_its_spec_along(self):
+    def test_copy_keeps_its_spec(self):
         model = hand_written()
         find_spec(model)
         twin = copy.deepcopy(model)
@@ -181,7 +181,7 @@ class TestFoundWithoutAWord:
 
 
 @torch.enable_grad()
-def test_gradients_flow_from_the_tail_into_the_tokens():
+def test_gradients_flow_through_pool_to_tokens():
     model = hand_written()
     spec = find_spec(model)
     tokens = torch.randn(2, 17, 32, requires_grad=True)
@@ -189,8 +189,8 @@ def test_gradients_flow_from_the_tail_into_the_tokens():
     assert tokens.grad[:, 0].abs().sum() > 0 and tokens.grad[:, 1:].abs().sum() == 0
 
 
-class Nothing(nn.Module):
-    """A head that keeps the feature to itself."""
+class OpaqueHead(nn.Module):
+    """A head whose output contains no recognizable feature."""
 
     def forward(self, x):
         return {"what": x}
@@ -205,7 +205,7 @@ class LastClassToken(HandWrittenViT):
 
 
 class FromTheMiddle(HandWrittenViT):
-    """Its feature is not made of the last block's tokens alone."""
+    """A model whose feature depends on more than the last block's tokens."""
 
     def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -231,7 +231,7 @@ class Masked(HandWrittenViT):
 
 
 class Unblocked(HandWrittenViT):
-    """Its blocks are lists of layers, so nobody calls them and no hook can stand behind them."""
+    """A model whose blocks are lists of layers, which are never called and cannot have hooks."""
 
     def __init__(self):
         super().__init__(32, **SIZES)
@@ -255,7 +255,7 @@ class TwoTowers(nn.Module):
         return self.one(x) + self.other(x)
 
 
-def backwards():
+def blocks_out_of_order():
     model = hand_written()
     model.blocks.forward = None
     model.forward = lambda x: model.norm(model.blocks[0](model.blocks[1](model.patches(x).flatten(2).mT))).mean(1)
@@ -271,39 +271,39 @@ class TestRefused:
             (lambda: FromTheMiddle(32, **SIZES), "do not give what it gives"),
             (Masked, "give run_block="),
             (Unblocked, r"no stack is called with tokens.*blocks \(3 x ModuleList"),
-            (backwards, "not called once each, in order"),
+            (blocks_out_of_order, "not called once each, in order"),
             (lambda: hand_written().to("meta"), "meta device"),
             (lambda: nn.Sequential(hand_written().patches, nn.Flatten(2)), "stacks of equal blocks: none"),
         ],
     )
-    def test_with_the_candidates_and_what_to_write(self, make, message):
+    def test_error_lists_candidates_and_remedy(self, make, message):
         with pytest.raises(DmgalError, match=message) as error:
             find_spec(make())
         assert "describe_backbone(model, blocks=" in str(error.value)
         if "none" not in message:
             assert "blocks (3 x" in str(error.value) and "width 32)" in str(error.value)
 
-    def test_an_unknown_size_of_images(self):
+    def test_unknown_image_size(self):
         model = hand_written()
         del model.position
         with pytest.raises(DmgalError, match="give image_size="):
             find_spec(model)
 
-    def test_a_wrong_size_of_images(self):
+    def test_wrong_image_size(self):
         with pytest.raises(DmgalError, match=r"could not be run on images \(2, 3, 40, 40\)"):
             describe_backbone(hand_written(), image_size=(40, 40))
 
-    def test_blocks_of_a_name_that_is_none(self):
+    def test_unknown_blocks_path(self):
         with pytest.raises(DmgalError, match=r"named 'layers'.*blocks \(3 x Block, width 32\)"):
             describe_backbone(hand_written(), blocks="layers")
 
-    def test_words_that_are_no_fields(self):
+    def test_unknown_fields(self):
         with pytest.raises(DmgalError, match=r"received: gird\n.*grid"):
             describe_backbone(hand_written(), gird=(4, 4))
 
 
-class TestByHand:
-    def test_a_spec_of_the_user_s_own(self):
+class TestDescribedByHand:
+    def test_handwritten_spec(self):
         model = hand_written()
         model.dmgal_spec = BackboneSpec(
             library="mine",
@@ -331,7 +331,7 @@ class TestByHand:
         assert find_spec(model).library == "mine"
         assert torch.equal(encoded(model), model(images()))
 
-    def test_one_tower_of_two(self):
+    def test_one_of_two_towers(self):
         model = frozen(TwoTowers())
         spec = describe_backbone(
             model, blocks="other.blocks", run=lambda model, x: model.other(x), mean=(0.1, 0.2, 0.3)
@@ -340,14 +340,14 @@ class TestByHand:
         assert torch.equal(encoded(model), model.other(images()))
         assert [type(module) for module in spec.modules_above_blocks(model)] == [TwoTowers, HandWrittenViT]
 
-    def test_blocks_that_are_told_more_than_tokens(self):
+    def test_blocks_with_extra_arguments(self):
         model = frozen(Masked())
         describe_backbone(model, run_block=lambda model, block, tokens: block(tokens, torch.zeros(16, 1)))
         assert torch.equal(encoded(model), model(images()))
 
-    def test_a_model_without_a_feature_of_its_own(self):
+    def test_model_without_own_feature(self):
         model = hand_written()
-        model = nn.Sequential(model, Nothing())
+        model = nn.Sequential(model, OpaqueHead())
         find_spec(model)
         assert encoded(model, pooling="patch_mean").shape == (2, 32)
         with pytest.raises(DmgalError, match="no feature of its own"):
@@ -355,14 +355,14 @@ class TestByHand:
         describe_backbone(model, pool=lambda model, tokens: model[0].norm(tokens[:, 0]))
         assert torch.equal(encoded(model), model[0](images()))
 
-    def test_patches_without_a_norm_behind_the_blocks(self):
+    def test_patch_pooling_without_final_norm(self):
         model = frozen(FromTorch(True))
         with pytest.raises(DmgalError, match="no norm stands behind"):
             encoded(model, pooling="patch_mean")
         describe_backbone(model, norm=lambda model, tokens: tokens)
         torch.testing.assert_close(encoded(model, pooling="patch_mean"), model(images()))
 
-    def test_the_size_where_nothing_tells_it(self):
+    def test_explicit_image_size(self):
         model = WideViT((32, 48), **SIZES)
         del model.image_size
         assert describe_backbone(model, image_size=(32, 48)).grid == (4, 6)

@@ -1,4 +1,4 @@
-"""Frames in, features out: without adapters the encoder is the backbone."""
+"""Tests of the encoder: without adapters, its features are those of the backbone."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def normalized(clips, spec):
     return (clips / 255 - mean) / std
 
 
-def test_own_pooling_is_the_backbone_itself(tiny_clip, clips):
+def test_own_pooling_equals_the_backbone(tiny_clip, clips):
     encoder = FrameEncoder(tiny_clip)
     expected = tiny_clip(normalized(clips, encoder.spec).flatten(0, 1)).unflatten(0, (2, 3))
     torch.testing.assert_close(encoder.encode(clips)["features"], expected, rtol=0, atol=1e-5)
 
 
-def test_floating_point_is_taken_as_normalized(tiny_clip, clips):
+def test_floating_point_input_is_not_normalized(tiny_clip, clips):
     encoder = FrameEncoder(tiny_clip)
     features = encoder.encode(normalized(clips, encoder.spec))["features"]
     torch.testing.assert_close(features, encoder.encode(clips)["features"], rtol=0, atol=1e-5)
@@ -41,12 +41,12 @@ def test_floating_point_is_taken_as_normalized(tiny_clip, clips):
     ("pooling", "shape"),
     [(None, (128,)), ("patch_mean", (128,)), ("cls+patch_mean", (256,)), ("map", (96, 6, 6))],
 )
-def test_poolings_have_their_shapes(tiny_clip, clips, pooling, shape):
+def test_pooling_output_shapes(tiny_clip, clips, pooling, shape):
     assert FrameEncoder(tiny_clip, pooling).encode(clips)["features"].shape == (2, 3, *shape)
 
 
-def test_poolings_agree_with_each_other(tiny_clip, clips):
-    """The patch mean is the projected mean of the map, and both halves of the pair are what they are alone."""
+def test_poolings_are_consistent(tiny_clip, clips):
+    """Check that the patch mean is the projected mean of the map, and that the pair concatenates the two features."""
     own, mean, pair, maps = (
         FrameEncoder(tiny_clip, pooling).encode(clips)["features"]
         for pooling in (None, "patch_mean", "cls+patch_mean", "map")
@@ -55,8 +55,8 @@ def test_poolings_agree_with_each_other(tiny_clip, clips):
     assert torch.equal(pair, torch.cat([own, mean], -1))
 
 
-def test_a_map_keeps_patches_in_their_place(tiny_clip):
-    """A change in one corner of the picture changes the features of that corner most."""
+def test_map_keeps_patch_positions(tiny_clip):
+    """Check that a change in one corner of the image changes the features of that corner most."""
     clip = torch.full((1, 1, 3, 48, 48), 100, dtype=torch.uint8)
     changed = clip.clone()
     changed[..., :8, 40:] = 255
@@ -65,7 +65,7 @@ def test_a_map_keeps_patches_in_their_place(tiny_clip):
     assert difference.argmax() == 5  # first row, last column
 
 
-def test_without_a_task_layer_a_state_is_the_features_of_each_video_alone(tiny_clip, clips):
+def test_state_without_task_layer_is_features_of_each_video(tiny_clip, clips):
     encoder = FrameEncoder(tiny_clip)
     together = encoder.encode(clips)["features"]
     for video in range(2):
@@ -73,26 +73,26 @@ def test_without_a_task_layer_a_state_is_the_features_of_each_video_alone(tiny_c
         torch.testing.assert_close(alone[0], together[video], rtol=0, atol=1e-5)
 
 
-def test_unknown_pooling_lists_the_known(tiny_clip):
+def test_unknown_pooling_error_lists_valid_ones(tiny_clip):
     with pytest.raises(DmgalError, match="'patch_mean'"):
         FrameEncoder(tiny_clip, "max")
 
 
-def test_unrecognized_backbone_lists_the_stacks_that_were_seen():
+def test_unrecognized_backbone_error_lists_stacks():
     blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(3))
     with pytest.raises(DmgalError, match=r"blocks \(3 x Sequential, width 2\)"):
         find_spec(torch.nn.ModuleDict({"blocks": blocks}))
 
 
 @pytest.mark.parametrize("pooling", [None, "patch_mean", "cls+patch_mean", "map"])
-def test_the_width_of_features_is_known_before_any_video(pooling):
+def test_feature_width_is_known_before_encoding(pooling):
     encoder = FrameEncoder(load_backbone("tiny-clip"), pooling)
     video = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8)
     with torch.no_grad():
         assert encoder.feature_width == encoder.encode(video)["features"].shape[2]
 
 
-def test_checkpointed_blocks_want_blocks() -> None:
+def test_checkpoint_blocks_requires_blocks() -> None:
     from transformers import ResNetConfig, ResNetModel
 
     network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))

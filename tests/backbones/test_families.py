@@ -1,4 +1,4 @@
-"""Every backbone that is supported: the encoder gives the library's own features, and the spec says what is so."""
+"""Tests of every supported backbone: the encoder gives the library's own features, and the spec is right."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def backbone(name) -> TinyBackbone:
 
 
 @torch.no_grad()
-def test_own_pooling_is_the_library_itself(backbone):
+def test_own_pooling_equals_the_library(backbone):
     model, videos = backbone.make(), backbone.videos(2)
     expected = backbone.features(model, videos.flatten(0, 1))
     features = FrameEncoder(model).encode(videos)["features"].flatten(0, 1)
@@ -121,7 +121,7 @@ def test_own_pooling_is_the_library_itself(backbone):
 
 
 @torch.no_grad()
-def test_poolings_of_patches_agree_with_each_other(name, backbone):
+def test_patch_poolings_are_consistent(name, backbone):
     model, videos = backbone.make(), backbone.videos(1)
     own, mean, pair, maps = (
         FrameEncoder(model, pooling).encode(videos)["features"]
@@ -137,8 +137,8 @@ def test_poolings_of_patches_agree_with_each_other(name, backbone):
 
 
 @torch.no_grad()
-def test_maps_keep_patches_in_their_place(backbone):
-    """A change in one patch of the picture changes the token of that place most: prefix and grid are right."""
+def test_maps_keep_patch_positions(backbone):
+    """Check prefix and grid: a change of one patch changes the token at its position most."""
     model = backbone.make()
     encoder = FrameEncoder(model, "map")
     image = backbone.videos(1, frames=1)
@@ -149,7 +149,7 @@ def test_maps_keep_patches_in_their_place(backbone):
         assert divmod(int(difference.argmax()), difference.shape[1]) == (row, column)
 
 
-def test_the_spec_says_what_is_so(name, backbone):
+def test_spec_describes_the_model(name, backbone):
     model = backbone.make()
     spec = find_spec(model)
     assert (spec.num_blocks, spec.width, spec.image_size) == (3, WIDTH, backbone.size)
@@ -164,15 +164,15 @@ def test_the_spec_says_what_is_so(name, backbone):
 
 
 @torch.no_grad()
-def test_parts_are_what_they_are_called(backbone):
-    """What ``attend`` makes of the attention's norm is what the attention gave inside the block."""
+def test_block_parts_are_right(backbone):
+    """Check that ``attend``, applied to the output of the attention's norm, gives the attention's output."""
     model = backbone.make()
     spec = find_spec(model)
     block = model.get_submodule(spec.block_names()[1])
-    seen = {}
+    outputs = {}
     handles = [
         block.get_submodule(getattr(spec.parts, part)).register_forward_hook(
-            lambda module, inputs, output, part=part: seen.update(
+            lambda module, inputs, output, part=part: outputs.update(
                 {part: output[0] if isinstance(output, tuple) else output}
             )
         )
@@ -181,18 +181,18 @@ def test_parts_are_what_they_are_called(backbone):
     backbone.features(model, backbone.videos(1).flatten(0, 1))
     for handle in handles:
         handle.remove()
-    assert list(seen) == ["attention_norm", "attention", "mlp_norm", "mlp"]
-    assert len({tuple(output.shape) for output in seen.values()}) == 1
+    assert list(outputs) == ["attention_norm", "attention", "mlp_norm", "mlp"]
+    assert len({tuple(output.shape) for output in outputs.values()}) == 1
     assert (spec.attend is None) == spec.rotary
     if spec.attend is not None:
-        assert torch.equal(spec.attend(block, seen["attention_norm"]), seen["attention"])
-        other_number = seen["attention_norm"][:5, :5]  # as AIM attends over frames
-        assert spec.attend(block, other_number).shape == other_number.shape
+        assert torch.equal(spec.attend(block, outputs["attention_norm"]), outputs["attention"])
+        five_tokens = outputs["attention_norm"][:5, :5]  # another number of tokens, as in AIM's attention over frames
+        assert spec.attend(block, five_tokens).shape == five_tokens.shape
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MORE)  # the others are in the adapters' contract
-def test_an_adapter_changes_nothing_at_the_start_and_then_the_same_either_way(name):
+@pytest.mark.parametrize("name", MORE)  # the others are tested by the adapters' contract
+def test_adapter_starts_as_identity_and_encoder_equals_forward(name):
     backbone = BACKBONES[name]
     videos = backbone.videos(2)
     expected = backbone.features(backbone.make(), videos.flatten(0, 1))
@@ -212,7 +212,7 @@ def test_an_adapter_changes_nothing_at_the_start_and_then_the_same_either_way(na
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_the_fingerprint_is_of_the_weights(name):
+def test_fingerprint_depends_on_weights(name):
     backbone = BACKBONES[name]
     model = backbone.make()
     spec = find_spec(model)
@@ -226,12 +226,12 @@ def test_the_fingerprint_is_of_the_weights(name):
     ("name", "normalization"),
     [("transformers CLIP", OPENAI), ("SigLIP", HALF), ("ViT", HALF), ("DeiT", IMAGENET), ("DINOv3", IMAGENET)],
 )
-def test_normalization_is_the_one_of_the_weights(name, normalization):
+def test_normalization_matches_the_weights(name, normalization):
     spec = find_spec(BACKBONES[name].make())
     assert (spec.mean, spec.std) == normalization
 
 
-def test_what_a_library_says_of_its_images_counts():
+def test_preprocessing_config_overrides_defaults():
     model = tiny_backbones.timm_vit()
     model.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     assert find_spec(model).std == (0.4, 0.5, 0.6)
@@ -247,7 +247,7 @@ def test_what_a_library_says_of_its_images_counts():
 
 @torch.no_grad()
 def test_positions_are_not_jittered_in_training_mode():
-    """A video is encoded twice when it is replayed, and block by block."""
+    """Check that encoding a video twice gives equal features, as two-pass training requires."""
     model = tiny_backbones.of_transformers("DINOv3ViT", num_register_tokens=0, pos_embed_rescale=2.0).train()
     videos = torch.randn(1, 2, 3, SIZE, SIZE)
     encoder = FrameEncoder(model)
@@ -255,7 +255,7 @@ def test_positions_are_not_jittered_in_training_mode():
     assert model.rope_embeddings.training
 
 
-def test_a_siglip_without_its_head_has_patches_only():
+def test_siglip_without_head_supports_patch_pooling_only():
     model = tiny_backbones.of_transformers("SiglipVision", vision_use_head=False)
     videos = torch.randn(1, 2, 3, SIZE, SIZE)
     assert FrameEncoder(model, "patch_mean").encode(videos)["features"].shape == (1, 2, WIDTH)

@@ -1,4 +1,4 @@
-"""Frozen attention of open_clip projects all tokens in one product, in training and under autocast."""
+"""Test that open_clip's frozen attention projects all tokens in one product in training and under autocast."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmgal.backbones import FrameEncoder
 
 
 class BatchedProducts(TorchDispatchMode):
-    """Counts them while it is entered."""
+    """A counter of batched matrix products inside the context."""
 
     count = 0
 
@@ -23,15 +23,15 @@ class BatchedProducts(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(("training", "autocast"), [(True, False), (False, True)], ids=["training", "autocast"])
-def test_it_projects_at_once_gives_the_same_and_leaves_no_trace(training, autocast):
+def test_one_product_gives_equal_features_and_leaves_no_hooks(training, autocast):
     torch.manual_seed(0)
     encoder = FrameEncoder(open_clip_model().visual.requires_grad_(False)).eval()
     height, width = encoder.image_size
     videos = torch.randn(2, 3, 3, height, width)
-    region = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
+    context = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     expected = encoder.encode(videos)["features"]
     encoder.train(training)
-    with region, BatchedProducts() as products:
+    with context, BatchedProducts() as products:
         features = encoder.encode(videos)["features"]
     assert products.count == 0
     torch.testing.assert_close(features.float(), expected, rtol=0, atol=0.05 if autocast else 1e-5)

@@ -1,4 +1,4 @@
-"""CLIP's activation in half of the memory: the bits of each library's own, and gradients no worse."""
+"""Tests of the memory-efficient QuickGELU: bit-identical to the libraries, with gradients at least as accurate."""
 
 from __future__ import annotations
 
@@ -28,49 +28,49 @@ BACKBONES = {
 }
 
 
-ENTERING = torch.cat([8 * torch.randn(5000, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 60, -60])])
+INPUTS = torch.cat([8 * torch.randn(5000, generator=torch.Generator().manual_seed(0)), torch.tensor([0.0, 60, -60])])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_results_are_the_librarys_to_the_bit(library, dtype):
-    entering = ENTERING.to(dtype)
-    expected = LIBRARIES[library]()(entering)
-    assert torch.equal(QuickGELU()(entering), expected)
-    assert torch.equal(QuickGELU()(entering.requires_grad_()), expected)
+def test_results_are_bit_identical_to_the_library(library, dtype):
+    x = INPUTS.to(dtype)
+    expected = LIBRARIES[library]()(x)
+    assert torch.equal(QuickGELU()(x), expected)
+    assert torch.equal(QuickGELU()(x.requires_grad_()), expected)
     assert expected.dtype == dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_gradients_are_nearer_to_the_true_ones_than_the_librarys(dtype):
-    entering, upstream = ENTERING.to(dtype), ENTERING.flip(0).to(dtype)
+def test_gradients_are_at_least_as_accurate_as_the_librarys(dtype):
+    x, upstream = INPUTS.to(dtype), INPUTS.flip(0).to(dtype)
 
-    def gradient(activation: nn.Module, numbers: torch.dtype) -> torch.Tensor:
-        leaf = entering.to(numbers).requires_grad_()
-        (found,) = torch.autograd.grad(activation(1 * leaf), leaf, upstream.to(numbers))
-        assert found.dtype == numbers
-        return found.double()
+    def gradient(activation: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+        leaf = x.to(dtype).requires_grad_()
+        (result,) = torch.autograd.grad(activation(1 * leaf), leaf, upstream.to(dtype))
+        assert result.dtype == dtype
+        return result.double()
 
     librarys = LIBRARIES["transformers"]()
-    true = gradient(librarys, torch.float64)
-    ours = (gradient(QuickGELU(), dtype) - true).abs().max()
+    reference = gradient(librarys, torch.float64)
+    ours = (gradient(QuickGELU(), dtype) - reference).abs().max()
     if dtype == torch.float64:
         assert ours <= 1e-13
     else:
-        assert ours <= (gradient(librarys, dtype) - true).abs().max()
+        assert ours <= (gradient(librarys, dtype) - reference).abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_gradients_are_numbers_out_to_the_ends_of_half_precision(dtype):
+def test_gradients_are_finite_at_the_limits_of_half_precision(dtype):
     leaf = torch.tensor([6e4, -6e4], dtype=dtype, requires_grad=True)
     QuickGELU()(leaf).backward(torch.ones(2, dtype=dtype))
     assert leaf.grad.tolist() == [1, 0]
 
 
-def test_it_keeps_its_input_alone():
+def test_only_the_input_is_saved_for_backward():
     leaf = torch.randn(1000, requires_grad=True)
 
-    def held(activation: nn.Module) -> int:
+    def live_bytes(activation: nn.Module) -> int:
         with LiveBytes() as live:
             results = [1 * leaf]
             results.append(activation(results[0]))
@@ -78,18 +78,18 @@ def test_it_keeps_its_input_alone():
         return live.now
 
     for library in LIBRARIES.values():
-        assert held(library()) - held(QuickGELU()) == leaf.nbytes
+        assert live_bytes(library()) - live_bytes(QuickGELU()) == leaf.nbytes
 
 
-def test_compiled_it_gives_the_same():
+def test_compiled_results_are_equal():
     torch.manual_seed(0)
-    entering = torch.randn(100)
+    x = torch.randn(100)
     compiled = torch.compile(QuickGELU(), backend="eager", fullgraph=True)
-    assert torch.equal(compiled(entering), QuickGELU()(entering))
+    assert torch.equal(compiled(x), QuickGELU()(x))
 
 
 @pytest.mark.parametrize("library", BACKBONES)
-def test_an_encoder_uses_it_in_every_block_and_changes_no_bit(library):
+def test_encoder_replaces_activation_in_every_block_bit_identically(library):
     torch.manual_seed(0)
     backbone = BACKBONES[library]().eval()
     blocks, images = 3, torch.randn(2, 3, 32, 32)
@@ -100,11 +100,11 @@ def test_an_encoder_uses_it_in_every_block_and_changes_no_bit(library):
     assert sum(isinstance(module, QuickGELU) for module in encoder.modules()) == blocks
     assert list(backbone.state_dict()) == names
     after = backbone(images)
-    for one, other in zip(_tensors(before), _tensors(after), strict=True):
-        assert torch.equal(one, other)
+    for tensor_before, tensor_after in zip(_tensors(before), _tensors(after), strict=True):
+        assert torch.equal(tensor_before, tensor_after)
 
 
-def test_one_of_that_name_that_gives_otherwise_is_left_alone():
+def test_module_with_another_slope_is_not_replaced():
     class QuickGELU(nn.Module):
         def forward(self, x):
             return x * torch.sigmoid(1.7 * x)
@@ -114,26 +114,26 @@ def test_one_of_that_name_that_gives_otherwise_is_left_alone():
     assert type(block[0]) is QuickGELU
 
 
-def test_one_that_is_watched_is_left_alone():
+def test_module_with_hooks_is_not_replaced():
     block = nn.Sequential(transformers.activations.QuickGELUActivation())
     block[0].register_forward_hook(lambda *arguments: None)
     use_quick_gelu([block])
     assert not isinstance(block[0], QuickGELU)
 
 
-def test_it_can_be_differentiated_twice_and_mapped():
+def test_double_backward_and_vmap():
     ours, librarys = QuickGELU(), LIBRARIES["transformers"]()
-    numbers = ENTERING[:50].double()
-    assert torch.autograd.gradgradcheck(ours, numbers.clone().requires_grad_())
+    inputs = INPUTS[:50].double()
+    assert torch.autograd.gradgradcheck(ours, inputs.clone().requires_grad_())
 
-    def of_each(activation: nn.Module) -> torch.Tensor:
-        return torch.func.vmap(torch.func.grad(lambda number: activation(number).sum()))(numbers)
+    def mapped_gradients(activation: nn.Module) -> torch.Tensor:
+        return torch.func.vmap(torch.func.grad(lambda x: activation(x).sum()))(inputs)
 
-    torch.testing.assert_close(of_each(ours), of_each(librarys), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mapped_gradients(ours), mapped_gradients(librarys), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", TINY_BACKBONES)
-def test_all_else_is_left_alone(name):
+def test_other_modules_are_not_replaced(name):
     model = TINY_BACKBONES[name].make()
     spec = find_spec(model)
     before = dict(model.named_modules())

@@ -1,4 +1,4 @@
-"""Loading by name: what is bundled and local works offline, everything else says what it wants."""
+"""Tests of loading by name: bundled and local models load offline, and errors name what is missing."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def frames():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-class TestFoldersOfTransformers:
+class TestTransformersFolders:
     @pytest.mark.parametrize("name", SAVED_BY_TRANSFORMERS)
-    def test_a_tower(self, name, tmp_path, frames):
+    def test_visual_tower(self, name, tmp_path, frames):
         backbone = TINY_BACKBONES[name]
         model = backbone.make()
         model.save_pretrained(tmp_path)
@@ -62,7 +62,7 @@ class TestFoldersOfTransformers:
             ("Siglip", lambda model, x: model.vision_model(pixel_values=x).pooler_output),
         ],
     )
-    def test_a_whole_model_gives_its_visual_tower(self, name, expected, tmp_path, frames):
+    def test_whole_model_loads_as_visual_tower(self, name, expected, tmp_path, frames):
         torch.manual_seed(0)
         model = of_transformers_whole(name).eval()
         model.save_pretrained(tmp_path)
@@ -70,8 +70,8 @@ class TestFoldersOfTransformers:
         assert not any("text" in parameter for parameter, _ in loaded.named_parameters())
         torch.testing.assert_close(features_of(loaded, frames), expected(model, frames), rtol=0, atol=1e-6)
 
-    def test_no_part_is_left_to_chance(self, tmp_path, frames):
-        """A classifier is saved without the pooler that a bare model has."""
+    def test_missing_pooler_is_not_random(self, tmp_path, frames):
+        """Check a saved classifier, which lacks the pooler of a bare model."""
         torch.manual_seed(0)
         config = TINY_BACKBONES["ViT"].make().config
         model = transformers.ViTForImageClassification(config).eval()
@@ -79,21 +79,21 @@ class TestFoldersOfTransformers:
         expected = model.vit(pixel_values=frames).last_hidden_state[:, 0]
         torch.testing.assert_close(features_of(load_backbone(str(tmp_path)), frames), expected, rtol=0, atol=1e-6)
 
-    def test_weights_that_are_missing_are_named(self, tmp_path):
+    def test_error_names_missing_weights(self, tmp_path):
         model = TINY_BACKBONES["DINOv2"].make()
         state = {name: tensor for name, tensor in model.state_dict().items() if "layer.1.norm1" not in name}
         model.save_pretrained(tmp_path, state_dict=state)
         with pytest.raises(DmgalError, match=r"layer\.1\.norm1\.bias"):
             load_backbone(str(tmp_path))
 
-    def test_its_preprocessor_tells_size_and_normalization(self, tmp_path):
+    def test_preprocessor_config_sets_size_and_normalization(self, tmp_path):
         TINY_BACKBONES["DINOv2"].make().save_pretrained(tmp_path)
-        told = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "crop_size": {"height": 48, "width": 48}}
-        (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+        config = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "crop_size": {"height": 48, "width": 48}}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
         spec = find_spec(load_backbone(str(tmp_path)))
         assert (spec.mean, spec.std, spec.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (48, 48))
 
-    def test_a_real_resnet_gives_maps_of_normalized_images(self, test_data):
+    def test_resnet_maps_match_normalized_images(self, test_data):
         folder = test_data / "weights" / "resnet50-imagenet"
         backbone = load_backbone(str(folder))
         encoder = make_encoder(backbone, "map")
@@ -107,7 +107,7 @@ class TestFoldersOfTransformers:
 
 
 class TestTimm:
-    def test_a_folder_is_told_from_one_of_transformers(self, tmp_path):
+    def test_timm_folder_is_not_loaded_by_transformers(self, tmp_path):
         model = timm.create_model("test_vit", num_classes=3).eval()
         timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
         loaded = load_backbone(str(tmp_path))
@@ -116,47 +116,47 @@ class TestTimm:
         expected = model.forward_head(model.forward_features(frames), pre_logits=True)
         torch.testing.assert_close(features_of(loaded, frames), expected, rtol=0, atol=1e-6)
 
-    def test_a_folder_with_weights_in_a_format_that_may_run_code(self, tmp_path):
+    def test_folder_with_pickled_weights_is_refused(self, tmp_path):
         timm.models.save_for_hf(timm.create_model("test_vit"), tmp_path)
         with pytest.raises(DmgalError, match=r"model\.safetensors"):
             load_backbone(str(tmp_path))
 
-    def test_a_name_without_weights_is_a_random_model(self):
+    def test_name_without_weights_gives_a_random_model(self):
         backbone = load_backbone("timm:test_vit")
         assert find_spec(backbone).library == "timm" and not backbone.training
         assert isinstance(backbone.head, torch.nn.Identity)
 
     @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
-    def test_convolutional_networks_give_maps_of_normalized_images(self, name):
+    def test_cnn_maps_match_normalized_images(self, name):
         backbone = load_backbone(f"timm:{name}")
         encoder = make_encoder(backbone, "map")
         frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
-        told = backbone.pretrained_cfg
-        mean, std = (torch.tensor(told[key]).view(3, 1, 1) for key in ("mean", "std"))
+        config = backbone.pretrained_cfg
+        mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
         expected = backbone.forward_features((frames.flatten(0, 1) / 255 - mean) / std)
         maps = encoder.encode(frames)["features"]
-        assert maps.shape == (2, 2, encoder.width, 2, 2) and encoder.image_size == tuple(told["input_size"][1:])
+        assert maps.shape == (2, 2, encoder.width, 2, 2) and encoder.image_size == tuple(config["input_size"][1:])
         torch.testing.assert_close(maps.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
         pooled = make_encoder(backbone).encode(frames)["features"]
         torch.testing.assert_close(pooled, maps.mean((3, 4)))
 
-    def test_without_timm_the_way_to_it_is_named(self, monkeypatch):
+    def test_missing_timm_error_names_the_extra(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)
         with pytest.raises(DmgalError, match=r"pip install dmgal\[timm\]"):
             load_backbone("timm:vit_base_patch16_224")
 
 
 class TestOpenClip:
-    def test_a_model_by_name_without_weights(self):
+    def test_name_without_weights_loads(self):
         assert FrameEncoder(load_backbone("open_clip:ViT-S-32-alt")).spec.num_blocks == 12
 
     @pytest.mark.parametrize(("weights", "quick"), [("openai", True), ("laion2b_s34b_b88k", False), ("OpenAI", True)])
-    def test_weights_get_the_activation_they_were_trained_with(self, weights, quick, monkeypatch):
-        asked = {}
+    def test_weights_get_the_activation_of_their_training(self, weights, quick, monkeypatch):
+        options_used = {}
         model = TINY_BACKBONES["open_clip whole"].make()
-        monkeypatch.setattr(open_clip, "create_model", lambda name, **options: asked.update(options) or model)
+        monkeypatch.setattr(open_clip, "create_model", lambda name, **options: options_used.update(options) or model)
         assert load_backbone(f"open_clip:ViT-B-16/{weights}") is root(model).visual
-        assert asked == {"pretrained": weights, "force_quick_gelu": quick}
+        assert options_used == {"pretrained": weights, "force_quick_gelu": quick}
 
 
 @pytest.mark.parametrize(
@@ -174,17 +174,17 @@ class TestOpenClip:
         ("timm:vit_tiny_patch16_224.augreg_in21k", "go online once"),
     ],
 )
-def test_what_cannot_be_loaded_says_what_can(name, message):
+def test_load_error_explains_the_options(name, message):
     with pytest.raises(DmgalError, match=message):
         load_backbone(name)
 
 
-def test_a_folder_without_a_model(tmp_path):
+def test_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(DmgalError, match=r"config\.json"):
         load_backbone(str(tmp_path))
 
 
-class TestWithoutANetwork:
+class TestOffline:
     @pytest.fixture(autouse=True)
     def online(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -192,7 +192,7 @@ class TestWithoutANetwork:
             monkeypatch.delenv(name, raising=False)
             monkeypatch.delenv(name.upper(), raising=False)
 
-    def test_libraries_are_not_left_to_try_again_and_again(self, monkeypatch):
+    def test_unresolvable_host_sets_offline_mode(self, monkeypatch):
         def unknown(*arguments):
             raise socket.gaierror("Name or service not known")
 
@@ -202,12 +202,12 @@ class TestWithoutANetwork:
             raise KeyError
         assert not constants.is_offline_mode()
 
-    def test_with_one_nothing_changes(self, monkeypatch):
+    def test_resolvable_host_keeps_online_mode(self, monkeypatch):
         monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: ["an address"])
         with offline_if_unreachable():
             assert not constants.is_offline_mode()
 
-    def test_a_proxy_is_trusted_to_look_names_up(self, monkeypatch):
+    def test_proxy_keeps_online_mode_without_lookup(self, monkeypatch):
         monkeypatch.setenv("https_proxy", "http://proxy:80")
-        with offline_if_unreachable():  # looking the name up would fail the test
+        with offline_if_unreachable():  # a lookup would fail the test
             assert not constants.is_offline_mode()

@@ -1,4 +1,4 @@
-"""The bundled CLIP: it loads through open_clip's factory, and knows what the recipe's report says it knows."""
+"""Tests of the bundled CLIP: it loads through open_clip's factory and has the reported accuracy."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def tokenize():
     return open_clip.get_tokenizer(f"local-dir:{FOLDER}")
 
 
-def test_it_is_small(model):
+def test_weights_are_small(model):
     assert REPORT["parameters"]["all"] == sum(p.numel() for p in model.parameters()) < 2e6
     assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) < 8e6
 
 
-def test_zero_shot_accuracy_is_as_reported(model, tokenize):
+def test_zero_shot_accuracy_matches_the_report(model, tokenize):
     measured = zero_shot(model, tokenize, normalization(FOLDER), seed=77, count=1000)
     assert measured.keys() == REPORT["zero_shot"].keys()
     for attribute, result in measured.items():
@@ -38,32 +38,32 @@ def test_zero_shot_accuracy_is_as_reported(model, tokenize):
         assert result["accuracy"] == pytest.approx(reported, abs=0.06), attribute  # 4 standard errors of 1000 stills
 
 
-def test_every_word_of_a_caption_is_in_the_vocabulary(tokenize):
+def test_vocabulary_covers_all_captions(tokenize):
     _, texts, _ = next(stills(200, 16, seed=5))
     unknown = tokenize.tokenizer.unk_token_id
     assert not (tokenize(texts) == unknown).any()
     assert (tokenize(["a zebra"]) == unknown).any()
 
 
-def test_captions_tell_the_truth():
+def test_captions_describe_the_pose():
     generator = torch.Generator().manual_seed(0)
-    looks = random_appearance(1, generator)
+    appearance = random_appearance(1, generator)
     poses = Poses(*(torch.tensor([[value]]) for value in (-0.8, 0.0, 0.3, torch.pi / 2)))
-    facts = {name: index.item() for name, index in captions.describe(looks, poses).items()}
-    told = {a.name: a.words[facts[a.name]] for a in captions.ATTRIBUTES}
-    assert (told["column"], told["row"], told["size"], told["heading"]) == ("leftmost", "middle", "medium", "east")
+    facts = {name: index.item() for name, index in captions.describe(appearance, poses).items()}
+    words = {a.name: a.words[facts[a.name]] for a in captions.ATTRIBUTES}
+    assert (words["column"], words["row"], words["size"], words["heading"]) == ("leftmost", "middle", "medium", "east")
 
 
-def test_a_drawn_shape_is_where_its_pose_says():
+def test_shape_is_drawn_at_its_pose():
     generator = torch.Generator().manual_seed(0)
-    looks = random_appearance(40, generator)
-    place = torch.tensor([0.6, -0.5])
+    appearance = random_appearance(40, generator)
+    position = torch.tensor([0.6, -0.5])
     poses = Poses(
-        *(value.expand(40, 2).clone() for value in (place[0:1], place[1:2], torch.tensor([0.25]), torch.zeros(1)))
+        *(value.expand(40, 2).clone() for value in (position[0:1], position[1:2], torch.tensor([0.25]), torch.zeros(1)))
     )
     moved = Poses(poses.x - 1.0, poses.y, poses.size, poses.angle)
-    one, other = (draw(p, looks, 48, torch.Generator().manual_seed(1)).float() for p in (poses, moved))
-    changed = (one - other).abs().mean((0, 1, 2))  # the same nuisances: only the shape's two places differ
+    frames, moved_frames = (draw(p, appearance, 48, torch.Generator().manual_seed(1)).float() for p in (poses, moved))
+    changed = (frames - moved_frames).abs().mean((0, 1, 2))  # the nuisances are equal, so only the shape differs
     rows, columns = changed.sum(1), changed.sum(0)
     center = (torch.arange(48) + 0.5) / 48 * 2 - 1
     assert (center * rows).sum() / rows.sum() == pytest.approx(-0.5, abs=0.1)

@@ -1,4 +1,4 @@
-"""The decoding benchmark runs, and its published table is whole and says what the README quotes of it."""
+"""Decoding benchmark, and completeness of its published table and the numbers in the README."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench/gpu.py, dry: its one command on a CPU."""
+"""Dry run of bench/gpu.py on a CPU."""
 
 from __future__ import annotations
 

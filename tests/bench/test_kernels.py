@@ -1,4 +1,4 @@
-"""The forms that bench/kernels.py compares compute the same."""
+"""Equality of the versions that bench/kernels.py compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""bench/memory.py: every way to take a step runs, and what is reasoned adds up."""
+"""Cases of bench/memory.py, and arithmetic of the estimated table."""
 
 from __future__ import annotations
 

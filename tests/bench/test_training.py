@@ -1,4 +1,4 @@
-"""bench/training.py: every case is measured, and every ratio has its two sides."""
+"""Cases and ratios of bench/training.py."""
 
 from __future__ import annotations
 

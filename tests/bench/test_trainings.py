@@ -1,4 +1,4 @@
-"""Trainings of a comparison: what is finished is not started again, what was begun goes on."""
+"""Comparison trainings: finished ones are skipped, started ones are resumed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAINING = Training("trx", Rate(1e-3, 5e-4), seed=2)
 
 
 def leave_run(workshop: Workshop, validated: list[int]) -> None:
-    """What a training of 400 steps leaves that was validated at some."""
+    """Write the run folder of a 400-step training that was validated at some steps."""
     run = workshop.run(TRAINING)
     run.mkdir(parents=True)
     (run / "recipe.yaml").write_text("train:\n  steps: 400\n")

@@ -1,4 +1,4 @@
-"""Real little videos whose frames say their own number."""
+"""Small real videos whose frames show their own number."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
@@ -27,10 +28,10 @@ def barcode(number: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def frame_numbers() -> Callable[[Tensor], list[int]]:
-    """Reads the barcodes of a clip ``(T, 3, 64, 128)``."""
+    """Read the barcodes of a clip ``(T, 3, 64, 128)``."""
 
     def read(clip: Tensor) -> list[int]:
-        columns = clip.float().mean(1)[:, : HEIGHT // 2].unflatten(-1, (BITS, 16))  # (T, 32, BITS, 16)
+        columns = rearrange(clip.float().mean(1)[:, : HEIGHT // 2], "t h (bits w) -> t h bits w", bits=BITS)
         bits = columns[:, 4:-4, :, 4:-4].mean((1, 3)) > 128  # (T, BITS)
         return (bits * 2 ** torch.arange(BITS)).sum(1).tolist()
 
@@ -39,7 +40,7 @@ def frame_numbers() -> Callable[[Tensor], list[int]]:
 
 @pytest.fixture(scope="session")
 def write_video() -> Callable[..., Path]:
-    """Encodes frames with the given numbers at the given times."""
+    """Encode frames with the given numbers at the given times."""
 
     def write(
         path: Path,
@@ -66,12 +67,12 @@ def write_video() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def write_frames() -> Callable[[Path, Sequence[int]], Path]:
-    """A folder of frames with the given numbers, named so that only natural order is right."""
+    """Write a folder of frames with the given numbers, whose names need natural sorting."""
 
     def write(folder: Path, numbers: Sequence[int]) -> Path:
         folder.mkdir(parents=True)
-        for place, number in enumerate(numbers):
-            Image.fromarray(barcode(number)).save(folder / f"frame{place + 1}.png")
+        for index, number in enumerate(numbers):
+            Image.fromarray(barcode(number)).save(folder / f"frame{index + 1}.png")
         return folder
 
     return write

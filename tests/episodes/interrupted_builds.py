@@ -1,10 +1,9 @@
-"""Run as a program: builds stores that are killed at chosen moments, or whose files may not grow, and looks at what
-they leave behind.
+"""Program that kills builds of stores at chosen times or limits their file size, and checks the resulting stores.
 
     python interrupted_builds.py VIDEOS FOLDER kill EVERY
     python interrupted_builds.py VIDEOS FOLDER limit BYTES
 
-A process of its own, because children are made by fork, which wants a parent without threads. Prints JSON.
+It prints JSON. It is a separate process, because forking children requires a parent without threads.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ def build(catalog: VideoCatalog, folder: Path) -> None:
     build_store(catalog, folder, CLIPS, workers=1, progress=False)
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """The signal that ended it, or minus its exit code."""
+def run_in_child(work: Callable[[], object]) -> int:
+    """Run ``work`` in a child process and return the signal that ended it, or its negated exit code."""
     child = os.fork()
     if not child:
         code = 70
@@ -54,7 +53,7 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 def kill_at(moment: int) -> None:
-    """Kill this process at the ``moment``-th change of a file: before it, amid a write, or behind it."""
+    """Kill this process at the ``moment``-th change of a file: before, during or after it."""
     count = 0
     fsync, replace, write_all = os.fsync, os.replace, store_blocks._write_all
 
@@ -74,8 +73,8 @@ def kill_at(moment: int) -> None:
     os.replace = lambda one, two: (step(), replace(one, two), step())
 
 
-def sound(folder: Path) -> int:
-    """How many blocks a reader would find; all must be what was written."""
+def count_valid_blocks(folder: Path) -> int:
+    """Return the number of blocks that a reader would find, after verifying their checksums."""
     found = 0
     for part in (folder / name for name in PARTS):
         records = read_records(part)
@@ -86,16 +85,16 @@ def sound(folder: Path) -> int:
     return found
 
 
-def content(catalog: VideoCatalog, folder: Path) -> list[torch.Tensor]:
-    """Everything a store gives."""
+def read_content(catalog: VideoCatalog, folder: Path) -> list[torch.Tensor]:
+    """Return all clips and frames of a store."""
     clips = StoredClips(folder, catalog, CLIPS)
     frames = StoredFrames(folder, catalog)
     return [read(v) for v in range(len(catalog)) for read in (clips.read, lambda v: frames.read(v, range))]
 
 
-def killed(catalog: VideoCatalog, folder: Path, every: int) -> dict[str, object]:
+def run_killed(catalog: VideoCatalog, folder: Path, every: int) -> dict[str, object]:
     build(catalog, folder)
-    wanted, found, moment = content(catalog, folder), [], 0
+    wanted, found, moment = read_content(catalog, folder), [], 0
     while True:
         shutil.rmtree(folder)
 
@@ -103,34 +102,34 @@ def killed(catalog: VideoCatalog, folder: Path, every: int) -> dict[str, object]
             kill_at(moment)
             build(catalog, folder)
 
-        if in_child(work) == 0:
+        if run_in_child(work) == 0:
             break
-        found.append(sound(folder))
-        second = in_child(work)  # killed again where it goes on, or finished
+        found.append(count_valid_blocks(folder))
+        second = run_in_child(work)  # killed again while it resumes, or finished
         assert second in (0, signal.SIGKILL), second
-        assert sound(folder) >= found[-1]
+        assert count_valid_blocks(folder) >= found[-1]
         build(catalog, folder)
         sizes = {part: (folder / part / "index.bin").stat().st_size for part in PARTS}
         assert set(sizes.values()) == {len(catalog) * store_blocks.RECORD.itemsize}, sizes
-        again = content(catalog, folder)
+        again = read_content(catalog, folder)
         assert all(torch.equal(one, other) for one, other in zip(wanted, again, strict=True)), moment
         moment += every
     return {"kills": len(found), "found": found}
 
 
-def limited(catalog: VideoCatalog, folder: Path, size: int) -> dict[str, object]:
+def run_limited(catalog: VideoCatalog, folder: Path, size: int) -> dict[str, object]:
     build(catalog, folder)
-    wanted = content(catalog, folder)
+    wanted = read_content(catalog, folder)
     shutil.rmtree(folder)
 
     def work() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         build(catalog, folder)
 
-    ended = in_child(work)
-    found = sound(folder)
+    ended = run_in_child(work)
+    found = count_valid_blocks(folder)
     build(catalog, folder)
-    again = content(catalog, folder)
+    again = read_content(catalog, folder)
     assert all(torch.equal(one, other) for one, other in zip(wanted, again, strict=True))
     return {"ended": ended, "found": found}
 
@@ -139,5 +138,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     videos, folder, mode, number = sys.argv[1:]
     catalog = VideoCatalog.from_folders(videos)
-    run = {"kill": killed, "limit": limited}[mode]
+    run = {"kill": run_killed, "limit": run_limited}[mode]
     print(json.dumps(run(catalog, Path(folder), int(number))))

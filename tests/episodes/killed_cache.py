@@ -1,8 +1,8 @@
-"""Run as a program: fills a cache, and may be killed while it does.
+"""Program that fills a cache and can kill itself while doing so.
 
     python killed_cache.py FOLDER RANK COUNT KILL_AT
 
-``KILL_AT``: the clip at whose reading it kills itself, -1 for never. Processes wait for each other by files.
+``KILL_AT``: index of the clip that kills the process when it is read, -1 for never. Processes synchronize by files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VIDEOS, BLOCK = 22, 4
 
 
 class Clips(Dataset[Tensor]):
-    """Random clips; reading one of them kills."""
+    """Random clips, one of which kills the process when it is read."""
 
     def __init__(self, kill_at: int) -> None:
         self.kill_at = kill_at
@@ -52,7 +52,7 @@ def cache(folder: Path, model: FewShotRecognizer, **options: object) -> StateCac
 
 
 def waiting_by_files(folder: Path, rank: int, count: int):
-    """Returns when every process has come to its call of the same number."""
+    """Return a function that waits until all processes have called it equally often."""
     calls = 0
 
     def wait() -> None:
@@ -71,8 +71,8 @@ def main() -> None:
     torch.set_num_threads(1)
     processes = Processes(rank, count, waiting_by_files(folder.with_name("waiting"), rank, count))
     model = recognizer()
-    found = cache(folder, model).fill(model, Clips(kill_at), progress=False, processes=processes)
-    print(found.encoded)
+    result = cache(folder, model).fill(model, Clips(kill_at), progress=False, processes=processes)
+    print(result.encoded)
 
 
 if __name__ == "__main__":

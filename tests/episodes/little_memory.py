@@ -1,4 +1,4 @@
-"""Started by a test: two-pass training in a process that the system gives too little memory for all videos at once."""
+"""Program run by a test: two-pass training in a process with too little memory for all videos at once."""
 
 from __future__ import annotations
 

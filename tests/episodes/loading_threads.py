@@ -1,9 +1,9 @@
-"""Run as a program: loads episodes with worker processes and prints, as JSON, how many threads each process has.
+"""Program that loads episodes with worker processes and prints the number of threads of each process as JSON.
 
     python loading_threads.py VIDEOS WORKERS DECODER
 
-Workers count while a frame is converted, when the decoder is open and has all the threads that it starts. A process of
-its own, because a test process has threads of other tests.
+Workers count their threads while a frame is converted, when the decoder has started all of its threads. It is a
+separate process, because a test process has threads of other tests.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dmgal.episodes.transforms import TrainTransform
 from dmgal.episodes.video import read_clip
 
 Counts = tuple[int, int, int]
-"""A process; the most threads that it had while it decoded; how many of them were Python's."""
+"""Process ID, maximum number of threads while decoding, and number of Python threads among them."""
 most = 0
 convert = UprightRGB.__call__
 
@@ -49,7 +49,7 @@ def counted() -> Counts:
 
 
 class Counted(Dataset[tuple[Counts, Episode]]):
-    """Episodes, each with the count of the process that loaded it."""
+    """Dataset of episodes, each with the thread counts of the process that loaded it."""
 
     def __init__(self, episodes: EpisodeDataset) -> None:
         self.episodes = episodes
@@ -64,14 +64,14 @@ class Counted(Dataset[tuple[Counts, Episode]]):
 
 
 def decode(decoder: Any, path: Path) -> Counts:
-    UprightRGB.__call__ = converting  # type: ignore[method-assign]  # a spawned process has the class as it was
+    UprightRGB.__call__ = converting  # type: ignore[method-assign]  # a spawned process has the original class
     read_clip(path, lambda count: [0, count - 1], decoder=decoder)
     torch.rand(200, 200) @ torch.rand(200, 200)
     return counted()
 
 
 def largest(counts: list[Counts]) -> list[list[int]]:
-    """Of each process the most threads, and the most that were Python's."""
+    """Return the maximum number of threads and of Python threads for each process."""
     processes = {process for process, *_ in counts}
     return [[max(row[i] for row in counts if row[0] == process) for i in (1, 2)] for process in sorted(processes)]
 
@@ -89,7 +89,7 @@ def main(videos: str, workers: int, decoder: Any) -> dict[str, object]:
         ours = max(ours, threads() - before)
         loader.append(count)
     paths = [catalog.path(video) for video in range(len(catalog)) if catalog.path(video).is_file()]
-    pool = list(completed(partial(decode, decoder), paths, min(2, workers)))  # each imports torch, which takes long
+    pool = list(completed(partial(decode, decoder), paths, min(2, workers)))  # importing torch is slow
     return {"ours": ours, "loader": largest(loader), "pool": largest(pool)}
 
 

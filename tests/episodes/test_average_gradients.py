@@ -1,4 +1,4 @@
-"""Gradients of two real processes are averaged, also those that only one of them has."""
+"""Averaging of the gradients of two real processes, including gradients that only one of them has."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def process(rank, rendezvous, out):
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     weights = parameters()
     weights[-1].requires_grad_(False)
-    for place in (0, 1, 2)[: 3 - rank]:  # the third has a gradient on the first process only, the fourth nowhere
-        weights[place].grad = torch.full_like(weights[place], (place + 1) * (10.0**rank))
+    for index in (0, 1, 2)[: 3 - rank]:  # the third has a gradient on the first process only, the fourth on none
+        weights[index].grad = torch.full_like(weights[index], (index + 1) * (10.0**rank))
     average_gradients(weights)
     torch.save([None if weight.grad is None else weight.grad.tolist() for weight in weights], f"{out}{rank}")
     dist.destroy_process_group()
 
 
-def test_two_processes(tmp_path):
+def test_gradients_of_two_processes_are_averaged(tmp_path):
     multiprocessing.spawn(process, (str(tmp_path / "meet"), str(tmp_path / "out")), nprocs=2)
     for rank in range(2):
-        found = torch.load(tmp_path / f"out{rank}", weights_only=True)
-        assert found == [[[5.5, 5.5]] * 3, [11.0] * 5, [1.5] * 4, None, None]
+        averages = torch.load(tmp_path / f"out{rank}", weights_only=True)
+        assert averages == [[[5.5, 5.5]] * 3, [11.0] * 5, [1.5] * 4, None, None]
 
 
-def test_alone_nothing_happens():
+def test_single_process_keeps_gradients():
     weights = parameters()
     weights[0].grad = torch.ones_like(weights[0])
     average_gradients(weights)

@@ -1,4 +1,4 @@
-"""A video that cannot be read stops the work or is skipped, alike for any number of workers, and told."""
+"""Unreadable videos raise an error, or are skipped and logged, for any number of workers."""
 
 from __future__ import annotations
 
@@ -45,23 +45,23 @@ def shown(episode, frame_numbers) -> list[int]:
     return [frame_numbers(clip)[0] for clip in torch.cat([episode.support, episode.query])]
 
 
-def test_the_first_others_of_the_class_that_are_not_in_the_episode(catalog, frame_numbers, capsys):
+def test_next_unused_videos_of_the_class_replace_bad_ones(catalog, frame_numbers, capsys):
     episode = EpisodeIndices((0, 1), (1, 9), (0, 1), (2, 3, 6, 10), (0, 0, 1, 1))
     data = episodes(catalog, "skip", episode)
-    # 1: behind it 2 and 3 are taken, so 4; 2: 3 and 4 are taken, so 5; 9: 10 is taken, so 11
+    # Videos 2 and 3 after 1 are used, so 4 replaces it. For 2, 3 and 4 are used, so 5. For 9, 10 is used, so 11.
     assert shown(data[0], frame_numbers) == [4, 11, 5, 3, 6, 10]
     assert data.bad_videos.met == [1, 2, 9]
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 3
-    assert told[0].startswith("bad video 1: ") and "class0/video01: frame frame1.png" in told[0]
+    logged = capsys.readouterr().err.splitlines()
+    assert len(logged) == 3
+    assert logged[0].startswith("bad video 1: ") and "class0/video01: frame frame1.png" in logged[0]
     assert shown(data[0], frame_numbers) == [4, 11, 5, 3, 6, 10]
-    assert capsys.readouterr().err == "", "each is told once"
+    assert capsys.readouterr().err == "", "each is logged once"
 
 
-def test_behind_the_last_comes_the_first(catalog, frame_numbers):
+def test_replacement_wraps_around_the_class(catalog, frame_numbers):
     bad = BadVideos(catalog, "skip")
 
-    def read(place: int, video: int) -> torch.Tensor:
+    def read(position: int, video: int) -> torch.Tensor:
         if video == 5:
             raise VideoError(catalog.path(video), "gone")
         return torch.tensor(video)
@@ -74,7 +74,7 @@ def test_episodes_do_not_depend_on_the_workers(catalog, frame_numbers, capfd):
     for workers in (0, 2):
         data = episodes(catalog, "skip")
         found.append([shown(e, frame_numbers) for e in DataLoader(data, batch_size=None, num_workers=workers)])
-        assert set(data.bad_videos.met) <= set(BAD) and data.bad_videos.met, "what workers met is known here"
+        assert set(data.bad_videos.met) <= set(BAD) and data.bad_videos.met, "flags are shared with workers"
     assert found[0] == found[1]
     wanted = [(*indices.support, *indices.query) for indices in data.sampler]
     assert len(wanted) == len(found[0]) and any(set(BAD) & set(videos) for videos in wanted)
@@ -85,7 +85,7 @@ def test_episodes_do_not_depend_on_the_workers(catalog, frame_numbers, capfd):
     assert "bad video 1: " in capfd.readouterr().err
 
 
-def test_an_error_names_the_file_and_the_way_out(catalog):
+def test_error_names_the_file_and_the_remedy(catalog):
     data = episodes(catalog, "error", EpisodeIndices((0, 1), (1, 6), (0, 1), (3, 7), (0, 1)))
     with pytest.raises(VideoError, match=r"class0/video01(.|\n)*dmgal prepare(.|\n)*on-bad-video skip"):
         data[0]
@@ -94,7 +94,7 @@ def test_an_error_names_the_file_and_the_way_out(catalog):
 
 
 def test_a_class_without_another_video_is_an_error(catalog):
-    def read(place: int, video: int) -> torch.Tensor:
+    def read(position: int, video: int) -> torch.Tensor:
         raise VideoError(catalog.path(video), "gone")
 
     with pytest.raises(VideoError, match="video04"):
@@ -102,15 +102,15 @@ def test_a_class_without_another_video_is_an_error(catalog):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_where_all_are_encoded_the_bad_ones_are_left_out(catalog, workers):
+def test_bad_videos_are_removed_from_encoded_catalogs(catalog, workers):
     clips = VideoDataset(catalog, 4, transforms.TestTransform(32), on_bad_video="skip")
     batches = torch.cat(list(DataLoader(clips, batch_size=4, num_workers=workers)))
     assert batches.shape == (18, 4, 3, 32, 32) and not batches[[*BAD]].any()
     assert clips.bad_videos.met == [*BAD]
     rest, states = without_bad(catalog, VideoState(number=torch.arange(18)), clips.bad_videos.met)
-    kept = [video for video in range(18) if video not in BAD]
-    assert states["number"].tolist() == kept and rest.videos == [catalog.videos[video] for video in kept]
-    assert rest.labels.tolist() == [video // PER_CLASS for video in kept]
+    readable = [video for video in range(18) if video not in BAD]
+    assert states["number"].tolist() == readable and rest.videos == tuple(catalog.videos[video] for video in readable)
+    assert rest.labels.tolist() == [video // PER_CLASS for video in readable]
     assert without_bad(catalog, states, []) == (catalog, states)
 
 

@@ -1,4 +1,4 @@
-"""States on disk: the same bytes however they came there, and never those of another model or video, or damaged."""
+"""Video states on disk: reproducible bytes, and rejection of damaged states and of other models and videos."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VIDEOS, BLOCK, Clips, cache, recognizer = (
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but the lock."""
+    """Read every file except the lock."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
@@ -51,10 +51,10 @@ def encoded(process: subprocess.Popen) -> int:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
-    """Filled by one process that nothing disturbed."""
+    """A cache filled by one process without interruption."""
     folder = tmp_path_factory.mktemp("whole") / "cache"
     threads, model = torch.get_num_threads(), recognizer()
-    torch.set_num_threads(1)  # as in a process of its own
+    torch.set_num_threads(1)  # as in a separate process
     assert cache(folder, model).fill(model, Clips(-1), progress=False).encoded == VIDEOS
     torch.set_num_threads(threads)
     return folder
@@ -62,14 +62,14 @@ def whole(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def filled(whole, tmp_path) -> Path:
-    """A copy that a test may spoil."""
+    """A copy of the complete cache that a test may change."""
     import shutil
 
     shutil.copytree(whole, tmp_path / "cache")
     return tmp_path / "cache"
 
 
-def test_killed_in_mid_encoding_it_resumes_to_the_same_bytes(whole, tmp_path) -> None:
+def test_killed_encoding_resumes_bit_identical(whole, tmp_path) -> None:
     folder = tmp_path / "cache"
     killed = started(folder, kill_at=9)
     killed.communicate(timeout=300)
@@ -79,7 +79,7 @@ def test_killed_in_mid_encoding_it_resumes_to_the_same_bytes(whole, tmp_path) ->
     assert content(folder) == content(whole)
 
 
-def test_two_processes_write_what_one_writes(whole, tmp_path) -> None:
+def test_two_processes_write_the_same_bytes_as_one(whole, tmp_path) -> None:
     folder = tmp_path / "cache"
     processes = [started(folder, rank, count=2) for rank in range(2)]
     shares = [encoded(process) for process in processes]
@@ -87,8 +87,8 @@ def test_two_processes_write_what_one_writes(whole, tmp_path) -> None:
     assert content(folder) == content(whole)
 
 
-def test_states_are_opened_before_another_process_may_replace_them(whole, tmp_path, monkeypatch) -> None:
-    """Here the other one comes as soon as the lock is free."""
+def test_states_are_opened_before_lock_is_released(whole, tmp_path, monkeypatch) -> None:
+    """Another process replaces the states as soon as the lock is free."""
     model, other = recognizer(), killed_cache.FewShotRecognizer(recognizer().encoder, killed_cache.BiMHM("none")).eval()
 
     @contextmanager
@@ -105,7 +105,7 @@ def test_states_are_opened_before_another_process_may_replace_them(whole, tmp_pa
     assert cache(tmp_path / "cache", other).open()
 
 
-def test_states_are_those_of_memory_and_are_mapped(whole) -> None:
+def test_mapped_states_equal_states_in_memory(whole) -> None:
     model = recognizer()
     found = cache(whole, model).open()
     in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
@@ -116,8 +116,8 @@ def test_states_are_those_of_memory_and_are_mapped(whole) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the system's list of mappings")
-def test_no_memory_is_set_aside_for_mapped_states(whole) -> None:
-    """The system charges a private mapping that may be written as memory: one larger than that could not be opened."""
+def test_mappings_are_read_only(whole) -> None:
+    """The system counts a writable private mapping as memory, so a cache larger than memory could not be opened."""
     found = cache(whole, recognizer()).open()
     mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(whole) in line]
     assert mappings and {permissions for _, permissions, *_ in mappings} <= {"r--p", "r--s"}
@@ -126,15 +126,15 @@ def test_no_memory_is_set_aside_for_mapped_states(whole) -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
-def test_states_of_every_type_are_opened_as_they_were_written(tmp_path, dtype) -> None:
+def test_every_dtype_round_trips(tmp_path, dtype) -> None:
     values = torch.arange(2 * 3 * 5).view(2, 3, 5).to(dtype)
     (tmp_path / "x.raw").write_bytes(values.view(torch.uint8).numpy().tobytes())
     layout = {"x": {"dtype": str(dtype).removeprefix("torch."), "shape": [3, 5]}}
-    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._opened(layout, 0).states["x"], values)
+    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._map_states(layout, 0).states["x"], values)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5])])
-def test_a_file_that_is_lost_before_it_is_opened_is_told(filled, spoil, monkeypatch) -> None:
+def test_lost_or_truncated_file_raises(filled, spoil, monkeypatch) -> None:
     found = cache(filled, recognizer())
     monkeypatch.setattr(found, "_problem", lambda block: None)
     spoil(filled / "frames.raw")
@@ -142,14 +142,14 @@ def test_a_file_that_is_lost_before_it_is_opened_is_told(filled, spoil, monkeypa
         found.open()
 
 
-def test_a_full_cache_is_read_and_not_encoded_again(filled) -> None:
+def test_complete_cache_encodes_nothing(filled) -> None:
     before = content(filled)
     model = recognizer()
     assert cache(filled, model).fill(model, Clips(0), progress=False).encoded == 0
     assert content(filled) == before
 
 
-def test_a_damaged_a_truncated_and_a_changed_block_are_named_and_encoded_anew(filled, whole, capsys) -> None:
+def test_unusable_blocks_are_named_and_encoded_again(filled, whole, capsys) -> None:
     model = recognizer()
     data = filled / "frames.raw"
     spoiled = bytearray(data.read_bytes())
@@ -162,7 +162,7 @@ def test_a_damaged_a_truncated_and_a_changed_block_are_named_and_encoded_anew(fi
     for words in ("block 0: frames.raw differs from its checksum", "changed: video 9", "block 5: frames.raw is trunc"):
         assert words in str(error.value)
     assert cache(filled, model).fill(model, Clips(-1)).encoded == BLOCK + BLOCK + VIDEOS % BLOCK
-    assert "3 blocks are encoded anew" in capsys.readouterr().err
+    assert "3 blocks are encoded again" in capsys.readouterr().err
     assert content(filled).keys() == content(whole).keys() and cache(filled, model).open()
 
 
@@ -175,7 +175,7 @@ def test_a_damaged_a_truncated_and_a_changed_block_are_named_and_encoded_anew(fi
         ("backbone_weights", lambda model: next(model.parameters()).data.add_(1.0)),
     ],
 )
-def test_states_of_another_model_are_never_taken(filled, what, change, capsys) -> None:
+def test_states_of_another_model_are_rejected(filled, what, change, capsys) -> None:
     model = recognizer()
     change(model)
     with pytest.raises(DmgalError, match=what):
@@ -187,7 +187,7 @@ def test_states_of_another_model_are_never_taken(filled, what, change, capsys) -
     torch.testing.assert_close(dict(cache(filled, model).open().states), dict(in_memory))
 
 
-def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path, monkeypatch) -> None:
+def test_full_disk_raises_and_keeps_written_blocks(tmp_path, monkeypatch) -> None:
     model, pwrite, calls = recognizer(), os.pwrite, []
 
     def full(*arguments) -> int:
@@ -204,7 +204,7 @@ def test_a_full_disk_is_told_and_what_was_written_stays(tmp_path, monkeypatch) -
     assert cache(tmp_path / "cache", model).fill(model, Clips(0), progress=False).encoded == VIDEOS - 2 * BLOCK
 
 
-def test_half_precision_is_another_cache_and_says_inexact(whole, tmp_path) -> None:
+def test_half_precision_has_its_own_key(whole, tmp_path) -> None:
     model = recognizer()
     half = cache(tmp_path / "half", model, half=True)
     found = half.fill(model, Clips(-1), progress=False)
@@ -219,7 +219,7 @@ def test_half_precision_is_another_cache_and_says_inexact(whole, tmp_path) -> No
     assert (both[0].accuracies != both[1].accuracies).double().mean() < 0.1
 
 
-def test_states_too_large_for_half_precision_are_refused(tmp_path) -> None:
+def test_float16_overflow_raises(tmp_path) -> None:
     model = recognizer()
     model.encoder.backbone.proj.data.mul_(1e9)
     with pytest.raises(DmgalError, match="beyond 65504 in frames"):

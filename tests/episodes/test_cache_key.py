@@ -1,4 +1,4 @@
-"""A description of a recognizer changes with everything that shapes states, also with what has no weights."""
+"""Cache keys change with everything that shapes states, including options without weights."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def with_lora(alpha: int) -> FewShotRecognizer:
 
 
 @torch.no_grad()
-def told(one: FewShotRecognizer, other: FewShotRecognizer) -> list[str]:
-    """What descriptions of recognizers with different states say."""
+def key_differences(one: FewShotRecognizer, other: FewShotRecognizer) -> list[str]:
+    """Return the differing key entries of two recognizers whose states differ."""
     assert (one.encode(VIDEO)["frames"] - other.encode(VIDEO)["frames"]).abs().max() > 1e-3
     return differences(describe(one), describe(other))
 
 
 class WithoutWeights:
-    """A head need be no module."""
+    """A head that is not a module."""
 
     def __init__(self, center: str) -> None:
         self.center = center
@@ -46,20 +46,20 @@ class WithoutWeights:
 
 
 @pytest.mark.parametrize("changed", [(0.4, 0.2), (0.5, 0.3)])
-def test_what_images_are_normalized_with_counts(changed) -> None:
-    assert told(normalizing(0.5, 0.2), normalizing(*changed)) == ["normalization"]
+def test_normalization_changes_key(changed) -> None:
+    assert key_differences(normalizing(0.5, 0.2), normalizing(*changed)) == ["normalization"]
     assert describe(normalizing(*changed)) == describe(normalizing(*changed))
 
 
-def test_what_an_adapter_keeps_in_dictionaries_counts() -> None:
-    assert told(with_lora(4), with_lora(16)) == ["settings"]
+def test_adapter_options_in_dictionaries_change_key() -> None:
+    assert key_differences(with_lora(4), with_lora(16)) == ["settings"]
     assert describe(with_lora(4)) == describe(with_lora(4))
 
 
-def test_the_order_of_a_dictionary_and_hooks_do_not_count() -> None:
+def test_dictionary_order_and_hooks_do_not_change_key() -> None:
     one, other = normalizing(0.5, 0.2), normalizing(0.5, 0.2)
     one.head.options, other.head.options = {"a": 1, "b": {2: None}}, {"b": {2: None}, "a": 1}
-    for _ in range(2):  # torch numbers hooks through the life of a process
+    for _ in range(2):  # torch numbers hooks consecutively within a process
         other.register_forward_pre_hook(lambda *_: None, with_kwargs=True).remove()
     handle = other.register_forward_pre_hook(lambda *_: None, with_kwargs=True)
     assert describe(one) == describe(other)
@@ -68,7 +68,7 @@ def test_the_order_of_a_dictionary_and_hooks_do_not_count() -> None:
     assert differences(describe(one), describe(other)) == ["settings"]
 
 
-def test_a_head_that_is_no_module_is_told_by_its_class_and_settings() -> None:
+def test_head_without_module_is_identified_by_class_and_settings() -> None:
     encoder = normalizing(0.5, 0.2).encoder
     keys = [describe(FewShotRecognizer(encoder, head)) for head in map(WithoutWeights, ("video", "none", "video"))]
     assert keys[0]["head_weights"] is None and keys[0] == keys[2]

@@ -1,4 +1,4 @@
-"""Evaluating from what is kept of each video gives what encoding every episode anew gives, for all heads."""
+"""Evaluation from stored states equals encoding every episode again, for all heads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tasks(k_shot: int, episodes: int = 6, n_query: int = 1) -> EpisodeSampler:
 
 @torch.no_grad()
 def plain_logits(recognizer: FewShotRecognizer, videos: Tensor, sampler: EpisodeSampler) -> Tensor:
-    """As peers do: every episode decodes and encodes its videos, ``(E, Q, n_way)``."""
+    """Encode the videos of each episode separately and return the logits ``(E, Q, n_way)``."""
     found = []
     for task in sampler:
         support, query = (recognizer.encode(videos[list(places)]) for places in (task.support, task.query))
@@ -41,7 +41,7 @@ def plain_logits(recognizer: FewShotRecognizer, videos: Tensor, sampler: Episode
 
 
 def cached_logits(recognizer: FewShotRecognizer, states: VideoState, sampler: EpisodeSampler) -> Tensor:
-    """All tasks at once."""
+    """Compare all tasks at once."""
     episodes = list(sampler)
     support, query = (torch.tensor([getattr(e, side) for e in episodes]) for side in ("support", "query"))
     labels = torch.tensor(episodes[0].support_labels)
@@ -61,15 +61,15 @@ def assert_same(logits: Tensor, expected: Tensor) -> None:
     assert torch.equal(logits.argmax(2)[clear], expected.argmax(2)[clear]) and clear.float().mean() > 0.9
 
 
-def test_every_head_is_among_them() -> None:
-    """Fails for a head that is added and not listed here."""
+def test_every_head_is_covered() -> None:
+    """Fail if a new head is not listed here."""
     named = {type(of_head(name).head).__name__ for name in HEADS}
     assert named == set(heads.__all__) - {"FrameDistanceHead", "TemporalMixer"}
 
 
 @every_recognizer
 @pytest.mark.parametrize("k_shot", [1, 3])
-def test_logits_are_those_of_encoding_every_episode(name: str, k_shot: int) -> None:
+def test_logits_equal_encoding_every_episode(name: str, k_shot: int) -> None:
     recognizer, videos, sampler = RECOGNIZERS[name](), clips(), tasks(k_shot)
     states = encode_videos(recognizer, list(videos), progress=False)
     expected = plain_logits(recognizer, videos, sampler)
@@ -85,8 +85,8 @@ def test_logits_are_those_of_encoding_every_episode(name: str, k_shot: int) -> N
 
 
 @pytest.mark.parametrize("adapter", ["DMGAL", "Cmga", "two Cmga", "Cmga two before the end"])
-def test_a_query_costs_its_cross_attention_and_what_is_behind_it_only(adapter: str, monkeypatch) -> None:
-    """Behind a Cmga that is the last, no block runs in a task, and of a query the row of its class token is kept."""
+def test_query_only_runs_from_the_first_cmga_on(adapter: str, monkeypatch) -> None:
+    """After a Cmga in the last block, no block runs in a task, and only the class token of a query is stored."""
     recognizer = of_adapter(adapter)
     states = encode_videos(recognizer, list(clips()), progress=False)
     assert states["query.hidden"].shape[2] == (1 if adapter in ("DMGAL", "Cmga") else 17)
@@ -98,13 +98,15 @@ def test_a_query_costs_its_cross_attention_and_what_is_behind_it_only(adapter: s
         "_run_block",
         lambda self, block, tokens, *rest: ran.append(len(tokens)) or run(self, block, tokens, *rest),
     )
-    cached_logits(recognizer, states, tasks(1))  # asks twice: of the support alone, and by places among all videos
+    cached_logits(
+        recognizer, states, tasks(1)
+    )  # compares twice: with the support alone, and by indices into all videos
     assert len(ran) == 2 * (0 if adapter in ("DMGAL", "Cmga") else 2)
     assert all(images == 6 * 3 * 4 for images in ran)  # episodes * queries * frames, no support
 
 
 class OwnTaskLayer(nn.Module):
-    """Takes the support's mean from everything: a support video is another in every task."""
+    """Subtract the support's mean, so that a support video differs between tasks."""
 
     def is_task_layer(self) -> bool:
         return True
@@ -123,7 +125,7 @@ class OwnTaskLayer(nn.Module):
 
 
 @pytest.mark.parametrize("head", ["BiMHM", "TRX"])
-def test_what_stands_before_a_task_layer_of_another_kind_is_reused(head: str) -> None:
+def test_tokens_before_a_foreign_task_layer_are_reused(head: str) -> None:
     recognizer, videos = of_head(head), clips()
     recognizer.encoder.backbone.blocks[-1].add_module("own", OwnTaskLayer())
     states = encode_videos(recognizer, list(videos), progress=False)
@@ -132,7 +134,7 @@ def test_what_stands_before_a_task_layer_of_another_kind_is_reused(head: str) ->
     assert why_no_pair_scores(recognizer, 1) is not None
 
 
-def test_states_of_a_batch_are_refused() -> None:
+def test_batch_dependent_states_raise() -> None:
     recognizer = of_head("M2ACL")
     for module in recognizer.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -142,14 +144,14 @@ def test_states_of_a_batch_are_refused() -> None:
 
 
 class Branching(heads.BiMHM):
-    """Looks at its numbers, which torch.vmap cannot follow."""
+    """A head that branches on values, which torch.vmap does not support."""
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
         output = super().compare(support, labels, query)
         return output if output.logits[0, 0] < 1e9 else EpisodeOutput(-output.logits)
 
 
-def test_a_head_that_branches_is_asked_task_by_task() -> None:
+def test_branching_head_is_compared_task_by_task() -> None:
     recognizer, videos = of_head("BiMHM"), clips()
     recognizer.head = Branching()
     states = encode_videos(recognizer, list(videos), progress=False)
@@ -158,33 +160,33 @@ def test_a_head_that_branches_is_asked_task_by_task() -> None:
 
 
 @pytest.mark.parametrize("name", ["BiMHM", "TRX", "HyRSM"])
-def test_few_or_many_tasks_at_a_time_are_the_same(name: str, monkeypatch) -> None:
+def test_tasks_at_a_time_do_not_change_accuracies(name: str, monkeypatch) -> None:
     recognizer = of_head(name)
     states = encode_videos(recognizer, list(clips()), progress=False)
-    monkeypatch.setattr(evaluation_module, "TABLE_GAIN", 0)  # never a table
+    monkeypatch.setattr(evaluation_module, "TABLE_GAIN", 0)  # never use a table
     together = evaluate(recognizer, states, tasks(1, 40, 2), progress=False)
     monkeypatch.setattr(evaluation_module, "TASKS_AT_A_TIME", 1)
     monkeypatch.setattr(evaluation_module, "LOOK_EVERY", 7)
     apart = evaluate(recognizer, states, tasks(1, 40, 2), progress=False)
     assert apart.episodes == together.episodes and torch.equal(apart.accuracies, together.accuracies)
-    monkeypatch.setattr(evaluation_module, "TABLE_GAIN", 1e9)  # wherever there can be one
+    monkeypatch.setattr(evaluation_module, "TABLE_GAIN", 1e9)  # use a table if possible
     from_table = evaluate(recognizer, states, tasks(1, 40, 2), progress=False)
     assert torch.equal(from_table.accuracies, together.accuracies)
 
 
-def test_each_group_of_tasks_is_looked_up_or_compared_as_its_shots_allow(monkeypatch) -> None:
+def test_groups_are_looked_up_if_their_shots_allow(monkeypatch) -> None:
     recognizer = of_head("Prototype")
     states = encode_videos(recognizer, list(clips()), progress=False)
     mixed = [*tasks(1, 1, 2), *tasks(5, 60, 1), *tasks(1, 40, 2)]
     tables: list[int] = []
-    monkeypatch.setattr(evaluation_module, "look_up", lambda *given: tables.append(len(given[1])) or look_up(*given))
+    monkeypatch.setattr(evaluation_module, "look_up", lambda *args: tables.append(len(args[1])) or look_up(*args))
     found = evaluate(recognizer, states, mixed, progress=False).accuracies
     alone = [evaluate(recognizer, states, [task], progress=False).accuracies for task in mixed]
     assert torch.equal(found, torch.cat(alone))
     assert sum(tables) == 1 + 40
 
 
-def test_answers_say_which_query_was_taken_for_what() -> None:
+def test_answers_record_predictions() -> None:
     recognizer = of_head("BiMHM")
     states = encode_videos(recognizer, list(clips()), progress=False)
     sampler = tasks(1, 10, 2)
@@ -200,7 +202,7 @@ def test_answers_say_which_query_was_taken_for_what() -> None:
     assert row == len(result.answers.video) and result.answers.offered.tolist() == [list(t.classes) for t in sampler]
 
 
-def test_it_goes_on_until_the_interval_is_as_narrow_as_wished(monkeypatch) -> None:
+def test_evaluation_stops_at_requested_half_width(monkeypatch) -> None:
     monkeypatch.setattr(evaluation_module, "LOOK_EVERY", 20)
     recognizer = of_head("BiMHM")
     states = encode_videos(recognizer, list(clips()), progress=False)

@@ -1,10 +1,11 @@
-"""Catalogs from split files and from class folders, and what is wrong with those that cannot be used."""
+"""Catalogs from split files and from class folders, and the errors for unusable ones."""
 
 from __future__ import annotations
 
 import csv
 import gzip
 import os
+import pickle
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -83,7 +84,7 @@ def test_folder_errors(tmp_path):
     with refused("2 without: b, c\n"):
         VideoCatalog.from_folders(tmp_path / "empty")
     touch(tmp_path / "both", "train/a/1.mp4", "extra/1.mp4")
-    with refused("cannot tell splits from classes"):
+    with refused("Splits and classes cannot be distinguished"):
         VideoCatalog.from_folders(tmp_path / "both")
     touch(tmp_path / "twice", "train/a/1.mp4", "test/a/1.mp4")
     with refused("in two splits\n.*: a\n"):
@@ -114,7 +115,7 @@ def test_split_files(tmp_path, name):
     assert catalog.reversal_pairs == ()
 
 
-def test_dots_in_names_and_a_choice_of_extensions(tmp_path):
+def test_names_with_dots_and_several_extensions(tmp_path):
     root = touch(tmp_path, "v1.2.mp4", "v1.mov", "b.mp4", "b.avi")
     path = split_file(tmp_path / "s.csv", "split,class_name,video", *(f"train,a,{v}" for v in ("v1.2", "v1", "b")))
     assert VideoCatalog.from_csv(path, root).videos == ("v1.2.mp4", "v1.mov", "b.avi")
@@ -136,7 +137,7 @@ def numbered(tmp_path: Path) -> Path:
     return touch(tmp_path / "videos", *(f"{number}.mp4" for number in range(1, 8)))
 
 
-def test_reversal_pairs_are_classes_of_the_split(tmp_path):
+def test_split_contains_only_complete_reversal_pairs(tmp_path):
     catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), numbered(tmp_path))
     assert catalog.reversal_pairs == ((0, 1), (3, 4))
     test = catalog.split("test")
@@ -173,10 +174,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     [
         (["split,class_name,video"], "has no classes"),
         ([""], "first line with nothing"),
-        (["split,name,video", "train,a,1"], "add the column class_name"),
-        (["split,class_name,video", "train,a,1", "dev,a,2"], "row 3 of(.|\n)*dev,a,2"),
-        (["split,class_name,video", "train,a"], "row 2 of(.|\n)*3 values"),
-        (["split,class_name,video", "train,,1"], "row 2 of"),
+        (["split,name,video", "train,a,1"], "Add the column class_name"),
+        (["split,class_name,video", "train,a,1", "dev,a,2"], "Row 3 of(.|\n)*dev,a,2"),
+        (["split,class_name,video", "train,a"], "Row 2 of(.|\n)*3 values"),
+        (["split,class_name,video", "train,,1"], "Row 2 of"),
         (["split,class_name,video", "train,a,1", "train,b,"], "1 without: b\n"),
         (["split,class_name,video", "train,a,1", "test,a,2"], "in two splits\n.*: a\n"),
         (
@@ -198,7 +199,7 @@ def test_unreadable_split_files(tmp_path):
     (tmp_path / "latin.csv").write_bytes("split,class_name,video\ntrain,Füße,1\n".encode("latin-1"))
     (tmp_path / "plain.csv.gz").write_text("split,class_name,video\ntrain,a,1\n")
     for name in ("absent.csv", "latin.csv", "plain.csv.gz"):
-        with refused(f"cannot read the split file .*{name}"):
+        with refused(f"The split file .*{name} cannot be read"):
             VideoCatalog.from_csv(tmp_path / name, root)
     with refused("folder of the videos is missing"):
         VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), tmp_path / "nowhere")
@@ -221,7 +222,7 @@ def test_seeded_split_is_by_class(tmp_path):
 
 def test_seeded_split_of_too_few_classes(tmp_path):
     touch(tmp_path, *(f"{c}/v.mp4" for c in "abc"))
-    with refused("no class is left for val"):
+    with refused("no class left for val"):
         VideoCatalog.from_folders(tmp_path).with_seeded_split(0)
 
 
@@ -255,7 +256,7 @@ def test_real_frame_folders(test_data):
     assert catalog.split("train").videos[0] == "train/train0/197"
 
 
-def test_files_of_spreadsheets_and_of_windows(tmp_path):
+def test_split_files_of_spreadsheets_and_windows(tmp_path):
     root = touch(tmp_path / "videos", "a b.mp4", "2.avi", "3.avi")
     expected = ["a b.mp4", "2.avi", "3.avi"]
     rows = [
@@ -271,10 +272,10 @@ def test_files_of_spreadsheets_and_of_windows(tmp_path):
                 lines = [delimiter.join(f'"{value}"' if "," in value else value for value in row) for row in rows]
                 (tmp_path / "s.csv").write_bytes(mark + (line_end.join(lines) + line_end * 2).encode())
                 catalog = VideoCatalog.from_csv(tmp_path / "s.csv", root)
-                assert catalog.videos == expected and catalog.class_names == ("ä, b", "c", "d")
+                assert catalog.videos == tuple(expected) and catalog.class_names == ("ä, b", "c", "d")
 
 
-def test_names_that_are_no_utf8_stay_what_they_are(tmp_path):
+def test_names_that_are_not_utf8_are_preserved(tmp_path):
     raw = os.fsdecode(b"caf\xe9")
     try:
         touch(tmp_path / "videos", f"train/{raw}/{raw}.mp4", "val/b/1.mp4")
@@ -285,7 +286,8 @@ def test_names_that_are_no_utf8_stay_what_they_are(tmp_path):
     catalog.to_csv(tmp_path / "s.csv")
     again = VideoCatalog.from_csv(tmp_path / "s.csv", tmp_path / "videos")
     assert again.videos == catalog.videos and again.class_names == catalog.class_names and again.path(0).exists()
-    print(catalog, again.class_names)  # fails where a name cannot be encoded
+    print(catalog, again.class_names)  # fails if a name cannot be encoded
+    assert pickle.loads(pickle.dumps(catalog)).videos == catalog.videos  # noqa: S301
 
 
 def test_a_video_listed_twice_is_refused(tmp_path):
@@ -296,11 +298,11 @@ def test_a_video_listed_twice_is_refused(tmp_path):
             VideoCatalog.from_csv(path, root)
 
 
-def test_missing_videos_may_be_left_out(tmp_path):
+def test_missing_videos_can_be_skipped(tmp_path):
     path = split_file(tmp_path / "s.csv", "split,class_name,video", "train,a,1", "train,a,8", "val,b,9", "val,b,2")
     missing = []
     catalog = VideoCatalog.from_csv(path, numbered(tmp_path), lambda *row: missing.append(row))
-    assert catalog.videos == ["1.mp4", "2.mp4"] and missing == [("train", "a", "8"), ("val", "b", "9")]
+    assert catalog.videos == ("1.mp4", "2.mp4") and missing == [("train", "a", "8"), ("val", "b", "9")]
     path = split_file(tmp_path / "s.csv", "split,class_name,video", "train,a,1", "val,b,9")
     with refused("1 without: b\n"):
         VideoCatalog.from_csv(path, numbered(tmp_path), lambda *row: None)
@@ -309,16 +311,16 @@ def test_missing_videos_may_be_left_out(tmp_path):
 def test_without(tmp_path):
     catalog = VideoCatalog.from_csv(split_file(tmp_path / "s.csv", *REVERSALS), numbered(tmp_path))
     less = catalog.without({"6.mp4", "not there.mp4"})
-    assert less.videos == [video for video in catalog.videos if video != "6.mp4"]
+    assert less.videos == tuple(video for video in catalog.videos if video != "6.mp4")
     assert less.labels.tolist() == [0, 1, 2, 3, 4, 5]
     for column in ("root", "class_names", "class_splits", "reversal_pairs"):
         assert getattr(less, column) == getattr(catalog, column)
-    assert less.split("test").videos == ["4.mp4", "5.mp4", "7.mp4"]
+    assert less.split("test").videos == ("4.mp4", "5.mp4", "7.mp4")
     with refused(r"left without a video(.|\n)*after leaving out 2 of 7 videos: wave\n"):
         catalog.without(["6.mp4", "7.mp4"])
 
 
-def test_folders_that_cannot_be_looked_into(tmp_path, monkeypatch):
+def test_unlistable_folder_is_an_error(tmp_path, monkeypatch):
     touch(tmp_path, "a/1.mp4", "a/b/1.jpg")
     scandir = os.scandir
 
@@ -328,25 +330,25 @@ def test_folders_that_cannot_be_looked_into(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr("os.scandir", refuse_b)
-    with refused(r"cannot look into the folders(.|\n)*b: Permission denied"):
+    with refused(r"The folders of .* cannot be listed(.|\n)*b: Permission denied"):
         VideoCatalog.from_folders(tmp_path)
 
 
-def test_a_catalog_can_be_made_of_anything_with_names(tmp_path):
+def test_catalog_from_any_sequence_of_names(tmp_path):
     catalog = VideoCatalog(tmp_path, ("a", "b"), np.array([0, 1]), ("x", "y"), ("train", "val"))
     assert catalog.videos == ("a", "b") and catalog.path(1) == tmp_path / "b" and len(catalog.split("val")) == 1
 
 
 @pytest.mark.parametrize("below", ["UCF-101", "UCF-101/UCF-101"])
-def test_a_root_that_is_one_level_too_high_is_told(tmp_path, below):
+def test_error_suggests_the_root_of_the_classes(tmp_path, below):
     for split in ("", "train/"):
         video = tmp_path / f"{len(split)}" / below / split / "dive" / "1.mp4"
         video.parent.mkdir(parents=True)
         video.touch()
         root = tmp_path / f"{len(split)}"
-        with pytest.raises(DmgalError, match=rf"did you mean the root {re.escape(str(root / below))}\?"):
+        with pytest.raises(DmgalError, match=rf"Did you mean the root {re.escape(str(root / below))}\?"):
             VideoCatalog.from_folders(root)
-        assert VideoCatalog.from_folders(root / below).videos == [f"{split}dive/1.mp4"]
+        assert VideoCatalog.from_folders(root / below).videos == (f"{split}dive/1.mp4",)
     (tmp_path / "empty" / "class").mkdir(parents=True)
     with pytest.raises(DmgalError, match="have no video"):
         VideoCatalog.from_folders(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""The log of a check goes on after any interruption and forgets nothing; its report reads back."""
+"""The log of a check resumes after any interruption, and its report reads back."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ GOOD, BAD, CUT = CheckedVideo(50, None, "h264", 64, 48, 0), CheckedVideo(0, "no\
 
 def write(log: CheckLog, *entries: tuple[int, CheckedVideo]) -> None:
     with log.writer() as file:
-        for place, checked in entries:
-            log.write(file, place, checked)
+        for index, checked in entries:
+            log.write(file, index, checked)
 
 
-def test_what_is_done_and_what_is_wrong(tmp_path):
+def test_checked_videos_and_problems_read_back(tmp_path):
     log = CheckLog(tmp_path / "new" / "log.jsonl", tmp_path, VIDEOS)
     assert not log.done().any() and log.problems == {}
     write(log, (2, BAD), (0, GOOD), (1, CUT))
@@ -35,7 +35,7 @@ def test_what_is_done_and_what_is_wrong(tmp_path):
     assert again.problems == log.problems == {VIDEOS[2]: BAD, VIDEOS[1]: CUT}
 
 
-def test_a_bad_file_that_has_changed_is_looked_at_again(tmp_path):
+def test_changed_bad_file_is_checked_again(tmp_path):
     path = tmp_path / VIDEOS[3]
     path.parent.mkdir()
     path.write_bytes(b"half")
@@ -50,7 +50,7 @@ def test_a_bad_file_that_has_changed_is_looked_at_again(tmp_path):
     assert last.done()[3] and last.problems == again.problems == {}
 
 
-def test_every_file_that_has_changed_is_looked_at_again(tmp_path):
+def test_changed_files_are_checked_again(tmp_path):
     for name in ("grown", "touched", "same"):
         (tmp_path / name).write_bytes(b"sound")
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, ["grown", "touched", "same"])
@@ -59,11 +59,11 @@ def test_every_file_that_has_changed_is_looked_at_again(tmp_path):
     (tmp_path / "grown").write_bytes(b"something else")
     os.utime(tmp_path / "touched", (1, 1))
     assert CheckLog(log.path, tmp_path, ["grown", "touched", "same"]).done().tolist() == [False, False, True]
-    write(log, (0, GOOD))  # a video's last line counts
+    write(log, (0, GOOD))  # the last line of a video is valid
     assert CheckLog(log.path, tmp_path, ["grown", "touched", "same"]).done().tolist() == [True, False, True]
 
 
-def test_a_log_of_another_folder_counts_for_nothing(tmp_path):
+def test_log_of_another_folder_is_ignored(tmp_path):
     one, other = tmp_path / "one", tmp_path / "other"
     one.mkdir()
     other.mkdir()
@@ -74,7 +74,7 @@ def test_a_log_of_another_folder_counts_for_nothing(tmp_path):
     assert not moved.is_of_root and not moved.done().any() and moved.problems == {}
     write(moved, (1, CUT))
     assert CheckLog(log.path, other, VIDEOS).done().tolist() == [False, True, False, False]
-    assert not CheckLog(log.path, one, VIDEOS).done().any(), "it was begun anew"
+    assert not CheckLog(log.path, one, VIDEOS).done().any(), "the log was overwritten"
     (tmp_path / "link").symlink_to(other)
     assert CheckLog(log.path, tmp_path / "link", VIDEOS).done()[1], "the same folder by another name"
 
@@ -82,7 +82,7 @@ def test_a_log_of_another_folder_counts_for_nothing(tmp_path):
 @pytest.mark.parametrize(
     "first", ["", "null\n", '{"video": "a/1.mp4", "frames": 9, "problem": null}\n', '{"root": 1}\n']
 )
-def test_a_log_that_does_not_tell_its_folder_counts_for_nothing(tmp_path, first):
+def test_log_without_root_is_ignored(tmp_path, first):
     (tmp_path / "log.jsonl").write_text(first)
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
     assert not log.done().any()
@@ -90,7 +90,7 @@ def test_a_log_that_does_not_tell_its_folder_counts_for_nothing(tmp_path, first)
     assert CheckLog(log.path, tmp_path, VIDEOS).done().tolist() == [False, False, False, True]
 
 
-def test_the_catalog_may_change(tmp_path):
+def test_log_stays_valid_if_the_catalog_changes(tmp_path):
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
     write(log, (0, GOOD), (2, BAD), (3, GOOD))
     other = CheckLog(log.path, tmp_path, ["new.mp4", VIDEOS[3], VIDEOS[2]])
@@ -99,23 +99,23 @@ def test_the_catalog_may_change(tmp_path):
 
 
 @given(st.integers(0, 400), st.sampled_from([b"", b"{}\n", b"null\n", b"\xff\xfe\n", b'{"video": 3, "frames"']))
-def test_a_kill_at_any_byte_costs_one_line_at_most(tmp_path_factory, cut, garbage):
+def test_kill_at_any_byte_loses_at_most_one_line(tmp_path_factory, cut, garbage):
     folder = tmp_path_factory.mktemp("cut")
     log = CheckLog(folder / "log.jsonl", folder, VIDEOS)
     write(log, (0, GOOD), (1, CUT), (3, GOOD))
-    whole = log.path.read_bytes()
-    kept = whole[: min(cut, len(whole))]
-    log.path.write_bytes(kept + garbage)
+    content = log.path.read_bytes()
+    prefix = content[: min(cut, len(content))]
+    log.path.write_bytes(prefix + garbage)
     again = CheckLog(log.path, folder, VIDEOS)
     done = again.done()
-    assert done.sum() >= kept.count(b"\n") - 1  # the first tells the folder
+    assert done.sum() >= prefix.count(b"\n") - 1  # the first line names the folder
     write(again, (2, GOOD))
     assert CheckLog(log.path, folder, VIDEOS).done()[2]
     lines = log.path.read_bytes().splitlines()
     assert json.loads(lines[-1])["video"] == VIDEOS[2]
 
 
-def test_a_kill_before_the_first_line_ended(tmp_path):
+def test_kill_during_the_first_line(tmp_path):
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
     write(log, (0, GOOD))
     first = log.path.read_bytes().partition(b"\n")[0]
@@ -125,30 +125,32 @@ def test_a_kill_before_the_first_line_ended(tmp_path):
     assert CheckLog(log.path, tmp_path, VIDEOS).done()[2]
 
 
-def test_long_logs_are_read_in_parts(tmp_path, monkeypatch):
+def test_long_logs_are_read_in_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr(check_log, "LINES_AT_ONCE", 3)
     videos = [f"{number}.mp4" for number in range(20)]
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, videos)
-    write(log, *((place, GOOD if place % 5 else BAD) for place in range(0, 20, 2)))
+    write(log, *((index, GOOD if index % 5 else BAD) for index in range(0, 20, 2)))
     again = CheckLog(log.path, tmp_path, videos)
     assert np.flatnonzero(again.done()).tolist() == list(range(0, 20, 2))
     assert list(again.problems) == ["0.mp4", "10.mp4"]
 
 
-def test_a_closed_pipe_is_no_trouble_with_the_disk(tmp_path):
+def test_closed_pipe_is_not_a_disk_error(tmp_path):
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
     with pytest.raises(BrokenPipeError), log.writer():
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # of what is printed meanwhile
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))  # as from printing inside the context
 
 
-def test_a_full_disk_is_told(tmp_path):
+def test_full_disk_is_an_error(tmp_path):
     log = CheckLog(tmp_path / "log.jsonl", tmp_path, VIDEOS)
-    told = pytest.raises(DmgalError, match=r"cannot write the log(.|\n)*No space left(.|\n)*goes on where it was")
-    with told, log.writer() as file:
+    raises_error = pytest.raises(
+        DmgalError, match=r"log of the check(.|\n)*No space left(.|\n)*resumes where it stopped"
+    )
+    with raises_error, log.writer() as file:
         log.write(file, 0, GOOD)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert CheckLog(log.path, tmp_path, VIDEOS).done().tolist() == [True, False, False, False]
-    with pytest.raises(DmgalError, match="cannot write the log"):
+    with pytest.raises(DmgalError, match="log of the check"):
         write(CheckLog(log.path / "below_a_file.jsonl", tmp_path, VIDEOS), (0, GOOD))
 
 
@@ -163,7 +165,7 @@ def test_the_report_reads_back(tmp_path):
 @pytest.mark.parametrize(
     "text", ["", "split,class_name,video\n", "video,frames,problem\na,b,c\n", "video,frames,problem\na,1\n"]
 )
-def test_what_is_no_report(tmp_path, text):
+def test_invalid_report_is_an_error(tmp_path, text):
     (tmp_path / "report.csv").write_text(text)
     with pytest.raises(DmgalError, match=r"cannot read the report(.|\n)*dmgal prepare"):
         read_report(tmp_path / "report.csv")

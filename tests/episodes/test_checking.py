@@ -1,4 +1,4 @@
-"""Checking survives what a decoder does not: a crash, a hang, an error of its own."""
+"""Checks of videos survive crashes, hangs and errors of the decoder."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ PROBE = """
 
 @pytest.fixture
 def probe(tmp_path, monkeypatch):
-    """A probe that does what a path's name says, importable by other processes."""
+    """A probe that acts as the file name says and that other processes can import."""
     (tmp_path / "strange_probe.py").write_text(textwrap.dedent(PROBE))
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("strange_probe").probe
     del sys.modules["strange_probe"]
 
 
-def test_every_video_gets_an_answer(probe):
+def test_every_video_gets_a_result(probe):
     kinds = ["ok", "crash", "ok", "cut", "unreadable", "exit", "bug", "ok", "hang", "ok"]
     paths = [(number, Path(f"{kind}{number}")) for number, kind in enumerate(kinds)]
     taken = []
@@ -65,7 +65,7 @@ def test_every_video_gets_an_answer(probe):
     assert [results[number].frames for number in range(10)] == [50, 0, 50, 9, 0, 0, 0, 50, 0, 50]
 
 
-def test_a_file_that_changes_while_it_is_checked_is_known_as_it_was_before(tmp_path, probe):
+def test_stamp_is_taken_before_decoding(tmp_path, probe):
     path = tmp_path / "growing"
     path.write_bytes(b"half")
     before = stamp(path)
@@ -73,13 +73,13 @@ def test_a_file_that_changes_while_it_is_checked_is_known_as_it_was_before(tmp_p
     assert checked.stamp == before != stamp(path)
 
 
-def test_an_interruption_is_for_the_first_process_alone(probe):
-    """Ctrl-C goes to the whole group of processes; those that check must not see it, even while they start."""
+def test_checking_processes_block_sigint(probe):
+    """Ctrl-C reaches the whole process group, but checking processes must not see it, even while they start."""
     blocked = dict(check_videos([(0, Path("blocked"))], 1, 60.0, probe))[0]
     assert blocked.problem == "SIGINT is blocked"
 
 
-def test_real_videos_and_what_is_taken_at_a_time(tmp_path, write_video):
+def test_number_of_videos_in_flight_is_bounded(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", range(20))
     taken = 0
 
@@ -92,7 +92,7 @@ def test_real_videos_and_what_is_taken_at_a_time(tmp_path, write_video):
     results = check_videos(endless(), 1, 60.0)
     number, checked = next(results)
     assert (number, checked.frames, checked.problem, checked.codec) == (1, 20, None, "h264")
-    assert taken <= 8  # bounded, however many there are
+    assert taken <= 8
     results.close()
 
 
@@ -102,7 +102,7 @@ def test_nothing_to_check(probe):
 
 def test_processes_that_cannot_start(tmp_path, monkeypatch, probe):
     (tmp_path / "strange_probe.py").write_text("import os\nos._exit(1)\n")
-    with pytest.raises(DmgalError, match=r"cannot be started(.|\n)*exit code 1 before(.|\n)*guard the script"):
+    with pytest.raises(DmgalError, match=r"cannot be started(.|\n)*exit code 1 before(.|\n)*Guard the script"):
         list(check_videos([(0, Path("ok"))], 1, 60.0, probe))
 
 
@@ -110,11 +110,11 @@ def test_processes_that_cannot_start(tmp_path, monkeypatch, probe):
     ("frames", "problem", "bad"),
     [(50, None, False), (3, None, False), (8, "cut", False), (7, "cut", True), (0, "x", True)],
 )
-def test_a_damaged_video_is_used_where_its_frames_are_enough(frames, problem, bad):
+def test_damaged_video_with_enough_frames_is_not_bad(frames, problem, bad):
     assert CheckedVideo(frames, problem).is_bad(8) is bad
 
 
-def test_no_process_is_left_behind(probe):
+def test_closing_the_generator_ends_its_processes(probe):
     import multiprocessing
 
     results = check_videos([(number, Path("hang")) for number in range(4)], 2, 1.0, probe)

@@ -1,4 +1,4 @@
-"""Damaged files give frames or one clean error: never a crash, a hang, a leaked handle or memory without bound."""
+"""Tests that damaged files give frames or one error, without crashes, hangs, leaks or unbounded memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_damaged_files_give_frames_or_one_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_very_many_damaged_files_give_frames_or_one_error(tmp_path):
+def test_many_damaged_files_give_frames_or_one_error(tmp_path):
     command = [sys.executable, "-m", "dmgal.bench.fuzz", "--files", "4000", "--out", str(tmp_path / "fuzz.json")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -40,7 +40,7 @@ def test_very_many_damaged_files_give_frames_or_one_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_damaged_files_of_the_wild_give_frames_or_one_error(test_data):
+def test_damaged_real_files_give_frames_or_one_error(test_data):
     assert_clean(search(test_data / "videos" / "decoder_cases", 0, 500), 500)
 
 
@@ -67,7 +67,7 @@ fuzz.main()
 """
 
 
-def test_what_is_not_clean_is_found_and_named(tmp_path, monkeypatch):
+def test_fuzzer_detects_and_names_failures(tmp_path, monkeypatch):
     (tmp_path / "misbehaving.py").write_text(MISBEHAVING)
     (tmp_path / "sources").mkdir()
     (tmp_path / "sources" / "a.mp4").write_bytes(bytes(100))
@@ -84,11 +84,11 @@ def test_what_is_not_clean_is_found_and_named(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
-def test_what_damage_once_came_to_stays_so(path):
-    """Files that the search above found, each named after what reading it must come to."""
+def test_regression_corpus_has_expected_outcomes(path):
+    """Check files found by the fuzzer, each named after its expected outcome."""
     assert check(path) == path.stem.partition("_")[0]
 
 
-def test_the_corpus_is_there():
+def test_regression_corpus_is_complete():
     assert {path.stem.partition("_")[0] for path in CORPUS} == set(CLEAN)
     assert len(CORPUS) >= 19

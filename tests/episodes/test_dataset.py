@@ -1,4 +1,4 @@
-"""Episodes from real files: right frames, right labels, the same for any number of workers, clean errors."""
+"""Tests of datasets on real files: frames, labels, independence of the number of workers, and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ def as_decoded(clip: torch.Tensor, generator: torch.Generator | None = None) -> 
 
 @pytest.fixture(scope="module")
 def catalog(tmp_path_factory, write_video, write_frames) -> VideoCatalog:
-    """Video ``v`` of class ``c`` shows the numbers from ``20 * (4 c + v)``; the last of a class is a frame folder."""
+    """Return a catalog in which video ``v`` of class ``c`` shows the numbers from ``20 * (4 c + v)``.
+
+    The last video of each class is a frame folder.
+    """
     root = tmp_path_factory.mktemp("videos")
     for c in range(NUM_CLASSES):
         for v in range(PER_CLASS):
@@ -54,7 +57,7 @@ def same(one, two) -> bool:
     return one.class_names == two.class_names and all(torch.equal(getattr(one, n), getattr(two, n)) for n in names)
 
 
-def test_an_episode_shows_the_sampled_videos(catalog, frame_numbers):
+def test_episode_contains_the_sampled_videos(catalog, frame_numbers):
     data = episodes(catalog, training=False)
     assert len(data) == 6
     middle = uniform_frames(LENGTH, 4)
@@ -80,7 +83,7 @@ def test_training_frames_vary_within_their_segments(catalog, frame_numbers):
     assert len(shown) > 6
 
 
-def test_seed_and_number_decide_alone(catalog):
+def test_episode_depends_on_seed_and_index_only(catalog):
     transform = TrainTransform(32, flip=True, color_jitter=0.3)
     data, again = episodes(catalog, True, transform), episodes(catalog, True, transform)
     wanted = [data[number] for number in range(6)]
@@ -90,7 +93,7 @@ def test_seed_and_number_decide_alone(catalog):
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_workers_change_nothing(catalog, context):
+def test_episodes_are_independent_of_workers(catalog, context):
     data = episodes(catalog, True, TrainTransform(32, color_jitter=0.3), frame_cache=context == "spawn")
     loader = DataLoader(
         data, batch_size=None, num_workers=2 if context == "fork" else 1, multiprocessing_context=context
@@ -102,7 +105,7 @@ def test_workers_change_nothing(catalog, context):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_workers_start_no_threads_of_their_own(catalog, decoder):
+def test_workers_start_no_extra_threads(catalog, decoder):
     if decoder == "decord":
         pytest.importorskip("decord")
     workers = 4
@@ -113,9 +116,9 @@ def test_workers_start_no_threads_of_their_own(catalog, decoder):
     counts = json.loads(done.stdout)
     assert counts["ours"] <= workers + 1, "one for each worker, which hands out work"
     assert len(counts["loader"]) == workers and 1 <= len(counts["pool"]) <= 2
-    own = {"pyav": 0, "decord": 1}[decoder]  # which has no form without one
+    own = {"pyav": 0, "decord": 1}[decoder]  # decord always starts one
     for threads, of_python in counts["loader"] + counts["pool"]:
-        # beside the one that works: those that hand on results and their memory, or wait for the parent's end
+        # Other threads pass on results and memory or wait for the end of the parent.
         assert of_python <= 3 and threads <= of_python + own
 
 
@@ -128,7 +131,7 @@ def test_episodes_can_be_pinned(catalog):
     assert all(same(episode, data[number]) for number, episode in enumerate(loaded))
 
 
-def test_reversal_tasks_load_too(catalog):
+def test_reversal_tasks_load(catalog):
     sampler = ReversalSampler([(0, 2)], catalog.labels, 1, 1, 1, 3, seed=0)
     data = EpisodeDataset(catalog, sampler, 2, transforms.TestTransform(16), False, seed=0)
     assert {frozenset(episode.class_names) for episode in (data[i] for i in range(3))} == {
@@ -136,7 +139,7 @@ def test_reversal_tasks_load_too(catalog):
     }
 
 
-def test_the_cache_reads_each_video_once_and_changes_nothing(catalog, monkeypatch):
+def test_cache_reads_each_video_once_with_equal_clips(catalog, monkeypatch):
     reads = []
     read_clip = dataset_module.read_clip
     monkeypatch.setattr(dataset_module, "read_clip", lambda path, *rest: reads.append(path) or read_clip(path, *rest))
@@ -148,7 +151,7 @@ def test_the_cache_reads_each_video_once_and_changes_nothing(catalog, monkeypatc
     assert len(reads) == len(set(reads)) > 6
 
 
-def test_the_cache_keeps_its_bound(catalog, monkeypatch):
+def test_cache_respects_its_size_limit(catalog, monkeypatch):
     asked = []
     read_clip = dataset_module.read_clip
     monkeypatch.setattr(
@@ -159,7 +162,7 @@ def test_the_cache_keeps_its_bound(catalog, monkeypatch):
     for _ in range(2):
         for video in range(4):
             assert reader.read(video, lambda n: [0, n - 1]).shape == (2, 3, *AS_DECODED)
-    # two fit, the third closes the cache, the fourth is never read whole; later only the last two are read again
+    # Two videos fit and the third one closes the cache. Later only the last two are read again.
     assert asked == [
         ("video0", True),
         ("video1", True),
@@ -170,14 +173,14 @@ def test_the_cache_keeps_its_bound(catalog, monkeypatch):
     ]
 
 
-def test_a_cached_clip_cannot_be_spoiled_by_its_user(catalog):
+def test_cached_clip_is_safe_from_modification(catalog):
     reader = ClipReader(catalog, 4, cache_bytes=10**8)
     first = reader.read(0, range).clone()
     reader.read(0, range).zero_()
     assert torch.equal(reader.read(0, range), first)
 
 
-def test_single_videos_for_encoding_once(catalog, frame_numbers):
+def test_video_dataset_returns_test_clips(catalog, frame_numbers):
     data = VideoDataset(catalog, 4, as_decoded)
     assert len(data) == NUM_CLASSES * PER_CLASS
     for video in range(len(data)):
@@ -186,7 +189,7 @@ def test_single_videos_for_encoding_once(catalog, frame_numbers):
     assert [tuple(batch.shape) for batch in batches] == [(n, 4, 3, 24, 24) for n in (5, 5, 2)]
 
 
-def test_single_videos_equal_the_episode_s(catalog):
+def test_video_dataset_equals_episode_dataset(catalog):
     transform = transforms.TestTransform(32, 1.2)
     data, single = episodes(catalog, False, transform), VideoDataset(catalog, 4, transform)
     for number in range(3):
@@ -203,15 +206,15 @@ def broken(catalog: VideoCatalog, folder: Path) -> VideoCatalog:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_unreadable_video_is_named(catalog, tmp_path, workers):
+def test_unreadable_video_is_named(catalog, tmp_path, workers):
     bad = broken(catalog, tmp_path)
     data = EpisodeDataset(bad, EpisodeSampler(bad.labels, 2, 1, 1, 2, seed=0), 4, as_decoded, False, seed=0)
-    with pytest.raises(VideoError, match=r"^cannot read the video .*[ab]/1\.mp4\n(.|\n)*what to do:") as caught:
+    with pytest.raises(VideoError, match=r"^Cannot read the video .*[ab]/1\.mp4\.\n(.|\n)*what to do:") as caught:
         list(DataLoader(data, batch_size=None, num_workers=workers))
     assert "Traceback" not in str(caught.value)
 
 
-def test_bounds_and_bad_counts(catalog):
+def test_invalid_indices_and_counts_raise(catalog):
     for data in (episodes(catalog, False), VideoDataset(catalog, 4, as_decoded)):
         for outside in (-1, len(data)):
             with pytest.raises(IndexError):

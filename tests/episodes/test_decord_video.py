@@ -1,4 +1,4 @@
-"""The second decoder behind the same protocol, where it is installed."""
+"""Tests of the decord decoder, if it is installed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ decord = pytest.importorskip("decord", reason="decord has no wheel for this plat
 
 
 @pytest.mark.parametrize("name", ["H.264 closed GOPs", "H.264 many B-frames", "H.264 rotated", "VP9 hidden frames"])
-def test_it_reads_the_same_frames_where_it_reads_the_right_ones(tmp_path, name):
+def test_decord_equals_pyav_on_supported_kinds(tmp_path, name):
     path = write_clip(tmp_path, "clip", KINDS[name])
     wanted = [50, 3, 3, 22]
     clip = read_clip(path, lambda n: wanted, decoder="decord")
@@ -29,7 +29,7 @@ def test_it_reads_the_same_frames_where_it_reads_the_right_ones(tmp_path, name):
 
 
 @pytest.mark.parametrize("size", [(128, 64), (64, 64)])
-def test_pixels_that_are_no_squares_of_a_rotated_video(tmp_path, size):
+def test_non_square_pixels_of_a_rotated_video(tmp_path, size):
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -45,21 +45,21 @@ def test_pixels_that_are_no_squares_of_a_rotated_video(tmp_path, size):
     assert read_clip(path, lambda n: [0, 2], decoder="decord").shape == exact.shape
 
 
-def test_frame_folders_do_not_need_it(tmp_path, write_frames, frame_numbers):
+def test_frame_folders_do_not_need_decord(tmp_path, write_frames, frame_numbers):
     folder = write_frames(tmp_path / "frames", range(4))
     assert frame_numbers(read_clip(folder, lambda n: [3, 1], decoder="decord")) == [3, 1]
 
 
-def test_what_it_cannot_read_is_one_error(tmp_path):
+def test_unreadable_files_raise_video_error(tmp_path):
     (tmp_path / "text.mp4").write_text("no video")
     with pytest.raises(VideoError, match="it is text, which begins with 'no video'"):
         open_video(tmp_path / "text.mp4", "decord")
-    path = write_clip(tmp_path, "clip", KINDS["AV1"])  # a codec it does not know
-    with pytest.raises(VideoError, match="cannot read the video"):
+    path = write_clip(tmp_path, "clip", KINDS["AV1"])  # a codec that decord does not support
+    with pytest.raises(VideoError, match="Cannot read the video"):
         read_clip(path, lambda n: [0], decoder="decord")
 
 
-def test_without_the_package_the_message_names_the_way_out(tmp_path, monkeypatch):
+def test_missing_package_error_has_a_remedy(tmp_path, monkeypatch):
     path = write_clip(tmp_path, "clip", KINDS["H.264 closed GOPs"], range(3))
     monkeypatch.setitem(sys.modules, "decord", None)
     with pytest.raises(DmgalError, match="pip install decord, or use the decoder pyav"):

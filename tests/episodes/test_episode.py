@@ -1,4 +1,4 @@
-"""An episode that does not fit together is refused at construction, once; what fits travels unchanged."""
+"""Episode construction rejects inconsistent parts; copies to other devices are unchanged."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def build(**changes) -> Episode:
     return Episode(**(parts | changes))
 
 
-def test_what_it_knows():
+def test_properties():
     episode = build()
     assert (episode.n_way, episode.shots, episode.num_support, episode.num_query, episode.num_frames) == (
         2,
@@ -56,7 +56,7 @@ def test_what_it_knows():
         ({"classes": torch.tensor([4.0, 2.0])}, "float32"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, message):
+def test_inconsistent_parts_are_rejected(changes, message):
     with pytest.raises(DmgalError, match=message) as caught:
         build(**changes)
     assert all(part in str(caught.value) for part in ("received:", "expected:", "what to do:"))

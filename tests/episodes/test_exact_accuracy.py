@@ -1,4 +1,4 @@
-"""The accuracy over all episodes, against counting them."""
+"""Exact accuracy compared with counting all episodes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dmgal.errors import DmgalError
 
 
 def counted(table: Tensor, labels: list[int], groups: list[list[int]], num_groups: int) -> dict[int, float]:
-    """Every task's classes, in every order, every support and every query; ``argmax`` says who wins."""
+    """Count correct answers over all tasks, class orders, supports and queries with ``argmax``."""
     members = {c: [v for v, label in enumerate(labels) if label == c] for group in groups for c in group}
     right: dict[int, list[float]] = {c: [] for c in members}
     for chosen in itertools.combinations(groups, num_groups):
@@ -38,7 +38,7 @@ def counted(table: Tensor, labels: list[int], groups: list[list[int]], num_group
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Tensor, list[int], list[list[int]], int]:
-    """Scores of few values, so that many are tied; classes of two or three videos, in any order."""
+    """Draw scores with many ties, and classes of two or three videos in any order."""
     size, num_groups = draw(st.sampled_from([(1, 2), (1, 3), (2, 1), (2, 2)]))
     count = draw(st.integers(num_groups, 3 if size == 1 else 2))
     groups = [list(range(size * g, size * (g + 1))) for g in range(count)]
@@ -52,7 +52,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, list[int], list[list[int]], int]:
 
 @settings(max_examples=25, deadline=None)
 @given(problems())
-def test_it_is_what_counting_gives(problem: tuple[Tensor, list[int], list[list[int]], int]) -> None:
+def test_equals_counting(problem: tuple[Tensor, list[int], list[list[int]], int]) -> None:
     table, labels, groups, num_groups = problem
     exact, expected = exact_accuracy(table, labels, groups, num_groups), counted(table, labels, groups, num_groups)
     assert dict(zip(exact.classes, exact.by_class, strict=True)) == pytest.approx(expected, abs=1e-9)
@@ -60,8 +60,8 @@ def test_it_is_what_counting_gives(problem: tuple[Tensor, list[int], list[list[i
 
 
 @pytest.mark.parametrize("name", ["BiMHM", "Prototype euclidean"])
-def test_of_a_recognizer_it_is_the_mean_of_all_its_episodes(name: str) -> None:
-    """Three classes of two videos, one of them twice: its scores are tied, and ``argmax`` decides."""
+def test_equals_mean_over_all_episodes_of_a_recognizer(name: str) -> None:
+    """Three classes of two videos, with one video twice, so that its scores are tied."""
     recognizer, videos, labels = of_head(name), clips(6), [0, 0, 1, 1, 2, 2]
     videos[4] = videos[0]
     states = encode_videos(recognizer, list(videos), progress=False)
@@ -77,14 +77,14 @@ def test_of_a_recognizer_it_is_the_mean_of_all_its_episodes(name: str) -> None:
     assert exact.mean == pytest.approx(100 * sum(right) / len(right), abs=1e-9)
 
 
-def test_all_tied_is_chance() -> None:
+def test_all_scores_tied_gives_chance() -> None:
     exact = exact_accuracy(torch.zeros(12, 12), [0, 0, 1, 1, 2, 2] * 2, [[0], [1], [2]], 3)
     assert exact.mean == pytest.approx(100 / 3)
 
 
 @pytest.mark.parametrize("pairs", [None, [(0, 1), (2, 3), (4, 5)]])
-def test_the_samplers_episodes_come_near_it(pairs: list[tuple[int, int]] | None) -> None:
-    """Classes of unequal sizes; however many queries."""
+def test_sampled_episodes_are_close(pairs: list[tuple[int, int]] | None) -> None:
+    """Classes of unequal sizes, two queries per class."""
     labels = [c for c in range(6) for _ in range(4 + 3 * c)]
     generator = torch.Generator().manual_seed(0)
     own = torch.tensor(labels)[:, None] == torch.tensor(labels)
@@ -112,7 +112,7 @@ def test_the_samplers_episodes_come_near_it(pairs: list[tuple[int, int]] | None)
         ([0, 0, 1, 1], [[0], [1]], 2, math.nan, "not finite"),
     ],
 )
-def test_what_cannot_be_counted_is_refused(labels, groups, num_groups, bad, message) -> None:
+def test_invalid_input_raises(labels, groups, num_groups, bad, message) -> None:
     table = torch.full((len(labels), len(labels)), bad)
     with pytest.raises(DmgalError, match=message):
         exact_accuracy(table, labels, groups, num_groups)

@@ -1,4 +1,4 @@
-"""Videos that are stored as one image per frame, in a folder or a zip file; and pictures too large for any memory."""
+"""Tests of folders and zip files of frames, and of images that are too large."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_frame_folders_are_read_in_natural_order(tmp_path, write_frames, frame_n
     assert frame_numbers(video.read([11, 0, 9, 0])) == [11, 0, 9, 0]
 
 
-def test_gray_frames_of_16_bits_are_not_clipped(tmp_path):
+def test_16_bit_gray_frames_are_not_clipped(tmp_path):
     Image.fromarray(np.full((4, 6), 40_000, np.uint16)).save(tmp_path / "1.png")
     assert open_video(tmp_path).read([0]).unique().tolist() == [40_000 >> 8]
 
@@ -55,7 +55,7 @@ def test_zip_files_of_frames_are_read_in_natural_order(tmp_path):
     assert (probe.num_frames, probe.codec, probe.width, probe.height, probe.problem) == (4, "png", 6, 4, None)
 
 
-def test_frames_are_turned_as_their_camera_says(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     turned = Image.Exif()
     turned[0x0112] = 6  # a quarter turn clockwise
     Image.new("RGB", (8, 4)).save(tmp_path / "1.jpg", exif=turned)
@@ -63,7 +63,7 @@ def test_frames_are_turned_as_their_camera_says(tmp_path):
 
 
 def exif(*entries: tuple[int, int, int, bytes]) -> bytes:
-    """TIFF with one directory: tag, type, count and the four bytes of a value or of its place."""
+    """Return a TIFF with one directory of tags, types, counts and four bytes with the value or its offset."""
     rows = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in entries)
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4)
 
@@ -75,7 +75,7 @@ ORIENTATION = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
     ("data", "turned"),
     [
         (exif(ORIENTATION), True),
-        (exif((0x010E, 2, 5000, struct.pack("<I", 9999)), ORIENTATION), True),  # a text outside of the file
+        (exif((0x010E, 2, 5000, struct.pack("<I", 9999)), ORIENTATION), True),  # a text beyond the end of the file
         (exif(ORIENTATION, (0x0110, 5, 1, struct.pack("<I", 9999))), True),
         (exif(ORIENTATION, (0x9000, 13, 70000, struct.pack("<I", 2**32 - 1))), True),
         (exif((0x0112, 2, 4, b"six\0")), False),
@@ -86,14 +86,14 @@ ORIENTATION = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
         (b"Exif\0\0", False),
     ],
 )
-def test_of_a_damaged_header_only_the_orientation_matters(tmp_path, data, turned, recwarn):
+def test_damaged_exif_header_with_or_without_orientation(tmp_path, data, turned, recwarn):
     Image.new("RGB", (8, 4)).save(tmp_path / "1.jpg", exif=data)
     assert open_video(tmp_path).read([0]).shape == (1, 3, *((8, 4) if turned else (4, 8)))
     assert not recwarn.list
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_that_of_pillow(tmp_path, orientation):
+def test_all_orientations_equal_pillow(tmp_path, orientation):
     turned = Image.Exif()
     turned[0x0112] = orientation
     pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
@@ -107,7 +107,7 @@ COMPRESSIONS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_zip_files_of_every_compression_whole_and_damaged(tmp_path, compression):
+def test_zip_compressions_intact_and_damaged(tmp_path, compression):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", compression) as archive:
         for number in range(3):
@@ -123,14 +123,14 @@ def test_zip_files_of_every_compression_whole_and_damaged(tmp_path, compression)
         read_clip(path, range, at_least=2)
 
 
-def test_a_zip_file_that_changes_between_two_reads(tmp_path):
+def test_zip_file_changed_between_reads_raises(tmp_path):
     video = open_video(zipped(tmp_path / "a.zip", {"1.png": image_bytes((4, 4))}))
     zipped(tmp_path / "a.zip", {"2.png": image_bytes((4, 4))})
     with pytest.raises(VideoError, match=r"frame 1\.png: "):
         video.read([0])
 
 
-def test_a_broken_frame_ends_a_folder_or_zip_file(tmp_path):
+def test_broken_frame_ends_the_video(tmp_path):
     frames = {f"{number}.png": image_bytes((4, 4), number) for number in range(10)}
     frames["6.png"] = frames["6.png"][:40]
     path = zipped(tmp_path / "frames.zip", frames)
@@ -174,14 +174,14 @@ def _large_gif(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("make", [_huge_png, _large_png, _large_gif])
-def test_frames_of_too_many_pixels_are_refused_before_they_take_memory(tmp_path, make):
+def test_too_large_frames_raise_before_allocation(tmp_path, make):
     path = make(tmp_path)
     for read in (probe_video, lambda p: read_clip(p, lambda n: [0])):
         with pytest.raises(VideoError, match=f"{MAX_PIXELS:,}"):
             read(path)
 
 
-def test_a_zip_file_that_claims_a_huge_frame_is_refused(tmp_path):
+def test_zip_file_with_huge_claimed_size_raises(tmp_path):
     path = zipped(tmp_path / "a.zip", {"1.png": image_bytes((4, 4))})
     data = bytearray(path.read_bytes())
     directory = data.index(b"PK\x01\x02")

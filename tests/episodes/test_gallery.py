@@ -1,4 +1,4 @@
-"""A gallery is an episode's support that is kept: the same logits, and nothing of a clip changes when others do."""
+"""Galleries give the logits of an episode, and adding or removing clips does not change the others."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ RECOGNIZERS = {
 
 
 def gallery(counts, seed=0, **changes):
-    """Synthetic states: ``counts`` clips of each class by name, one view of each clip that is alone."""
+    """Make a gallery with ``counts`` clips per class, and one view of each clip that is the only one of its class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([label for label, count in enumerate(counts.values()) for _ in range(count)])
     clips = [f"{name}/{place}" for name, count in counts.items() for place in range(count)]
@@ -78,7 +78,7 @@ def episode():
 
 @pytest.mark.parametrize("name", RECOGNIZERS)
 @torch.no_grad()
-def test_a_gallery_answers_as_an_episode_of_its_clips_does(name):
+def test_gallery_logits_equal_episode(name):
     model, task = RECOGNIZERS[name](), episode()
     expected = model(task).logits
     one_by_one = VideoState.cat([encode_sides(model, video.unsqueeze(0)) for video in task.support])
@@ -89,12 +89,12 @@ def test_a_gallery_answers_as_an_episode_of_its_clips_does(name):
 
 @pytest.mark.parametrize("name", [name for name in RECOGNIZERS if name.startswith("cmga")])
 @torch.no_grad()
-def test_a_shortlist_is_the_task_of_the_classes_that_look_best_without_attention(name):
+def test_shortlist_is_the_task_of_the_best_classes_without_attention(name):
     model, task = RECOGNIZERS[name](), episode()
     support, query = (encode_sides(model, videos) for videos in (task.support, task.query))
     logits = GalleryTask(model, support, task.support_labels, shortlist=2).logits(query)
     assert (logits.isfinite().sum(1) == 2).all()
-    alone = []  # a support video attends to nothing, so features as support are features without attention
+    alone = []  # support videos do not attend to others, so their features are those without attention
     for videos in (task.support, task.query):
         state = model.encoder.encode(videos)
         alone.append(model.head.prepare(model.encoder.relate(state, state)[0]))
@@ -108,7 +108,7 @@ def test_a_shortlist_is_the_task_of_the_classes_that_look_best_without_attention
     assert torch.equal(GalleryTask(model, support, task.support_labels, shortlist=4).logits(query), whole)
 
 
-def test_a_shortlist_is_refused_where_it_would_change_nothing():
+def test_useless_shortlist_raises():
     model = RECOGNIZERS["no task layer"]()
     with pytest.raises(DmgalError, match="without a Cmga"):
         GalleryTask(model, VideoState(), torch.tensor([0, 1]), shortlist=2)
@@ -117,7 +117,7 @@ def test_a_shortlist_is_refused_where_it_would_change_nothing():
 
 
 def kept_states(made):
-    """Each clip's class and states, and its views', by name: what must not change."""
+    """Return the states of clips and views by class and clip name."""
     clips = [(made.class_names[label], clip) for label, clip in zip(made.labels, made.clips, strict=True)]
     of_clips = {key: made.states.select(slice(place, place + 1)) for place, key in enumerate(clips)}
     of_views = {clips[clip]: made.views.select(slice(row, row + 1)) for row, clip in enumerate(made.view_clips)}
@@ -131,7 +131,7 @@ def assert_same(one, other):
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_adding_and_removing_leave_the_rest_as_it_was(data):
+def test_adding_and_removing_do_not_change_other_clips(data):
     names = data.draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))
     made = gallery({name: data.draw(st.integers(1, 3)) for name in names})
     for step in range(1, 4):
@@ -154,7 +154,7 @@ def test_adding_and_removing_leave_the_rest_as_it_was(data):
         made = added
 
 
-def test_what_makes_no_gallery_is_refused():
+def test_invalid_gallery_raises():
     with pytest.raises(DmgalError, match="no class"):
         gallery({})
     with pytest.raises(DmgalError, match="same name"):
@@ -173,7 +173,7 @@ def test_what_makes_no_gallery_is_refused():
         gallery({"a": 2}).removed(["a"])
 
 
-def test_another_model_is_refused_by_what_differs():
+def test_other_model_error_names_differences():
     made = gallery({"a": 1})
     with pytest.raises(DmgalError) as caught:
         refuse_other_model(made.made_with, {"backbone": "large", "frames": str(FRAMES)}, "The run")
@@ -183,7 +183,7 @@ def test_another_model_is_refused_by_what_differs():
         made.added(gallery({"b": 1}, seed=1, made_with={"backbone": "tiny", "frames": "16"}))
 
 
-def test_a_file_gives_back_what_was_written(tmp_path):
+def test_file_round_trip(tmp_path):
     made = gallery({"a": 2, "b": 1, "caf\udce9 läuft": 1})
     made = replace(made, rejection=find_rejection(task(made), made.views, made.view_clips, progress=False))
     save_gallery(made, tmp_path / "new" / "g.safetensors")
@@ -195,18 +195,18 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["g.safetensors"]
 
 
-@pytest.mark.parametrize("place", [-5, 600, 300])
-def test_a_changed_byte_is_found(tmp_path, place):
+@pytest.mark.parametrize("offset", [-5, 600, 300])
+def test_changed_byte_raises(tmp_path, offset):
     path = tmp_path / "g.safetensors"
     save_gallery(gallery({"a": 3, "b": 3}), path)
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     path.write_bytes(content)
     with pytest.raises(DmgalError, match=r"damaged|cannot be read"):
         load_gallery(path)
 
 
-def test_files_that_are_no_gallery_are_refused(tmp_path):
+def test_invalid_file_raises(tmp_path):
     path = tmp_path / "g.safetensors"
     with pytest.raises(DmgalError, match="no such gallery"):
         load_gallery(path)
@@ -236,7 +236,7 @@ except DmgalError as error:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
-def test_a_write_that_fails_in_the_middle_leaves_the_old_gallery(tmp_path: Path):
+def test_failed_write_leaves_old_gallery(tmp_path: Path):
     path = tmp_path / "g.safetensors"
     save_gallery(gallery({"a": 3, "b": 3}), path)
     before = path.read_bytes()
@@ -246,19 +246,19 @@ def test_a_write_that_fails_in_the_middle_leaves_the_old_gallery(tmp_path: Path)
 
 
 def task(made, shortlist=None):
-    """Frames are what Bi-MHM compares, so the states are given to it as they are."""
+    """Make the task of a gallery for a Bi-MHM that compares the states directly."""
     states = VideoState(frames=made.states["frames"])
     return GalleryTask(FewShotRecognizer(NoEncoder(), BiMHM(center="none", eps=0.0)), states, made.labels, shortlist)
 
 
 class NoEncoder(torch.nn.Module):
-    """States are given."""
+    """An encoder that is never called."""
 
     has_task_layer = False
 
 
 def clustered(counts, spread=0.05):
-    """States near one point for each class, the points far from each other."""
+    """Make a gallery with one compact, distant cluster of states per class."""
     made = gallery(counts)
     generator = torch.Generator().manual_seed(5)
     centers = 10 * torch.eye(6)[: made.n_way, None]  # (n_way, 1, 6)
@@ -276,7 +276,7 @@ def clustered(counts, spread=0.05):
         ({"a": 2, "b": 1, "c": 1}, "held-out clips and augmented views", 4),
     ],
 )
-def test_a_threshold_parts_known_from_unknown_and_says_from_what(counts, source, known):
+def test_threshold_separates_known_from_unknown(counts, source, known):
     made = clustered(counts)
     found = find_rejection(task(made), made.views, made.view_clips, progress=False)
     assert (found.source, found.known, found.unknown) == (source, known, len(made))
@@ -286,21 +286,21 @@ def test_a_threshold_parts_known_from_unknown_and_says_from_what(counts, source,
     assert (inside.max(1).values >= found.threshold).all() and outside.max() < found.threshold
 
 
-def test_a_clip_is_never_compared_with_itself():
+def test_held_out_clip_is_not_compared_with_itself():
     made = clustered({"a": 2, "b": 2, "c": 2}, spread=0.5)
     found = find_rejection(task(made), made.views, made.view_clips, progress=False)
-    logits = task(made).logits(made.states)  # here each clip meets itself
+    logits = task(made).logits(made.states)  # each clip is compared with itself
     assert found.threshold < logits.max(1).values.min()
 
 
-def test_a_gallery_of_one_class_has_a_threshold_too():
+def test_gallery_of_one_class_has_a_threshold():
     made = clustered({"a": 4})
     found = find_rejection(task(made), made.views, made.view_clips, progress=False)
     assert (found.unknown, found.unknown_accepted) == (0, None)
     assert 0.5 < found.known_kept <= 1 and task(made).logits(made.states).shape == (4, 1)
 
 
-def test_no_more_clips_are_held_out_than_asked_for():
+def test_number_of_held_out_clips_is_limited():
     made = clustered({"a": 5, "b": 5, "c": 5})
     found = find_rejection(task(made), made.views, made.view_clips, most=6, progress=False)
     assert (found.known, found.unknown) == (6, 6)

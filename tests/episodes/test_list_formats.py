@@ -1,4 +1,4 @@
-"""The list formats of the field: each is known by its lines, and what fits several is told apart by the disk."""
+"""List formats are recognized by their lines, and by the videos on disk if several formats fit."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def rows_of(path: Path, text: str | bytes, there: set[str] = frozenset(), format
         ("all.lst", ["x/v_1 0", "x/v_2 1"], [("", "class0", "x/v_1"), ("", "class1", "x/v_2")]),
     ],
 )
-def test_the_format_is_found(tmp_path, name, lines, rows):
+def test_format_is_detected(tmp_path, name, lines, rows):
     assert rows_of(tmp_path / name, "\n".join(lines) + "\n") == rows
 
 
-def test_line_ends_marks_and_empty_lines(tmp_path):
+def test_line_ends_byte_order_marks_and_empty_lines(tmp_path):
     expected = [("train", "train1", "train1/2"), ("train", "train1", "train1/3")]
     for text in (
         b"train1/2\r\ntrain1/3\r\n",
@@ -73,7 +73,7 @@ def test_line_ends_marks_and_empty_lines(tmp_path):
     assert list(read_lists(tmp_path / "list.txt.gz", lambda video: None)) == expected
 
 
-# names without slashes, line ends or numbers at the end; anything else goes
+# any names without slashes, line ends or a number at the end
 WORD = st.text(
     st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="/\\\ufeff\x85"), min_size=1, max_size=9
 )
@@ -87,7 +87,7 @@ NAME = st.lists(WORD, min_size=1, max_size=3).map(" ".join).map(lambda name: f"n
     ),
     st.sampled_from(["\n", "\r\n", "\n\n"]),
 )
-def test_whatever_is_written_in_a_format_is_read_in_it(tmp_path_factory, format_name, entries, line_end):
+def test_written_lists_read_back_in_every_format(tmp_path_factory, format_name, entries, line_end):
     lines, expected = [], []
     for split, label, name, video in entries:
         match format_name:
@@ -121,7 +121,7 @@ def test_any_text_gives_rows_or_one_clear_error(tmp_path_factory, lines):
         assert all(name and video for _, name, video in rows)
 
 
-def test_the_disk_decides_where_several_formats_fit(tmp_path):
+def test_existing_videos_decide_between_fitting_formats(tmp_path):
     line = "brush hair/clip 12 3\n"
     assert rows_of(tmp_path / "l.txt", line, {"brush hair/clip"}) == [("", "brush hair", "brush hair/clip")]
     assert rows_of(tmp_path / "l.txt", line, {"brush hair/clip 12"}) == [("", "brush hair", "brush hair/clip 12")]
@@ -129,7 +129,7 @@ def test_the_disk_decides_where_several_formats_fit(tmp_path):
     assert rows_of(tmp_path / "l.txt", line) == [("", "brush hair", "brush hair/clip")]
 
 
-def test_what_stays_ambiguous_is_named_and_can_be_said(tmp_path):
+def test_ambiguous_format_is_an_error_unless_given(tmp_path):
     line, there = "a/clip 12 3\n", {"a/clip", "a/clip 12 3"}
     with pytest.raises(
         DmgalError, match=r"ambiguous(.|\n)*path n_frames label \| class/video(.|\n)*--data.list-format"
@@ -139,17 +139,17 @@ def test_what_stays_ambiguous_is_named_and_can_be_said(tmp_path):
     assert rows_of(tmp_path / "l.txt", line, there, "path n_frames label") == [("", "a", "a/clip")]
 
 
-def test_lines_that_fit_nothing(tmp_path):
+def test_lines_of_no_format_are_an_error(tmp_path):
     with pytest.raises(
-        DmgalError, match=r"line 3 of .*l.txt fits no list format(.|\n)*nothing here(.|\n)*train8/78687"
+        DmgalError, match=r"Line 3 of .*l.txt fits no list format(.|\n)*nothing here(.|\n)*train8/78687"
     ):
         rows_of(tmp_path / "l.txt", "train8/1\n\nnothing here\n")
-    with pytest.raises(DmgalError, match=r"line 1(.|\n)*all of one format: class/video\n"):
+    with pytest.raises(DmgalError, match=r"Line 1(.|\n)*all of one format: class/video\n"):
         rows_of(tmp_path / "l.txt", "nothing\n", format_name="class/video")
-    with pytest.raises(DmgalError, match=r"cannot read the list .*absent"):
+    with pytest.raises(DmgalError, match=r"The list .*absent.* cannot be read"):
         list(read_lists(tmp_path / "absent.txt", lambda video: None))
     (tmp_path / "torn.txt.gz").write_bytes(gzip.compress(b"train8/1\n" * 100)[:-9])
-    with pytest.raises(DmgalError, match=r"cannot read the list .*torn"):
+    with pytest.raises(DmgalError, match=r"The list .*torn.* cannot be read"):
         list(read_lists(tmp_path / "torn.txt.gz", lambda video: None))
 
 
@@ -204,5 +204,5 @@ def test_lists_without_splits_and_missing_videos(tmp_path):
     listing.write_text("a/1\na/1\n")
     with pytest.raises(DmgalError, match=r"listed more than once(.|\n)*1 repeated: a/1.avi"):
         VideoCatalog.from_split(listing, root)
-    with pytest.raises(DmgalError, match="cannot read the split file"):
+    with pytest.raises(DmgalError, match=r"The split file .* cannot be read"):
         VideoCatalog.from_split(tmp_path / "absent.txt", root)

@@ -1,4 +1,4 @@
-"""Listed videos are found in any layout, and nothing is taken for what it is not."""
+"""Listed videos are found in any folder layout, and other videos do not match."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def matched(root: Path, *listed: str | tuple[str, str]) -> list[str | None]:
         ("v_Dive_g01_c01", "vDive-g01c01.avi"),
     ],
 )
-def test_names_are_found_however_they_are_spelled(tmp_path, listed, there):
+def test_equivalent_spellings_match(tmp_path, listed, there):
     touch(tmp_path, there, "other.mp4", "notes/readme.txt")
     found = there if not there.endswith(".jpg") else os.path.dirname(there)
     assert matched(tmp_path, listed) == [found]
@@ -70,11 +70,11 @@ def test_names_are_found_however_they_are_spelled(tmp_path, listed, there):
         ("---", "___.mp4.txt"),
     ],
 )
-def test_what_is_something_else(tmp_path, listed, there):
+def test_other_names_do_not_match(tmp_path, listed, there):
     assert matched(touch(tmp_path, there), listed) == [None]
 
 
-def test_a_spelling_of_two_listed_videos_is_of_none(tmp_path):
+def test_spelling_of_two_listed_videos_matches_neither(tmp_path):
     touch(tmp_path, "ab_c.mp4", "a-bc.mp4", "abc.mp4")
     assert matched(tmp_path, "ab_c", "a-bc") == ["ab_c.mp4", "a-bc.mp4"]
     (tmp_path / "a-bc.mp4").unlink()
@@ -85,13 +85,13 @@ def test_a_spelling_of_two_listed_videos_is_of_none(tmp_path):
     assert matched(tmp_path, films[0]) == ["-VtLx-mcPds.mp4"]
 
 
-def test_numbers_with_zeros_in_front_are_another_spelling_unless_listed_themselves(tmp_path):
+def test_leading_zeros_of_numbers(tmp_path):
     touch(tmp_path, "0012.webm", "12.webm", "7.webm")
     assert matched(tmp_path, "12", "0012", "07") == ["12.webm", "0012.webm", "7.webm"]
-    assert matched(tmp_path, "007", "07") == [None, None], "either could be meant"
+    assert matched(tmp_path, "007", "07") == [None, None], "ambiguous"
 
 
-def test_of_several_the_best_is_taken(tmp_path):
+def test_best_of_several_files_wins(tmp_path):
     touch(tmp_path, "copy/x.mp4", "Brush Hair/x.mp4", "brush hair/frames/x/1.jpg", "brush hair/X.avi")
     matches = match_videos([("brush_hair", "x")], tmp_path)
     assert matches.paths == ["Brush Hair/x.mp4"] and matches.num_several == 1
@@ -101,7 +101,7 @@ def test_of_several_the_best_is_taken(tmp_path):
     assert matched(tmp_path, ("brush_hair", "x")) == ["copy/x.mp4"]
 
 
-def test_a_picture_beside_videos_hides_none(tmp_path):
+def test_image_beside_videos_does_not_hide_them(tmp_path):
     touch(tmp_path, "dive/a.mp4", "dive/thumbnail.jpg", "dive/b/1.png", "dive/b/deep/c.mp4")
     assert matched(tmp_path, "a", "b", "c") == ["dive/a.mp4", "dive/b", "dive/b/deep/c.mp4"]
 
@@ -125,7 +125,7 @@ def test_links_and_closed_folders(tmp_path, monkeypatch):
     assert matches.closed_folders == ["closed"] and matches.num_several == 0
 
 
-def test_names_that_are_no_utf8(tmp_path):
+def test_names_that_are_not_utf8(tmp_path):
     raw = b"caf\xe9.mp4".decode(errors="surrogateescape")
     try:
         touch(tmp_path, f"class/{raw}")
@@ -147,7 +147,7 @@ def respelled(stem: str, how: int) -> str:
     st.lists(st.tuples(STEMS, st.integers(0, 4), st.sampled_from(["", "k/", "k/deep/"])), max_size=6),
     st.lists(STEMS, unique=True, max_size=6),
 )
-def test_one_file_is_one_video_and_the_order_on_the_disk_is_nothing(tmp_path_factory, files, listed):
+def test_matches_are_unique_and_independent_of_order(tmp_path_factory, files, listed):
     root = tmp_path_factory.mktemp("any")
     names = {f"{folder}{respelled(stem, how).strip()}.mp4" for stem, how, folder in files}
     touch(root, *names)

@@ -1,4 +1,4 @@
-"""Moving shapes on a disk: made once whoever asks, continued after a kill, never mixed with another set."""
+"""Tests of moving shapes on disk: generation, resuming after a kill, and protection of other datasets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def generate_in_a_process(root: Path, **values: object) -> subprocess.Popen:
 
 
 class TestGenerate:
-    def test_catalog_reads_it(self, small_set):
+    def test_catalog_reads_the_dataset(self, small_set):
         catalog = VideoCatalog.from_csv(small_set / "split.csv", small_set)
         assert len(catalog) == 100 and len(catalog.reversal_pairs) == 46
         split = split_motions(100)
@@ -65,7 +65,7 @@ class TestGenerate:
             assert set(catalog.split(name).class_names) == {MOTIONS[c].name for c in split[name]}
         assert len(catalog.split("test").reversal_pairs) == 11 and len(catalog.split("val").reversal_pairs) >= 5
 
-    def test_files_show_the_clips(self, tmp_path, small_set):
+    def test_files_contain_the_clips(self, tmp_path, small_set):
         shapes = MovingShapes(**SMALL)
         with (small_set / "split.csv").open() as file:
             rows = list(csv.DictReader(file))
@@ -76,14 +76,14 @@ class TestGenerate:
             assert seen.shape == (8, 3, 16, 16)
             assert (seen - drawn).abs().mean() < 10 < (seen.flip(0) - drawn).abs().mean()
 
-    def test_a_finished_set_is_left_alone(self, copied_set, capsys):
+    def test_finished_dataset_is_unchanged(self, copied_set, capsys):
         before = times_of_change(copied_set)
         (copied_set / LOCK_FILE).unlink()
         generate_moving_shapes(copied_set, **SMALL)
         assert times_of_change(copied_set) == before
-        assert not (copied_set / LOCK_FILE).exists()  # so it needs no right to write
+        assert not (copied_set / LOCK_FILE).exists()  # no write permission is needed
 
-    def test_vanished_and_damaged_clips_are_made_again(self, copied_set, small_set):
+    def test_missing_and_damaged_clips_are_regenerated(self, copied_set, small_set):
         videos = sorted(copied_set.rglob("*.mp4"))
         videos[0].unlink()
         videos[1].write_bytes(videos[1].read_bytes()[:500])
@@ -92,12 +92,12 @@ class TestGenerate:
         assert contents(copied_set) == contents(small_set)
         assert untouched <= times_of_change(copied_set).items()
 
-    def test_a_vanished_split_file_is_written_again(self, copied_set, small_set):
+    def test_missing_split_file_is_rewritten(self, copied_set, small_set):
         (copied_set / "split.csv").unlink()
         generate_moving_shapes(copied_set, **SMALL, workers=1, progress=False)
         assert contents(copied_set) == contents(small_set)
 
-    def test_a_killed_run_is_continued(self, tmp_path, small_set):
+    def test_killed_run_is_resumed(self, tmp_path, small_set):
         root = tmp_path / "shapes"
         process = generate_in_a_process(root, workers=1)
         while len(list(root.rglob("*.mp4"))) < 5:
@@ -113,14 +113,14 @@ class TestGenerate:
         generate_moving_shapes(root, **SMALL, workers=1, progress=False)
         assert contents(root) == contents(small_set)
 
-    def test_two_at_once_with_two_workers_each_give_the_set_of_one_worker(self, tmp_path, small_set):
+    def test_two_simultaneous_runs_give_the_dataset_of_one(self, tmp_path, small_set):
         root = tmp_path / "shapes"
         processes = [generate_in_a_process(root, workers=2) for _ in range(2)]
         messages = [process.communicate()[1] for process in processes]
         assert [process.returncode for process in processes] == [0, 0], messages
         assert contents(root) == contents(small_set)
 
-    def test_who_comes_second_waits_and_says_so(self, tmp_path, small_set, capsys):
+    def test_second_run_waits_and_logs(self, tmp_path, small_set, capsys):
         root = tmp_path / "shapes"
         root.mkdir()
         second = threading.Thread(target=generate_moving_shapes, args=(root,), kwargs=SMALL)
@@ -137,7 +137,7 @@ class TestGenerate:
         assert times_of_change(root) == before
 
     @pytest.mark.parametrize("other", [{"seed": 101}, {"frames": 16}, {"pixels": 32}, {"clips_per_class": 2}])
-    def test_a_set_with_other_values_is_refused_by_name(self, copied_set, other):
+    def test_dataset_with_other_settings_raises(self, copied_set, other):
         before = contents(copied_set)
         ((name, value),) = other.items()
         with pytest.raises(DmgalError) as refusal:
@@ -145,17 +145,17 @@ class TestGenerate:
         assert f"{name}={SMALL[name]}" in str(refusal.value) and f"{name}={value}" in str(refusal.value)
         assert contents(copied_set) == before
 
-    def test_a_folder_with_other_videos_is_refused(self, tmp_path):
+    def test_folder_with_other_videos_raises(self, tmp_path):
         (tmp_path / "train").mkdir()
         with pytest.raises(DmgalError, match=r"train, but no moving_shapes\.json"):
             generate_moving_shapes(tmp_path, **SMALL)
         assert not (tmp_path / PROMISE).exists()
 
-    def test_a_root_that_cannot_be_made_is_refused(self, tmp_path):
+    def test_root_that_cannot_be_created_raises(self, tmp_path):
         (tmp_path / "file").touch()
-        with pytest.raises(DmgalError, match="cannot make moving shapes"):
+        with pytest.raises(DmgalError, match="Cannot generate moving shapes"):
             generate_moving_shapes(tmp_path / "file" / "shapes", **SMALL)
 
-    def test_no_workers_are_refused(self, tmp_path):
+    def test_zero_workers_raise(self, tmp_path):
         with pytest.raises(DmgalError, match="workers=0"):
             generate_moving_shapes(tmp_path, workers=0)

@@ -1,4 +1,4 @@
-"""Clips of moving shapes: one frame tells nothing about the class, and frames show the trajectory."""
+"""Tests of clips of moving shapes: no class information in single frames, and frames match the trajectory."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def many_clips(motion: Motion, count: int, seed: int) -> Poses:
     return place_at_random(motion.offsets(TIMES, random_jitter(count, generator)), generator)
 
 
-class TestOneFrameTellsNothing:
+class TestSingleFrames:
     @pytest.mark.parametrize("motion", MOTIONS[::3], ids=lambda m: m.name)
-    def test_mean_and_covariance_of_a_frame_are_those_of_every_class(self, motion):
+    def test_mean_and_covariance_of_a_frame_are_equal_for_all_classes(self, motion):
         poses = many_clips(motion, 20_000, seed=1)
         quantities = torch.stack((poses.x, poses.y, (poses.size / 0.28).log()))
         spread = torch.tensor([PLACE_SPREAD, PLACE_SPREAD, LOG_SIZE_SPREAD])
@@ -41,7 +41,7 @@ class TestOneFrameTellsNothing:
         assert poses.angle.cos().mean().abs() < 0.03 and poses.angle.sin().mean().abs() < 0.03
 
     @pytest.mark.parametrize("frames", [8, 16, 64])
-    def test_every_motion_fits_at_its_largest(self, frames):
+    def test_largest_motions_fit(self, frames):
         largest = Jitter(*(torch.full((36, 1), value).double() for value in (1.12, 1.0, 0.0, 0.0)))
         phases = torch.linspace(0, 6.28, 36, dtype=torch.float64)[:, None]
         for motion in MOTIONS:
@@ -52,7 +52,7 @@ class TestOneFrameTellsNothing:
                 assert poses.x.abs().max() < 1.25 and poses.y.abs().max() < 1.25
                 assert poses.size.min() > 0.08 and poses.size.max() < 0.8
 
-    def test_a_random_frame_of_each_clip_classifies_at_chance(self):
+    def test_random_frames_classify_at_chance(self):
         novel, count = split_motions(100)["test"], 200
         poses = joined([many_clips(MOTIONS[c], count, seed=c) for c in novel])
         labels = torch.arange(24).repeat_interleave(count)
@@ -61,11 +61,11 @@ class TestOneFrameTellsNothing:
         one_frame = pose_features(single_frame_poses(poses, frames))
         low, high = interval_of_chance(24 * count // 2, 1 / 24)
         assert low <= ridge_accuracy(one_frame, labels, is_training) <= high
-        # the check can fail: the last frame is not a random one, and whether a motion has ended there, it tells
+        # Negative control: the last frame is not random and shows if a motion has ended there.
         last = pose_features(single_frame_poses(poses, torch.full_like(frames, 15)))
         assert ridge_accuracy(last, labels, is_training) > 2 * high
 
-    def test_the_pixels_of_a_random_frame_classify_at_chance(self):
+    def test_pixels_of_random_frames_classify_at_chance(self):
         shapes, novel, count = MovingShapes(seed=100, frames=8, pixels=16), split_motions(100)["test"], 12
         generator = torch.Generator().manual_seed(3)
         clips = [shapes.clip(c, clip) for c in novel for clip in range(count)]
@@ -75,7 +75,7 @@ class TestOneFrameTellsNothing:
         low, high = interval_of_chance(24 * count // 2, 1 / 24)
         assert low <= ridge_accuracy(pixel_features(images), labels, is_training) <= high
         assert low <= ridge_accuracy(contrast_features(images), labels, is_training) <= high
-        # the check can fail: without hidden starts, it shows where a motion has ended
+        # Negative control: without random starts, the frame shows the end position of the motion.
         poses = joined([shapes.poses(c, clip) for c in novel for clip in range(count)])
         control = unhidden_last_frames(poses, 16, generator)
         assert ridge_accuracy(contrast_features(control), labels, is_training) > 2 * high
@@ -86,8 +86,8 @@ class TestOneFrameTellsNothing:
         assert low < 1 / 24 < high < 0.07
 
 
-class EvaluationClips:
-    def test_a_clip_depends_on_seed_class_and_number_alone(self):
+class TestClips:
+    def test_clip_depends_on_seed_class_and_number_only(self):
         shapes = MovingShapes(seed=100, frames=8, pixels=16)
         clip = shapes.clip(3, 1)
         assert clip.shape == (8, 3, 16, 16) and clip.dtype == torch.uint8
@@ -95,7 +95,7 @@ class EvaluationClips:
         others = (shapes.clip(3, 2), shapes.clip(4, 1), MovingShapes(seed=101, frames=8, pixels=16).clip(3, 1))
         assert not any(torch.equal(clip, other) for other in others)
 
-    def test_the_frames_show_the_trajectory(self):
+    def test_frames_match_the_trajectory(self):
         shapes = MovingShapes(seed=100)
         fast = [i for i, motion in enumerate(MOTIONS) if motion.name.endswith("_fast") and motion.family == "translate"]
         axis = (torch.arange(64) + 0.5) / 32 - 1
@@ -116,6 +116,6 @@ class EvaluationClips:
         assert torch.stack(ratios).median() > 2
 
     @pytest.mark.parametrize("wrong", [{"frames": 7}, {"pixels": 31}, {"seed": -1}, {"clips_per_class": 0}])
-    def test_values_out_of_range_are_refused(self, wrong):
+    def test_values_out_of_range_raise(self, wrong):
         with pytest.raises(DmgalError, match=next(iter(wrong))):
             MovingShapes(**wrong)

@@ -1,4 +1,4 @@
-"""Two methods on the same episodes, on answers that are known."""
+"""Comparison of two methods with known answers on the same episodes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SAMPLER = EpisodeSampler(LABELS, WAYS, 1, 2, 400, seed=0)
 
 
 def method(rates: list[float], seed: int) -> Evaluation:
-    """Right with the rate of the query's class; else another class of the episode."""
+    """Answer correctly at the rate of the query's class, and otherwise with another class of the episode."""
     generator = torch.Generator().manual_seed(seed)
     rows, accuracies, offered = [], [], []
     for number, task in enumerate(SAMPLER):
@@ -44,7 +44,7 @@ def method(rates: list[float], seed: int) -> Evaluation:
 LOW, HIGH = [0.4] * CLASSES, [0.5 + 0.05 * c for c in range(CLASSES)]
 
 
-def test_several_runs_are_averaged_before_they_are_paired() -> None:
+def test_runs_are_averaged_before_pairing() -> None:
     ones, others = [method(HIGH, seed) for seed in (1, 2, 3)], [method(LOW, seed) for seed in (4, 5)]
     found = difference(ones, others)
     means = [torch.stack([run.accuracies for run in runs]).mean(0) for runs in (ones, others)]
@@ -55,13 +55,13 @@ def test_several_runs_are_averaged_before_they_are_paired() -> None:
     assert spread_over_runs(ones[:1]).deviation is None
 
 
-def test_accuracy_by_class_is_each_classes_rate() -> None:
+def test_accuracy_by_class_equals_class_rates() -> None:
     found = accuracy_by_class([method(HIGH, seed) for seed in (1, 2, 3)])
     assert sorted(found) == list(range(CLASSES))
     assert [found[c] for c in range(CLASSES)] == pytest.approx([100 * rate for rate in HIGH], abs=5)
 
 
-def test_the_bootstrap_is_over_classes_and_as_wide_as_they_differ() -> None:
+def test_bootstrap_width_reflects_class_differences() -> None:
     ones, others = [method(HIGH, 1)], [method(LOW, 4)]
     found = bootstrap_over_classes(ones, others)
     assert found.low < found.mean < found.high
@@ -76,7 +76,7 @@ def test_the_bootstrap_is_over_classes_and_as_wide_as_they_differ() -> None:
     assert found == bootstrap_over_classes(ones, others)
 
 
-def test_confusion_counts_what_was_chosen_of_what_was_offered() -> None:
+def test_confusion_counts_chosen_and_offered() -> None:
     run = method(LOW, 1)
     chosen, offered = confusion([run, run], CLASSES)
     assert chosen.sum() == 2 * len(run.answers.video) and offered.sum() == WAYS * chosen.sum()
@@ -85,7 +85,7 @@ def test_confusion_counts_what_was_chosen_of_what_was_offered() -> None:
     assert all(offered[a, b] > 0 for a in first.classes for b in first.classes)
 
 
-def test_the_strongest_disagreements_come_first() -> None:
+def test_strongest_disagreements_come_first() -> None:
     one, other = method(HIGH, 1), method(LOW, 4)
     found = strongest_disagreements([one], [other], 12)
     gaps = (one.accuracies - other.accuracies).abs()
@@ -96,7 +96,7 @@ def test_the_strongest_disagreements_come_first() -> None:
     assert strongest_disagreements([one], [one]) == []
 
 
-def test_other_episodes_are_refused() -> None:
+def test_different_episodes_raise() -> None:
     one = method(LOW, 1)
     with pytest.raises(ValueError, match="different episodes"):
         difference([one], [Evaluation(one.accuracies, "others", one.answers)])

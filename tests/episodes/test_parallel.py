@@ -1,4 +1,4 @@
-"""Processes that work for others: what they start with, and what they never hear of."""
+"""Worker processes and SIGINT."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pytest
 
 from dmgal.episodes.parallel import completed, deaf_to_interrupts
 
-ASK = partial(signal.pthread_sigmask, signal.SIG_BLOCK)  # blocks nothing more, tells what is blocked
+ASK = partial(signal.pthread_sigmask, signal.SIG_BLOCK)  # with (), returns the blocked signals
 
 
 @pytest.fixture(autouse=True)
-def heard() -> Iterator[None]:
-    """Python's own answer to Ctrl-C, which a shell takes away from what it starts in the background."""
+def default_sigint_handler() -> Iterator[None]:
+    """Python's handler of Ctrl-C, which a shell disables for background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_an_interruption_is_for_the_first_process_alone() -> None:
-    """Ctrl-C goes to the whole group of processes; workers must not see it, even while they start."""
+def test_workers_block_sigint() -> None:
+    """Ctrl-C reaches the whole process group, but workers must not see it, even while they start."""
     masks = list(completed(ASK, [()] * 4, 2))
     assert len(masks) == 4 and all(signal.SIGINT in mask for mask in masks)
     assert signal.SIGINT not in ASK(())
 
 
-def test_an_interruption_meanwhile_is_not_lost() -> None:
+def test_blocked_sigint_is_delivered_afterward() -> None:
     with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
         with deaf_to_interrupts():
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Encoding videos once and comparing them in tasks is the same as doing all at once."""
+"""Encoding videos once and comparing them in tasks equals processing whole episodes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_states_of_single_videos_give_the_logits_of_the_whole_episode(model):
 
 
 @torch.no_grad()
-def test_several_episodes_in_one_batch_do_not_touch_each_other(model):
+def test_episodes_in_one_batch_are_independent(model):
     first, second = episode(0), episode(1)
     for together in (model([first, second]), model._answers([first, second])):  # as on a CPU, as on an accelerator
         for task, output in zip((first, second), together, strict=True):
@@ -87,26 +87,26 @@ def test_dropout_is_the_same_in_one_batch_and_one_by_one():
     assert not torch.equal(model(tasks[:1])[0].logits, one_by_one[0].logits)
 
 
-class Told(BiMHM):
-    """Remembers which targets it was told."""
+class TargetRecorder(BiMHM):
+    """Head that records the targets it received."""
 
     def compare(self, support, labels, query, targets=None):
-        self.told = targets
+        self.received_targets = targets
         return super().compare(support, labels, query)
 
 
-def test_a_head_is_told_the_targets_in_training_only():
-    model = recognizer(SmgaConfig(num_frames=FRAMES), Told())
+def test_head_receives_targets_in_training_only():
+    model = recognizer(SmgaConfig(num_frames=FRAMES), TargetRecorder())
     task = episode(0)
     model.train()(task)
-    assert torch.equal(model.head.told.query_labels, task.query_labels)
+    assert torch.equal(model.head.received_targets.query_labels, task.query_labels)
     model.eval()(task)
-    assert model.head.told is None
+    assert model.head.received_targets is None
 
 
 def test_evaluation_counts_right_answers_of_each_episode():
     class Oracle(torch.nn.Module):
-        """Knows the classes of even videos, and always says the first for odd ones."""
+        """Head that is correct for even videos and predicts class 0 for odd ones."""
 
         def compare(self, support, labels, query):
             same = query["label"][:, None] == support["label"][None]
@@ -120,9 +120,9 @@ def test_evaluation_counts_right_answers_of_each_episode():
     states = VideoState(label=torch.tensor(labels), video=torch.arange(24))
     sampler = EpisodeSampler(labels, n_way=3, k_shot=1, n_query=2, num_episodes=50, seed=3)
     result = evaluate(Oracle(), states, sampler, progress=False)
-    for place, indices in enumerate(sampler):
+    for index, indices in enumerate(sampler):
         right = [v % 2 == 0 or label == 0 for v, label in zip(indices.query, indices.query_labels, strict=True)]
-        assert result.accuracies[place] == pytest.approx(sum(right) / 6)
+        assert result.accuracies[index] == pytest.approx(sum(right) / 6)
 
 
 def test_an_estimate_is_a_mean_with_its_normal_interval():
@@ -134,7 +134,7 @@ def test_an_estimate_is_a_mean_with_its_normal_interval():
     )  # the sample's standard deviation is 50 points
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
+def test_interval_has_nominal_coverage():
     generator = torch.Generator().manual_seed(0)
     samples = (torch.rand(2000, 400, generator=generator) < 0.7).float()
     estimates = [Estimate.of(sample) for sample in samples]

@@ -1,4 +1,4 @@
-"""Episodes by index: right counts, no leak, the same for any process, and nothing is ever decoded."""
+"""Episodes by index: correct counts, disjoint support and query, reproducible, no decoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dmgal.errors import DmgalError
 
 @st.composite
 def tasks(draw):
-    """Labels with gaps and unequal classes in random order, and a task that fits them."""
+    """Draw labels with gaps and unequal classes in random order, and a feasible task."""
     k_shot, n_query = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     classes = draw(st.lists(st.integers(0, 50), min_size=2, max_size=8, unique=True))
     labels = [c for c in classes for _ in range(k_shot + n_query + draw(st.integers(0, 5)))]
@@ -25,7 +25,7 @@ def tasks(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(tasks(), st.integers(-(2**40), 2**40), st.integers(0, 9))
-def test_an_episode_is_a_task(task, seed, number):
+def test_episode_counts_and_labels(task, seed, number):
     labels, n_way, k_shot, n_query = task
     episode = EpisodeSampler(labels, n_way, k_shot, n_query, 10, seed)[number]
     assert len(set(episode.classes)) == len(episode.classes) == n_way
@@ -37,7 +37,7 @@ def test_an_episode_is_a_task(task, seed, number):
         assert labels[video] == episode.classes[label]
 
 
-def test_content_depends_on_seed_and_number_only():
+def test_episode_depends_on_seed_and_index_only():
     labels = np.repeat(np.arange(10), 20)
     forward = list(EpisodeSampler(labels, 5, 1, 2, 30, seed=3))
     other = EpisodeSampler(labels.tolist(), 5, 1, 2, 30, seed=3)
@@ -59,7 +59,7 @@ def test_every_class_and_video_is_equally_likely_in_every_role():
     assert all(abs(query[video] / 4000 - 2 / 10) < 0.03 for video in range(20))
 
 
-def test_nothing_is_decoded(monkeypatch):
+def test_sampler_opens_no_file(monkeypatch):
     def forbidden(*arguments, **options):
         raise AssertionError("a sampler must not open anything")
 
@@ -72,8 +72,8 @@ def test_nothing_is_decoded(monkeypatch):
     assert len(episodes) == len(tasks_of_pairs) == 20
 
 
-class Untouchable:
-    """A data set's videos: touching one is a failure."""
+class UnreadableData:
+    """Data set that raises when a video is read."""
 
     def __init__(self, labels: np.ndarray) -> None:
         self.labels = labels
@@ -82,15 +82,15 @@ class Untouchable:
         raise AssertionError(f"video {video} was read")
 
 
-def test_a_data_set_that_raises_is_never_read():
-    data = Untouchable(np.repeat(np.arange(5), 4))
+def test_sampler_never_reads_videos():
+    data = UnreadableData(np.repeat(np.arange(5), 4))
     assert all(isinstance(e, EpisodeIndices) for e in EpisodeSampler(data.labels, 5, 1, 3, 10, seed=0))
     with pytest.raises(AssertionError):
         data[0]
 
 
-def test_cost_does_not_grow_with_the_videos(monkeypatch):
-    """Random numbers per episode are counted: they grow with the task alone, whatever the size of the catalog."""
+def test_random_draws_do_not_depend_on_catalog_size(monkeypatch):
+    """The number of random draws per episode depends on the task size only."""
     drawn = []
     rand = torch.rand
     monkeypatch.setattr(torch, "rand", lambda *size, **options: drawn.append(size) or rand(*size, **options))
@@ -109,7 +109,7 @@ def test_iteration_and_bounds():
 
 
 def test_more_ways_than_classes():
-    with pytest.raises(DmgalError, match=r"n_way=5 and 3 classes\n.*from 2 to 3 ways\n.*what to do: change n_way"):
+    with pytest.raises(DmgalError, match=r"n_way=5 and 3 classes\n.*from 2 to 3 ways\n.*what to do: Change n_way"):
         EpisodeSampler([0, 1, 2] * 9, 5, 1, 1, 10, seed=0)
     with pytest.raises(DmgalError, match="n_way=1"):
         EpisodeSampler([0, 1, 2] * 9, 1, 1, 1, 10, seed=0)
@@ -167,10 +167,10 @@ def test_reversal_errors():
         ReversalSampler([(0, 9)], PAIR_LABELS, 1, 1, 1, 10, seed=0)
 
 
-def test_seeds_mix_all_their_parts():
+def test_hashed_seed_depends_on_all_parts():
     seeds = {hashed_seed(seed, i, what) for seed in range(20) for i in range(200) for what in ("a", "b")}
     assert len(seeds) == 8000
     assert all(0 <= seed < 2**64 for seed in seeds)
     assert hashed_seed(1, 23) != hashed_seed(12, 3)
-    # the same in every process and version: episodes in papers and result files depend on it
+    # must never change: published episodes and result files depend on it
     assert hashed_seed(0, 0, "episode") == 4405266000926223398

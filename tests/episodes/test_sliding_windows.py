@@ -1,4 +1,4 @@
-"""Windows of real little videos: the frames of a clip, each decoded once, few of them held."""
+"""Windows of small real videos: correct frames, each decoded once, few of them in memory."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from dmgal.episodes.video import VideoError, open_video, read_clip
 from dmgal.errors import DmgalError
 
 
-def as_it_is(frames):
+def unchanged(frames):
     return frames
 
 
 def windows_of(path, seconds, stride, num_frames=4, fps=None):
     frames = TimedFrames(path, fps)
-    return frames, list(sliding_windows(frames, WindowPlan(seconds, stride), num_frames, as_it_is))
+    return frames, list(sliding_windows(frames, WindowPlan(seconds, stride), num_frames, unchanged))
 
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory, write_video):
-    """Two seconds of 25 frames, with frames shown in another order than stored."""
+    """Two seconds at 25 frames per second, displayed in another order than stored."""
     return write_video(tmp_path_factory.mktemp("videos") / "v.mp4", range(50), options={"bf": "2", "g": "12"})
 
 
-def test_a_window_over_all_of_a_video_is_its_clip(video):
+def test_window_over_the_whole_video_is_its_clip(video):
     frames, [window] = windows_of(video, 2, 2, num_frames=8)
     assert (window.start, window.end, frames.seconds, frames.damage) == (0, 2, pytest.approx(2), None)
     assert torch.equal(window.clip, read_clip(video, lambda count: uniform_frames(count, 8)))
@@ -43,19 +43,19 @@ def test_each_window_is_the_clip_of_its_seconds(video, frame_numbers):
     for window in windows[:4]:
         first = round(window.start * 25)
         assert frame_numbers(window.clip) == [first + place for place in uniform_frames(20, 4)]
-    assert frame_numbers(windows[4].clip) == [42, 42, 47, 47]  # half of the samples were left, and are spread
+    assert frame_numbers(windows[4].clip) == [42, 42, 47, 47]  # the remaining half of the samples is spread
     assert frames.decoded == 50
 
 
-def test_what_is_left_at_the_end_is_dropped_if_it_is_little(video):
+def test_short_rest_is_dropped(video):
     assert [round(w.end, 3) for w in windows_of(video, 0.9, 0.9)[1]] == [0.9, 1.8]
     [window] = windows_of(video, 30, 10)[1]
     assert (window.start, window.end, window.clip.shape[0]) == (0, pytest.approx(2), 4)
-    [window] = windows_of(video, 1000, 1000)[1]  # shorter than half a span: the last frame stands for all
+    [window] = windows_of(video, 1000, 1000)[1]  # shorter than half a span: the last frame is repeated
     assert window.clip.shape[0] == 4
 
 
-def test_few_frames_are_held_however_long_the_video_is(tmp_path, write_video):
+def test_memory_does_not_grow_with_the_video(tmp_path, write_video):
     alive, most, made = weakref.WeakSet(), [0], [0]
 
     def counted(frames):
@@ -73,7 +73,7 @@ def test_few_frames_are_held_however_long_the_video_is(tmp_path, write_video):
         number = sum(1 for _ in sliding_windows(frames, WindowPlan(0.8, 0.2), 4, counted))
         assert frames.decoded == count and number >= count / 25 / 0.2 - 4
         held.append((most[0], made[0] / count))
-    assert held[0][0] == held[1][0] <= 16  # of 4 windows that overlap, 4 frames each
+    assert held[0][0] == held[1][0] <= 16  # 4 overlapping windows of 4 frames
     assert held[1][1] <= 1  # no frame is converted twice
 
 
@@ -91,7 +91,7 @@ def test_frames_without_times_need_a_rate(tmp_path, write_frames, frame_numbers)
     ]
 
 
-def test_a_file_without_times_goes_by_its_rate(tmp_path, write_video, frame_numbers):
+def test_file_without_times_uses_its_rate(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "v.avi", range(50), codec="mpeg4", options={"bf": "2"})
     _, windows = windows_of(path, 1, 1)
     assert [frame_numbers(window.clip) for window in windows] == [
@@ -100,7 +100,7 @@ def test_a_file_without_times_goes_by_its_rate(tmp_path, write_video, frame_numb
     ]
 
 
-def test_a_damaged_video_is_used_up_to_the_damage(tmp_path, write_video):
+def test_damaged_video_is_used_up_to_the_damage(tmp_path, write_video):
     path = write_video(tmp_path / "v.mp4", range(100), codec="mpeg4", options={"g": "10"})
     content = bytearray(path.read_bytes())
     middle = len(content) // 2
@@ -114,7 +114,7 @@ def test_a_damaged_video_is_used_up_to_the_damage(tmp_path, write_video):
     assert torch.equal(whole, video(uniform_frames(10, 4)))
 
 
-def test_what_is_no_video_is_refused(tmp_path):
+def test_invalid_video_raises(tmp_path):
     (tmp_path / "text.mp4").write_text("hello")
     for name in ("text.mp4", "missing.mp4"):
         with pytest.raises(VideoError, match="what to do"):
@@ -124,6 +124,6 @@ def test_what_is_no_video_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("seconds", "stride"), [(0, 0), (1, 2), (1, 0), (float("nan"), 1), (float("inf"), 1), (-1, -1)]
 )
-def test_windows_that_leave_gaps_are_refused(seconds, stride):
+def test_windows_with_gaps_raise(seconds, stride):
     with pytest.raises(DmgalError, match="0 < stride <= window"):
         WindowPlan(seconds, stride)

@@ -1,4 +1,4 @@
-"""The five bundled splits hold the classes and videos that the literature states."""
+"""The five bundled splits have the classes and videos that the literature states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VIDEOS_PER_CLASS = {
 }
 
 
-def test_there_are_five():
+def test_five_splits_are_bundled():
     assert set(STANDARD_SPLITS) == set(FACTS) == set(VIDEOS_PER_CLASS)
     assert {f"{name}.csv.gz" for name in STANDARD_SPLITS} == {
         path.name for path in Path(standard_split_file("ucf101")).parent.iterdir()
@@ -27,7 +27,7 @@ def test_there_are_five():
 
 
 @pytest.mark.parametrize("name", STANDARD_SPLITS)
-def test_counts(name):
+def test_numbers_of_classes_and_videos(name):
     rows = list(read_rows(standard_split_file(name)))
     videos = Counter(split for split, *_ in rows)
     assert tuple(videos[split] for split in SPLITS) == FACTS[name].videos
@@ -39,5 +39,5 @@ def test_counts(name):
     assert (min(per_class.values()), max(per_class.values())) == VIDEOS_PER_CLASS[name]
 
 
-def test_left_and_right_are_labels_of_something_something():
+def test_only_something_something_forbids_mirroring():
     assert {name for name, facts in FACTS.items() if not facts.mirror} == {"ssv2_small", "ssv2_full"}

@@ -1,4 +1,4 @@
-"""A store gives what decoding gives, tells whatever differs, and is never left damaged."""
+"""Tests of stores: equality with decoding, reports of differences, and recovery from damage."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ AS_DECODED = (64, 128)
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory, write_video, write_frames) -> Path:
-    """Three splits of two classes, each with two files and a folder of frames; awkward names."""
+    """Return a root with three splits of two classes, each with two files and a frame folder, with unusual names."""
     root = tmp_path_factory.mktemp("videos")
     first = 0
     for split in ("train", "val", "test"):
@@ -67,7 +67,7 @@ def built(catalog, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copied(catalog, built, tmp_path) -> tuple[VideoCatalog, Path]:
-    """Videos and store that a test may spoil; times of change as they were."""
+    """Return copies of videos and store that a test may modify, with the original modification times."""
     shutil.copytree(catalog.root, tmp_path / "videos")
     shutil.copytree(built, tmp_path / "store")
     return VideoCatalog.from_folders(tmp_path / "videos"), tmp_path / "store"
@@ -87,7 +87,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_test_clips_are_bit_for_bit_those_of_decoding(catalog, built):
+def test_test_clips_are_bit_identical_to_decoding(catalog, built):
     for split in ("val", "test"):
         part = catalog.split(split)
         plain = VideoDataset(part, 4, CLIPS.transform)
@@ -99,7 +99,7 @@ def test_test_clips_are_bit_for_bit_those_of_decoding(catalog, built):
         assert all(torch.equal(episodes[0][e].query, episodes[1][e].query) for e in range(3))
 
 
-def test_training_frames_are_the_chosen_ones_through_jpeg(catalog, built, frame_numbers):
+def test_training_frames_are_the_chosen_frames_as_jpegs(catalog, built, frame_numbers):
     train = catalog.split("train")
     frames = StoredFrames(built, train)
     for video in range(len(train)):
@@ -111,7 +111,7 @@ def test_training_frames_are_the_chosen_ones_through_jpeg(catalog, built, frame_
         assert torch.equal(stored, torch.stack([through_jpeg(frame) for frame in exact]))
 
 
-def test_training_draws_the_same_frames_and_crops_with_and_without_a_store(catalog, built, frame_numbers):
+def test_training_draws_are_independent_of_the_store(catalog, built, frame_numbers):
     train = catalog.split("train")
     sampler = EpisodeSampler(train.labels, 2, 1, 1, 4, seed=0)
     as_read = lambda clip, generator: clip.contiguous()  # noqa: E731
@@ -128,7 +128,7 @@ def test_training_draws_the_same_frames_and_crops_with_and_without_a_store(catal
                 assert [frame_numbers(clip) for clip in exact] == [frame_numbers(clip) for clip in through_jpeg]
 
 
-def test_long_sides_are_shrunk_and_short_ones_left(catalog, tmp_path):
+def test_only_large_frames_are_shrunk(catalog, tmp_path):
     train = catalog.split("train")
     rebuild(train, tmp_path, frames=TrainingFrames(short_side=32))
     frames = StoredFrames(tmp_path, train)
@@ -141,21 +141,21 @@ def test_long_sides_are_shrunk_and_short_ones_left(catalog, tmp_path):
         EpisodeDataset(train, sampler, 4, transforms.TrainTransform(33), True, 0, store=tmp_path)
 
 
-def test_long_videos_are_decoded_in_passes_and_give_the_same(catalog, monkeypatch):
+def test_decoding_in_passes_gives_equal_frames(catalog, monkeypatch):
     whole = TrainingFrames().encode(catalog.path(0))
     monkeypatch.setattr(store_content, "BYTES_AT_ONCE", 5 * 3 * AS_DECODED[0] * AS_DECODED[1])
     assert TrainingFrames().encode(catalog.path(0)) == whole
     assert whole[0] == LENGTH
 
 
-def test_a_catalog_without_splits_has_both_parts_of_every_video(catalog, tmp_path):
+def test_catalog_without_splits_has_both_parts(catalog, tmp_path):
     plain = replace(catalog.split("test"), class_splits=None)
     assert [(report.name, report.made) for report in rebuild(plain, tmp_path)] == [("test", 6), ("train", 6)]
     assert torch.equal(StoredClips(tmp_path, plain, CLIPS).read(2), VideoDataset(plain, 4, CLIPS.transform)[2])
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_it_can_be_read_by_worker_processes(catalog, built, context):
+def test_workers_can_read_the_store(catalog, built, context):
     part = catalog.split("val")
     stored = VideoDataset(part, 4, CLIPS.transform, store=built)
     one = stored[0]  # the file is mapped here before the workers start
@@ -165,7 +165,7 @@ def test_it_can_be_read_by_worker_processes(catalog, built, context):
     assert all(torch.equal(clip, stored[video]) for video, clip in enumerate(loaded))
 
 
-def test_a_clip_is_the_readers_own(catalog, built):
+def test_returned_clip_is_a_copy(catalog, built):
     clips = StoredClips(built, catalog.split("val"), CLIPS)
     first = clips.read(0)
     kept = first.clone()
@@ -173,16 +173,16 @@ def test_a_clip_is_the_readers_own(catalog, built):
     assert torch.equal(clips.read(0), kept) and kept.any()
 
 
-class TestGoingOn:
-    """What a later build does, and what a reader is told before it."""
+class TestRebuild:
+    """Behavior of later builds, and errors of readers before them."""
 
-    def test_a_finished_store_is_left_alone(self, copied):
+    def test_finished_store_is_unchanged(self, copied):
         catalog, folder = copied
         before = contents(folder)
         assert [report.made for report in rebuild(catalog, folder)] == [0, 0]
         assert contents(folder) == before
 
-    def test_processes_change_nothing(self, catalog, built, tmp_path):
+    def test_store_is_independent_of_processes(self, catalog, built, tmp_path):
         reports = build_store(catalog, tmp_path / "store", CLIPS, workers=2, progress=False)
         assert [report.made for report in reports] == [12, 6]
         for split in ("val", "test"):
@@ -190,27 +190,27 @@ class TestGoingOn:
             one, two = (StoredClips(folder, part, CLIPS) for folder in (built, tmp_path / "store"))
             assert all(torch.equal(one.read(video), two.read(video)) for video in range(len(part)))
 
-    def test_a_changed_video_is_named_and_decoded_again(self, copied, write_video):
+    def test_changed_video_is_named_and_decoded_again(self, copied, write_video):
         catalog, folder = copied
         test = catalog.split("test")
         changed = next(video for video in range(len(test)) if test.path(video).is_file())
         write_video(test.path(changed), range(40, 40 + LENGTH), options={"bf": "0"})
-        with pytest.raises(DmgalError, match=r"is stale\n(.|\n)*1 of 6 videos differ: test/.*had \d+ bytes and has"):
+        with pytest.raises(DmgalError, match=r"is stale\.\n(.|\n)*1 of 6 videos differ: test/.*had \d+ bytes and has"):
             StoredClips(folder, test, CLIPS)
-        StoredClips(folder, catalog.split("val"), CLIPS)  # the others are as they were
+        StoredClips(folder, catalog.split("val"), CLIPS)  # the other splits are unchanged
         assert [report.made for report in rebuild(catalog, folder)] == [1, 0]
         assert torch.equal(
             StoredClips(folder, test, CLIPS).read(changed), VideoDataset(test, 4, CLIPS.transform)[changed]
         )
 
-    def test_a_changed_frame_of_a_folder_is_noticed(self, copied):
+    def test_changed_frame_of_a_folder_is_detected(self, copied):
         catalog, folder = copied
         test = catalog.split("test")
         frames = next(v for v in range(len(test)) if test.path(v).is_dir())
         first, second = (test.path(frames) / f"frame{n}.png" for n in (2, 3))
         names = first.read_bytes(), second.read_bytes()
         second.write_bytes(names[0])
-        first.write_bytes(names[1])  # as many bytes in all
+        first.write_bytes(names[1])  # the same total size
         with pytest.raises(DmgalError, match="was changed or copied since"):
             StoredClips(folder, test, CLIPS)
         assert rebuild(catalog, folder)[0].made == 1
@@ -218,7 +218,7 @@ class TestGoingOn:
             StoredClips(folder, test, CLIPS).read(frames), VideoDataset(test, 4, CLIPS.transform)[frames]
         )
 
-    def test_touched_videos_are_known_by_their_content(self, copied):
+    def test_touched_videos_are_recognized_by_content(self, copied):
         catalog, folder = copied
         test = catalog.split("test")
         for video in range(len(test)):
@@ -230,7 +230,7 @@ class TestGoingOn:
         assert (folder / "test" / DATA).stat().st_size == size
         assert torch.equal(StoredClips(folder, test, CLIPS).read(0), VideoDataset(test, 4, CLIPS.transform)[0])
 
-    def test_a_new_video_is_named_and_added(self, copied):
+    def test_new_video_is_named_and_added(self, copied):
         catalog, folder = copied
         video = next((catalog.root / "test").rglob("*.mp4"))
         shutil.copy(video, video.with_name("another.mp4"))
@@ -242,7 +242,7 @@ class TestGoingOn:
 
 
 class TestOtherContent:
-    """A store of something else is refused, and what differs is named, by readers and builders alike."""
+    """Errors of readers and builders for a store with other content, which name the differences."""
 
     @pytest.mark.parametrize(
         ("clips", "stored", "wanted"),
@@ -253,7 +253,7 @@ class TestOtherContent:
             (EvaluationClips(4, CLIPS.transform, "decord"), "decoder='pyav'", "decoder='decord'"),
         ],
     )
-    def test_clips(self, catalog, built, clips, stored, wanted):
+    def test_other_clips_raise(self, catalog, built, clips, stored, wanted):
         before = contents(built)
         for work in (lambda: StoredClips(built, catalog.split("val"), clips), lambda: rebuild(catalog, built, clips)):
             with pytest.raises(DmgalError, match="holds something else") as refusal:
@@ -261,11 +261,11 @@ class TestOtherContent:
             assert stored in str(refusal.value) and wanted in str(refusal.value)
         assert contents(built) == before
 
-    def test_frames(self, catalog, built):
+    def test_other_frames_raise(self, catalog, built):
         with pytest.raises(DmgalError, match=r"quality=90, short_side=256\n.*quality=80, short_side=128"):
             rebuild(catalog, built, frames=TrainingFrames(128, 80))
 
-    def test_a_store_of_before_checksums_knew_the_order(self, catalog, built, tmp_path):
+    def test_store_of_an_earlier_version_raises(self, catalog, built, tmp_path):
         old = tmp_path / "old"
         shutil.copytree(built, old)
         key = old / "test" / "key.json"
@@ -274,7 +274,7 @@ class TestOtherContent:
             StoredClips(old, catalog.split("val"), CLIPS)
 
     @pytest.mark.parametrize("library", ["torch", "pillow", "av"])
-    def test_versions(self, catalog, built, monkeypatch, library):
+    def test_other_library_versions_raise(self, catalog, built, monkeypatch, library):
         version, asks = store_content.version, {"torch": store_content, "pillow": frame_images, "av": pyav_video}
         monkeypatch.setattr(asks[library], "version", lambda name: "0.1" if name == library else version(name))
         for open_it in (
@@ -284,7 +284,7 @@ class TestOtherContent:
             with pytest.raises(DmgalError, match=rf"version of {library}='{version(library).split('+')[0]}'\n.*'0\.1'"):
                 open_it()
 
-    def test_the_device_that_torch_was_built_for_does_not_matter(self, catalog, built, monkeypatch):
+    def test_device_suffix_of_torch_version_is_ignored(self, catalog, built, monkeypatch):
         version = store_content.version
         monkeypatch.setattr(store_content, "version", lambda name: version(name).partition("+")[0] + "+cu999")
         monkeypatch.setattr(store_content, "version", lambda name: "2.13.0+cu999" if name == "torch" else version(name))
@@ -292,8 +292,8 @@ class TestOtherContent:
             pytest.skip("written for one version of torch")
         StoredClips(built, catalog.split("val"), CLIPS)
 
-    def test_no_store_and_other_files(self, catalog, tmp_path):
-        with pytest.raises(DmgalError, match=r"there is no store in .*test\n(.|\n)*dmgal store"):
+    def test_missing_store_and_foreign_files_raise(self, catalog, tmp_path):
+        with pytest.raises(DmgalError, match=r"There is no store in .*test\.\n(.|\n)*dmgal store"):
             StoredClips(tmp_path, catalog.split("val"), CLIPS)
         (tmp_path / "test").mkdir()
         (tmp_path / "test" / "mine.txt").write_text("mine")
@@ -301,25 +301,25 @@ class TestOtherContent:
             rebuild(catalog, tmp_path)
         assert (tmp_path / "test" / "mine.txt").read_text() == "mine"
 
-    def test_a_transform_that_is_not_stored(self, catalog, built):
+    def test_other_transform_raises(self, catalog, built):
         with pytest.raises(DmgalError, match="expected: a TestTransform"):
             VideoDataset(catalog.split("val"), 4, torch.clone, store=built)
 
     @pytest.mark.parametrize("options", [{"short_side": 0}, {"quality": 0}, {"quality": 96}])
-    def test_settings_that_make_no_sense(self, options):
+    def test_invalid_settings_raise(self, options):
         with pytest.raises(DmgalError, match="cannot be stored like this"):
             TrainingFrames(**options)
 
-    def test_no_workers(self, catalog, tmp_path):
+    def test_zero_workers_raise(self, catalog, tmp_path):
         with pytest.raises(DmgalError, match="workers=0"):
             build_store(catalog, tmp_path, CLIPS, workers=0)
 
 
 class TestDamage:
-    """Wrong bytes are found when they are read, and mended by a build that checks."""
+    """Wrong bytes, which reads detect and builds with ``check`` repair."""
 
     @pytest.mark.parametrize("part", ["test", "train"])
-    def test_a_wrong_byte(self, copied, part):
+    def test_wrong_byte_is_detected_and_repaired(self, copied, part):
         catalog, folder = copied
         split = catalog.split("val" if part == "test" else "train")
         records = read_records(folder / part)
@@ -336,21 +336,21 @@ class TestDamage:
             return StoredFrames(folder, split).read(video, range)
 
         others = [read(video) for video in (0, 2)]
-        with pytest.raises(DmgalError, match=r"is damaged\n(.|\n)*checksum(.|\n)*--check"):
+        with pytest.raises(DmgalError, match=r"is damaged\.\n(.|\n)*checksum(.|\n)*--check"):
             read(1)
-        assert sum(report.made for report in rebuild(catalog, folder)) == 0  # not looked for
+        assert sum(report.made for report in rebuild(catalog, folder)) == 0  # not checked
         assert sum(report.made for report in rebuild(catalog, folder, check=True)) == 1
         assert all(torch.equal(read(video), clip) for video, clip in zip((0, 2), others, strict=True))
         assert read(1).any()
 
-    def test_a_wrong_table_of_frames(self):
+    def test_wrong_table_of_frames_is_detected(self):
         block = bytearray(pack([b"one", b"two"]))
         block[5] ^= 1
         with pytest.raises(store_content.DamagedBlockError, match="table"):
             unpack(np.frombuffer(bytes(block), np.uint8), 2, [0])
 
     @pytest.mark.parametrize("cut", [1, RECORD.itemsize - 1, RECORD.itemsize, 3 * RECORD.itemsize + 5])
-    def test_a_cut_index_is_built_on(self, copied, cut):
+    def test_build_resumes_from_truncated_index(self, copied, cut):
         catalog, folder = copied
         wanted, index = contents(folder), folder / "test" / INDEX
         index.write_bytes(index.read_bytes()[:-cut])
@@ -359,7 +359,7 @@ class TestDamage:
         assert rebuild(catalog, folder)[0].made == -(-cut // RECORD.itemsize)
         assert contents(folder) == wanted
 
-    def test_cut_data_is_built_on(self, copied):
+    def test_build_resumes_from_truncated_data(self, copied):
         catalog, folder = copied
         wanted, data = contents(folder), folder / "test" / DATA
         data.write_bytes(data.read_bytes()[:-100])
@@ -368,17 +368,17 @@ class TestDamage:
         assert rebuild(catalog, folder)[0].made == 1
         assert contents(folder) == wanted
 
-    def test_rubbish_behind_the_last_record_is_cut_off(self, copied):
+    def test_garbage_after_last_record_is_truncated(self, copied):
         catalog, folder = copied
         wanted = contents(folder)
         for name in (DATA, INDEX):
             with (folder / "test" / name).open("ab") as file:
-                file.write(bytes(RECORD.itemsize))  # zeros: what a lost power leaves in a file that was growing
+                file.write(bytes(RECORD.itemsize))  # zeros, as after a power loss while the file grew
         assert rebuild(catalog, folder)[0].made == 0
         assert contents(folder) == wanted
 
     @given(st.integers(0, 11), st.integers(0, RECORD.itemsize - 1), st.integers(1, 255))
-    def test_no_wrong_record_counts(self, built, record, byte, flip):
+    def test_damaged_record_is_ignored(self, built, record, byte, flip):
         content = bytearray((built / "test" / INDEX).read_bytes())
         content[record * RECORD.itemsize + byte] ^= flip
         folder = built.parent / "one wrong record"

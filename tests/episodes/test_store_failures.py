@@ -1,4 +1,4 @@
-"""What a store does with videos that cannot be read, with wrong bytes, and when its building is cut short."""
+"""Tests of stores with unreadable videos, wrong bytes and interrupted builds."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rebuild(catalog: VideoCatalog, folder: Path):
 
 
 class TestBadVideos:
-    """What cannot be read fails from the store as it fails without, and is counted."""
+    """Unreadable videos, which fail with the same message from the store and are counted."""
 
     @pytest.fixture
     def catalog(self, tmp_path, write_video) -> VideoCatalog:
@@ -44,7 +44,7 @@ class TestBadVideos:
             assert whole.exists()
         return VideoCatalog.from_folders(tmp_path / "videos")
 
-    def test_reasons_stay(self, catalog, tmp_path):
+    def test_reasons_are_stored(self, catalog, tmp_path):
         reports = rebuild(catalog, tmp_path / "store")
         assert [sorted(Path(v).name for v in report.unreadable) for report in reports] == [
             ["empty.mp4", "text.mp4"]
@@ -69,7 +69,7 @@ class TestBadVideos:
         assert bad == 2
         assert [report.made for report in rebuild(catalog, tmp_path / "store")] == [0, 0]
 
-    def test_a_cut_video_is_used_where_enough_frames_decode(self, catalog, tmp_path):
+    def test_truncated_video_is_used_if_enough_frames_decode(self, catalog, tmp_path):
         rebuild(catalog, tmp_path / "store")
         train = catalog.split("train")
         cut = next(v for v in range(len(train)) if train.videos[v].endswith("cut.mp4"))
@@ -84,7 +84,7 @@ class TestBadVideos:
 
 
 @given(st.binary(min_size=1, max_size=100), st.data())
-def test_the_checksum_tells_every_wrong_byte_and_lost_end(content, data):
+def test_checksum_detects_wrong_bytes_and_truncation(content, data):
     place = data.draw(st.integers(0, len(content) - 1))
     wrong = bytearray(content)
     wrong[place] ^= data.draw(st.integers(1, 255))
@@ -93,7 +93,7 @@ def test_the_checksum_tells_every_wrong_byte_and_lost_end(content, data):
 
 
 @given(st.sampled_from([8 * ROW, 16 * ROW, 8192, 30_000]), st.integers(2, 6), st.integers(0, 9), st.data())
-def test_the_checksum_tells_parts_that_changed_places(size, count, seed, data):
+def test_checksum_detects_swapped_parts(size, count, seed, data):
     parts = np.random.default_rng(seed).permuted(np.arange(256, dtype=np.uint8))[:count, None].repeat(size, 1)
     one, other = sorted(data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=2, unique=True)))
     swapped = parts.copy()
@@ -103,14 +103,14 @@ def test_the_checksum_tells_parts_that_changed_places(size, count, seed, data):
 
 @example(ROW - 1, ROW)
 @given(st.integers(0, 3 * ROW), st.integers(0, 3 * ROW))
-def test_the_checksum_tells_words_that_came_to_another_row(one, other):
+def test_checksum_detects_words_moved_between_rows(one, other):
     words = np.random.default_rng(0).integers(0, 2**64, 3 * ROW + 1, dtype=np.uint64)
     swapped = words.copy()
     swapped[[one, other]] = words[[other, one]]
     assert (checksum(words.view(np.uint8)) == checksum(swapped.view(np.uint8))) == (one // ROW == other // ROW)
 
 
-def test_the_checksum_tells_videos_of_a_block_that_changed_places():
+def test_checksum_detects_swapped_frames():
     states = np.random.default_rng(0).standard_normal((32, 8, 512), dtype=np.float32)
     swapped = states.copy()
     swapped[[3, 17]] = states[[17, 3]]
@@ -118,7 +118,7 @@ def test_the_checksum_tells_videos_of_a_block_that_changed_places():
 
 
 @given(st.lists(st.integers(0, 5), max_size=20), st.lists(st.integers(0, 7), max_size=8))
-def test_the_last_record_of_a_video_counts(written, asked):
+def test_last_record_of_a_video_is_used(written, asked):
     records = np.zeros(len(written), RECORD)
     records["video"] = [video_key(str(video)) for video in written]
     last = {video: place for place, video in enumerate(written)}
@@ -135,7 +135,7 @@ def interrupted(videos: Path, folder: Path, mode: str, number: int) -> tuple[dic
 
 @pytest.fixture(scope="module")
 def few_videos(tmp_path_factory, write_video) -> Path:
-    """Without splits, so that both parts are built of each."""
+    """Return a root without splits, so that both parts contain all videos."""
     root = tmp_path_factory.mktemp("few")
     for number in range(5):
         write_video(root / f"class{number % 2}" / f"{number}.mp4", range(10 * number, 10 * number + 6))
@@ -144,18 +144,19 @@ def few_videos(tmp_path_factory, write_video) -> Path:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the builds are made in forked processes")
 class TestInterruptions:
-    """Killed at any change of a file, or with no room left: what is there is whole, and the next build goes on."""
+    """Builds killed at any file change or stopped by a full disk, which stay valid and can be resumed."""
 
     @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
-    def test_a_kill_at_any_moment(self, few_videos, tmp_path, every):
+    def test_kill_at_any_file_change(self, few_videos, tmp_path, every):
         result, _ = interrupted(few_videos, tmp_path / "store", "kill", every)
         found = result["found"]
         assert result["kills"] >= 60 // every and found == sorted(found)
         assert found[0] == 0 and found[-1] >= 9
 
     @pytest.mark.parametrize("size", [300, 30_000])
-    def test_no_room_left(self, few_videos, tmp_path, size):
+    def test_full_disk(self, few_videos, tmp_path, size):
         result, said = interrupted(few_videos, tmp_path / "store", "limit", size)
         assert result["ended"] == -2 and "Traceback" not in said
         assert result["found"] == (0 if size == 300 else 2)
-        assert "cannot write the store" in said and "File too large" in said and "it goes on from what is there" in said
+        assert "Cannot write the store" in said and "File too large" in said
+        assert "It resumes from the stored videos." in said

@@ -1,4 +1,4 @@
-"""Windows merged into segments."""
+"""Merging of windows into segments."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dmgal.episodes.galleries.timeline import Segment, Timeline, WindowScore
 
 
-def merged(windows, stride, threshold=None):
+def merge(windows, stride, threshold=None):
     timeline = Timeline(stride, threshold)
     for window in windows:
         timeline.add(window)
@@ -22,27 +22,27 @@ def rounded(segments):
     return [(round(s.start, 3), round(s.end, 3), s.label, round(s.probability, 3)) for s in segments]
 
 
-def test_each_moment_shows_what_its_best_fitting_window_shows():
+def test_cell_shows_best_window():
     windows = [
         WindowScore(0, 2, label=0, logit=-1.0, probability=0.9),
-        WindowScore(1, 3, label=1, logit=-5.0, probability=0.5),  # across both actions: fits neither
+        WindowScore(1, 3, label=1, logit=-5.0, probability=0.5),  # across both actions, so it fits neither
         WindowScore(2, 4, label=2, logit=-1.0, probability=0.7),
         WindowScore(3, 5, label=2, logit=-1.5, probability=0.5),
     ]
-    assert rounded(merged(windows, stride=1)) == [(0, 2, 0, 0.9), (2, 5, 2, 0.633)]
+    assert rounded(merge(windows, stride=1)) == [(0, 2, 0, 0.9), (2, 5, 2, 0.633)]
 
 
-def test_below_the_threshold_nothing_is_known_whatever_comes_nearest():
+def test_cells_below_threshold_are_unknown():
     windows = [WindowScore(t, t + 1, label=t % 3, logit=-float(t), probability=0.5) for t in range(5)]
-    assert rounded(merged(windows, 1, threshold=-1.5)) == [(0, 1, 0, 0.5), (1, 2, 1, 0.5), (2, 5, None, 0.5)]
-    assert [segment.label for segment in merged(windows, 1)] == [0, 1, 2, 0, 1]
+    assert rounded(merge(windows, 1, threshold=-1.5)) == [(0, 1, 0, 0.5), (1, 2, 1, 0.5), (2, 5, None, 0.5)]
+    assert [segment.label for segment in merge(windows, 1)] == [0, 1, 2, 0, 1]
 
 
-def test_the_last_segment_ends_with_the_video():
+def test_last_segment_ends_with_the_video():
     windows = [WindowScore(0, 2, 0, 1.0, 0.5), WindowScore(1, 2.7, 0, 1.0, 0.5)]
-    assert rounded(merged(windows, 1)) == [(0, 2.7, 0, 0.5)]
-    assert rounded(merged([WindowScore(0, 0.2, 3, 1.0, 0.5)], 1)) == [(0, 0.2, 3, 0.5)]
-    assert merged([], 1) == []
+    assert rounded(merge(windows, 1)) == [(0, 2.7, 0, 0.5)]
+    assert rounded(merge([WindowScore(0, 0.2, 3, 1.0, 0.5)], 1)) == [(0, 0.2, 3, 0.5)]
+    assert merge([], 1) == []
 
 
 @given(
@@ -51,12 +51,12 @@ def test_the_last_segment_ends_with_the_video():
     st.integers(1, 4),
     st.sampled_from([None, -2]),
 )
-def test_segments_follow_each_other_without_gaps_and_differ(scores, stride, overlap, threshold):
+def test_segments_have_no_gaps_and_alternate(scores, stride, overlap, threshold):
     windows = [
         WindowScore(place * stride, (place + overlap) * stride, label, logit, probability)
         for place, (label, logit, probability) in enumerate(scores)
     ]
-    segments: list[Segment] = merged(windows, stride, threshold)
+    segments: list[Segment] = merge(windows, stride, threshold)
     assert segments[0].start == 0 and segments[-1].end == pytest.approx(windows[-1].end)
     for one, other in pairwise(segments):
         assert one.start < one.end == pytest.approx(other.start) and one.label != other.label

@@ -1,4 +1,4 @@
-"""Transforms treat all frames of a clip alike, stay in uint8, and leave alone what already fits."""
+"""Tests of the transforms: identical for all frames, uint8, and no change to clips that already fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def noise(height: int, width: int, frames: int = 3) -> torch.Tensor:
 
 
 def rows_and_columns(height: int, width: int) -> torch.Tensor:
-    """A clip whose red is the row and whose green is the column, so that a crop tells its place."""
+    """Return a clip with the row in red and the column in green, so that a crop shows its position."""
     clip = torch.zeros(2, 3, height, width, dtype=torch.uint8)
     clip[:, 0] = torch.arange(height, dtype=torch.uint8)[:, None]
     clip[:, 1] = torch.arange(width, dtype=torch.uint8)
@@ -25,12 +25,12 @@ def rows_and_columns(height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", [(48, 48), (48, 70), (90, 48), (17, 23), (240, 321)])
 @pytest.mark.parametrize("resize", [None, 256 / 224])
-def test_test_clips_have_the_size(size, resize):
+def test_test_transform_returns_requested_size(size, resize):
     out = transforms.TestTransform(48, resize)(noise(*size))
     assert out.shape == (3, 3, 48, 48) and out.dtype == torch.uint8 and out.is_contiguous()
 
 
-def test_what_fits_is_left_alone():
+def test_fitting_clip_is_unchanged():
     clip = noise(48, 48)
     assert torch.equal(transforms.TestTransform(48)(clip), clip)
     assert torch.equal(TrainTransform(48, scale=(1, 1))(clip, torch.Generator()), clip)
@@ -48,7 +48,7 @@ def test_resizing_is_antialiased_and_centered():
     assert abs(middle[0, 1].mean() - 59.5) < 0.6 and abs(middle[0, 0].mean() - 19.5) < 0.6
 
 
-def test_every_frame_is_treated_alike():
+def test_all_frames_are_transformed_identically():
     one = noise(60, 80, frames=1)
     clip = one.expand(5, -1, -1, -1)
     transform = TrainTransform(32, flip=True, color_jitter=0.4)
@@ -58,7 +58,7 @@ def test_every_frame_is_treated_alike():
         assert all(torch.equal(out[0], frame) for frame in out)
 
 
-def test_the_generator_decides_everything():
+def test_generator_is_the_only_source_of_randomness():
     clip = noise(60, 80)
     transform = TrainTransform(32, flip=True, color_jitter=0.4)
     state = torch.get_rng_state()
@@ -67,7 +67,7 @@ def test_the_generator_decides_everything():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_crops_lie_all_over_the_frame_and_have_the_right_area():
+def test_crops_cover_the_frame_and_have_the_requested_area():
     clip = rows_and_columns(100, 200)
     generator = torch.Generator().manual_seed(0)
     tops, lefts, areas = [], [], []
@@ -81,7 +81,7 @@ def test_crops_lie_all_over_the_frame_and_have_the_right_area():
     assert 0.15 < min(areas) < 0.22 and 0.35 < max(areas) < 0.42
 
 
-def test_flips_only_where_allowed():
+def test_flips_only_if_enabled():
     clip = rows_and_columns(32, 32)
     flipped = {
         allowed: sum(
@@ -94,17 +94,17 @@ def test_flips_only_where_allowed():
     assert 70 < flipped[True] < 130
 
 
-def test_color_jitter_changes_colors_within_bounds_and_not_places():
+def test_color_jitter_changes_colors_within_bounds_only():
     clip = torch.full((2, 3, 8, 8), 100, dtype=torch.uint8)
     means = []
     for seed in range(50):
         out = TrainTransform(8, (1, 1), color_jitter=0.3)(clip, torch.Generator().manual_seed(seed))
-        assert len(out.unique()) == 1  # a gray frame stays gray and even
+        assert len(out.unique()) == 1  # a uniform gray frame stays uniform and gray
         means.append(out.float().mean().item())
     assert 70 <= min(means) < 80 and 120 < max(means) <= 130
 
 
-def test_color_jitter_moves_brightness_contrast_and_saturation():
+def test_color_jitter_changes_brightness_contrast_and_saturation():
     clip = noise(16, 16)
     outs = [TrainTransform(16, (1, 1), color_jitter=0.5)(clip, torch.Generator().manual_seed(s)) for s in range(30)]
     floats = [out.float() for out in outs]
@@ -116,30 +116,30 @@ def test_color_jitter_moves_brightness_contrast_and_saturation():
         assert torch.stack(spread).std() / torch.stack(spread).mean() > 0.05
 
 
-def jittered_plainly(clip: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
-    """One change after the other, in double precision."""
+def jitter_reference(clip: torch.Tensor, brightness: float, contrast: float, saturation: float) -> torch.Tensor:
+    """Apply the changes one after the other in double precision."""
     frames = clip.double() * brightness
     frames = frames.mean() + (frames - frames.mean()) * contrast
     gray = (frames * frames.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
     return (gray + (frames - gray) * saturation).clamp(0, 255)
 
 
-def test_color_jitter_is_brightness_then_contrast_then_saturation():
+def test_color_jitter_matches_sequential_reference():
     clip = noise(20, 30)
     for seed in range(10):
         draws = torch.rand(3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        wanted = jittered_plainly(clip, *(0.6 + 0.8 * draws).tolist())
+        wanted = jitter_reference(clip, *(0.6 + 0.8 * draws).tolist())
         out = TrainTransform(20, (1, 1), color_jitter=0.4)(clip, torch.Generator().manual_seed(seed))
         assert (out.double() - wanted[..., 5:25]).abs().max() > 0  # the mean is that of the crop, not of the frame
         cropped = clip[..., 5:25]
-        assert (out.double() - jittered_plainly(cropped, *(0.6 + 0.8 * draws).tolist())).abs().max() <= 0.501
+        assert (out.double() - jitter_reference(cropped, *(0.6 + 0.8 * draws).tolist())).abs().max() <= 0.501
 
 
 TRANSFORMS = (transforms.TestTransform(48, 1.2), TrainTransform(48, flip=True, color_jitter=0.4))
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_threads_and_memory_layout_change_nothing(transform):
+def test_result_is_independent_of_threads_and_memory_layout(transform):
     clip = noise(90, 130, frames=8)
     before = torch.get_num_threads()
     outs = []
@@ -157,7 +157,7 @@ def test_threads_and_memory_layout_change_nothing(transform):
 @pytest.mark.parametrize(
     ("height", "width", "wanted"), [(100, 200, (50, 100)), (200, 90, (111, 50)), (40, 300, (40, 300))]
 )
-def test_short_sides_are_only_ever_shrunk(height, width, wanted):
+def test_short_side_is_never_enlarged(height, width, wanted):
     small = transforms.short_side_to(noise(height, width), 50)
     assert small.shape == (3, 3, *wanted) and small.dtype == torch.uint8
 
@@ -173,6 +173,6 @@ def test_short_sides_are_only_ever_shrunk(height, width, wanted):
         lambda: TrainTransform(8, color_jitter=1.5),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(build):
-    with pytest.raises(DmgalError, match="cannot build a video transform"):
+def test_invalid_settings_raise(build):
+    with pytest.raises(DmgalError, match="Cannot build a video transform"):
         build()

@@ -1,4 +1,4 @@
-"""Two-pass training gives the gradients of training on all videos at once, in less memory, whatever is trained."""
+"""Two-pass training gives the gradients of training on all videos at once, in less memory, for any trained part."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CASES = {
 
 
 def loss_of(output, episode):
-    """All losses, so that none can be forgotten."""
+    """Sum all losses, including auxiliary ones."""
     return F.cross_entropy(output.logits, episode.query_labels) + sum(output.losses.values())
 
 
@@ -58,7 +58,7 @@ def gradients(model):
 
 
 def plainly(model, episodes, seed=5):
-    """Gradients and logits of training on all videos at once, and the random state afterwards."""
+    """Return gradients and outputs of training on all videos at once, and the random state afterwards."""
     model.zero_grad()
     torch.manual_seed(seed)
     outputs = model(episodes)
@@ -82,8 +82,8 @@ def assert_same_gradients(found, expected, tolerance):
 
 
 @pytest.mark.parametrize("name", list(CASES))
-def test_the_gradients_are_those_of_all_videos_at_once(name):
-    """Two tasks of seven videos, chunks of three or less, in float64; dropout, auxiliary losses, targets included."""
+def test_gradients_equal_training_on_all_videos(name):
+    """Two tasks of seven videos, chunks of up to three, float64, with dropout, auxiliary losses and targets."""
     model, episodes = CASES[name](), [task(0), task(1)]
     expected, outputs, state = plainly(model, episodes)
     found, ours, our_state = in_two_passes(model, episodes)
@@ -96,12 +96,12 @@ def test_the_gradients_are_those_of_all_videos_at_once(name):
 
 
 @pytest.mark.parametrize("name", ["adapter DMGAL", "MoLo, all trained", "DmgalFT on a ResNet"])
-def test_nothing_need_be_kept(name):
+def test_gradients_without_saved_results(name):
     model, episodes = CASES[name](), [task(0)]
     assert_same_gradients(in_two_passes(model, episodes, keep_products=False)[0], plainly(model, episodes)[0], 1e-10)
 
 
-def test_heads_with_losses_of_their_own_are_among_the_cases():
+def test_cases_include_auxiliary_losses():
     losses = {name: set(plainly(CASES[name](), [task(0)])[1][0].losses) for name in CASES if name.startswith("MoLo")}
     assert len(losses) == 2
     assert all(found == {"long_short", "base_classes", "reconstruction"} for found in losses.values())
@@ -116,7 +116,7 @@ def test_float32_is_within_1e_5(adapter, chunk):
     assert_same_gradients(in_two_passes(model, episodes, chunk)[0], plainly(model, episodes)[0], 1e-5)
 
 
-def test_gradients_add_up_over_calls():
+def test_gradients_accumulate_over_calls():
     model = of_adapter("DMGAL")
     expected = plainly(model, [task(0), task(1)])[0]
     model.zero_grad()
@@ -128,7 +128,7 @@ def test_gradients_add_up_over_calls():
 
 
 class Foreign(BiMHM):
-    """Drops entries of each video for itself, as other libraries' dropout does."""
+    """A head with a dropout that is independent between videos, as in other libraries."""
 
     def __init__(self):
         super().__init__(center="video", logit_scale=10.0)
@@ -138,8 +138,8 @@ class Foreign(BiMHM):
         return super().prepare(self.dropout(features) * self.weight)
 
 
-def test_dropout_of_others_is_the_same_in_both_passes():
-    """A chunk begins with the random state of all: what it should give is computed here with the whole graph."""
+def test_foreign_dropout_is_the_same_in_both_passes():
+    """All chunks start from the same random state. The expected result uses one graph for all of them."""
     model, episode = recognizer(FrameEncoder(backbone("Smga")), Foreign()), task(0)
     found, outputs, _ = in_two_passes(model, [episode], 4)
     model.zero_grad()
@@ -159,7 +159,7 @@ def test_dropout_of_others_is_the_same_in_both_passes():
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_mixed_precision(nested):
-    """Close to plain bf16, whose own rounding is coarser than 1e-5; also within a region of the caller's."""
+    """Close to plain bf16, whose own rounding is coarser than 1e-5, also inside the caller's autocast."""
     model = recognizer(FrameEncoder(backbone("DMGAL")), FEATURE_HEADS["BiMHM"](), torch.float32)
     episodes = [task(0, torch.float32)]
 
@@ -194,26 +194,26 @@ def test_a_scaled_loss_scales_the_gradients():
     assert_same_gradients({name: gradient / 8 for name, gradient in scaled.items()}, expected, 1e-10)
 
 
-def test_batch_norm_in_training_mode_is_refused():
+def test_batch_norm_in_training_mode_raises():
     model = of_resnet()
     model.head.train()
     with pytest.raises(DmgalError, match="statistics: those of a chunk are not those of the batch") as refused:
         in_two_passes(model, [task(0)])
     assert "batch norms in training mode" in str(refused.value) and "freeze-batch-norm" in str(refused.value)
     behind = recognizer(FrameEncoder(backbone("DMGAL"), "map"), DmgalFT(32, 4)).train()
-    expected = plainly(behind, [task(0)])[0]  # the head of a task layer sees the same videos in both ways
+    expected = plainly(behind, [task(0)])[0]  # after a task layer, the head sees the same videos in both ways
     assert_same_gradients(in_two_passes(behind, [task(0)])[0], expected, 1e-10)
 
 
-def test_nothing_to_train_is_refused():
+def test_nothing_to_train_raises():
     model = of_adapter("Smga").requires_grad_(False)
     with pytest.raises(DmgalError, match="nothing to train"):
         in_two_passes(model, [task(0)])
 
 
 @pytest.mark.parametrize("options", [{"chunk": 0}, {"memory_budget": -1.0}])
-def test_impossible_options_are_refused(options):
-    with pytest.raises(DmgalError, match="Two-pass training cannot go like this"):
+def test_invalid_options_raise(options):
+    with pytest.raises(DmgalError, match="of two-pass training is too small"):
         TwoPass(of_adapter("Smga"), **options)
 
 
@@ -223,14 +223,14 @@ def allocator_error():
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), allocator_error()])
 @pytest.mark.parametrize("when", ["forward", "backward"])
-def test_out_of_memory_is_answered_with_a_smaller_chunk(monkeypatch, error, when):
+def test_out_of_memory_reduces_the_chunk(monkeypatch, error, when):
     model, episodes = of_adapter("DMGAL"), [task(0)]
     expected = plainly(model, episodes)[0]
     encode = model.encoder.encode
 
     def small_memory(videos):
-        going_back = torch._C._current_graph_task_id() != -1
-        if len(videos) > 2 and going_back == (when == "backward"):
+        in_backward = torch._C._current_graph_task_id() != -1
+        if len(videos) > 2 and in_backward == (when == "backward"):
             raise error
         return encode(videos)
 
@@ -238,15 +238,15 @@ def test_out_of_memory_is_answered_with_a_smaller_chunk(monkeypatch, error, when
     model.zero_grad()
     torch.manual_seed(5)
     two_pass = TwoPass(model, 4)
-    with pytest.warns(UserWarning, match="out of memory with 4 videos at once, going on with 2"):
+    with pytest.warns(UserWarning, match="out of memory with 4 videos at once, continuing with 2"):
         two_pass.backward(episodes, loss_of)
     assert two_pass.chunk == 2
     assert_same_gradients(gradients(model), expected, 1e-10)
     torch.manual_seed(5)
-    two_pass.backward(episodes, loss_of)  # and stays with it
+    two_pass.backward(episodes, loss_of)  # keeps the smaller chunk
 
 
-def test_out_of_memory_with_one_video_gives_up_what_is_kept(monkeypatch):
+def test_out_of_memory_with_one_video_drops_saved_results(monkeypatch):
     model, messages, failed = of_adapter("DMGAL"), [], []
     expected, encode = plainly(model, [task(0)])[0], model.encoder.encode
     two_pass = TwoPass(model, 1, memory_budget=1e12, notify=messages.append)
@@ -262,11 +262,11 @@ def test_out_of_memory_with_one_video_gives_up_what_is_kept(monkeypatch):
     model.zero_grad()
     torch.manual_seed(5)
     two_pass.backward([task(0)], loss_of)
-    assert "going on with nothing kept" in messages[1] and not two_pass._kept
+    assert "continuing without saved results" in messages[1] and not two_pass._saved_results
     assert_same_gradients(gradients(model), expected, 1e-10)
 
 
-def test_not_even_one_video_fits(monkeypatch):
+def test_out_of_memory_without_saved_results_raises(monkeypatch):
     model = of_adapter("Smga")
 
     def no_memory(videos):
@@ -279,7 +279,7 @@ def test_not_even_one_video_fits(monkeypatch):
     assert len(messages) == 1 and gradients(model) == {}
 
 
-def test_other_errors_are_passed_on(monkeypatch):
+def test_other_errors_propagate(monkeypatch):
     model = of_adapter("Smga")
     monkeypatch.setattr(model.encoder, "encode", lambda videos: videos @ torch.ones(3))
     with pytest.raises(RuntimeError, match=r"mat|size"):
@@ -287,7 +287,7 @@ def test_other_errors_are_passed_on(monkeypatch):
 
 
 class InPlace(BiMHM):
-    """Changes the result of a narrowing product in place."""
+    """A head that changes the result of a narrowing product in place."""
 
     def __init__(self):
         super().__init__(center="video", logit_scale=10.0)
@@ -297,7 +297,7 @@ class InPlace(BiMHM):
         return super().prepare(self.linear(features.flatten(0, 1)).relu_().unflatten(0, features.shape[:2]))
 
 
-def test_a_model_that_changes_kept_results_in_place_computes_them_again():
+def test_in_place_changes_disable_saved_results():
     model, episodes = recognizer(FrameEncoder(backbone("Smga")), InPlace()), [task(0)]
     with pytest.warns(UserWarning, match="changes results in place"):
         found = in_two_passes(model, episodes)[0]
@@ -305,8 +305,8 @@ def test_a_model_that_changes_kept_results_in_place_computes_them_again():
 
 
 @pytest.mark.parametrize("name", ["adapter DMGAL", "MoLo, all trained", "DmgalFT on a ResNet", "blocks checkpointed"])
-def test_the_budget_is_spent_on_results_and_kept(name):
-    """From one video at a time with nothing kept, over more and more that is kept, to all at once."""
+def test_budget_is_used_and_not_exceeded(name):
+    """Budgets from one video at a time without saved results, over more saved results, to all videos at once."""
     model, episodes, messages, kept, peaks = CASES[name](), [task(0)], [], [], []
     expected = plainly(model, episodes)[0]
     with LiveBytes() as live:
@@ -320,25 +320,25 @@ def test_the_budget_is_spent_on_results_and_kept(name):
         with LiveBytes() as live:
             two_pass.backward(episodes, loss_of)
         assert_same_gradients(gradients(model), expected, 1e-10)
-        kept.append(len(two_pass._kept))
+        kept.append(len(two_pass._saved_results))
         peaks.append(live.peak / whole)
     assert len(messages) == 4 and "although one needs more" in messages[0]
     assert "of 7 videos a task, 1 at once" in messages[0] and "7 at once" in messages[3]
-    if "checkpointed" not in name:  # there even all results are little
+    if "checkpointed" not in name:  # there, all results together are small
         assert kept[0] == 0 < kept[1] <= kept[2] and kept[3] == 0
-        assert "less is computed again" in messages[1]
+        assert "less is recomputed" in messages[1]
         assert peaks[0] < peaks[1] <= peaks[2]
 
 
-def test_a_chunk_and_a_budget_are_both_kept():
+def test_chunk_and_budget_combine():
     model, messages = of_adapter("DMGAL"), []
     expected = plainly(model, [task(0)])[0]
     found, _, _ = in_two_passes(model, [task(0)], 2, memory_budget=1e12, notify=messages.append)
     assert_same_gradients(found, expected, 1e-10)
-    assert "of 7 videos a task, 2 at once" in messages[0] and "100% less is computed again" in messages[0]
+    assert "of 7 videos a task, 2 at once" in messages[0] and "100% less is recomputed" in messages[0]
 
 
-def test_without_a_budget_the_free_memory_counts():
+def test_default_budget_is_free_memory():
     two_pass = TwoPass(of_adapter("Smga"), notify=lambda message: None)
     two_pass.backward([task(0)], loss_of)
     assert two_pass.chunk >= 7  # a tiny model
@@ -346,7 +346,7 @@ def test_without_a_budget_the_free_memory_counts():
 
 @pytest.mark.parametrize("config", [DmgalConfig(), None], ids=["DMGAL", "all trained"])
 def test_extra_memory_is_a_small_share(config):
-    """5-way 5-shot, one query a class, counted exactly: tensors alive at once above what is held before."""
+    """5-way 5-shot with one query per class: exact peak of live tensors above those held before."""
     network = load_backbone("tiny-clip").requires_grad_(config is None)
     network = network if config is None else peft.get_peft_model(network, config)
     model = FewShotRecognizer(FrameEncoder(network), BiMHM(center="video", logit_scale=10.0)).train()
@@ -359,7 +359,7 @@ def test_extra_memory_is_a_small_share(config):
             TwoPass(model, chunk, keep_products=keep_products).backward([episode], loss_of)
         peaks[name] = live.peak
     assert peaks["nothing kept"] <= peaks["plain"] / 5, peaks
-    assert peaks["two passes"] <= peaks["plain"] / 4, peaks  # what is kept, of adapters that keep little themselves
+    assert peaks["two passes"] <= peaks["plain"] / 4, peaks  # saved results, with adapters that save little themselves
 
 
 def test_more_tasks_need_no_more_memory():
@@ -369,13 +369,13 @@ def test_more_tasks_need_no_more_memory():
         with LiveBytes() as live:
             TwoPass(model, 3).backward([task(seed) for seed in range(count)], loss_of)
         peaks.append(live.peak)
-    made = 2 * sum(tensor.nbytes for tensor in (task(0).support, task(0).query))  # the tasks themselves count
+    made = 2 * sum(tensor.nbytes for tensor in (task(0).support, task(0).query))  # the tasks themselves
     assert peaks[1] <= 1.1 * peaks[0] + made
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits a process's memory as Linux does")
-def test_a_process_that_may_not_have_more_memory_goes_on():
-    """A real refusal of the operating system, in a process of its own."""
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the memory limits of Linux")
+def test_memory_limit_of_a_process_reduces_the_chunk():
+    """The operating system refuses memory in a separate process."""
     script = Path(__file__).with_name("little_memory.py")
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""One clean error, with path and reason, for whatever cannot be read."""
+"""Tests that unreadable videos raise one error with path and reason."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def _frames_of_two_sizes(folder: Path) -> Path:
         (_frames_of_two_sizes, r"\(8, 8\), \(9, 9\)"),
     ],
 )
-def test_what_cannot_be_read_is_one_error_with_path_and_reason(tmp_path, make, reason):
+def test_unreadable_video_raises_with_path_and_reason(tmp_path, make, reason):
     path = make(tmp_path)
     with pytest.raises(VideoError, match=reason) as caught:
         read_clip(path, range)
@@ -107,7 +107,7 @@ def test_what_cannot_be_read_is_one_error_with_path_and_reason(tmp_path, make, r
     assert all(part in message for part in ("received:", "expected:", "what to do:"))
 
 
-def test_a_cover_picture_is_no_video(tmp_path, write_video):
+def test_cover_picture_is_not_a_video(tmp_path, write_video):
     both = tmp_path / "song.mp4"
     with av.open(str(_audio(tmp_path))) as song, av.open(str(both), "w") as writing:
         copied = writing.add_stream_from_template(song.streams.audio[0])

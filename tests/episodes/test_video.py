@@ -1,4 +1,4 @@
-"""Frame exactness on files whose frames carry their number, and one clean error for whatever cannot be read."""
+"""Tests of exact frames, on files whose frames encode their index, and of the errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -38,18 +38,20 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_frame_is_found_in_every_order(tmp_path, write_video, frame_numbers, name):
+def test_frames_are_exact_in_any_order(tmp_path, write_video, frame_numbers, name):
     codec, options = FILES[name]
     path = write_video(tmp_path / name, range(NUM_FRAMES), codec, options)
-    everything = open_video(path)
-    assert everything.num_frames == NUM_FRAMES
-    whole = everything.read(range(NUM_FRAMES))
-    assert whole.dtype == torch.uint8 and whole.shape == (NUM_FRAMES, 3, 64, 128) and whole.is_contiguous()
-    assert frame_numbers(whole) == list(range(NUM_FRAMES))
+    video = open_video(path)
+    assert video.num_frames == NUM_FRAMES
+    all_frames = video.read(range(NUM_FRAMES))
+    assert (
+        all_frames.dtype == torch.uint8 and all_frames.shape == (NUM_FRAMES, 3, 64, 128) and all_frames.is_contiguous()
+    )
+    assert frame_numbers(all_frames) == list(range(NUM_FRAMES))
     for wanted in ([49, 0, 17, 17, 3], [1], list(reversed(range(NUM_FRAMES))), uniform_frames(NUM_FRAMES, 8)):
         clip = open_video(path).read(wanted)
         assert frame_numbers(clip) == wanted
-        assert torch.equal(clip, whole[wanted])
+        assert torch.equal(clip, all_frames[wanted])
 
 
 def test_variable_frame_rate_counts_frames_not_seconds(tmp_path, write_video, frame_numbers):
@@ -59,7 +61,7 @@ def test_variable_frame_rate_counts_frames_not_seconds(tmp_path, write_video, fr
     assert frame_numbers(open_video(path).read([0, 11, 29])) == [0, 11, 29]
 
 
-def test_header_without_a_frame_count(tmp_path, write_video, frame_numbers):
+def test_header_without_frame_count(tmp_path, write_video, frame_numbers):
     fragmented = {"movflags": "frag_keyframe+empty_moov"}
     path = write_video(tmp_path / "fragmented.mp4", range(20), options={"g": "5"}, muxer_options=fragmented)
     assert open_video(path).num_frames == 20
@@ -80,7 +82,7 @@ def test_rotation_is_honored(tmp_path, write_video, matrix, turns):
     assert torch.equal(open_video(path).read([2]), torch.rot90(plain, turns, (2, 3)))
 
 
-def test_pixels_that_are_no_squares_are_stretched(tmp_path):
+def test_non_square_pixels_are_stretched(tmp_path):
     clips = {}
     for aspect, width in ((Fraction(1), 128), (Fraction(3, 2), 192)):
         path = tmp_path / f"{width}.mkv"
@@ -105,15 +107,15 @@ def test_pixels_that_are_no_squares_are_stretched(tmp_path):
         (Fraction(0), (340, 256)),
         (Fraction(1024, 765), (455, 256)),
         (Fraction(1, 2), (340, 512)),
-        (Fraction(100, 1), (340, 256)),  # nonsense
+        (Fraction(100, 1), (340, 256)),  # implausible
     ],
 )
-def test_no_pixel_is_lost_where_pixels_become_squares(aspect, size):
+def test_shown_size_never_shrinks(aspect, size):
     assert shown_size(340, 256, aspect) == size
 
 
-def test_a_file_that_was_cut_short_is_used_up_to_there(tmp_path, write_video, frame_numbers):
-    front = {"movflags": "faststart"}  # the index in front, so that it outlives the cut
+def test_truncated_file_is_used_up_to_the_cut(tmp_path, write_video, frame_numbers):
+    front = {"movflags": "faststart"}  # puts the index at the start, so that it survives the cut
     path = write_video(tmp_path / "cut.mp4", range(NUM_FRAMES), options={"bf": "0"}, muxer_options=front)
     data = path.read_bytes()
     start = data.index(b"mdat")
@@ -128,7 +130,7 @@ def test_a_file_that_was_cut_short_is_used_up_to_there(tmp_path, write_video, fr
         read_clip(path, lambda n: [n - 1], at_least=49)
 
 
-def test_damage_ends_a_video_and_frames_are_chosen_anew(tmp_path, write_video, frame_numbers):
+def test_damage_ends_video_and_frames_are_chosen_again(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "damaged.mp4", range(NUM_FRAMES), options={"bf": "0"})
     with av.open(str(path)) as container:
         packets = [packet.pos for packet in container.demux(video=0) if packet.size]
@@ -156,20 +158,20 @@ def test_damage_ends_a_video_and_frames_are_chosen_anew(tmp_path, write_video, f
         read_clip(path, lambda n: uniform_frames(n, 31), at_least=31)
 
 
-def test_a_short_but_whole_video_is_used(tmp_path, write_video, frame_numbers):
+def test_short_undamaged_video_is_used(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "short.mp4", range(3))
     assert frame_numbers(read_clip(path, lambda n: uniform_frames(n, 6), at_least=6)) == [0, 0, 1, 1, 2, 2]
 
 
-def test_indices_outside_are_refused(tmp_path, write_video, write_frames):
+def test_indices_out_of_range_raise(tmp_path, write_video, write_frames):
     for path in (write_video(tmp_path / "a.mp4", range(4)), write_frames(tmp_path / "frames", range(4))):
         for wrong in ([4], [-1], []):
             with pytest.raises(IndexError):
                 open_video(path).read(wrong)
 
 
-def test_the_number_of_frames_that_decode_is_probed(tmp_path, write_video):
-    path = write_video(tmp_path / "whole.mp4", range(30), options={"bf": "2"})
+def test_probe_counts_decodable_frames(tmp_path, write_video):
+    path = write_video(tmp_path / "clip.mp4", range(30), options={"bf": "2"})
     probe = probe_video(path)
     assert (probe.num_frames, probe.codec, probe.width, probe.height) == (30, "h264", 128, 64)
     assert probe.rotation == 0 and probe.problem is None
@@ -187,8 +189,8 @@ def test_the_number_of_frames_that_decode_is_probed(tmp_path, write_video):
     assert (probe.rotation, probe.width, probe.height) == (270, 64, 128)
 
 
-def test_frames_that_change_size_end_a_video(tmp_path):
-    both = tmp_path / "grows.h264"  # this format is a bare sequence of pictures: two files make one
+def test_changing_frame_size_ends_video(tmp_path):
+    both = tmp_path / "grows.h264"  # in this format two files can be concatenated
     for size in (64, 96):
         part = tmp_path / f"{size}.h264"
         with av.open(str(part), "w") as container:
@@ -204,14 +206,14 @@ def test_frames_that_change_size_end_a_video(tmp_path):
     assert probe.num_frames == 5 and "change size from (64, 64) to (96, 96)" in probe.problem
 
 
-def test_more_packets_than_the_limit_are_refused(tmp_path, write_video, monkeypatch):
+def test_too_many_packets_raise(tmp_path, write_video, monkeypatch):
     monkeypatch.setattr(packet_stream, "MAX_PACKETS", 20)
     assert open_video(write_video(tmp_path / "short.mp4", range(19))).num_frames == 19
     with pytest.raises(VideoError, match="more than 20 packets"):
         open_video(write_video(tmp_path / "long.mp4", range(21)))
 
 
-def test_metadata_in_no_known_encoding(tmp_path, write_video, frame_numbers):
+def test_metadata_with_unknown_encoding(tmp_path, write_video, frame_numbers):
     path = write_video(tmp_path / "a.avi", range(9), "mpeg4")
     data = bytearray(path.read_bytes())
     start = data.index(b"Lavf")
@@ -220,13 +222,13 @@ def test_metadata_in_no_known_encoding(tmp_path, write_video, frame_numbers):
     assert frame_numbers(open_video(path).read([8, 2])) == [8, 2]
 
 
-def test_odd_names(tmp_path, write_video, frame_numbers):
+def test_unusual_file_names(tmp_path, write_video, frame_numbers):
     for name in ("it's one.mp4", "http:two.mp4", "percent %d.mp4", "drei Füße ☃.mp4"):
         path = write_video(tmp_path / "plain.mp4", range(4)).rename(tmp_path / name)
         assert frame_numbers(open_video(path).read([3])) == [3]
 
 
-def test_what_is_no_file_is_never_opened(tmp_path):
+def test_special_files_are_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait for a writer
     (tmp_path / "around.mp4").symlink_to(tmp_path / "around.mp4")
     for name in ("pipe.mp4", "around.mp4", "null\0.mp4"):
@@ -234,7 +236,7 @@ def test_what_is_no_file_is_never_opened(tmp_path):
             open_video(tmp_path / name)
 
 
-def test_a_playlist_in_a_videos_clothes_is_not_followed(tmp_path, write_video):
+def test_playlist_named_like_a_video_is_not_followed(tmp_path, write_video):
     write_video(tmp_path / "secret.ts", range(3), "mpeg1video")
     for text in ("#EXTM3U\n#EXTINF:1,\nhttp://192.0.2.1/a.ts\n", "ffconcat version 1.0\nfile http://192.0.2.1/a.ts\n"):
         (tmp_path / "list.mp4").write_text(text)
@@ -279,13 +281,13 @@ def test_links_are_followed(tmp_path, write_video, frame_numbers):
 
 
 @pytest.mark.parametrize(("decoder", "threads"), [("opencv", 1), ("pyav", 0)])
-def test_options_that_do_not_exist_are_named(tmp_path, write_video, decoder, threads):
+def test_unknown_options_are_named_in_the_error(tmp_path, write_video, decoder, threads):
     path = write_video(tmp_path / "a.mp4", range(3))
     with pytest.raises(DmgalError, match=f"decoder='{decoder}', threads={threads}"):
         open_video(path, decoder, threads)
 
 
-def test_nothing_stays_open_and_no_thread_is_left(tmp_path, write_video):
+def test_no_open_handles_or_threads_remain(tmp_path, write_video):
     path = write_video(tmp_path / "a.mp4", range(30), options={"bf": "2"})
     open_video(path).read([0])
     handles, threads = len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
@@ -300,7 +302,7 @@ def test_nothing_stays_open_and_no_thread_is_left(tmp_path, write_video):
 
 
 @pytest.mark.parametrize("name", ["H.264 closed GOPs", "HEVC closed GOPs", "VP9 hidden frames", "AV1", "MPEG-2"])
-def test_no_more_threads_than_were_allowed(tmp_path, monkeypatch, name):
+def test_thread_limit_is_respected(tmp_path, monkeypatch, name):
     path = write_barcode_clip(tmp_path, "clip", KINDS[name])
     before, most = len(os.listdir("/proc/self/task")), {1: 0, 3: 0}
     convert = UprightRGB.__call__
@@ -313,4 +315,4 @@ def test_no_more_threads_than_were_allowed(tmp_path, monkeypatch, name):
         monkeypatch.setattr(UprightRGB, "__call__", counting)
         read_clip(path, range, threads=threads)
     assert most[1] == 0, "one thread is the caller's own"
-    assert most[3] <= 4, "three, and one that hands out the work"
+    assert most[3] <= 4, "three workers and one that distributes the work"

@@ -15,9 +15,9 @@ NAMES = st.lists(st.text("abAB019_.é", max_size=6), max_size=8)
 
 
 def slow_key(name: str) -> tuple:
-    """The rule as it is told: texts and numbers in turn, the name itself last."""
+    """Return the key by definition: alternating texts and numbers, then the name itself."""
     parts = re.split("([0-9]+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
 
 
 @given(NAMES)
@@ -62,7 +62,7 @@ def test_finding(tmp_path):
     assert {video: finder.find_below(video) for video in below} == below
 
 
-def test_a_folder_that_may_not_be_listed_has_nothing(tmp_path, monkeypatch):
+def test_unlistable_folder_counts_as_empty(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 

@@ -1,4 +1,4 @@
-"""Files that decoders met in the wild: each is read, or refused with its reason, as its name demands."""
+"""Real files that are difficult to decode: each is read completely, or rejected with a reason."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from dmgal.episodes.frames import uniform_frames
 from dmgal.episodes.video import VideoError, open_video, probe_video, read_clip
 
-# Frames as the packets say, frames that decode, height and width, degrees of rotation.
+# Number of packets, number of decoded frames, height and width, rotation in degrees.
 CASES = {
     "animated.gif": (36, 36, (150, 200), 0),
     "av1.mkv": (125, 125, (360, 640), 0),
@@ -26,14 +26,14 @@ CASES = {
     "rotated_90.mov": (3, 3, (568, 320), 270),
     "truncated_28_of_50_frames.mp4": (50, 28, (720, 1280), 0),
     "v_ApplyEyeMakeup_g01_c01.avi": (164, 164, (240, 320), 0),
-    "variable_frame_rate.mp4": (32, 32, (256, 455), 0),  # its pixels are no squares
+    "variable_frame_rate.mp4": (32, 32, (256, 455), 0),  # nonsquare pixels
     "very_short.mp4": (36, 36, (240, 320), 0),
     "vp8_no_frame_count.webm": (120, 120, (240, 320), 0),
 }
 
 
 @pytest.mark.parametrize("name", [*CASES, "empty.flv", "not_a_video.mp4"])
-def test_videos_of_the_wild(test_data, name):
+def test_difficult_videos(test_data, name):
     path = test_data / "videos" / "decoder_cases" / name
     if name not in CASES:
         with pytest.raises(VideoError, match="no video that FFmpeg knows, or its header or index is damaged"):
@@ -56,12 +56,12 @@ def test_videos_of_the_wild(test_data, name):
 
     wanted = frozenset(uniform_frames(frames, 8))
     plain = plainly_decoded(path, wanted)
-    if plain[0].shape[1:] == size:  # else the pixels are no squares
+    if plain[0].shape[1:] == size:  # square pixels
         assert torch.equal(clip, torch.stack([plain[index] for index in uniform_frames(frames, 8)]))
 
 
 def plainly_decoded(path: Path, wanted: frozenset[int]) -> dict[int, torch.Tensor]:
-    """Frames ``(3, H, W)`` by the shortest program there is; the first of them also under 0."""
+    """Return the wanted frames and frame 0, ``(3, H, W)``, by a plain loop over all frames."""
     images = {}
     with av.open(f"file:{path}", metadata_errors="replace") as container:
         container.streams.video[0].codec_context.thread_count = 1
@@ -74,13 +74,13 @@ def plainly_decoded(path: Path, wanted: frozenset[int]) -> dict[int, torch.Tenso
     return images
 
 
-def test_every_decoder_case_is_looked_at(test_data):
+def test_every_decoder_case_is_tested(test_data):
     found = {path.name for path in (test_data / "videos" / "decoder_cases").iterdir()}
     assert len(found) == 17
     assert found == {*CASES, "empty.flv", "not_a_video.mp4"}
 
 
-def test_the_frame_folders_of_the_wild(test_data):
+def test_real_frame_folders(test_data):
     folders = sorted((test_data / "videos" / "ssv2_mini").glob("*/*/*"))
     assert len(folders) == 150
     for folder in folders[::15]:

@@ -1,4 +1,4 @@
-"""The example is run as a user would, in two processes."""
+"""Test of the example as a user runs it, in two processes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "custom_vit.py"
 
 
-def printed(*words: str) -> str:
+def run_example(*arguments: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
-        [sys.executable, str(SCRIPT), *words], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout[result.stdout.index("tensor(") :]
 
 
-def test_the_same_logits_in_a_new_process(tmp_path: Path) -> None:
+def test_new_process_gives_the_same_logits(tmp_path: Path) -> None:
     flags = ["--out", str(tmp_path / "run"), "--data", str(tmp_path / "shapes")]
-    trained = printed("train", *flags, "--steps", "3", "--clips", "4")
-    assert printed("recognize", *flags) == trained
+    trained = run_example("train", *flags, "--steps", "3", "--clips", "4")
+    assert run_example("recognize", *flags) == trained
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()

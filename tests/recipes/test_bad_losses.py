@@ -1,4 +1,4 @@
-"""The policy for losses that are not finite or explode."""
+"""Policy for losses that are not finite or explode."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def policy(**options) -> BadLosses:
         (1e9, 1.0, "the loss explodes"),
     ],
 )
-def test_what_counts_as_bad(loss, norm, problem):
+def test_bad_loss_is_detected(loss, norm, problem):
     seen = policy()
     for _ in range(NEEDED):
         assert seen.verdict(1.5, 1.0) is None
@@ -44,14 +44,14 @@ def test_what_counts_as_bad(loss, norm, problem):
     assert (seen.in_row, seen.total) == (0, 1)
 
 
-def test_a_wrong_but_confident_task_after_perfect_ones_is_not_an_explosion():
+def test_confident_mistake_after_perfect_tasks_is_not_an_explosion():
     seen = policy()
     for _ in range(50):
         seen.verdict(1e-6, 1e-6)
     assert seen.verdict(20.0, 1.0) is None
 
 
-def test_so_many_in_a_row_end_the_run():
+def test_max_bad_losses_in_a_row_end_the_run():
     seen = policy(max_bad_losses=3)
     for step in (1, 2):
         seen.check(seen.verdict(math.nan, 1.0), step)
@@ -59,14 +59,14 @@ def test_so_many_in_a_row_end_the_run():
         seen.check(seen.verdict(math.nan, 1.0), 3)
 
 
-def test_stop_means_the_first():
+def test_stop_policy_ends_at_first_bad_loss():
     seen = policy(on_bad_loss="stop")
     with pytest.raises(DmgalError, match="not a finite number"):
         seen.check(seen.verdict(math.nan, 1.0), 1)
 
 
 class Broken(BiMHM):
-    """Some of its training steps give no number."""
+    """Head that returns NaN in some training steps."""
 
     def __init__(self, *bad: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def trained_with(head, tmp_path, frame_folders, **options):
     return run(recipe, tmp_path / "run", catalog=catalog, head=head, quiet=True)
 
 
-def test_a_training_leaves_out_bad_steps_and_says_and_counts_them(tmp_path, frame_folders, capsys):
+def test_bad_steps_are_skipped_logged_and_counted(tmp_path, frame_folders, capsys):
     folder = trained_with(Broken(2, 3), tmp_path, frame_folders)
     entries = log(folder.folder)
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 4, 5]
@@ -102,25 +102,25 @@ def test_a_training_leaves_out_bad_steps_and_says_and_counts_them(tmp_path, fram
     ]
     assert all(math.isfinite(entry["loss"]) for entry in entries if "loss" in entry)
     printed = capsys.readouterr().out
-    assert "step 3: the loss is not a finite number (nan); the step is left out (2 in a row, 10 end the run)" in printed
-    assert "2 of 5 steps were left out for a bad loss" in printed
+    assert (
+        "step 3: the loss is not a finite number (nan), so the step is skipped (2 in a row, 10 end the run)" in printed
+    )
+    assert "2 of 5 steps were skipped because of a bad loss" in printed
 
 
-def test_a_training_that_has_come_apart_ends(tmp_path, frame_folders):
+def test_diverged_training_ends(tmp_path, frame_folders):
     with pytest.raises(DmgalError, match=r"at step 4; 3 bad step\(s\) in a row"):
         trained_with(Broken(2, 3, 4), tmp_path, frame_folders, max_bad_losses=3)
 
 
-def test_a_run_whose_last_steps_are_bad_is_finished_with_the_weights_that_it_has(tmp_path, frame_folders):
+def test_run_with_bad_last_steps_is_finished(tmp_path, frame_folders):
     folder = trained_with(Broken(2, 3), tmp_path, frame_folders, steps=3).folder
     last = Checkpoints(folder / "checkpoints").newest().progress
     assert last["progress"]["step"] == 3 and last["bad_losses"]["in_row"] == 2
     assert log(folder)[-1]["step"] == 3 and "validation_accuracy" in log(folder)[-1]
 
 
-def test_a_run_that_is_stopped_in_a_row_of_bad_steps_says_from_where_it_goes_on(
-    tmp_path, frame_folders, monkeypatch, capsys
-):
+def test_stop_during_bad_steps_reports_last_checkpoint(tmp_path, frame_folders, monkeypatch, capsys):
     tell = Tracking.bad_step
 
     def signaled(self, *arguments):

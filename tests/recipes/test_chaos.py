@@ -1,4 +1,4 @@
-"""Thirty random SIGKILLs over a training in two processes: the same bits as undisturbed, and no process is left over.
+"""Training on two processes under thirty random SIGKILLs: a bit-identical result and no orphans.
 
 The victim is a process that trains, one that loads its data, or their launcher; the moment is anywhere from the first
 import to the last checkpoint.
@@ -43,7 +43,7 @@ def started(out: Path, data_flags: list[str], mark: str) -> subprocess.Popen[byt
 
 
 def marked(mark: str) -> list[int]:
-    """Processes that were started with a mark in their environment, and have not ended."""
+    """Return living processes with a mark in their environment."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -56,7 +56,7 @@ def marked(mark: str) -> list[int]:
 
 
 def is_training(process: int) -> bool:
-    """Whether it trains or loads data for one that does: their launcher has no rank."""
+    """Return True for training processes and their data workers. The launcher has no rank."""
     try:
         return b"RANK=" in (Path("/proc") / str(process) / "environ").read_bytes()
     except OSError:
@@ -74,7 +74,7 @@ def wait_until_all_ended(mark: str, launcher: subprocess.Popen[bytes]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_thirty_kills_change_nothing(tmp_path, data_flags):
+def test_thirty_kills_are_bit_identical(tmp_path, data_flags):
     draw = random.Random(0)
     whole, out = tmp_path / "whole", tmp_path / "killed"
     assert started(whole, data_flags, "whole").wait() == 0, (tmp_path / "printed.txt").read_text()[-3000:]
@@ -100,11 +100,11 @@ def test_thirty_kills_change_nothing(tmp_path, data_flags):
 
 
 def wait_for_a_random_moment(draw: random.Random, path: Path, entries: int, launcher: subprocess.Popen[bytes]) -> None:
-    """One in ten times while it starts; else some log lines further on, but before the end, so that there is a kill."""
+    """Wait for 1-4 more log lines but not until the end, or kill during the start in one of ten cases."""
     seconds, now = draw.uniform(0, 0.2), length(path)
     wanted = 0 if draw.random() < 0.1 else min(now + draw.randint(1, 4), entries - 1)
     while wanted and launcher.poll() is None:
-        shorter = length(path) < now  # the log was rewound: the training has begun
+        shorter = length(path) < now  # the log was rewound, so training has started
         if shorter:
             now, wanted = length(path), min(length(path) + draw.randint(1, 4), entries - 1)
         if length(path) >= wanted > now:

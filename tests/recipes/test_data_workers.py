@@ -1,4 +1,4 @@
-"""Processes that load data hear their own training process, and nobody else."""
+"""Data workers obey only their training process, and never outlive it."""
 
 from __future__ import annotations
 
@@ -12,22 +12,34 @@ from torch.utils.data import DataLoader
 
 from dmgal.recipes.training.signals import ignore_in_worker
 
-LEFT_BEHIND = """
+LEFTOVER_WORKERS = """
 from torch.utils.data import DataLoader
-from dmgal.recipes.training.signals import ignore_in_worker
-batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=ignore_in_worker))
-print(len(next(batches)))
-kept = [batches]
-kept.append(kept)  # a circle, as a traceback makes one
+from dmgal.recipes.training.signals import StopSignal, ignore_in_worker
+with StopSignal():
+    batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=ignore_in_worker))
+    print(len(next(batches)))
+cycle = [batches]
+cycle.append(cycle)  # a reference cycle, as in a traceback
 """
 
 
-def test_python_ends_although_somebody_holds_on_to_the_workers():
-    done = subprocess.run([sys.executable, "-c", LEFT_BEHIND], timeout=120, capture_output=True, text=True, check=False)
+def test_python_exits_although_references_keep_workers_alive():
+    done = subprocess.run(
+        [sys.executable, "-c", LEFTOVER_WORKERS], timeout=120, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
-def test_a_signal_of_somebody_else_is_not_heard():
+def test_import_installs_no_exit_hook():
+    program = (
+        "import multiprocessing.util as util; before = len(util._finalizer_registry);"
+        "import dmgal.recipes.training.signals; print(len(util._finalizer_registry) - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], timeout=120, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_worker_ignores_sigterm_and_sigusr1():
     batches = iter(DataLoader(range(6), num_workers=1, worker_init_fn=ignore_in_worker))
     assert next(batches).item() == 0
     (worker,) = batches._workers  # type: ignore[attr-defined]

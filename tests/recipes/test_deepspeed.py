@@ -1,4 +1,4 @@
-"""What holds where DeepSpeed has an optimizer in its hands; its package is not needed for it."""
+"""Saving and resuming under DeepSpeed, simulated without its package."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dmgal.recipes.training.loop import Trainer
 
 @pytest.fixture
 def as_under_deepspeed(monkeypatch):
-    """The optimizer's groups hold flat parts, as ZeRO makes them, and what steps is not ours."""
+    """Flat optimizer groups, as in ZeRO, and a step that is not ours."""
     prepare = Trainer.prepare
 
     def prepared(self, resume):
@@ -32,13 +32,11 @@ def as_under_deepspeed(monkeypatch):
         yield patch
 
 
-def test_weights_are_saved_and_the_best_is_usable_but_such_a_run_is_not_resumed(
-    tmp_path, data_flags, as_under_deepspeed, capsys
-):
+def test_deepspeed_run_saves_weights_but_cannot_be_resumed(tmp_path, data_flags, as_under_deepspeed, capsys):
     out = tmp_path / "run"
     words = ["train", "method/smga", *data_flags, "--train.steps", "2", "--out", str(out)]
     assert main(words) == 0
-    assert "DeepSpeed keeps the state of the optimizer to itself: this run cannot be resumed" in capsys.readouterr().out
+    assert "The optimizer's state is not saved under DeepSpeed: this run cannot be resumed" in capsys.readouterr().out
     assert set(Checkpoints(out / "checkpoints").newest().tensors) == {"model"}
     assert main(["evaluate", str(out), "--episodes", "4", "--quiet"]) == 0
     as_under_deepspeed.undo()

@@ -95,4 +95,4 @@ def test_a_pipe_to_another_process_is_one(tmp_path: Path) -> None:
 def test_an_interruption_tells_that_nothing_is_lost(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     done = launch(tmp_path / "talkative.py", "interrupted")
-    assert (done.returncode, done.stderr) == (130, "interrupted: the same command goes on from there\n")
+    assert (done.returncode, done.stderr) == (130, "interrupted: the same command resumes from here\n")

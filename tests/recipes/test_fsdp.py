@@ -1,4 +1,4 @@
-"""What FSDP is told, whatever the launcher made of it."""
+"""FSDP options and training under FSDP."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def alone(tmp_path):
     distributed.destroy_process_group()
 
 
-def test_autocast_alone_chooses_the_numbers_and_weights_stay_in_float32(alone):
+def test_mixed_precision_is_left_to_autocast(alone):
     """As Accelerate fills the plugin for --train.precision bf16 and fp16."""
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
@@ -48,8 +48,8 @@ def job(processes, method, data_flags, out, *flags):
 
 
 @pytest.mark.slow
-def test_parameters_with_fewer_rows_than_processes_are_trained_and_saved(tmp_path, data_flags):
-    """Of the offsets of D2ST-Adapter's attention some of four processes have no part at all."""
+def test_parameters_with_fewer_rows_than_processes_train(tmp_path, data_flags):
+    """Some of four processes have an empty shard of the offsets in D2ST-Adapter's attention."""
     flags = ["--train.precision", "float64"]
     codes, errors = trained_together(job(4, "d2st", data_flags, tmp_path / "divided", *flags), **FSDP)
     assert codes == [[0] * 4], errors[-3000:]
@@ -59,7 +59,7 @@ def test_parameters_with_fewer_rows_than_processes_are_trained_and_saved(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_run_under_fsdp_goes_on_to_the_same_bits(tmp_path, data_flags):
+def test_fsdp_resume_is_bit_identical(tmp_path, data_flags):
     one, parts = (job(2, "dmgal_adapter", data_flags, tmp_path / name, "--resume") for name in ("one", "parts"))
     stopped = {
         **parts,
@@ -70,13 +70,13 @@ def test_a_run_under_fsdp_goes_on_to_the_same_bits(tmp_path, data_flags):
     assert_same_bits(tmp_path / "one", tmp_path / "parts")
 
 
-def test_a_lora_that_hides_weights_is_refused(tmp_path, data_flags):
+def test_lora_with_hidden_weights_raises(tmp_path, data_flags):
     codes, errors = trained_together(job(2, "lora", data_flags, tmp_path / "run"), **FSDP)
     assert codes == [[2, 2]] and "FSDP cannot divide the blocks" in errors
 
 
 @pytest.mark.slow
-def test_the_way_out_that_the_refusal_names_works(tmp_path, data_flags):
-    ways_out = ["--adapter.target_modules", "[c_fc, c_proj]"]
-    codes, errors = trained_together(job(2, "lora", data_flags, tmp_path / "run", *ways_out), **FSDP)
+def test_remedy_for_hidden_weights_works(tmp_path, data_flags):
+    remedy = ["--adapter.target_modules", "[c_fc, c_proj]"]
+    codes, errors = trained_together(job(2, "lora", data_flags, tmp_path / "run", *remedy), **FSDP)
     assert codes == [[0, 0]], errors[-3000:]

@@ -1,4 +1,4 @@
-"""A signal to the whole group, as torchrun and many schedulers send it, is for the training and not for its workers."""
+"""Signals to a process group, as sent by torchrun and many schedulers, concern the training and not its workers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ encode, begun, numbers = evaluation.encode_sides, Path(sys.argv.pop(1)), torch.o
 
 def slowly(recognizer, clips):
     begun.touch()
-    numbers @ numbers  # no handler of Python's runs meanwhile, but the workers may end
+    numbers @ numbers  # no Python signal handler runs meanwhile, but workers may end
     return encode(recognizer, clips)
 
 evaluation.encode_sides, sharding.CHUNK = slowly, 1
@@ -37,7 +37,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
-def test_a_group_that_is_told_to_end_in_a_validation_with_workers_ends_with_75(tmp_path, data_flags):
+def test_sigterm_to_group_during_validation_exits_75(tmp_path, data_flags):
     flags = [flag for flag in data_flags if flag != "--data.keep-in-memory"]
     steps = ["--train.steps", "2", "--train.validate-every", "1", "--data.num-workers", "2"]
     (tmp_path / "slow.py").write_text(SLOW_VALIDATION)
@@ -73,7 +73,7 @@ if __name__ == "__main__":
 """
 
 
-def test_an_error_of_a_training_with_workers_that_ignore_signals_ends_it(tmp_path, data_flags):
+def test_error_in_training_with_workers_ends_the_process(tmp_path, data_flags):
     (tmp_path / "broken.py").write_text(BROKEN)
     words = ["train", "method/smga", *data_flags, "--train.steps", "200", "--data.num-workers", "2"]
     command = [sys.executable, str(tmp_path / "broken.py"), *words, "--out", str(tmp_path / "run")]

@@ -1,4 +1,4 @@
-"""A new head's batch norms start at the statistics of the first task, where that is asked for."""
+"""Calibration of a new head's batch norms on the first task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def recognizer(head) -> FewShotRecognizer:
 
 
 @pytest.mark.parametrize("head", [lambda width: DmgalFT(width, 4), MoLo], ids=["dmgal_ft", "molo"])
-def test_norms_give_mean_zero_and_variance_one_on_that_task(head):
+def test_calibrated_norms_give_mean_zero_and_variance_one(head):
     model = recognizer(head)
     episode = task(model.encoder.image_size[0])
     norms = [module for module in model.head.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -44,9 +44,9 @@ def test_norms_give_mean_zero_and_variance_one_on_that_task(head):
         normal = torch.cat(seen)
         torch.testing.assert_close(normal.mean(dim=(0, 2, 3)), torch.zeros(len(first.running_mean)), atol=1e-4, rtol=0)
         torch.testing.assert_close(normal.var(dim=(0, 2, 3)), torch.ones(len(first.running_mean)), atol=0.01, rtol=0)
-    assert measure_head_norms(model, episode) == 0, "what data has been through stays"
+    assert measure_head_norms(model, episode) == 0, "norms with statistics are left alone"
 
 
-def test_a_head_without_norms_is_left_alone():
+def test_head_without_norms_is_unchanged():
     model = recognizer(lambda _: BiMHM())
     assert measure_head_norms(model, task(model.encoder.image_size[0])) == 0

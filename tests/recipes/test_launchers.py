@@ -1,4 +1,4 @@
-"""The same recipe under every launcher, and the same losses on two processes as on one."""
+"""Recipe under every launcher, with equal losses on one and two processes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_every_launcher_runs_the_recipe(name, tmp_path, data_flags):
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path, data_flags):
-    """Full fine-tuning by torchrun, which nobody has told of CPUs: ten steps in float64, batch norms frozen."""
+    """Full fine-tuning by torchrun without a CPU option: ten steps in float64, batch norms frozen."""
     words = [
         "method/dmgal_ft",
         *data_flags,
@@ -74,7 +74,7 @@ def test_two_processes_give_the_losses_of_one(tmp_path, data_flags):
     assert len(set(losses[0])) == 10
 
 
-def test_tasks_that_do_not_divide_are_refused(tmp_path, data_flags):
+def test_tasks_not_divisible_by_processes_raise(tmp_path, data_flags):
     words = ["method/smga", *data_flags, "--train.steps", "1", "--train.tasks-per-step", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(

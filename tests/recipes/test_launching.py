@@ -1,4 +1,4 @@
-"""Launch configs are Accelerate's to parse; fewer processes than were asked for get a warning."""
+"""Launch configs, launchers, and warnings about fewer processes than requested."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ CONFIGS = {
 }
 
 
-def test_every_launch_config_is_known_here_and_is_no_recipe_layer():
+def test_launch_configs_are_listed_and_no_recipe_layers():
     assert {path.stem for path in LAUNCH.rglob("*.yaml")} == set(CONFIGS)
     assert not [name for name in bundled_layers() if name.startswith("launch")]
 
 
-def test_the_list_of_layers_says_where_they_are(capsys):
+def test_layer_list_names_launch_configs(capsys):
     assert main(["train", "--list"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "method/dmgal_adapter" in printed and printed[-1].endswith(str(LAUNCH))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_accelerate_parses_it(name):
+def test_accelerate_parses_launch_config(name):
     path = LAUNCH / f"{name}.yaml"
     assert load_config_from_file(str(path)).num_processes == CONFIGS[name].get("num_processes", 2)
     words = ["--config_file", str(path), "-m", "dmgal.recipes.train"]
@@ -59,7 +59,7 @@ def test_accelerate_parses_it(name):
 
 
 @pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
-def test_each_says_first_what_was_not_tested_and_then_its_command(path):
+def test_launch_config_comments_start_with_limits_and_command(path):
     comments = [line for line in path.read_text().splitlines() if line.startswith("# ")]
     assert "(untested" in comments[0]
     assert f"launch/{path.name}" in "\n".join(comments)
@@ -67,7 +67,7 @@ def test_each_says_first_what_was_not_tested_and_then_its_command(path):
 
 @pytest.fixture
 def told(monkeypatch):
-    """Nothing is told by the environment, and the parent's command line is the test's."""
+    """Set an empty environment, and a parent command line chosen by the test."""
     for name in (*COUNTS, "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
 
@@ -92,18 +92,18 @@ def told(monkeypatch):
         (["python", "-X", "dev", "-W", "error", "-m", "accelerate.commands.launch", "--num_processes", "2"], 2),
     ],
 )
-def test_what_the_launcher_was_asked_for(told, words, asked):
+def test_process_count_of_launcher_command(told, words, asked):
     told(*words)
     assert asked_processes() == asked
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_what_the_environment_tells(told, monkeypatch, name):
+def test_process_count_of_environment(told, monkeypatch, name):
     monkeypatch.setenv(name, "4")
     assert asked_processes() == 4
 
 
-def test_an_address_without_a_count_means_several_where_accelerate_launched(told, monkeypatch):
+def test_address_without_count_means_several_processes(told, monkeypatch):
     monkeypatch.delenv(ASKED_PRECISION, raising=False)
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     assert asked_processes() == 1
@@ -117,12 +117,12 @@ def test_an_address_without_a_count_means_several_where_accelerate_launched(told
         (None, "1", "", False),
         (None, "2", "", True),
         ("mps", "1", "", False),
-        ("mps", "2", "", True),  # one alone can use it
+        ("mps", "2", "", True),  # only one process can use it
         ("cuda", "2", "", False),
         ("cuda", "2", "true", True),
     ],
 )
-def test_where_several_processes_train(monkeypatch, device, processes, flag, on_cpu):
+def test_device_of_several_processes(monkeypatch, device, processes, flag, on_cpu):
     monkeypatch.setenv("WORLD_SIZE", processes)
     monkeypatch.setenv("ACCELERATE_USE_CPU", flag or "false")
     found = None if device is None else torch.device(device)
@@ -132,13 +132,15 @@ def test_where_several_processes_train(monkeypatch, device, processes, flag, on_
 
 
 @pytest.mark.parametrize(("asked", "warned"), [("bf16", True), ("no", False), ("float32", False)])
-def test_a_precision_that_the_launcher_was_asked_for_does_not_hold_and_that_is_told(monkeypatch, capsys, asked, warned):
+def test_ignored_launcher_precision_warns(monkeypatch, capsys, asked, warned):
     monkeypatch.setenv(ASKED_PRECISION, asked)
     launching.warn_of_precision(SimpleNamespace(is_main_process=True), Recipe())
-    assert ("asked for bf16, the recipe for float32, which holds" in capsys.readouterr().err) == warned
+    assert (
+        "launcher requests precision bf16, the recipe float32. The recipe's is used" in capsys.readouterr().err
+    ) == warned
 
 
-# ---- the launchers themselves ----
+# ---- launchers ----
 
 
 def launched(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
@@ -151,8 +153,8 @@ def accelerate_launch(name: str, words: list[str], *flags: str) -> subprocess.Co
     return launched([*launcher, "--main_process_port", "0", *flags, "-m", "dmgal.recipes.train", *words])
 
 
-def test_fsdp_between_two_cpus_gives_what_one_process_gives(tmp_path, data_flags):
-    """Stopped, resumed under DDP: its checkpoints hold whole weights, for any launcher."""
+def test_fsdp_on_two_cpus_equals_one_process(tmp_path, data_flags):
+    """An FSDP run stops and resumes under DDP, because checkpoints hold full weights."""
     flags = ["--train.steps", "4", "--train.tasks-per-step", "2", "--train.checkpoint-every", "2"]
     flags += ["--train.validate-every", "2", "--train.ema", "0.9", "--train.precision", "float64"]
     words = ["method/dmgal_adapter", *data_flags, *flags, "--out"]
@@ -172,17 +174,17 @@ def test_fsdp_between_two_cpus_gives_what_one_process_gives(tmp_path, data_flags
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-9)
 
 
-def test_fewer_processes_than_asked_for_are_told(tmp_path, data_flags):
+def test_fewer_processes_than_requested_warn(tmp_path, data_flags):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     words = ["method/smga", *data_flags, "--train.steps", "1", "--out", str(tmp_path / "run")]
     result = launched([*launcher, "-m", "dmgal.recipes.train", *words])
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "warning: 2 processes were asked for, 1 came" in result.stderr
+    assert "warning: 2 processes were requested, 1 started" in result.stderr
     assert "torchrun --nproc_per_node 2" in result.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
-def test_a_training_ends_with_the_launcher_of_its_one_process(tmp_path, data_flags):
+def test_training_ends_with_its_launcher(tmp_path, data_flags):
     config = ["--config_file", str(LAUNCH / "one_gpu.yaml"), "-m", "dmgal.recipes.train"]
     words = ["method/smga", *data_flags, "--train.steps", "2000", "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "accelerate.commands.launch", *config, *words]
@@ -207,7 +209,7 @@ def test_a_training_ends_with_the_launcher_of_its_one_process(tmp_path, data_fla
 
 
 STAND_INS = {
-    # starts the tasks as srun does, passes a signal on to them, and ends with the highest exit code
+    # like srun: starts the tasks, forwards signals, exits with the highest code
     "srun": """#!{python}
 import os, signal, subprocess, sys
 words = [word for word in sys.argv[1:] if not word.startswith("--kill")]
@@ -229,9 +231,9 @@ esac
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
 @pytest.mark.parametrize("state", ["RUNNING", "CANCELLED"])
-def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_to_end(tmp_path, data_flags, state):
+def test_slurm_script_trains_on_two_tasks_and_requeues(tmp_path, data_flags, state):
     (tmp_path / "bin").mkdir()
-    # of python a script, because a link would not find the packages of a virtual environment
+    # python is a script, because a link would not find the packages of a virtual environment
     for name, text in {**STAND_INS, "python": '#!/bin/sh\nexec "{python}" "$@"\n'}.items():
         path = tmp_path / "bin" / name
         path.write_text(text.replace("{python}", sys.executable))
@@ -248,7 +250,7 @@ def test_the_slurm_script_trains_on_two_tasks_and_requeues_a_job_that_was_told_t
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         while not (tmp_path / "run" / "log.jsonl").exists():
             assert job.poll() is None
-        subprocess.run(["kill", "-USR1", *children], check=True)  # as --signal=USR1@90 does: the step, not the script
+        subprocess.run(["kill", "-USR1", *children], check=True)  # like --signal=USR1@90: to the step, not the script
         assert job.wait(timeout=600) == 75
     finally:
         job.kill()

@@ -1,4 +1,4 @@
-"""Training with a scaled loss, as fp16 needs it: here on the CPU, with the scaler that Accelerate makes on GPUs."""
+"""Training with a scaled loss as in fp16, on the CPU with the scaler that Accelerate creates on GPUs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dmgal.recipes.training.loop import Trainer
 
 
 class Broken(BiMHM):
-    """Some of its training steps give no number, or no gradient that is finite."""
+    """Head that returns NaN or gradients that are not finite in some training steps."""
 
     def __init__(self, losses=(), gradients=()) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Broken(BiMHM):
 
 @pytest.fixture
 def trained(tmp_path, frame_folders, monkeypatch):
-    """Trains some steps with a head."""
+    """Train some steps with a head."""
     make = train.make_accelerator
 
     def scaled(*arguments):
@@ -64,12 +64,12 @@ def trained(tmp_path, frame_folders, monkeypatch):
     return run
 
 
-def test_after_a_bad_loss_the_next_step_is_taken(trained):
+def test_training_continues_after_bad_loss(trained):
     folder = trained(Broken(losses=(2, 3)), steps=5)
     assert [entry["step"] for entry in log(folder) if "loss" in entry] == [1, 4, 5]
 
 
-def test_the_gradient_is_unscaled_once_under_fsdp_and_its_length_is_that_of_what_trains(trained, monkeypatch):
+def test_gradient_is_unscaled_once_under_fsdp(trained, monkeypatch):
     clipped, lengths = Trainer._clipped_norm, []
 
     def under_fsdp(self):
@@ -90,13 +90,13 @@ def test_the_gradient_is_unscaled_once_under_fsdp_and_its_length_is_that_of_what
         assert length == of_trained > 0
 
 
-def test_gradients_that_no_scale_makes_finite_end_the_run(trained, capsys):
-    """From a scale of 4: two overflows are the scaler's, which halves it; then three are the gradient's own."""
+def test_gradients_not_finite_at_any_scale_end_the_run(trained, capsys):
+    """From a scale of 4, two overflows halve the scale. The next three are attributed to the gradient."""
     with pytest.raises(DmgalError, match=r"the gradient is not a finite number .* at step 5; 3 bad step\(s\) in a row"):
         trained(Broken(gradients=range(1, 20)), steps=20, max_bad_losses=3)
 
 
-def test_an_average_does_not_follow_a_step_that_the_scaler_leaves_out(trained):
+def test_average_ignores_steps_skipped_by_scaler(trained):
     folder = trained(Broken(gradients=(2,)), steps=3, checkpoint_every=1, keep_checkpoints=3, ema=0.5)
     assert [entry["step"] for entry in log(folder) if "overflow" in entry] == [2]
     first, second, third = (load_file(folder / f"checkpoints/step_0000000{n}/average.safetensors") for n in (1, 2, 3))

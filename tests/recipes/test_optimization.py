@@ -1,4 +1,4 @@
-"""Schedules are functions of the step, weight decay is for matrices, and the average follows what is trained."""
+"""Schedules, optimizers, weight decay and the moving average."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def rates(train: TrainConfig, first: int = 0) -> list[float]:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_that_is_taken_up_anywhere_goes_on_to_the_bit(name):
+def test_resumed_schedule_is_bit_identical(name):
     train = TrainConfig(steps=20, warmup_steps=5, schedule=name)
     whole = rates(train)
     assert max(whole) <= 2.0 and whole[0] < whole[4] <= whole[5]
@@ -42,7 +42,7 @@ CLASSES = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.op
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_a_recipe_chooses_torch_s_own_optimizer(name):
+def test_recipe_chooses_torch_optimizer(name):
     train = TrainConfig(optimizer=name, momentum=0.9 if name == "sgd" else 0.0)
     recognizer = FewShotRecognizer(FrameEncoder(load_backbone("tiny-clip")), BiMHM(logit_scale=10.0))
     optimizer = build_optimizer(recognizer, Recipe(train=train))
@@ -54,17 +54,17 @@ def test_a_recipe_chooses_torch_s_own_optimizer(name):
 @pytest.mark.parametrize(
     ("options", "received"),
     [
-        ({"optimizer": "adam", "momentum": 0.9}, "momentum: 0.9 of adam"),
+        ({"optimizer": "adam", "momentum": 0.9}, "momentum: 0.9, train.optimizer: adam"),
         ({"optimizer": "sgd", "momentum": 1.0}, "momentum: 1.0"),
     ],
 )
-def test_a_momentum_that_nothing_takes_is_refused(options, received):
+def test_unused_momentum_raises(options, received):
     with pytest.raises(DmgalError, match=received):
         TrainConfig(**options)
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_what_an_optimizer_remembers_is_known_by_name_whatever_its_groups(name):
+def test_optimizer_state_is_saved_by_parameter_name(name):
     """Other options may put parameters into other groups, in another order."""
 
     def trained(decay, first=None):
@@ -92,14 +92,14 @@ def test_what_an_optimizer_remembers_is_known_by_name_whatever_its_groups(name):
         torch.testing.assert_close(found[f"{kind}.head.bias"], expected)
 
 
-def test_weight_decay_is_for_matrices_of_what_is_trained():
+def test_only_trained_matrices_decay():
     recognizer = FewShotRecognizer(FrameEncoder(load_backbone("tiny-clip")), BiMHM(logit_scale=10.0))
     optimizer = build_optimizer(recognizer, Recipe())
     groups = {group["weight_decay"]: group["params"] for group in optimizer.param_groups if group["lr"] == 1e-4}
     assert all(p.ndim >= 2 for p in groups[0.01]) and all(p.ndim < 2 for p in groups[0.0])
     (head,) = (group for group in optimizer.param_groups if group["lr"] == 4e-3)
     assert head["params"] == [recognizer.head.log_scale] and head["weight_decay"] == 0.0
-    token = nn.Parameter(torch.zeros(1, 1, 8))  # a vector for all that broadcasting needs
+    token = nn.Parameter(torch.zeros(1, 1, 8))  # a vector with extra dimensions for broadcasting
     recognizer.head.token = token
     with_token = build_optimizer(recognizer, Recipe()).param_groups
     assert [group["weight_decay"] for group in with_token if any(p is token for p in group["params"])] == [0.0]
@@ -107,7 +107,7 @@ def test_weight_decay_is_for_matrices_of_what_is_trained():
     assert len(everything) == len([p for p in recognizer.parameters() if p.requires_grad])
 
 
-def test_the_average_is_the_recursion_and_leaves_the_model_as_it_was():
+def test_average_follows_recursion_and_leaves_model_unchanged():
     model = nn.Linear(3, 2)
     model.bias.requires_grad_(False)
     average, expected = MovingAverage(model, 0.9), model.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""bf16 by autocast, a frozen backbone in bf16, TF32, compiled blocks: each trains, and near float32."""
+"""Training near float32 with autocast, a frozen bf16 backbone, TF32 and compiled blocks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_tf32_on_a_cpu_is_float32(tmp_path, data_flags, in_float32):
     assert not torch.backends.cuda.matmul.allow_tf32
 
 
-def test_only_what_is_frozen_is_kept_in_bf16(tmp_path):
+def test_only_frozen_weights_are_bf16(tmp_path):
     recipe = Recipe(adapter={"peft_type": "DMGAL"}, backbone=BackboneConfig(dtype="bf16"))
     recognizer = build_recognizer(recipe)
     set_precision(recipe, recognizer, make_accelerator(recipe, tmp_path))
@@ -79,14 +79,12 @@ def test_only_what_is_frozen_is_kept_in_bf16(tmp_path):
     ],
     ids=["fp16", "trained", "float64"],
 )
-def test_what_cannot_be_is_told(recipe):
+def test_impossible_precision_raises(recipe):
     with pytest.raises(DmgalError, match="what to do"):
         autocast_of(recipe, torch.device("cpu"))
 
 
-def test_the_bench_pairs_accuracies_in_bf16_and_keeps_what_was_measured_before(
-    tmp_path, frame_folders, in_float32, monkeypatch
-):
+def test_bench_pairs_bf16_accuracies_and_keeps_old_results(tmp_path, frame_folders, in_float32, monkeypatch):
     monkeypatch.setattr(memory, "WAYS", 2)
     out = tmp_path / "training.json"
     out.write_text('{"ratios": 1}')

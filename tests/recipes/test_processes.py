@@ -1,4 +1,4 @@
-"""The same result on any number of processes: losses, weights and validation; and what befalls one befalls all."""
+"""Equal losses, weights and validation on any number of processes, also after kills and signals."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_twenty_steps_in_float64_agree(in_float64, name):
     assert max((first[key].double() - second[key].double()).abs().max().item() for key in first) < 1e-9
 
 
-def test_what_is_dropped_is_the_same_on_any_number_of_processes(tmp_path, data_flags):
-    """TRX drops a tenth of its coded frames; all of the backbone is trained, by SGD as in the paper."""
+def test_dropout_is_equal_on_any_number_of_processes(tmp_path, data_flags):
+    """TRX drops a tenth of its coded frames. The full backbone is trained with SGD, as in the paper."""
     common = ["--train.precision", "float64", "--train.steps", "3", "--train.tasks-per-step", "2", "--train.clip-norm"]
     common += ["1", "--train.optimizer", "sgd", "--train.momentum", "0.9", "--data.crop-scale", "0.5", "1.0"]
     cases = {"one": (1, []), "two": (2, []), "task by task": (1, ["--train.tasks-per-pass", "1"])}
@@ -80,8 +80,8 @@ def test_four_processes_agree_with_one(tmp_path, data_flags, precision, steps, t
     assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=tolerance)
 
 
-def test_killed_three_times_two_processes_come_to_the_same_bits(tmp_path, data_flags):
-    """The short form of ``test_chaos.py``; and a signal to one of two processes saves both within a step."""
+def test_two_processes_killed_three_times_are_bit_identical(tmp_path, data_flags):
+    """Short form of ``test_chaos.py``. A signal to one of two processes saves both within a step."""
     flags = [
         *data_flags,
         *COMMON,
@@ -113,8 +113,8 @@ def test_killed_three_times_two_processes_come_to_the_same_bits(tmp_path, data_f
     assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
-def test_three_processes_that_were_stopped_come_to_the_same_bits(tmp_path, data_flags):
-    """From three on the order in which processes add their gradients shows; DDP changes its own after a first step."""
+def test_three_stopped_processes_are_bit_identical(tmp_path, data_flags):
+    """With three or more processes, the order of adding gradients matters. DDP can change it after the first step."""
     flags = ["--train.tasks-per-step", "3", "--train.steps", "6", "--train.checkpoint-every", "3"]
     words = ["method/dmgal_adapter", *data_flags, *flags, "--resume", "--out"]
     jobs_of = [{"processes": 3, "words": [*words, str(tmp_path / name)]} for name in ("whole", "stopped", "stopped")]

@@ -1,4 +1,4 @@
-"""A run goes on where it was, or says why it cannot."""
+"""Resuming a run, and errors that prevent it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def whole(tmp_path_factory, words):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_within_a_step_and_nothing_is_lost(tmp_path, words, whole, monkeypatch, name, capsys):
+def test_signal_saves_within_a_step(tmp_path, words, whole, monkeypatch, name, capsys):
     out, step = tmp_path / "run", Tracking.step
 
     def signaled_at_three(self, number, *arguments):
@@ -50,12 +50,12 @@ def test_a_signal_saves_within_a_step_and_nothing_is_lost(tmp_path, words, whole
         assert main([*words, "--out", str(out)]) == 75
     assert f"{name}: saved" in capsys.readouterr().out
     assert Checkpoints(out / "checkpoints").newest().progress["progress"]["step"] == 3
-    assert "validation_accuracy" not in log(out)[-1]  # due, and cut short
+    assert "validation_accuracy" not in log(out)[-1]  # due, but interrupted
     assert main([*words, "--out", str(out), "--resume"]) == 0
     assert_same_bits(whole, out)
 
 
-def test_a_truncated_checkpoint_is_passed_over(tmp_path, words, whole, capsys):
+def test_truncated_checkpoint_is_skipped(tmp_path, words, whole, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     newest = out / "checkpoints" / "step_00000006" / "optimizer.safetensors"
@@ -67,14 +67,14 @@ def test_a_truncated_checkpoint_is_passed_over(tmp_path, words, whole, capsys):
     assert_same_bits(whole, out)
 
 
-def test_a_finished_run_is_left_as_it_is(words, whole, capsys):
+def test_finished_run_is_unchanged(words, whole, capsys):
     before = (whole / "log.jsonl").read_bytes()
     assert main([*words, "--out", str(whole), "--resume"]) == 0
     assert "resumed at step 6" in capsys.readouterr().out
     assert (whole / "log.jsonl").read_bytes() == before
 
 
-def test_another_recipe_is_listed_and_accepted_only_where_asked(tmp_path, words, whole, capsys):
+def test_recipe_changes_need_accept_changes(tmp_path, words, whole, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     changed = [*words, "--out", str(out), "--resume", "--train.steps", "7", "--train.ema", "0.5"]
@@ -90,18 +90,18 @@ def test_another_recipe_is_listed_and_accepted_only_where_asked(tmp_path, words,
 @pytest.mark.parametrize(
     ("change", "anew"), [(["--train.validation-episodes", "6"], True), (["--train.learning-rate", "1e-3"], False)]
 )
-def test_the_best_of_other_tasks_is_forgotten(tmp_path, words, whole, change, anew, capsys):
+def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change, anew, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     assert main([*words, "--out", str(out), "--resume", *change, "--accept-changes"]) == 0
-    assert ("the best weights are chosen anew" in capsys.readouterr().out) == anew
+    assert ("the best weights are selected again" in capsys.readouterr().out) == anew
     before, now = (Checkpoints(run / "checkpoints").newest().progress["selection"] for run in (whole, out))
     assert len(before["accuracies"]) == 8 and len(now["accuracies"]) == (6 if anew else 8)
     assert (before == now) == (not anew)
 
 
 @pytest.mark.parametrize("optimizer", [["adam"], ["sgd", "--train.momentum", "0.9"]])
-def test_every_optimizer_goes_on_to_the_same_bits(tmp_path, data_flags, monkeypatch, optimizer):
+def test_resume_is_bit_identical_for_every_optimizer(tmp_path, data_flags, monkeypatch, optimizer):
     words = ["train", "method/smga", *data_flags, "--train.steps", "3", "--train.optimizer", *optimizer]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     step = Tracking.step
@@ -118,18 +118,18 @@ def test_every_optimizer_goes_on_to_the_same_bits(tmp_path, data_flags, monkeypa
     assert_same_bits(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_another_optimizer_begins_anew(tmp_path, words, whole, capsys):
+def test_changed_optimizer_starts_without_state(tmp_path, words, whole, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     changed = ["--train.optimizer", "sgd", "--train.momentum", "0.9", "--train.steps", "7", "--accept-changes"]
     assert main([*words, "--out", str(out), "--resume", *changed]) == 0
-    assert "what adamw remembers is of no use to sgd" in capsys.readouterr().out
+    assert "sgd cannot use the saved state of adamw" in capsys.readouterr().out
     saved = Checkpoints(out / "checkpoints").newest().tensors["optimizer"]
     assert {name.partition(".")[0] for name in saved} == {"momentum_buffer"}
 
 
-def test_a_validation_that_a_kill_cut_off_before_it_was_saved_is_done_again(tmp_path, words, whole, monkeypatch):
-    """And stands in the log once, wherever the kill came."""
+def test_killed_validation_is_repeated(tmp_path, words, whole, monkeypatch):
+    """Its result is in the log once, regardless of the time of the kill."""
     for name, place in (("amend", Checkpoints), ("validation", Tracking)):
         out = tmp_path / name
         with monkeypatch.context() as patch:
@@ -141,7 +141,7 @@ def test_a_validation_that_a_kill_cut_off_before_it_was_saved_is_done_again(tmp_
 
 
 class Killed(BaseException):
-    """As good as a kill: nothing handles it."""
+    """Stand-in for a kill that no handler catches."""
 
 
 def killed(*arguments, **options):
@@ -152,11 +152,11 @@ def killed(*arguments, **options):
     ("error", "code", "told"),
     [
         (torch.OutOfMemoryError("CUDA out of memory."), 2, "--train.tasks-per-pass 1"),
-        (KeyboardInterrupt(), 130, "interrupted: saved at step 2, from where the same command with --resume goes on"),
+        (KeyboardInterrupt(), 130, "interrupted: saved at step 2, from where the same command with --resume continues"),
     ],
     ids=["out of memory", "Ctrl-C"],
 )
-def test_what_ends_a_training_says_how_to_go_on(tmp_path, words, monkeypatch, capsys, error, code, told):
+def test_interruption_reports_how_to_resume(tmp_path, words, monkeypatch, capsys, error, code, told):
     step = Trainer._train_step
 
     def ended_at_three(self, episodes):
@@ -170,7 +170,7 @@ def test_what_ends_a_training_says_how_to_go_on(tmp_path, words, monkeypatch, ca
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
-def test_a_disk_that_is_full_is_told_and_the_run_goes_on_when_there_is_room(tmp_path, words, whole, capsys):
+def test_full_disk_raises_and_run_resumes_later(tmp_path, words, whole, capsys):
     out = tmp_path / "run"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -187,7 +187,7 @@ def test_a_disk_that_is_full_is_told_and_the_run_goes_on_when_there_is_room(tmp_
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_may_not_be_written_is_told(tmp_path, words, whole, capsys):
+def test_read_only_folder_raises(tmp_path, words, whole, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     out.chmod(0o555)
@@ -196,12 +196,12 @@ def test_a_folder_that_may_not_be_written_is_told(tmp_path, words, whole, capsys
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_a_folder_that_cannot_be_made_is_told(words, capsys):
+def test_impossible_folder_raises(words, capsys):
     assert main([*words, "--out", "/proc/run"]) == 2
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_a_folder_in_use_is_told(words, whole, capsys):
+def test_folder_in_use_raises(words, whole, capsys):
     hold = f"""
 import sys, time
 from pathlib import Path

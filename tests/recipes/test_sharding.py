@@ -1,4 +1,4 @@
-"""Evaluation on several processes: the states and the accuracies of one, to the last bit."""
+"""Evaluation on several processes, bit-identical to one process."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ for world in (1, 2, 3, 6):
             if world > 1:
                 os.environ.update({key: str(value) for key, value in told.items()}, MASTER_ADDR="127.0.0.1")
             PartialState(cpu=True)
-            sys.stdout.write(json.dumps([world, *answer(2)]) + "\\n")  # at once, or the lines of two would mix
+            sys.stdout.write(json.dumps([world, *answer(2)]) + "\\n")  # one write, so lines do not mix
             sys.stdout.flush()
             os._exit(0)
         children.append(child)
@@ -82,8 +82,8 @@ def answers():
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_every_process_gets_what_one_would(answers):
-    """Also where there are more processes than chunks of videos or groups of tasks."""
+def test_every_process_gets_the_result_of_one(answers):
+    """Includes more processes than chunks of videos or groups of tasks."""
     assert [world for world, *_ in answers] == [1, *[2] * 2, *[3] * 3, *[6] * 6]
     _, states, evaluation, *_ = answers[0]
     accuracies, _, columns = evaluation
@@ -93,13 +93,13 @@ def test_every_process_gets_what_one_would(answers):
         assert other == states and found == evaluation
 
 
-def test_a_flag_of_one_process_is_known_to_all(answers):
+def test_flag_of_one_process_is_shared(answers):
     for world, _, _, flags, _ in answers:
         assert flags == [place < world for place in range(6)]
 
 
-def test_every_process_validates_with_the_buffers_of_the_first(answers, tmp_path, data_flags, monkeypatch):
-    assert {tuple(mean) for *_, mean in answers} == {(0.0, 0.0)}  # the others had seen numbers of their own
+def test_validation_uses_buffers_of_first_process(answers, tmp_path, data_flags, monkeypatch):
+    assert {tuple(mean) for *_, mean in answers} == {(0.0, 0.0)}  # the other processes had different buffers
     validated = []
     monkeypatch.setattr(loop, "alike_everywhere", lambda model: validated.append(model.training))
     words = ["method/smga", *data_flags, "--train.steps", "2", "--train.validate-every", "1"]

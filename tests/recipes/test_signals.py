@@ -11,7 +11,7 @@ from dmgal.recipes.training.signals import PREEMPTED, Preempted, StopSignal
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_is_noted_while_work_is_done_and_ends_the_process_elsewhere(name):
+def test_signal_is_recorded_during_work(name):
     before = signal.getsignal(getattr(signal, name))
     with StopSignal() as stop:
         with stop.noting():
@@ -23,7 +23,7 @@ def test_a_signal_is_noted_while_work_is_done_and_ends_the_process_elsewhere(nam
     assert signal.getsignal(getattr(signal, name)) == before
 
 
-def test_outside_of_work_it_ends_at_once():
+def test_signal_outside_work_ends_at_once():
     with pytest.raises(SystemExit) as ended, StopSignal():
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("the signal was not handled")

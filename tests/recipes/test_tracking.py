@@ -1,4 +1,4 @@
-"""JSON lines always; a tracker through Accelerate where asked; the console tells what matters."""
+"""JSON lines, trackers through Accelerate, and console output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECIPE = Recipe(
 
 
 class Notebook(GeneralTracker):
-    """A tracker of a user's own, as Accelerate documents it."""
+    """User-defined tracker, as documented by Accelerate."""
 
     name = "notebook"
     requires_logging_directory = False
@@ -48,7 +48,7 @@ class Notebook(GeneralTracker):
         self.entries.append((step, values))
 
 
-def test_a_tracker_gets_what_the_log_gets_and_the_console_shows_it(tmp_path, frame_folders, capsys):
+def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys):
     notebook = Notebook()
     folder = run(RECIPE, tmp_path / "run", catalog=VideoCatalog.from_folders(frame_folders), trackers=[notebook])
     logged = log(folder.folder)
@@ -64,9 +64,7 @@ def test_a_tracker_gets_what_the_log_gets_and_the_console_shows_it(tmp_path, fra
         assert shown in printed.err, shown
 
 
-def test_a_run_of_the_same_name_is_another_for_trackers_and_one_that_is_resumed_the_same(
-    tmp_path, frame_folders, monkeypatch
-):
+def test_trackers_identify_runs_by_folder_and_resume(tmp_path, frame_folders, monkeypatch):
     options = []
     monkeypatch.setattr(
         Accelerator, "init_trackers", lambda self, name, config, init_kwargs: options.append(init_kwargs)
@@ -81,7 +79,7 @@ def test_a_run_of_the_same_name_is_another_for_trackers_and_one_that_is_resumed_
     assert [given["trackio"]["name"] for given in options] == [f"run-{key}" for key in ids]
 
 
-def test_training_stops_early_and_says_so(tmp_path, frame_folders, capsys):
+def test_early_stop_is_reported(tmp_path, frame_folders, capsys):
     recipe = Recipe(
         data=RECIPE.data,
         adapter=RECIPE.adapter,
@@ -90,14 +88,14 @@ def test_training_stops_early_and_says_so(tmp_path, frame_folders, capsys):
     )
     catalog = VideoCatalog.from_folders(frame_folders)
     folder = run(recipe, tmp_path / "run", catalog=catalog, quiet=True)
-    assert log(folder.folder)[-1]["step"] == 3  # the first is the best, and two more are not better
+    assert log(folder.folder)[-1]["step"] == 3  # the first is the best, and two more do not improve
     assert "stopped early at step 3" in capsys.readouterr().out
     again = run(recipe, tmp_path / "run", catalog=catalog, quiet=True, resume=True)
     assert log(again.folder)[-1]["step"] == 3
 
 
 @pytest.mark.parametrize("name", sorted(PACKAGES))
-def test_a_tracker_that_is_not_installed_is_told(tmp_path, data_flags, name, capsys):
+def test_missing_tracker_raises(tmp_path, data_flags, name, capsys):
     if any(find_spec(package) for package in PACKAGES[name]):
         pytest.skip(f"{name} is installed")
     out = tmp_path / "run"
@@ -106,7 +104,7 @@ def test_a_tracker_that_is_not_installed_is_told(tmp_path, data_flags, name, cap
     assert not out.exists()
 
 
-def test_tensorboard_writes_into_the_run(tmp_path, data_flags):
+def test_tensorboard_writes_into_run_folder(tmp_path, data_flags):
     pytest.importorskip("tensorboard", reason="needs the package tensorboard")
     out = tmp_path / "run"
     flags = ["--train.tracker", "tensorboard", "--train.steps", "1", "--out", str(out)]

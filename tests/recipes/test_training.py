@@ -1,4 +1,4 @@
-"""Train, stop, resume, evaluate, compare: through the command line, on frames on disk."""
+"""Train, stop, resume, evaluate and compare on the command line, with frames on disk."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def test_a_run_folder_is_complete_and_without_pickle(adapter_run):
     assert [entry["step"] for entry in log(adapter_run) if "validation_accuracy" in entry] == [2, 4]
 
 
-def test_the_adapter_of_a_run_is_one_that_peft_loads(adapter_run):
+def test_peft_loads_saved_adapter(adapter_run):
     model = PeftModel.from_pretrained(load_backbone("tiny-clip"), str(adapter_run / "adapter"))
     assert model.peft_config["default"].backbone == "tiny-clip"
 
 
 @pytest.mark.parametrize("method", ["method/dmgal_adapter", "method/dmgal_ft"])
-def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, data_flags, monkeypatch, method):
+def test_resume_is_bit_identical(tmp_path, data_flags, monkeypatch, method):
     whole = finished(tmp_path / "whole", data_flags, method=method)
     step = Trainer._train_step
 
@@ -70,7 +70,7 @@ def test_a_stopped_run_resumes_to_the_same_bits(tmp_path, data_flags, monkeypatc
     assert [e["loss"] for e in log(whole) if "loss" in e][3] == [e["loss"] for e in log(parts) if "loss" in e][-1]
 
 
-def test_a_folder_with_a_run_is_not_overwritten(adapter_run, data_flags, capsys):
+def test_existing_run_is_not_overwritten(adapter_run, data_flags, capsys):
     before = (adapter_run / "log.jsonl").read_bytes()
     assert main(["train", "method/dmgal_adapter", *data_flags, *STEPS, "--out", str(adapter_run)]) == 2
     assert "already holds a run" in capsys.readouterr().err
@@ -80,7 +80,7 @@ def test_a_folder_with_a_run_is_not_overwritten(adapter_run, data_flags, capsys)
     assert (adapter_run / "log.jsonl").read_bytes() == before
 
 
-def test_evaluation_repeats_itself_and_knows_reversals(adapter_run, capsys):
+def test_evaluation_is_reproducible_and_reports_reversals(adapter_run, capsys):
     words = ["evaluate", str(adapter_run), "--episodes", "20", "--quiet"]
     results = []
     for _ in range(2):
@@ -120,7 +120,7 @@ def test_comparison_is_paired_on_the_same_episodes(adapter_run, tmp_path, data_f
     assert "difference" in table and "adapter" in table
 
 
-def test_objects_take_the_place_of_what_a_recipe_names(tmp_path, frame_folders):
+def test_objects_replace_recipe_parts(tmp_path, frame_folders):
     from dmgal.episodes import VideoCatalog
     from dmgal.episodes.heads import FrameAligned
     from dmgal.recipes.config import EpisodeConfig, Recipe, TrainConfig
@@ -135,7 +135,7 @@ def test_objects_take_the_place_of_what_a_recipe_names(tmp_path, frame_folders):
     assert "head.log_scale" in load_file(run.weights)
 
 
-def test_a_class_with_too_few_videos_and_too_many_ways(tmp_path, data_flags, capsys):
+def test_too_few_videos_or_classes_raise(tmp_path, data_flags, capsys):
     out = tmp_path / "run"
     for flags, message in ((["--shots", "4"], "k_shot 4 + n_query 1"), (["--ways", "9"], "n_way=9")):
         assert main(["train", "method/smga", *data_flags, *STEPS, *flags, "--out", str(out)]) == 2
@@ -143,7 +143,7 @@ def test_a_class_with_too_few_videos_and_too_many_ways(tmp_path, data_flags, cap
         assert not out.exists()
 
 
-def test_a_loss_that_explodes_stops_the_run_and_spoils_nothing(tmp_path, data_flags, capsys):
+def test_exploding_loss_stops_run_and_saves_nothing(tmp_path, data_flags, capsys):
     out = tmp_path / "run"
     flags = [*data_flags, *STEPS, "--train.learning-rate", "1e30", "--train.warmup-steps", "0"]
     flags += ["--train.max-bad-losses", "3"]
@@ -154,7 +154,7 @@ def test_a_loss_that_explodes_stops_the_run_and_spoils_nothing(tmp_path, data_fl
     assert "no trained weights yet" in capsys.readouterr().err
 
 
-def test_damaged_weights_are_told(adapter_run, tmp_path, capsys):
+def test_damaged_weights_raise(adapter_run, tmp_path, capsys):
     for name in ("adapter/weights.safetensors", "adapter/adapter_model.safetensors"):
         damaged = tmp_path / Path(name).stem
         shutil.copytree(adapter_run, damaged)
@@ -163,7 +163,7 @@ def test_damaged_weights_are_told(adapter_run, tmp_path, capsys):
         assert "what to do" in capsys.readouterr().err
 
 
-def test_half_a_log_line_is_forgotten(tmp_path, data_flags):
+def test_truncated_log_line_is_dropped(tmp_path, data_flags):
     run = finished(tmp_path / "run", data_flags)
     whole = log(run)
     with (run / "log.jsonl").open("a") as file:
@@ -172,7 +172,7 @@ def test_half_a_log_line_is_forgotten(tmp_path, data_flags):
     assert log(run) == whole
 
 
-def test_runs_on_other_data_are_not_compared(adapter_run, tmp_path, data_flags, frame_folders, capsys):
+def test_runs_on_different_data_are_not_compared(adapter_run, tmp_path, data_flags, frame_folders, capsys):
     root = tmp_path / "other"
     shutil.copytree(frame_folders, root)
     rows = (root / "split.csv").read_text().splitlines()
@@ -183,7 +183,7 @@ def test_runs_on_other_data_are_not_compared(adapter_run, tmp_path, data_flags, 
     assert "the same episodes" in capsys.readouterr().err
 
 
-def test_losses_of_a_head_are_weighted_by_the_recipe_and_logged_apart(tmp_path, data_flags, capsys):
+def test_head_losses_are_weighted_and_logged_separately(tmp_path, data_flags, capsys):
     flags = [*data_flags, *STEPS, "--train.loss-weights.base_classes", "0.5"]
     words = ["train", "method/hyrsm", *flags, "--out", str(tmp_path / "run")]
     assert main(words) == 0
@@ -209,7 +209,7 @@ def test_every_method_takes_a_step(tmp_path, data_flags, method):
     assert [entry["step"] for entry in log(tmp_path / "run") if "loss" in entry] == [1]
 
 
-def test_nothing_to_train_is_told(tmp_path, data_flags, capsys):
+def test_nothing_to_train_raises(tmp_path, data_flags, capsys):
     assert main(["train", "method/frozen", *data_flags, *STEPS, "--out", str(tmp_path / "run")]) == 2
     assert "nothing to train" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

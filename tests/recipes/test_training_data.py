@@ -1,4 +1,4 @@
-"""What a process trains on is handed to torch's loader as it should be."""
+"""Options passed to torch's data loader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dmgal.recipes.training import training_data
 
 
 @pytest.mark.parametrize("pinned", [False, True])
-def test_memory_is_pinned_where_it_was_asked_for(frame_folders: Path, monkeypatch, pinned: bool) -> None:
+def test_pin_memory_is_passed_to_loader(frame_folders: Path, monkeypatch, pinned: bool) -> None:
     given: dict[str, Any] = {}
 
     def loader(*arguments: Any, **options: Any) -> DataLoader[Any]:

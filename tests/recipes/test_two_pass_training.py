@@ -1,4 +1,4 @@
-"""The recipe's option to train in two passes has the losses of plain training, on several processes as well."""
+"""Two-pass training has the losses of plain training, also on several processes."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def norms(run):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_two_passes_are_plain_training(runs, method):
-    """Several tasks a step, dropout and losses of the head included."""
+def test_two_passes_equal_plain_training(runs, method):
+    """Includes several tasks per step, dropout and head losses."""
     one, other = runs / method, runs / f"{method} in two"
     assert len(losses(one)) == 4 == len(set(losses(one)))
     assert losses(other) == pytest.approx(losses(one), rel=1e-8)
@@ -68,7 +68,7 @@ def test_mixed_precision(runs):
     assert losses(runs / "bf16 in two") == pytest.approx(losses(runs / "bf16"), rel=0.05)
 
 
-def test_the_chunk_is_measured_and_told(tmp_path, data_flags, capsys):
+def test_chunk_is_measured_and_reported(tmp_path, data_flags, capsys):
     words = ["train", "method/smga", *data_flags, "--train.steps", "1", "--train.two-pass", "auto"]
     assert main([*words, "--out", str(tmp_path / "free")]) == 0
     assert "of 4 videos a task, 4 at once in" in capsys.readouterr().out
@@ -77,32 +77,32 @@ def test_the_chunk_is_measured_and_told(tmp_path, data_flags, capsys):
 
 
 @pytest.mark.parametrize("options", [{"two_pass": 0}, {"memory_budget": 0.0}])
-def test_impossible_options_are_refused(options):
+def test_impossible_options_raise(options):
     with pytest.raises(DmgalError, match=f"train.{next(iter(options))}: 0"):
         TrainConfig(**options)
 
 
-def test_batch_norms_in_training_mode_are_refused(tmp_path, data_flags, capsys):
+def test_batch_norms_in_training_mode_raise(tmp_path, data_flags, capsys):
     flags = ["--train.steps", "1", "--train.two-pass", "2", "--backbone.no-freeze-batch-norm"]
     assert main(["train", "method/dmgal_ft", *data_flags, *flags, "--out", str(tmp_path / "run")]) == 2
     assert "those of a chunk are not those of the batch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("launched", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_divided_weights_are_refused(launched):
+def test_sharded_weights_raise(launched):
     accelerator = SimpleNamespace(distributed_type=launched)
     with pytest.raises(DmgalError, match="whole weights"):
         make_two_pass(Recipe(train=TrainConfig(two_pass="auto")), None, accelerator, print)
     assert make_two_pass(Recipe(), None, accelerator, print) is None
 
 
-def test_a_layer_may_name_the_chunk():
+def test_layer_sets_chunk():
     assert [from_mapping(TrainConfig, {"two_pass": value}).two_pass for value in ("no", "auto", 4)] == ["no", "auto", 4]
     with pytest.raises(DmgalError, match="two_pass: 'always'"):
         from_mapping(TrainConfig, {"two_pass": "always"})
 
 
-def test_a_run_goes_on_with_the_chunk_it_had_whatever_is_free_now(tmp_path, data_flags, monkeypatch):
+def test_resumed_run_keeps_its_chunk(tmp_path, data_flags, monkeypatch):
     words = ["train", "method/dmgal_adapter", *data_flags, "--train.two-pass", "auto", "--train.checkpoint-every", "2"]
     words += ["--train.steps", "4", "--out", str(tmp_path / "run"), "--resume"]
     monkeypatch.setattr(two_pass, "free_bytes", lambda device: 3e7)
