@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapters import CmgaConfig, DmgalConfig, SmgaConfig
     from .backbones import FrameEncoder, load_backbone
-    from .episodes import EpisodeSampler, FewShotRecognizer, VideoCatalog, evaluate
+    from .episodes import EpisodeSampler, FewShotRecognizer
+    from .episodes.evaluation import evaluate
     from .episodes.heads import OTAM, BiMHM, DmgalFT, FrameAligned, TemporalMixer
+    from .videos import VideoCatalog
 
 __version__ = "0.1.0"
 
@@ -47,8 +49,8 @@ _HOME = {
     "OTAM": ".episodes.heads",
     "SmgaConfig": ".adapters",
     "TemporalMixer": ".episodes.heads",
-    "VideoCatalog": ".episodes",
-    "evaluate": ".episodes",
+    "VideoCatalog": ".videos",
+    "evaluate": ".episodes.evaluation",
     "load_backbone": ".backbones",
 }
 

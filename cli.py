@@ -11,7 +11,7 @@ from importlib import import_module
 
 from . import __version__
 from .errors import DmgalError
-from .recipes.entry import BAD_INPUT, exit_code
+from .recipes.run.cli_errors import BAD_INPUT, exit_code
 
 SUBCOMMANDS = {
     "train": "train an adapter, a head or a whole model on episodes of the base classes",

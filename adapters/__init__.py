@@ -10,15 +10,14 @@ All of PEFT's own functions work with the result.
 """
 
 from ..backbones import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before peft imports torchvision)
-from .aim_peft import AIMConfig, AIMModel
+from .aim import AIMConfig, AIMModel
+from .base import BlockAdapterConfig
 from .bitfit import BitFitConfig, BitFitModel
-from .block_config import BlockAdapterConfig
-from .config import CmgaConfig, DmgalConfig, SmgaConfig
-from .d2st_peft import D2STConfig, D2STModel
+from .d2st import D2STConfig, D2STModel
+from .dmgal import CmgaConfig, DmgalConfig, DmgalModel, SmgaConfig
 from .layer import AdapterLayer
-from .registration import register
-from .st_adapter_peft import STAdapterConfig, STAdapterModel
-from .tuner import BlockTuner, DmgalModel
+from .st_adapter import STAdapterConfig, STAdapterModel
+from .tuner import BlockTuner, register
 
 TUNERS: dict[type[BlockAdapterConfig], type[BlockTuner]] = {
     DmgalConfig: DmgalModel,

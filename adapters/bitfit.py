@@ -18,9 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .block_config import BlockAdapterConfig
+from .base import BlockAdapterConfig, ExternalPeftType
 from .layer import AdapterLayer
-from .registration import ExternalPeftType
 from .tuner import BlockTuner
 
 Owned = dict[str, tuple[nn.Module, str]]

@@ -17,8 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .recomputation import add_change
-from .video_tokens import check_video_tokens
+from .autograd import add_change
+from .common import check_video_tokens
 
 Scales = Literal["single", "multi"]
 Directions = Literal["shared", "separate"]

@@ -1,6 +1,8 @@
 """Injection of adapters through PEFT. All overrides of PEFT methods, private ones included, are in this file.
 
 A new method subclasses ``BlockTuner`` and only sets its layer class. Everything else is in the layer and the config.
+
+Registration of a method with PEFT, by the tables that PEFT fills for its own methods.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from peft import PeftConfig
+from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
@@ -16,11 +18,8 @@ from torch import Tensor, nn
 from ..backbones.finding import find_spec
 from ..backbones.spec import base_model
 from ..errors import DmgalError
-from .block_config import BlockAdapterConfig
-from .call_layout import layout_of, remove_layout
-from .layer import AdapterLayer
-from .motion_layer import MotionLayer
-from .plan import resolve
+from .base import BlockAdapterConfig, resolve
+from .layer import AdapterLayer, layout_of, remove_layout
 
 
 class BlockTuner(BaseTuner):
@@ -168,13 +167,6 @@ class BlockTuner(BaseTuner):
         return locations
 
 
-class DmgalModel(BlockTuner):
-    """The tuner of ``DmgalConfig``."""
-
-    prefix = MotionLayer.prefix
-    tuner_layer_cls = MotionLayer
-
-
 def _weights_do_not_fit(differing: list[tuple[int, str]], num_saved: int, num_expected: int) -> DmgalError:
     names = ", ".join(f"{name} of block {block}" for block, name in differing[:3])
     return DmgalError(
@@ -184,3 +176,28 @@ def _weights_do_not_fit(differing: list[tuple[int, str]], num_saved: int, num_ex
         remedy="Load the weights with the config saved beside them. BitFit also needs a backbone of the same library, "
         "because its weights are named after the backbone's parts.",
     )
+
+
+def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
+    """Register a method with PEFT, also one from outside dmgal. A second call, as after a reload, changes nothing.
+
+    Raises:
+        RuntimeError: PEFT has another method with this name or parameter prefix.
+    """
+    peft_type = config.kind
+    configs: dict[str, type[PeftConfig]] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[assignment]
+    tuners: dict[str, type[BaseTuner]] = mapping.PEFT_TYPE_TO_TUNER_MAPPING  # type: ignore[assignment]
+    prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+    registered = configs.get(peft_type)
+    if registered is not None and _qualified_name(registered) != _qualified_name(config):
+        raise RuntimeError(f"PEFT already has a method named {peft_type}: {_qualified_name(registered)}.")
+    for other, prefix in prefixes.items():
+        if prefix == tuner.prefix and other != peft_type:
+            raise RuntimeError(f"The parameter prefix {prefix!r} belongs to PEFT's method {other}.")
+    configs[peft_type] = config
+    tuners[peft_type] = tuner
+    prefixes[peft_type] = tuner.prefix
+
+
+def _qualified_name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

@@ -3,9 +3,9 @@
 from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip, timm, transformers or peft)
 from .encoder import FrameEncoder, make_encoder
 from .finding import describe_backbone, find_spec
-from .sources import load_backbone
+from .loading import load_backbone
 from .spec import BackboneSpec, BlockParts
-from .video_state import VideoState
+from .state import VideoState
 
 __all__ = [
     "BackboneSpec",

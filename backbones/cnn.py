@@ -12,9 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .normalization import IMAGENET, Normalization, preprocessing, told_or
-from .spec import base_model
-from .video_state import VideoState
+from .spec import IMAGENET, Normalization, base_model, preprocessing, told_or
+from .state import VideoState
 
 
 class CnnSpec(NamedTuple):

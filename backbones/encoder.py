@@ -17,11 +17,9 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import DmgalError
 from .cnn import MapEncoder, find_cnn
 from .finding import find_spec
-from .layout import Layout
 from .quick_gelu import use_quick_gelu
 from .spec import BackboneSpec, base_model
-from .task_layer import DividedTaskLayer, TaskLayer, task_layer_after
-from .video_state import VideoState
+from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
 POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")

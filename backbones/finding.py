@@ -1,4 +1,7 @@
-"""Lookup of a backbone's spec: its own ``dmgal_spec``, a known family, or observation of a forward pass."""
+"""Lookup of a backbone's spec: its own ``dmgal_spec``, a known family, or observation of a forward pass.
+
+Libraries whose backbones are recognized. Each file describes one, and ``FAMILIES`` lists them.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Any
 from torch import nn
 
 from ..errors import DmgalError
-from .families import FAMILIES, any_vit
-from .families.rerun import call_model
-from .observation import Run
+from . import any_vit, timm_vit, transformers_vit
+from . import open_clip_vit as open_clip
+from .probing import Run
+from .replay import call_model
 from .spec import BackboneSpec, base_model
 
 
@@ -83,3 +87,6 @@ def describe_backbone(
     inner: Any = base_model(model)
     inner.dmgal_spec = any_vit.describe(inner, run or call_model, blocks, image_size, known)
     return inner.dmgal_spec
+
+
+FAMILIES = (open_clip.describe, transformers_vit.describe, timm_vit.describe)

@@ -1,14 +1,19 @@
 """Description of the parts of a frozen backbone: its stack of blocks, its tokens, its stem and its final layers.
 
 The rest of dmgal uses the spec and never depends on a library. ``finding`` finds the spec of a model.
+
+Channel means and standard deviations of backbones' training images, for pixel values in [0, 1].
+
+Rotary positions, without the random jitter of training.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -111,3 +116,36 @@ def base_model(model: nn.Module) -> nn.Module:
     while callable(unwrap := getattr(model, "get_base_model", None)):
         model = unwrap()
     return model
+
+
+Channels = tuple[float, float, float]
+
+
+class Normalization(NamedTuple):
+    """Parameters of ``(image - mean) / std``."""
+
+    mean: Channels
+    std: Channels
+
+
+OPENAI = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def preprocessing(model: nn.Module) -> dict[str, Any]:
+    """Return the ``preprocessor_config.json`` that ``load_backbone`` stored on a transformers model, or ``{}``."""
+    return getattr(model, "dmgal_preprocessing", None) or {}
+
+
+def told_or(default: Normalization, mean: Any, std: Any) -> Normalization:
+    """Return the mean and std of a configuration, falling back to ``default`` for missing values."""
+    return Normalization(tuple(mean or default.mean), tuple(std or default.std))
+
+
+def unchanging(positions: nn.Module) -> Any:
+    """Return a module of rotary positions in evaluation mode.
+
+    Positions must not change between calls, because a video may be encoded twice, and block by block.
+    """
+    return copy.copy(positions).eval() if positions.training else positions

@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmgal.adapters.aim import AIMAdapter, AIMShape
 from dmgal.adapters.d2st import D2STAdapter, D2STShape
+from dmgal.adapters.dmgal import SmgaAdapter
 from dmgal.adapters.motion import BottleneckShape
-from dmgal.adapters.smga import SmgaAdapter
 from dmgal.adapters.st_adapter import STAdapter, STAdapterShape
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.bench.measuring import extra_percent, hardware, median_with_interval, paired_seconds

@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 
 from dmgal.bench.measuring import hardware
-from dmgal.episodes import EpisodeSampler, VideoCatalog
-from dmgal.episodes.catalogs.check_log import CheckLog
-from dmgal.episodes.catalogs.checking import CheckedVideo
+from dmgal.episodes import EpisodeSampler
+from dmgal.videos import VideoCatalog
+from dmgal.videos.check_log import CheckLog
+from dmgal.videos.checking import CheckedVideo
 
 OUT = Path(__file__).parent / "results" / "catalog.json"
 CLASSES = 700

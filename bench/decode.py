@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 
 from dmgal.bench.barcode_clips import KINDS, NUM_FRAMES, ClipKind, read_barcode, write_clip
 from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds
-from dmgal.episodes.decoding.packet_index import PacketIndex
-from dmgal.episodes.decoding.packet_stream import PacketStream
-from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.video import read_clip
+from dmgal.videos.decoding.clip import uniform_frames
+from dmgal.videos.decoding.packets import PacketIndex, PacketStream
+from dmgal.videos.decoding.video import read_clip
 
 OUT = Path(__file__).parent / "results" / "decode.json"
 ROUNDS = 40

@@ -40,14 +40,15 @@ from torch import Tensor
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.bench.measuring import hardware, median_with_interval
-from dmgal.episodes import EpisodeSampler, FewShotRecognizer, evaluate
-from dmgal.episodes.cache import StateCache
-from dmgal.episodes.evaluation import TASKS_AT_A_TIME
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import evaluate
+from dmgal.episodes.evaluation.accuracy import TASKS_AT_A_TIME
+from dmgal.episodes.evaluation.cache import StateCache
+from dmgal.episodes.evaluation.identity import describe
+from dmgal.episodes.evaluation.states import compare_tasks, encode_sides, sides, videos_at_a_time
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.sampler import EpisodeIndices
-from dmgal.episodes.states.cache_key import describe
-from dmgal.episodes.states.sides import compare_tasks, encode_sides, sides, videos_at_a_time
-from dmgal.episodes.stores.store_blocks import checksum
+from dmgal.videos.store.blocks import checksum
 
 FRAMES, WAYS, CLASSES, SHOTS = 8, 5, 24, (1, 5)
 WANTED = {("smga", 1): 38.0, ("smga", 5): 100.0, ("cmga", 1): 33.0, ("cmga", 5): 80.0}

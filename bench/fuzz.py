@@ -33,8 +33,9 @@ import PIL.Image
 
 from dmgal.bench.barcode_clips import KINDS, barcode, write_clip
 from dmgal.bench.measuring import hardware
-from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.video import VideoError, probe_video, read_clip
+from dmgal.videos.decoding.base import VideoError
+from dmgal.videos.decoding.clip import uniform_frames
+from dmgal.videos.decoding.video import probe_video, read_clip
 
 OUT = Path(__file__).parent / "results" / "fuzz.json"
 CLEAN = ("read", "begins", "refused")

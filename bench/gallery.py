@@ -26,15 +26,16 @@ from torch import Tensor
 
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.bench.measuring import hardware, median_with_interval
-from dmgal.episodes import EpisodeSampler, Estimate, FewShotRecognizer, VideoCatalog, encode_videos
-from dmgal.episodes.galleries.augmented_views import AugmentedViews
-from dmgal.episodes.galleries.gallery_task import GalleryTask
-from dmgal.episodes.galleries.rejection import best_logits, find_rejection
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import Estimate, encode_videos
+from dmgal.episodes.evaluation.states import encode_sides
+from dmgal.episodes.gallery.task import GalleryTask, best_logits, find_rejection
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.states.sides import encode_sides
-from dmgal.recipes.build import build_catalog, test_clips
-from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.runs import Run
+from dmgal.recipes.run.data import build_catalog, test_clips
+from dmgal.recipes.run.evaluation import load_run
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.gallery import AugmentedViews
+from dmgal.videos import VideoCatalog
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"val": (5, 8, 12), "test": (5, 8, 12, 16, 20, 24)}

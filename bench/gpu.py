@@ -28,7 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.bench.memory import WAYS, loss, recognizer, task
-from dmgal.episodes import EpisodeSampler, FewShotRecognizer, encode_videos, evaluate
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import encode_videos, evaluate
 
 WANTED = {"share_of_peak_at_least": 0.45, "evaluation_seconds_at_most": 10.0}
 WARM_UP, DIFFERENT_CLIPS, BATCH = 3, 32, 32

@@ -24,10 +24,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from dmgal.adapters.cmga import CmgaAdapter
+from dmgal.adapters.dmgal import CmgaAdapter
 from dmgal.adapters.mga import CrossMotionGuidedAttention
 from dmgal.adapters.motion import MAP_ENTRIES_IN_CACHE, Motion, motion_attention
-from dmgal.backbones.video_state import VideoState
+from dmgal.backbones.state import VideoState
 from dmgal.bench.measuring import Work, hardware, median_with_interval, paired_seconds
 from dmgal.episodes.heads.m2acl import tuple_contrast, tuple_distances
 

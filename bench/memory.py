@@ -42,8 +42,8 @@ from dmgal.bench.measuring import hardware
 from dmgal.bench.memory_table import reasoned_table
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.little_memory.live_bytes import LiveBytes
-from dmgal.episodes.two_pass import TwoPass
+from dmgal.episodes.two_pass.memory import LiveBytes
+from dmgal.episodes.two_pass.two_pass import TwoPass
 from dmgal.errors import DmgalError
 
 WAYS = 5

@@ -22,8 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dmgal.backbones import VideoState
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
-from dmgal.episodes.little_memory.device_memory import memory_of
-from dmgal.episodes.little_memory.kept_results import keeping_products
+from dmgal.episodes.two_pass.memory import memory_of
+from dmgal.episodes.two_pass.recompute import keeping_products
 
 CARD, CONTEXT = 24e9, 0.8e9
 """Bytes of the GPU, and the part of them that CUDA and its libraries use (an assumption)."""

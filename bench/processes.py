@@ -20,7 +20,7 @@ from typing import Any
 import tyro
 
 from dmgal.bench.measuring import hardware
-from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
+from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 
 PROCESSES = (1, 2, 4)
 AT = (1, 5, 20, 50)

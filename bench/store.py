@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds
-from dmgal.episodes import VideoCatalog
-from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.store import EvaluationClips, StoredClips, StoredFrames, build_store
-from dmgal.episodes.transforms import TestTransform, TrainTransform
-from dmgal.episodes.video import read_clip
+from dmgal.videos import VideoCatalog
+from dmgal.videos.decoding.clip import TestTransform, TrainTransform, uniform_frames
+from dmgal.videos.decoding.video import read_clip
+from dmgal.videos.store.build import build_store
+from dmgal.videos.store.content import EvaluationClips
+from dmgal.videos.store.store import StoredClips, StoredFrames
 
 OUT = Path(__file__).parent / "results" / "store.json"
 CLIPS, LENGTH, HEIGHT, WIDTH, FRAMES = 24, 100, 240, 320, 8

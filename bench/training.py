@@ -36,19 +36,13 @@ import tyro
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.bench import memory
 from dmgal.bench.measuring import hardware, median_with_interval
-from dmgal.episodes import (
-    Episode,
-    EpisodeSampler,
-    FewShotRecognizer,
-    VideoCatalog,
-    encode_videos,
-    evaluate,
-    paired_difference,
-)
-from dmgal.episodes.dataset import VideoDataset
+from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import encode_videos, evaluate, paired_difference
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.little_memory.device_memory import memory_of
-from dmgal.episodes.transforms import TestTransform
+from dmgal.episodes.two_pass.memory import memory_of
+from dmgal.videos import VideoCatalog
+from dmgal.videos.dataset import VideoDataset
+from dmgal.videos.decoding.clip import TestTransform
 
 WANTED = {
     "time_at_most": 0.78,

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
+from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Few-shot tasks: videos, frames, episodes, and the matching of queries with the support."""
 
-from .catalog import VideoCatalog
 from .episode import Episode, EpisodeOutput, TaskTargets
-from .evaluation import Estimate, Evaluation, encode_videos, evaluate, paired_difference
 from .recognizer import FewShotRecognizer
 from .sampler import EpisodeIndices, EpisodeSampler, ReversalSampler
 
@@ -11,13 +9,7 @@ __all__ = [
     "EpisodeIndices",
     "EpisodeOutput",
     "EpisodeSampler",
-    "Estimate",
-    "Evaluation",
     "FewShotRecognizer",
     "ReversalSampler",
     "TaskTargets",
-    "VideoCatalog",
-    "encode_videos",
-    "evaluate",
-    "paired_difference",
 ]

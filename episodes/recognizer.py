@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..backbones.video_state import VideoState
+from ..backbones.state import VideoState
 from .episode import Episode, EpisodeOutput, TaskTargets
 
 

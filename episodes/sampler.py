@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import DmgalError
-from .listing import listed
+from ..io import listed
 
 
 def hashed_seed(*numbers: int | str) -> int:

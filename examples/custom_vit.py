@@ -17,13 +17,13 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
-from dmgal.episodes.dataset import EpisodeDataset
-from dmgal.episodes.shapes.moving_shapes import generate_moving_shapes
-from dmgal.recipes.build import build_catalog, test_transform
-from dmgal.recipes.config import DataConfig, Recipe, TrainConfig
-from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.runs import Run
+from dmgal.episodes.episode_dataset import EpisodeDataset
+from dmgal.recipes.run.config import DataConfig, Recipe, TrainConfig
+from dmgal.recipes.run.data import build_catalog, test_transform
+from dmgal.recipes.run.evaluation import load_run
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.train import run
+from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 
 
 class Block(nn.Module):

@@ -20,19 +20,21 @@ from typing import Any
 
 import tyro
 
-from dmgal.episodes import Evaluation, FewShotRecognizer, VideoCatalog, paired_difference
-from dmgal.episodes.listing import printable
+from dmgal.episodes import FewShotRecognizer
+from dmgal.episodes.evaluation import Evaluation, paired_difference
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import build_catalog, count_parameters, visual_tower_parameters
-from dmgal.recipes.comparison_page import comparison_page
-from dmgal.recipes.config import Recipe
-from dmgal.recipes.data_overrides import DataOverrides
-from dmgal.recipes.encoded import Keep, Kept, launched_processes
-from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.evaluate import Protocol, as_json, encode, evaluate_tasks, load_run, samplers
-from dmgal.recipes.methods import Method, Pairing, grouped, methods_as_json, methods_as_text, paired
-from dmgal.recipes.runs import Run, environment, json_text, write_text
-from dmgal.recipes.table import Row, as_text
+from dmgal.io import printable
+from dmgal.recipes.reports.comparison import Method, Pairing, grouped, methods_as_json, methods_as_text, paired
+from dmgal.recipes.reports.page import comparison_page
+from dmgal.recipes.reports.table import Row, as_text
+from dmgal.recipes.run.build import count_parameters, visual_tower_parameters
+from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.config import DataOverrides, Recipe
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
+from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, load_run, samplers
+from dmgal.recipes.run.folder import Run, environment, json_text, write_text
+from dmgal.videos import VideoCatalog
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from pathlib import Path
 import tyro
 
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import build_catalog
 from dmgal.recipes.compare import compare, rows_as_json
-from dmgal.recipes.config import DataConfig
-from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.evaluate import Protocol
-from dmgal.recipes.report import as_page
-from dmgal.recipes.runs import environment, json_text, write_text
-from dmgal.recipes.table import Row, as_text
+from dmgal.recipes.reports.page import as_page
+from dmgal.recipes.reports.table import Row, as_text
+from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.config import DataConfig
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.evaluation import Protocol
+from dmgal.recipes.run.folder import environment, json_text, write_text
 
 METHODS = ("frozen", "smga", "dmgal_adapter", "dmgal_ft")
 

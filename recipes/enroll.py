@@ -21,17 +21,15 @@ from typing import Annotated
 
 import tyro
 
-from dmgal.episodes.catalogs.bad_videos import OnBadVideo
-from dmgal.episodes.galleries.gallery_file import changing, load_gallery, save_gallery
-from dmgal.episodes.galleries.rejection import Rejection
-from dmgal.episodes.gallery import Gallery, refuse_other_model
-from dmgal.episodes.listing import printable
+from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery, refuse_other_model, save_gallery
+from dmgal.episodes.gallery.task import Rejection
 from dmgal.errors import DmgalError
-from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.galleries.gallery_making import list_clips, make_gallery, with_rejection
-from dmgal.recipes.galleries.made_with import made_with
-from dmgal.recipes.runs import Run
+from dmgal.io import printable
+from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.evaluation import load_run
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.gallery import list_clips, made_with, make_gallery, with_rejection
+from dmgal.videos.bad_videos import OnBadVideo
 
 CLASSES_SHOWN = 30
 

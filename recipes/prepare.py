@@ -29,22 +29,20 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from dmgal.episodes import VideoCatalog
-from dmgal.episodes.catalogs.check_log import CheckLog, write_report
-from dmgal.episodes.catalogs.checking import CheckedVideo, check_videos
-from dmgal.episodes.catalogs.split_files import write_rows
-from dmgal.episodes.catalogs.standard_splits import StandardSplit
-from dmgal.episodes.catalogs.video_files import subfolders, videos_in
-from dmgal.episodes.exclusive import exclusively
-from dmgal.episodes.listing import printable
-from dmgal.episodes.parallel import available_cores
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import list_catalog
-from dmgal.recipes.config import DataConfig, Recipe
-from dmgal.recipes.entry import as_description, resumable, run_recipe
-from dmgal.recipes.layers import from_mapping, merged, read_layer, to_mapping
-from dmgal.recipes.runs import write_text
-from dmgal.recipes.standard_data import FoundData, find_dataset
+from dmgal.io import exclusively, printable
+from dmgal.parallel import available_cores
+from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
+from dmgal.recipes.run.config import DataConfig, Recipe
+from dmgal.recipes.run.data import list_catalog
+from dmgal.recipes.run.folder import write_text
+from dmgal.recipes.run.layers import from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.run.standard_data import FoundData, find_dataset
+from dmgal.videos import VideoCatalog
+from dmgal.videos.catalog.files import subfolders, videos_in
+from dmgal.videos.catalog.lists import StandardSplit, write_rows
+from dmgal.videos.check_log import CheckLog, write_report
+from dmgal.videos.checking import CheckedVideo, check_videos
 
 LOG, REPORT = "checked.jsonl", "report.csv"
 SHOWN = 10  # lines of a list on the terminal, the files are complete

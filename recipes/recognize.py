@@ -23,21 +23,19 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
-from dmgal.episodes.catalogs.bad_videos import OnBadVideo
-from dmgal.episodes.catalogs.video_files import VIDEO_EXTENSIONS, frame_files, subfolders, videos_in
-from dmgal.episodes.catalogs.video_identity import content_hash
-from dmgal.episodes.galleries.gallery_file import load_gallery
-from dmgal.episodes.galleries.sliding_windows import WindowPlan
-from dmgal.episodes.gallery import Gallery
-from dmgal.episodes.listing import printable
-from dmgal.episodes.video import VideoError
+from dmgal.episodes.gallery.gallery import Gallery, load_gallery
+from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
+from dmgal.io import printable
 from dmgal.recipes.enroll import rejection_text
-from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.galleries.clip_recognizer import ClipRecognizer, Recognized
-from dmgal.recipes.galleries.recognition_report import clip_as_json, print_clips, print_timeline, timeline_as_json
-from dmgal.recipes.runs import Run
+from dmgal.recipes.reports.recognition import clip_as_json, print_clips, print_timeline, timeline_as_json
+from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.evaluation import load_run
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.gallery import ClipRecognizer, Recognized
+from dmgal.videos.bad_videos import OnBadVideo
+from dmgal.videos.catalog.files import VIDEO_EXTENSIONS, content_hash, frame_files, subfolders, videos_in
+from dmgal.videos.decoding.base import VideoError
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,13 @@ from typing import Annotated
 import tyro
 
 from dmgal.backbones import load_backbone, make_encoder
-from dmgal.episodes import VideoCatalog
-from dmgal.episodes.store import EvaluationClips, PartReport, TrainingFrames, build_store
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import build_catalog, test_transform
-from dmgal.recipes.config import Recipe, parse
-from dmgal.recipes.entry import as_description, resumable, run_recipe
+from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
+from dmgal.recipes.run.config import Recipe, parse
+from dmgal.recipes.run.data import build_catalog, test_transform
+from dmgal.videos import VideoCatalog
+from dmgal.videos.store.build import PartReport, build_store
+from dmgal.videos.store.content import EvaluationClips, TrainingFrames
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,19 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
-from dmgal.episodes import VideoCatalog
 from dmgal.errors import DmgalError, first_line
-from dmgal.recipes.build import build_catalog, build_recognizer, with_base_classes
-from dmgal.recipes.config import Recipe, parse
-from dmgal.recipes.entry import as_description, run_recipe
-from dmgal.recipes.layers import bundled_layers
-from dmgal.recipes.runs import Run, writing
-from dmgal.recipes.saved_split import has_split_file
-from dmgal.recipes.saving.locking import locked
+from dmgal.recipes.run.build import build_recognizer, with_base_classes
+from dmgal.recipes.run.checkpoints import locked
+from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.config import Recipe, parse
+from dmgal.recipes.run.data import build_catalog, has_split_file
+from dmgal.recipes.run.folder import Run, writing
+from dmgal.recipes.run.layers import bundled_layers
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing, warn_of_precision
-from dmgal.recipes.training.loop import Trainer
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tracking import check_tracker
+from dmgal.recipes.training.trainer import Trainer
+from dmgal.videos import VideoCatalog
 
 LAUNCH = Path(__file__).parent / "configs" / "launch"
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import logging
+import multiprocessing
 import os
+import random
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 import dmgal.backbones.torchvision_cpu  # noqa: F401  (before a test imports open_clip, transformers or peft)
 
+ROOT = Path(__file__).resolve().parents[1]
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
 
 
@@ -35,6 +41,43 @@ def few_threads() -> None:
     import torch
 
     torch.set_num_threads(2)
+
+
+def _state() -> dict[str, object]:
+    """Return what a test must leave as it was."""
+    import torch
+
+    return {
+        "threads": {thread.name for thread in threading.enumerate() if not thread.daemon},
+        "processes": sorted(child.name for child in multiprocessing.active_children()),
+        "working directory": os.getcwd(),
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "files in the checkout": sorted(os.listdir(ROOT)),
+        "log handlers": list(logging.getLogger().handlers) + list(logging.getLogger("dmgal").handlers),
+        "torch": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def isolated() -> Iterator[None]:
+    """Seed every test, and fail the test that leaves threads, processes, files or global state behind."""
+    import numpy as np
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = _state()
+    yield
+    after = _state()
+    leaks = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    if leaks:
+        gc.collect()  # a data loader ends its workers when it is collected
+        after = _state()
+        leaks = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    if leaks:
+        pytest.fail(f"the test leaks (before, after): {leaks}")
 
 
 @pytest.fixture(scope="session", autouse=True)

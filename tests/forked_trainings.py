@@ -23,7 +23,7 @@ os.environ.update(OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 
 import dmgal.backbones
 import dmgal.recipes.train
-from dmgal.recipes.entry import exit_code
+from dmgal.recipes.run.cli_errors import exit_code
 
 SECONDS_TO_END = 10
 """Exit code of a process whose peer was killed."""

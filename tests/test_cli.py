@@ -10,8 +10,8 @@ import pytest
 
 import dmgal
 from dmgal.cli import SUBCOMMANDS, main
-from dmgal.episodes.decoding.video_decoder import VideoError
 from dmgal.errors import DmgalError
+from dmgal.videos.decoding.base import VideoError
 
 
 def fake_recipe(monkeypatch: pytest.MonkeyPatch, function) -> None:

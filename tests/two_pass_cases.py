@@ -27,7 +27,7 @@ from dmgal.episodes.heads import (
     Prototype,
     TemporalMixer,
 )
-from dmgal.recipes.build import freeze_batch_norm
+from dmgal.recipes.run.build import freeze_batch_norm
 
 BASE_CLASSES = 7
 MAP_HEADS: dict[str, Callable[[], nn.Module]] = {

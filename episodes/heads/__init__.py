@@ -2,10 +2,8 @@
 
 from torch import nn
 
-from .bi_mhm import BiMHM
 from .dmgal_ft import DmgalFT
-from .frame_aligned import FrameAligned
-from .frame_distance import FrameDistanceHead
+from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
 from .hyrsm import HyRSM
 from .m2acl import M2ACL
 from .molo import MoLo

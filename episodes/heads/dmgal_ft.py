@@ -9,12 +9,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from ...adapters.common import load_reference_state
 from ...adapters.mga import C_MGA_NAMES, S_MGA_NAMES, CrossMotionGuidedAttention, SelfMotionGuidedAttention
-from ...adapters.reference_state import load_reference_state
-from ...backbones.video_state import VideoState
+from ...backbones.state import VideoState
 from ..episode import EpisodeOutput
-from .bi_mhm import BiMHM
-from .frame_distance import FrameDistanceHead
+from .frame_distance import BiMHM, FrameDistanceHead
 from .temporal_mixer import REFERENCE_NAMES as MIXER_NAMES
 from .temporal_mixer import TemporalMixer
 

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...adapters.shared_dropout import SharedDropout
+from ...adapters.common import SharedDropout
 from ...errors import DmgalError
 
 

@@ -2,6 +2,10 @@
 
 A subclass only defines how such a matrix becomes one distance between two videos (Bi-MHM, OTAM, frame-aligned). The
 base class handles centering, the cosine, the shots of a class, and the scale of the logits.
+
+Bi-MHM, the bidirectional mean Hausdorff metric of HyRSM (CVPR 2022), used by DMGAL; it ignores frame order.
+
+Frame-aligned matching: compares frame t with frame t, so order matters and time cannot be warped.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...backbones.video_state import VideoState
+from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
 
@@ -70,7 +74,7 @@ class FrameDistanceHead(nn.Module):
 
     @property
     def pair_scores(self) -> Literal["mean", "one_shot"]:
-        """Rule that turns scores of video pairs into logits, see ``episodes/states/pair_scores.py``."""
+        """Rule that turns scores of video pairs into logits, see ``episodes/evaluation/states.py``."""
         return "mean" if self.shots == "distances" else "one_shot"
 
     def video_distance(self, frame_distances: Tensor) -> Tensor:
@@ -215,3 +219,51 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
             expected=f"one of {', '.join(known)}",
             remedy=f"Choose one of these values for {name}.",
         )
+
+
+def bi_mhm(frame_distances: Tensor) -> Tensor:
+    """Return ``sum_t min_s + sum_s min_t``: the distance of each frame to its nearest frame in the other video.
+
+    Args:
+        frame_distances: ``(...,T,T')``.
+
+    Returns:
+        ``(...)``.
+    """
+    return frame_distances.amin(dim=-1).sum(dim=-1) + frame_distances.amin(dim=-2).sum(dim=-1)
+
+
+class BiMHM(FrameDistanceHead):
+    """Matching of each frame with its nearest frame of the other video, in both directions.
+
+    ``BiMHM()`` is DMGAL's released form; see `FrameDistanceHead` for the options.
+    """
+
+    def video_distance(self, frame_distances: Tensor) -> Tensor:
+        return bi_mhm(frame_distances)
+
+    def num_matches(self, query_frames: int, support_frames: int) -> int:
+        return query_frames + support_frames
+
+
+def frame_aligned(frame_distances: Tensor) -> Tensor:
+    """Sum the distances of frames with the same index, ``(...,T,T)`` to ``(...)``."""
+    query_frames, support_frames = frame_distances.shape[-2:]
+    if query_frames != support_frames:
+        raise DmgalError(
+            "Frame-aligned matching compares frames of the same index.",
+            received=f"{query_frames} query frames, {support_frames} support frames",
+            expected="the same number of frames in support and query videos",
+            remedy="Sample both with the same number of frames, or use BiMHM or OTAM.",
+        )
+    return frame_distances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+
+
+class FrameAligned(FrameDistanceHead):
+    """Cosine distance of frames with the same index; see `FrameDistanceHead` for the options."""
+
+    def video_distance(self, frame_distances: Tensor) -> Tensor:
+        return frame_aligned(frame_distances)
+
+    def num_matches(self, query_frames: int, support_frames: int) -> int:
+        return query_frames

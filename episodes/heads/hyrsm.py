@@ -19,13 +19,11 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...adapters.reference_state import load_reference_state
-from ...adapters.shared_dropout import SharedDropout
-from ...backbones.video_state import VideoState
+from ...adapters.common import SharedDropout, load_reference_state
+from ...backbones.state import VideoState
 from ..episode import EpisodeOutput, TaskTargets
-from .bi_mhm import bi_mhm
 from .frame_attention import FrameAttention, heads_apart, scaled_position_code
-from .frame_distance import at_least_float32, center_frames, check_frames, check_option, class_means
+from .frame_distance import at_least_float32, bi_mhm, center_frames, check_frames, check_option, class_means
 
 _REFERENCE_NAMES = {
     "temporal_atte_before.norm": "frame_attention.norm",

@@ -15,16 +15,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...adapters.motion_features import REFERENCE_NAMES as MOTION_NAMES
-from ...adapters.reference_state import load_reference_state
-from ...adapters.shared_dropout import SharedDropout
-from ...adapters.tdsam import TDSAM
-from ...backbones.video_state import VideoState
+from ...adapters.common import SharedDropout, load_reference_state
+from ...adapters.mga import REFERENCE_NAMES as MOTION_NAMES
+from ...adapters.mga import TDSAM
+from ...backbones.state import VideoState
 from ..episode import EpisodeOutput, TaskTargets
-from .class_attention import shots_of_classes
 from .frame_distance import at_least_float32, class_members
 from .trx import REFERENCE_IGNORED, TRX
-from .tuples import TupleLinear
+from .tuples import TupleLinear, shots_of_classes
 
 _TUPLE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
 

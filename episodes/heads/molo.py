@@ -15,15 +15,13 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...adapters.motion_features import check_patch_maps
-from ...adapters.reference_state import load_reference_state
-from ...adapters.shared_dropout import SharedDropout
-from ...backbones.video_state import VideoState
+from ...adapters.common import SharedDropout, load_reference_state
+from ...adapters.mga import check_patch_maps
+from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
-from .bi_mhm import bi_mhm
 from .frame_attention import FrameAttention, scaled_position_code
-from .frame_distance import at_least_float32, center_frames, check_option, class_means, frame_distances
+from .frame_distance import at_least_float32, bi_mhm, center_frames, check_option, class_means, frame_distances
 
 FRAME_STD = 0.225
 """Standard deviation of MoLo's frame normalization; the mean cancels in a difference of frames."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ...backbones.video_state import VideoState
+from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
 from .frame_distance import at_least_float32, check_frames, check_option, class_means, frame_distances

@@ -12,16 +12,15 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...adapters.motion_features import check_patch_maps
-from ...adapters.position_code import sinusoidal_position_code
-from ...adapters.reference_state import load_reference_state
-from ...backbones.video_state import VideoState
+from ...adapters.common import load_reference_state, sinusoidal_position_code
+from ...adapters.mga import check_patch_maps
+from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
-from .class_attention import class_attention
 from .frame_distance import at_least_float32, check_option
 from .temporal_mixer import REFERENCE_NAMES as MIXER_NAMES
 from .temporal_mixer import TemporalMixer, TMixer
+from .tuples import class_attention
 
 Form = Literal["paper", "released"]
 ATTENTION_NAMES = {"qk_linear": "to_keys", "norm_qk": "key_norm", "v_linear.weight": "to_values.weight"}
@@ -69,7 +68,7 @@ class SpatialCrossAttention(nn.Module):
             features: patch maps ``(V,T,C,H,W)``.
 
         Returns:
-            ``keys`` and ``values`` ``(V,T,P,D)``; the paper's form also has ``queries``, the released form uses the keys.
+            ``keys`` and ``values`` ``(V,T,P,D)``; the paper's form also has ``queries``, the released form its keys.
         """
         check_patch_maps(features)
         patches = _flatten_patches(features)

@@ -13,17 +13,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...adapters.position_code import sinusoidal_position_code
-from ...adapters.reference_state import load_reference_state
-from ...adapters.shared_dropout import SharedDropout
-from ...backbones.video_state import VideoState
+from ...adapters.common import SharedDropout, load_reference_state, sinusoidal_position_code
+from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
-from .class_attention import shots_of_classes
 from .frame_distance import at_least_float32
 from .temporal_mixer import TemporalMixer
 from .trx import REFERENCE_IGNORED, TRX
-from .tuples import TupleLinear
+from .tuples import TupleLinear, shots_of_classes
 
 _TUPLES = "tuple_classifier.clsW"
 _REFERENCE_NAMES = {

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ...adapters.reference_state import load_reference_state
+from ...adapters.common import load_reference_state
 from ...errors import DmgalError
 
 REFERENCE_NAMES = {"fc_t1": "frames_in", "fc_t2": "frames_out", "fc_d1": "channels_in", "fc_d2": "channels_out"}

@@ -11,14 +11,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ...adapters.position_code import sinusoidal_position_code
-from ...adapters.reference_state import load_reference_state
-from ...adapters.shared_dropout import SharedDropout
-from ...backbones.video_state import VideoState
+from ...adapters.common import SharedDropout, load_reference_state, sinusoidal_position_code
+from ...backbones.state import VideoState
 from ..episode import EpisodeOutput
-from .class_attention import class_attention
 from .frame_distance import at_least_float32, check_frames
-from .tuples import TupleLinear
+from .tuples import TupleLinear, class_attention
 
 _REFERENCE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
 REFERENCE_IGNORED = ("pe.pe", "norm_v.weight", "norm_v.bias", "v_linear.bias")

@@ -6,19 +6,18 @@ Every function returns tensors that are not sharded unchanged, so callers need n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from dmgal.backbones.spec import base_model
-from dmgal.backbones.task_layer import task_layer_after
+from dmgal.backbones.state import task_layer_after
 from dmgal.errors import DmgalError, first_line
 
 _HIDDEN = "not in the module tree"
@@ -98,22 +97,6 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
         for shard in shards:
             shard.reshard()
             shard.set_reshard_after_forward(shard is not model, recurse=False)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor gathered from all processes. Every process must call this."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def placed_like(values: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Shard full tensors like those of the same names in ``likes``."""
-    return {name: placed(value, likes.get(name, value)) for name, value in values.items()}
-
-
-def placed(value: Tensor, like: Tensor) -> Tensor:
-    """Move a full tensor to the device and dtype of another one and shard it in the same way."""
-    value = value.to(device=like.device, dtype=like.dtype)
-    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value
 
 
 def _hidden_weights(error: AssertionError) -> DmgalError:

@@ -1,9 +1,13 @@
-"""Loss of tasks, optimizer, learning rate schedule, and a notice if the loss stays on a plateau."""
+"""Loss of tasks, optimizer, learning rate schedule, and a notice if the loss stays on a plateau.
+
+Exponential moving average of the trained parameters, which often validates better than the last step's weights.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import Recipe, TrainConfig
-from dmgal.recipes.saving.weights import is_added
+from dmgal.recipes.run.config import Recipe, TrainConfig
+from dmgal.recipes.run.weights import is_added
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 PLATEAU_STEPS = 200
@@ -114,3 +119,44 @@ def _cosine(warmup_steps: int, steps: int, step: int) -> float:
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+class MovingAverage:
+    """Moving average of the trained parameters of a model, starting at their initial values.
+
+    Args:
+        model: the model. Only its parameters that require gradients are averaged and copied.
+        decay: weight of the old average in each update.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._update: Any = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the average. Call this after each optimizer step."""
+        self._update(list(self.values.values()), [p.detach() for p in self._trained.values()], 0)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Swap the averaged weights into the model for the duration of the context."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Load saved averages of the same parameters."""
+        for name, value in self.values.items():
+            value.copy_(values[name])
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self._trained.items():
+            current = parameter.detach().clone()
+            parameter.copy_(self.values[name])
+            self.values[name].copy_(current)

@@ -17,11 +17,11 @@ from multiprocessing.util import Finalize
 from types import FrameType
 from typing import Any
 
+from dmgal.recipes.run.distributed import SIGNALS
 from dmgal.recipes.training.launching import is_launcher
 
 PREEMPTED = 75
 """Exit code of a temporary failure (EX_TEMPFAIL). The same command with ``--resume`` continues the run."""
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 SECONDS_BETWEEN_LOOKS = 0.5
 GRACE_SECONDS = 60.0
 """Time for a process whose launcher was killed to save and end."""
@@ -107,12 +107,6 @@ class StopSignal:
         if not self._ended.wait(GRACE_SECONDS):
             sys.stderr.write("The launcher was killed and another process does not respond. This process ends.\n")
             os._exit(PREEMPTED)
-
-
-def ignore_in_worker(_: int) -> None:
-    """Ignore the signals in a data worker. A signal to the group is meant for the training process, which ends them."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager

@@ -12,12 +12,11 @@ from typing import Any
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from dmgal.episodes import Estimate
+from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import Recipe
-from dmgal.recipes.layers import to_mapping
-from dmgal.recipes.runs import Run, flat, peak_memory_mb
-from dmgal.recipes.saving.places import set_apart
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.folder import Run, flat, peak_memory_mb
+from dmgal.recipes.run.layers import set_apart, to_mapping
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 

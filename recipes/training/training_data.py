@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import DataLoader
 
-from dmgal.episodes import Episode, EpisodeSampler, VideoCatalog
-from dmgal.episodes.dataset import EpisodeDataset
-from dmgal.episodes.transforms import TrainTransform
-from dmgal.recipes.bad_videos import tell_met
-from dmgal.recipes.config import Recipe
-from dmgal.recipes.training.signals import ignore_in_worker
+from dmgal.episodes import Episode, EpisodeSampler
+from dmgal.episodes.episode_dataset import EpisodeDataset
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.data import tell_skipped
+from dmgal.recipes.run.distributed import ignore_in_worker
+from dmgal.videos import VideoCatalog
+from dmgal.videos.bad_videos import BadVideos
+from dmgal.videos.decoding.clip import TrainTransform
 
 
 class TrainingData:
@@ -75,3 +78,15 @@ class TrainingData:
 
 def _as_list(episodes: list[Episode]) -> list[Episode]:
     return episodes
+
+
+def tell_met(bad_videos: BadVideos, split: str) -> None:
+    """Print how many videos of a split could not be read by any process. All processes must call this function."""
+    from dmgal.recipes.run.distributed import any_process  # loads accelerate, slow and unused elsewhere
+
+    catalog = bad_videos.catalog
+    met = torch.zeros(len(catalog), dtype=torch.bool)
+    met[bad_videos.met] = True
+    videos = [catalog.videos[video] for video in any_process(met).nonzero().flatten().tolist()]
+    if videos:
+        tell_skipped(len(videos), len(catalog), "which could not be read", videos, f"{split} ")

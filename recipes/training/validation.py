@@ -9,13 +9,15 @@ from hashlib import blake2b
 import torch
 from accelerate import Accelerator
 
-from dmgal.episodes import EpisodeSampler, Estimate, FewShotRecognizer, VideoCatalog
-from dmgal.episodes.catalogs.bad_videos import without_bad
-from dmgal.recipes.bad_videos import tell_met
-from dmgal.recipes.build import test_clips
-from dmgal.recipes.config import Recipe
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import Estimate
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.data import test_clips
+from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared
 from dmgal.recipes.training.fsdp import whole_weights
-from dmgal.recipes.training.sharding import any_process, encode_shared, evaluate_shared
+from dmgal.recipes.training.training_data import tell_met
+from dmgal.videos import VideoCatalog
+from dmgal.videos.bad_videos import without_bad
 
 VALIDATION_SEED = 1
 

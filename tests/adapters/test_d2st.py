@@ -18,8 +18,7 @@ from golden_files import assert_relatively_close, read_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmgal.adapters.d2st import D2STAdapter, D2STShape
-from dmgal.adapters.deformable_attention import DeformableAttention, SamplingWindow
+from dmgal.adapters.d2st import D2STAdapter, D2STShape, DeformableAttention, SamplingWindow
 from dmgal.errors import DmgalError
 
 SMALL = D2STShape(width=12, bottleneck=8, num_frames=4, num_prefix_tokens=1, grid=(4, 5))

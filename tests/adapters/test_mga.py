@@ -10,10 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from dmgal.adapters.mga import CrossMotionGuidedAttention, SelfMotionGuidedAttention
-from dmgal.adapters.motion_features import MotionFeatures
-from dmgal.adapters.position_code import sinusoidal_position_code
-from dmgal.backbones.video_state import VideoState
+from dmgal.adapters.common import sinusoidal_position_code
+from dmgal.adapters.mga import CrossMotionGuidedAttention, MotionFeatures, SelfMotionGuidedAttention
+from dmgal.backbones.state import VideoState
 from dmgal.errors import DmgalError
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

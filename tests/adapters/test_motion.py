@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmgal.adapters.cmga import CmgaAdapter
+from dmgal.adapters.dmgal import CmgaAdapter, SmgaAdapter
 from dmgal.adapters.motion import BottleneckShape, Motion, motion_attention
-from dmgal.adapters.smga import SmgaAdapter
 
 SHAPE = {"width": 12, "bottleneck": 6, "motion_width": 4, "num_frames": 5, "num_prefix_tokens": 1, "grid": (2, 3)}
 EVERYTHING = slice(None)

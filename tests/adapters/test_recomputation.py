@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import dmgal.adapters.smga as smga
+import dmgal.adapters.dmgal as smga
+from dmgal.adapters.autograd import recomputed
 from dmgal.adapters.motion import BottleneckShape
-from dmgal.adapters.recomputation import recomputed
-from dmgal.episodes.little_memory.live_bytes import LiveBytes
+from dmgal.episodes.two_pass.memory import LiveBytes
 
 SHAPE = BottleneckShape(width=32, bottleneck=8, motion_width=4, num_frames=4, num_prefix_tokens=1, grid=(8, 8))
 

@@ -7,7 +7,7 @@ import torch
 from golden_files import assert_relatively_close, read_golden
 from torch import Tensor
 
-from dmgal.adapters.tdsam import TDSAM
+from dmgal.adapters.mga import TDSAM
 from dmgal.errors import DmgalError
 
 

@@ -14,7 +14,7 @@ from tiny_backbones import FRAMES, SIZE, TINY_BACKBONES, WIDTH, TinyBackbone, di
 
 from dmgal.adapters import SmgaConfig
 from dmgal.backbones import FrameEncoder, find_spec
-from dmgal.backbones.normalization import HALF, IMAGENET, OPENAI
+from dmgal.backbones.spec import HALF, IMAGENET, OPENAI
 from dmgal.errors import DmgalError
 
 

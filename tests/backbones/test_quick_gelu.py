@@ -12,7 +12,7 @@ from torch import nn
 
 from dmgal.backbones import FrameEncoder, find_spec
 from dmgal.backbones.quick_gelu import NAMES, QuickGELU, use_quick_gelu
-from dmgal.episodes.little_memory.live_bytes import LiveBytes
+from dmgal.episodes.two_pass.memory import LiveBytes
 
 LIBRARIES = {
     "open_clip": open_clip.transformer.QuickGELU,

@@ -8,9 +8,10 @@ import open_clip
 import pytest
 import torch
 
-from dmgal.backbones.tiny_clip import FOLDER, captions
-from dmgal.backbones.tiny_clip.drawing import Poses, draw, random_appearance
-from dmgal.recipes.train_tiny_clip import normalization, stills, zero_shot
+from dmgal.backbones.tiny_clip import FOLDER
+from dmgal.recipes.tiny_clip import captions
+from dmgal.recipes.tiny_clip.train import normalization, stills, zero_shot
+from dmgal.videos.moving_shapes.drawing import Poses, draw, random_appearance
 
 REPORT = json.loads((FOLDER / "training.json").read_text())
 

@@ -19,9 +19,9 @@ from torch.utils.data import Dataset
 
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.episodes import FewShotRecognizer
-from dmgal.episodes.cache import Processes, StateCache
+from dmgal.episodes.evaluation.cache import Processes, StateCache
+from dmgal.episodes.evaluation.identity import describe
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.states.cache_key import describe
 
 VIDEOS, BLOCK = 22, 4
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from dmgal.adapters import SmgaConfig
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.little_memory.live_bytes import LiveBytes
-from dmgal.episodes.two_pass import TwoPass
+from dmgal.episodes.two_pass.memory import LiveBytes
+from dmgal.episodes.two_pass.two_pass import TwoPass
 
 VIDEOS = 32
 

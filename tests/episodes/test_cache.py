@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dmgal.episodes import EpisodeSampler, encode_videos, evaluate
-from dmgal.episodes import cache as cache_module
-from dmgal.episodes.cache import KEY, StateCache
-from dmgal.episodes.exclusive import exclusively
-from dmgal.episodes.states.cache_key import describe
+from dmgal.episodes import EpisodeSampler
+from dmgal.episodes.evaluation import cache as cache_module
+from dmgal.episodes.evaluation import encode_videos, evaluate
+from dmgal.episodes.evaluation.cache import KEY, StateCache
+from dmgal.episodes.evaluation.identity import describe
 from dmgal.errors import DmgalError
+from dmgal.io import exclusively
 
 SCRIPT = Path(__file__).with_name("killed_cache.py")
 _spec = importlib.util.spec_from_file_location("killed_cache", SCRIPT)

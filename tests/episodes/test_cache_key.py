@@ -10,8 +10,8 @@ import torch
 
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import FewShotRecognizer
+from dmgal.episodes.evaluation.identity import describe, differences
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.states.cache_key import describe, differences
 
 VIDEO = torch.randint(0, 256, (1, 4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 

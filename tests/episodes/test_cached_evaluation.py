@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import dmgal.episodes.heads as heads
 from dmgal.backbones import VideoState
-from dmgal.episodes import EpisodeOutput, EpisodeSampler, FewShotRecognizer, encode_videos, evaluate
-from dmgal.episodes import evaluation as evaluation_module
-from dmgal.episodes.states.pair_scores import look_up, pair_table, why_no_pair_scores
-from dmgal.episodes.states.sides import compare_tasks, sides
+from dmgal.episodes import EpisodeOutput, EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import accuracy as evaluation_module
+from dmgal.episodes.evaluation import encode_videos, evaluate
+from dmgal.episodes.evaluation.states import compare_tasks, look_up, pair_table, sides, why_no_pair_scores
 from dmgal.errors import DmgalError
 
 RECOGNIZERS = {f"head {name}": lambda name=name: of_head(name) for name in HEADS}

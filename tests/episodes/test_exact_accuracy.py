@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dmgal.episodes import EpisodeSampler, ReversalSampler, encode_videos
-from dmgal.episodes.exact_accuracy import exact_accuracy
-from dmgal.episodes.states.pair_scores import pair_table
+from dmgal.episodes import EpisodeSampler, ReversalSampler
+from dmgal.episodes.evaluation import encode_videos
+from dmgal.episodes.evaluation.states import pair_table
+from dmgal.episodes.evaluation.statistics import exact_accuracy
 from dmgal.errors import DmgalError
 
 

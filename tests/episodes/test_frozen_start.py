@@ -8,8 +8,8 @@ from two_pass_cases import FEATURE_HEADS, backbone, of_adapter, of_resnet, recog
 
 from dmgal.adapters import SmgaConfig
 from dmgal.backbones import FrameEncoder
-from dmgal.episodes.little_memory.frozen_start import FrozenStart
-from dmgal.episodes.two_pass import TwoPass
+from dmgal.episodes.two_pass.recompute import FrozenStart
+from dmgal.episodes.two_pass.two_pass import TwoPass
 
 
 def smga_after(block):

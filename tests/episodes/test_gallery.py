@@ -17,12 +17,10 @@ from safetensors.torch import save_file
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
-from dmgal.episodes.galleries.gallery_file import load_gallery, save_gallery
-from dmgal.episodes.galleries.gallery_task import GalleryTask
-from dmgal.episodes.galleries.rejection import find_rejection
-from dmgal.episodes.gallery import Gallery, refuse_other_model
+from dmgal.episodes.evaluation.states import encode_sides
+from dmgal.episodes.gallery.gallery import Gallery, load_gallery, refuse_other_model, save_gallery
+from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.heads import BiMHM, DmgalFT
-from dmgal.episodes.states.sides import encode_sides
 from dmgal.errors import DmgalError
 
 FRAMES = 4
@@ -222,7 +220,7 @@ def test_invalid_file_raises(tmp_path):
 FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
-from dmgal.episodes.galleries.gallery_file import load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery import load_gallery, save_gallery
 from dmgal.errors import DmgalError
 path = Path(sys.argv[1])
 gallery = load_gallery(path).removed(["a"])

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from dmgal.episodes.little_memory.kept_results import CostlyResults, Result, keeping, most_expensive
+from dmgal.episodes.two_pass.recompute import CostlyResults, Result, keeping, most_expensive
 
 WIDEN, NARROW = torch.randn(64, 16), torch.randn(16, 64)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dmgal.episodes.little_memory import device_memory
-from dmgal.episodes.little_memory.device_memory import free_bytes, is_out_of_memory, memory_of
+from dmgal.episodes.two_pass import memory as device_memory
+from dmgal.episodes.two_pass.memory import free_bytes, is_out_of_memory, memory_of
 
 CPU = torch.device("cpu")
 MEGABYTE = torch.empty(250_000)  # float32

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dmgal.episodes import EpisodeSampler, Estimate, Evaluation
-from dmgal.episodes.evaluation import Answers
-from dmgal.episodes.paired import (
+from dmgal.episodes import EpisodeSampler
+from dmgal.episodes.evaluation import Estimate, Evaluation
+from dmgal.episodes.evaluation.accuracy import Answers
+from dmgal.episodes.evaluation.statistics import (
     accuracy_by_class,
     bootstrap_over_classes,
     confusion,

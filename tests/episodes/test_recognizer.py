@@ -10,15 +10,8 @@ import torch
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
-from dmgal.episodes import (
-    Episode,
-    EpisodeSampler,
-    Estimate,
-    Evaluation,
-    FewShotRecognizer,
-    evaluate,
-    paired_difference,
-)
+from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.evaluation import Estimate, Evaluation, evaluate, paired_difference
 from dmgal.episodes.heads import BiMHM, DmgalFT
 
 FRAMES = 4

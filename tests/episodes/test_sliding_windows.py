@@ -7,11 +7,12 @@ import weakref
 import pytest
 import torch
 
-from dmgal.episodes.decoding.timed_frames import TimedFrames
-from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.galleries.sliding_windows import WindowPlan, sliding_windows
-from dmgal.episodes.video import VideoError, open_video, read_clip
+from dmgal.episodes.gallery.recognition import WindowPlan, sliding_windows
 from dmgal.errors import DmgalError
+from dmgal.videos.decoding.base import VideoError
+from dmgal.videos.decoding.clip import uniform_frames
+from dmgal.videos.decoding.stream import TimedFrames
+from dmgal.videos.decoding.video import open_video, read_clip
 
 
 def unchanged(frames):

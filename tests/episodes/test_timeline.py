@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmgal.episodes.galleries.timeline import Segment, Timeline, WindowScore
+from dmgal.episodes.gallery.recognition import Segment, Timeline, WindowScore
 
 
 def merge(windows, stride, threshold=None):

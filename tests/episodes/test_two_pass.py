@@ -29,8 +29,8 @@ from dmgal.adapters import DmgalConfig
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM, DmgalFT
-from dmgal.episodes.little_memory.live_bytes import LiveBytes
-from dmgal.episodes.two_pass import TwoPass
+from dmgal.episodes.two_pass.memory import LiveBytes
+from dmgal.episodes.two_pass.two_pass import TwoPass
 from dmgal.errors import DmgalError
 
 CASES = {

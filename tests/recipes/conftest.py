@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dmgal.episodes.shapes.motions import all_motions
-from dmgal.episodes.shapes.moving_shapes import MovingShapes
+from dmgal.videos.moving_shapes.clips import MovingShapes
+from dmgal.videos.moving_shapes.motions import all_motions
 
 CLIPS = 4
 CLASSES = {"train": range(0, 12, 2), "val": range(12, 18, 2), "test": range(18, 22)}  # two reversal pairs in the test

@@ -10,15 +10,15 @@ from dataclasses import replace
 import pytest
 from trainings import log
 
-from dmgal.episodes import VideoCatalog
 from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
-from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.run.checkpoints import Checkpoints
+from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.train import run
-from dmgal.recipes.training.bad_losses import NEEDED, BadLosses
 from dmgal.recipes.training.signals import Preempted
+from dmgal.recipes.training.step import NEEDED, BadLosses
 from dmgal.recipes.training.tracking import Tracking
+from dmgal.videos import VideoCatalog
 
 
 def policy(**options) -> BadLosses:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 PROGRAM = """
 import sys
-from dmgal.episodes.catalogs.bad_videos import BadVideos
-from dmgal.episodes.catalog import VideoCatalog
-from dmgal.episodes.video import VideoError
-from dmgal.recipes.bad_videos import tell_met
+from dmgal.videos.bad_videos import BadVideos
+from dmgal.videos.catalog.catalog import VideoCatalog
+from dmgal.videos.decoding.video import VideoError
+from dmgal.recipes.training.training_data import tell_met
 from accelerate import PartialState
 
 bad = BadVideos(VideoCatalog.from_folders(sys.argv[1]), "skip")

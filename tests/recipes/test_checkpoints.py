@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-import dmgal.recipes.saving.checkpoints as module
+import dmgal.recipes.run.checkpoints as module
 from dmgal.errors import DmgalError
-from dmgal.recipes.saving.checkpoints import INDEX, Checkpoints
+from dmgal.recipes.run.checkpoints import INDEX, Checkpoints
 
 TENSORS = {"model": {"w": torch.arange(6.0).view(2, 3)}, "optimizer": {"0.0.step": torch.tensor(3.0)}}
 
@@ -119,7 +119,7 @@ def test_a_disk_that_is_full_leaves_the_others(checkpoints, monkeypatch):
     def full(path, tensors):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("dmgal.recipes.saving.checkpoints.write_tensors", full)
+    monkeypatch.setattr("dmgal.recipes.run.checkpoints.write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(8, TENSORS, {"step": 8})
     assert checkpoints.newest().progress["step"] == 6

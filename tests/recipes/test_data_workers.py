@@ -10,7 +10,7 @@ import time
 
 from torch.utils.data import DataLoader
 
-from dmgal.recipes.training.signals import ignore_in_worker
+from dmgal.recipes.run.distributed import ignore_in_worker
 
 LEFTOVER_WORKERS = """
 from torch.utils.data import DataLoader

@@ -7,8 +7,8 @@ import torch
 from accelerate.utils import DistributedType
 
 from dmgal.cli import main
-from dmgal.recipes.saving.checkpoints import Checkpoints
-from dmgal.recipes.training.loop import Trainer
+from dmgal.recipes.run.checkpoints import Checkpoints
+from dmgal.recipes.training.trainer import Trainer
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
+from dmgal import io as exclusive
 from dmgal.cli import main
-from dmgal.episodes import exclusive
-from dmgal.episodes.galleries import gallery_file
-from dmgal.episodes.galleries.gallery_file import load_gallery
+from dmgal.episodes.gallery import gallery as gallery_file
+from dmgal.episodes.gallery.gallery import load_gallery
 from dmgal.recipes import enroll as enroll_module
 
 CLIPS = 4

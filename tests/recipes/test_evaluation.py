@@ -205,7 +205,7 @@ def test_a_video_that_can_be_read_again_is_no_longer_bad(runs, frame_folders, tm
 
 
 def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
-    from dmgal.episodes.cache import Processes
+    from dmgal.episodes.evaluation.cache import Processes
     from dmgal.recipes import evaluate
 
     monkeypatch.setattr(evaluate, "launched_processes", lambda: Processes(0, 2))

@@ -11,8 +11,8 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from trainings import assert_same_bits, losses, trained_together
 
-from dmgal.recipes.build import build_recognizer
-from dmgal.recipes.config import Recipe
+from dmgal.recipes.run.build import build_recognizer
+from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.training.fsdp import blocks_of, divide_blocks
 
 

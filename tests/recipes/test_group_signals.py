@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pytest
 
-from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.run.checkpoints import Checkpoints
 
 SLOW_VALIDATION = """
 import sys
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 
-import dmgal.episodes.evaluation as evaluation
-import dmgal.recipes.training.sharding as sharding
+import dmgal.episodes.evaluation.accuracy as evaluation
+import dmgal.recipes.run.distributed as sharding
 from dmgal.cli import main
 
 encode, begun, numbers = evaluation.encode_sides, Path(sys.argv.pop(1)), torch.ones(3000, 3000)
@@ -62,7 +62,7 @@ def test_sigterm_to_group_during_validation_exits_75(tmp_path, data_flags):
 BROKEN = """
 import sys
 from dmgal.cli import main
-from dmgal.recipes.training.loop import Trainer
+from dmgal.recipes.training.trainer import Trainer
 
 def broken(self, episodes):
     raise RuntimeError("out of memory")

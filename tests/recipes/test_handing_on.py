@@ -14,8 +14,8 @@ from safetensors import safe_open
 
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.cli import main
-from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.runs import Run
+from dmgal.recipes.run.evaluation import load_run
+from dmgal.recipes.run.folder import Run
 
 FLAGS = ["--train.steps", "2", "--train.learning-rate", "0.03", "--train.warmup-steps", "0", "--train.ema", "0.5"]
 EVALUATION = ["--episodes", "40", "--quiet"]

@@ -9,7 +9,7 @@ from torch import nn
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM, DmgalFT, MoLo
-from dmgal.recipes.training.head_norms import measure_head_norms
+from dmgal.recipes.training.step import measure_head_norms
 
 
 def task(size: int) -> Episode:

@@ -23,9 +23,9 @@ from trainings import log, losses
 
 import dmgal.recipes.training.launching as launching
 from dmgal.cli import main
-from dmgal.recipes.config import Recipe
-from dmgal.recipes.layers import bundled_layers
-from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.run.checkpoints import Checkpoints
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.layers import bundled_layers
 from dmgal.recipes.training.launching import ASKED_PRECISION, COUNTS, asked_processes
 
 LAUNCH = Path(str(files("dmgal.recipes").joinpath("configs", "launch")))

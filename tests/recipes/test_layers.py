@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-import dmgal.recipes.layers
+import dmgal.recipes.run.layers
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import build_head
-from dmgal.recipes.config import Recipe, parse
-from dmgal.recipes.layers import bundled_layers, from_mapping, merged, to_mapping
+from dmgal.recipes.run.build import build_head
+from dmgal.recipes.run.config import Recipe, parse
+from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, to_mapping
 from dmgal.recipes.train import Train
 
-CONFIGS = Path(dmgal.recipes.layers.__file__).parent / "configs"
+CONFIGS = Path(dmgal.recipes.run.layers.__file__).parent / "configs"
 
 
 def parsed(*words: str) -> Recipe:

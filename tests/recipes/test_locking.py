@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from dmgal.errors import DmgalError
-from dmgal.recipes.saving.locking import locked
+from dmgal.recipes.run.checkpoints import locked
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from dmgal.recipes.saving.locking import locked
+from dmgal.recipes.run.checkpoints import locked
 with locked(Path(sys.argv[1])):
     child = os.fork() if hasattr(os, "fork") else 1
     print("locked" if child else "", flush=True)

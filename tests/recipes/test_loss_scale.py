@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from trainings import log
 
 import dmgal.recipes.train as train
-from dmgal.episodes import VideoCatalog
 from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
-from dmgal.recipes.training.loop import Trainer
+from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.training.trainer import Trainer
+from dmgal.videos import VideoCatalog
 
 
 class Broken(BiMHM):

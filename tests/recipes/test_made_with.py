@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dmgal.recipes.build import build_recognizer
-from dmgal.recipes.config import BackboneConfig, Recipe
-from dmgal.recipes.galleries.made_with import made_with
+from dmgal.recipes.run.build import build_recognizer
+from dmgal.recipes.run.config import BackboneConfig, Recipe
+from dmgal.recipes.run.gallery import made_with
 
 
 def test_what_images_are_normalized_with_counts() -> None:

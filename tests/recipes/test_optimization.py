@@ -10,10 +10,9 @@ from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import Recipe, TrainConfig
-from dmgal.recipes.saving.weights import load_optimizer_state, optimizer_state
-from dmgal.recipes.training.averaging import MovingAverage
-from dmgal.recipes.training.optimization import build_optimizer, build_schedule
+from dmgal.recipes.run.config import Recipe, TrainConfig
+from dmgal.recipes.run.weights import load_optimizer_state, optimizer_state
+from dmgal.recipes.training.optimization import MovingAverage, build_optimizer, build_schedule
 
 SCHEDULES = ["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dmgal.recipes.saving.places import put_back, set_apart
+from dmgal.recipes.run.layers import put_back, set_apart
 
 VALUES = st.one_of(
     st.none(), st.integers(), st.text(max_size=5), st.text("ab", min_size=1).map("/disk/{}".format), st.booleans()

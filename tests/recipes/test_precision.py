@@ -15,10 +15,9 @@ from trainings import losses, validations
 from dmgal.bench import memory, training
 from dmgal.cli import main
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import build_recognizer
-from dmgal.recipes.config import BackboneConfig, Recipe, TrainConfig
-from dmgal.recipes.training.launching import make_accelerator
-from dmgal.recipes.training.precision import autocast_of, set_precision
+from dmgal.recipes.run.build import build_recognizer
+from dmgal.recipes.run.config import BackboneConfig, Recipe, TrainConfig
+from dmgal.recipes.training.launching import autocast_of, make_accelerator, set_precision
 
 STEPS = ["--train.steps", "3"]
 

@@ -21,12 +21,11 @@ import yaml
 from preparing import prepare, report, summary
 
 from dmgal.cli import main
-from dmgal.episodes.catalogs.split_files import read_rows
-from dmgal.episodes.catalogs.standard_splits import FACTS, STANDARD_SPLITS, standard_split_file
 from dmgal.errors import DmgalError
-from dmgal.recipes.build import build_catalog
-from dmgal.recipes.config import DataConfig, Recipe
-from dmgal.recipes.layers import from_mapping, read_layer
+from dmgal.recipes.run.config import DataConfig, Recipe
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.layers import from_mapping, read_layer
+from dmgal.videos.catalog.lists import FACTS, STANDARD_SPLITS, read_rows, standard_split_file
 
 FRAMES = 30
 

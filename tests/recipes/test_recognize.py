@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import dmgal.episodes.transforms as transforms
+import dmgal.videos.decoding.clip as transforms
 from dmgal.cli import main
 from dmgal.episodes import Episode
-from dmgal.episodes.decoding.video_writer import write_video
-from dmgal.episodes.frames import uniform_frames
-from dmgal.episodes.video import open_video, read_clip
-from dmgal.recipes.evaluate import load_run
-from dmgal.recipes.runs import Run
+from dmgal.recipes.run.evaluation import load_run
+from dmgal.recipes.run.folder import Run
+from dmgal.videos.decoding.clip import uniform_frames
+from dmgal.videos.decoding.video import open_video, read_clip
+from dmgal.videos.moving_shapes.generate import write_video
 
 SHOTS = 2
 

@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from dmgal.episodes import Estimate, Evaluation
-from dmgal.recipes.report import WIDTH, as_page, chart
-from dmgal.recipes.table import HEADINGS, Row, as_text
+from dmgal.episodes.evaluation import Estimate, Evaluation
+from dmgal.recipes.reports.page import WIDTH, as_page, chart
+from dmgal.recipes.reports.table import HEADINGS, Row, as_text
 
 
 def row(name: str, accuracy: float, trained: int) -> Row:

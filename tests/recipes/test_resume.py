@@ -14,11 +14,11 @@ import torch
 from trainings import assert_same_bits, log
 
 from dmgal.cli import main
-from dmgal.recipes.entry import exit_code
-from dmgal.recipes.saving.checkpoints import Checkpoints
+from dmgal.recipes.run.checkpoints import Checkpoints
+from dmgal.recipes.run.cli_errors import exit_code
 from dmgal.recipes.train import main as main_of_training
-from dmgal.recipes.training.loop import Trainer
 from dmgal.recipes.training.tracking import Tracking
+from dmgal.recipes.training.trainer import Trainer
 
 STEPS = ["--train.steps", "6", "--train.checkpoint-every", "2", "--train.validate-every", "3"]
 AVERAGED = ["--train.ema", "0.9", "--train.schedule", "linear"]
@@ -205,7 +205,7 @@ def test_folder_in_use_raises(words, whole, capsys):
     hold = f"""
 import sys, time
 from pathlib import Path
-from dmgal.recipes.saving.locking import locked
+from dmgal.recipes.run.checkpoints import locked
 with locked(Path({str(whole)!r})):
     print("locked", flush=True)
     time.sleep(60)

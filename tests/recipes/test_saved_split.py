@@ -8,8 +8,8 @@ import shutil
 import pytest
 
 from dmgal.cli import main
-from dmgal.episodes import VideoCatalog
-from dmgal.recipes.saved_split import read_split, split_of, with_saved_split
+from dmgal.recipes.run.data import read_split, split_of, with_saved_split
+from dmgal.videos import VideoCatalog
 
 
 @pytest.fixture

@@ -10,18 +10,18 @@ import sys
 import pytest
 
 from dmgal.cli import main
-from dmgal.recipes.training import loop
+from dmgal.recipes.training import trainer as loop
 
 SCRIPT = """
 import json, os, socket, sys
 import torch
 import dmgal.backbones
-import dmgal.episodes.evaluation as evaluation
-import dmgal.recipes.training.sharding as sharding
+import dmgal.episodes.evaluation.accuracy as evaluation
+import dmgal.recipes.run.distributed as sharding
 from accelerate import PartialState
 from dmgal.episodes import EpisodeSampler
-from dmgal.recipes.build import build_recognizer
-from dmgal.recipes.config import Recipe
+from dmgal.recipes.run.build import build_recognizer
+from dmgal.recipes.run.config import Recipe
 
 sharding.CHUNK = 3
 sharding.LOOK_EVERY = evaluation.LOOK_EVERY = 8

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from dmgal.cli import main
-from dmgal.recipes import build
-from dmgal.recipes.build import build_catalog
-from dmgal.recipes.config import DataConfig, Recipe
-from dmgal.recipes.evaluate import Protocol, load_run, measure
-from dmgal.recipes.runs import Run
+from dmgal.recipes.run import build
+from dmgal.recipes.run.config import DataConfig, Recipe
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.evaluation import Protocol, load_run, measure
+from dmgal.recipes.run.folder import Run
 
 SIZE = 48  # of tiny-clip's images
 

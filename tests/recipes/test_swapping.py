@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-import dmgal.recipes.saving.swapping as swapping
-from dmgal.recipes.saving.swapping import mend, put_in_place
+import dmgal.recipes.run.checkpoints as swapping
+from dmgal.recipes.run.checkpoints import mend, put_in_place
 
 
 def folder(path, text):

@@ -11,10 +11,10 @@ from accelerate.tracking import GeneralTracker, on_main_process
 from trainings import log
 
 from dmgal.cli import main
-from dmgal.episodes import VideoCatalog
-from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.train import run
 from dmgal.recipes.training.tracking import PACKAGES
+from dmgal.videos import VideoCatalog
 
 RECIPE = Recipe(
     data=DataConfig(num_workers=0, keep_in_memory=True),

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import dmgal.recipes.train as train
 from dmgal.backbones import load_backbone
 from dmgal.cli import main
-from dmgal.recipes.training.loop import Trainer
+from dmgal.recipes.training.trainer import Trainer
 
 STEPS = ["--train.steps", "4", "--train.checkpoint-every", "2", "--train.validate-every", "2"]
 
@@ -121,9 +121,9 @@ def test_comparison_is_paired_on_the_same_episodes(adapter_run, tmp_path, data_f
 
 
 def test_objects_replace_recipe_parts(tmp_path, frame_folders):
-    from dmgal.episodes import VideoCatalog
     from dmgal.episodes.heads import FrameAligned
-    from dmgal.recipes.config import EpisodeConfig, Recipe, TrainConfig
+    from dmgal.recipes.run.config import EpisodeConfig, Recipe, TrainConfig
+    from dmgal.videos import VideoCatalog
 
     recipe = Recipe(
         adapter={"peft_type": "DMGAL"},

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from torch.utils.data import DataLoader
 
-from dmgal.episodes import VideoCatalog
-from dmgal.recipes.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.training import training_data
+from dmgal.videos import VideoCatalog
 
 
 @pytest.mark.parametrize("pinned", [False, True])

@@ -10,12 +10,12 @@ from accelerate.utils import DistributedType
 from trainings import assert_same_bits, log, losses, trained_together
 
 from dmgal.cli import main
-from dmgal.episodes import two_pass
+from dmgal.episodes.two_pass import two_pass
 from dmgal.errors import DmgalError
-from dmgal.recipes.config import Recipe, TrainConfig
-from dmgal.recipes.layers import from_mapping
-from dmgal.recipes.saving.checkpoints import Checkpoints
-from dmgal.recipes.training.two_passes import make_two_pass
+from dmgal.recipes.run.checkpoints import Checkpoints
+from dmgal.recipes.run.config import Recipe, TrainConfig
+from dmgal.recipes.run.layers import from_mapping
+from dmgal.recipes.training.step import make_two_pass
 
 STEPS = ["--train.steps", "4", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "4"]
 EXACT = [*STEPS, "--train.precision", "float64"]

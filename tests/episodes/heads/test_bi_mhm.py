@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.heads.bi_mhm import bi_mhm
-from dmgal.episodes.heads.frame_distance import frame_distances
+from dmgal.episodes.heads.frame_distance import bi_mhm, frame_distances
 
 
 def test_golden(read_golden, assert_relatively_close) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from dmgal.episodes.heads.class_attention import class_attention, shots_of_classes
+from dmgal.episodes.heads.tuples import class_attention, shots_of_classes
 from dmgal.errors import DmgalError
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dmgal.backbones.video_state import VideoState
+from dmgal.backbones.state import VideoState
 from dmgal.episodes.episode import EpisodeOutput, TaskTargets
 from dmgal.episodes.heads import (
     HEADS,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dmgal.adapters.mga import CrossMotionGuidedAttention, SelfMotionGuidedAttention
-from dmgal.backbones.video_state import VideoState
+from dmgal.backbones.state import VideoState
 from dmgal.episodes.heads import OTAM, BiMHM, DmgalFT, TemporalMixer
 from dmgal.errors import DmgalError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmgal.episodes.heads import FrameAligned
-from dmgal.episodes.heads.frame_aligned import frame_aligned
+from dmgal.episodes.heads.frame_distance import frame_aligned
 from dmgal.errors import DmgalError
 
 

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from dmgal.episodes.heads import OTAM, BiMHM, FrameAligned, FrameDistanceHead
-from dmgal.episodes.heads.bi_mhm import bi_mhm
-from dmgal.episodes.heads.frame_distance import center_frames, class_means, frame_distances
+from dmgal.episodes.heads.frame_distance import bi_mhm, center_frames, class_means, frame_distances
 from dmgal.errors import DmgalError
 
 HEADS = [BiMHM, OTAM, FrameAligned]

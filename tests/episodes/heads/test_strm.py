@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from dmgal.backbones.video_state import VideoState
+from dmgal.backbones.state import VideoState
 from dmgal.episodes.episode import TaskTargets
 from dmgal.episodes.heads import STRM
 from dmgal.episodes.heads.strm import nearest_tuple_distances

@@ -1,0 +1,238 @@
+"""Specs of any vision transformer with one stack of equal blocks, including hand-written ones, by observation.
+
+The model is run on a batch of two and one of three dummy images. The result is then verified: stem, blocks and final
+layers, called in sequence, have to reproduce the model's output. An unclear model is refused, with an explanation of
+how to describe it by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import DmgalError
+from .block_parts import find_parts, is_norm
+from .probing import Call, Run, Stack, batch_dimension, corner_images, evaluating, image_size, places, stacks, watch
+from .replay import Rerun, call_model, feature_of
+from .spec import IMAGENET, BackboneSpec, preprocessing, told_or
+
+REMEDY = """Pass what is missing, e.g. dmgal.backbones.describe_backbone(model, blocks="encoder.blocks",
+    image_size=(224, 224), run=lambda model, images: model.encode_image(images)),
+    or set the whole spec: model.dmgal_spec = dmgal.backbones.BackboneSpec(...)"""
+
+
+def describe(
+    model: nn.Module,
+    run: Run = call_model,
+    blocks: str | None = None,
+    size: tuple[int, int] | None = None,
+    given: dict[str, Any] | None = None,
+) -> BackboneSpec:
+    """Return the spec of a model.
+
+    Args:
+        model: the model, in any mode, on any device. It is left unchanged.
+        run: runs the model on images.
+        blocks: path of the stack of blocks, or None for the one that is called with tokens.
+        size: height and width of images, or None to derive them from attributes or the position embedding.
+        given: fields of the spec, used without a check.
+
+    Raises:
+        DmgalError: a part was not found. The message lists the stacks of blocks and explains how to describe the model
+            by hand.
+    """
+    candidates = [stack for stack in stacks(model) if blocks in (None, stack.path)]
+    size = size or image_size(model)
+    if not candidates:
+        refuse(model, "no stack of equal blocks" + (f" is named {blocks!r}" if blocks else " was found"))
+    if size is None:
+        refuse(model, "the size of its images is unknown; give image_size=")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        refuse(model, "its weights are on the meta device, so it cannot be run")
+    with evaluating(model):
+        observation = _observe(model, run, candidates, size)
+        return _assemble(model, run, observation, size, given or {})
+
+
+def refuse(model: nn.Module, reason: str) -> NoReturn:
+    """Raise an error that lists the stacks of blocks in a model and explains how to describe it by hand."""
+    model_class = f"{type(model).__module__}.{type(model).__qualname__}"
+    found_stacks = ", ".join(map(str, stacks(model))) or "none"
+    raise DmgalError(
+        "The parts of this backbone were not found.",
+        received=f"{model_class}: {reason}; stacks of equal blocks: {found_stacks}",
+        expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks "
+        "that take tokens (B, N, C) or (N, B, C)",
+        remedy=REMEDY,
+    )
+
+
+@dataclass(frozen=True)
+class _Observation:
+    """Calls recorded while the model ran on two and on three images."""
+
+    stack: Stack
+    block_inputs: tuple[Tensor, Tensor]
+    """Input of the first block for each batch."""
+    calls: list[Call]
+    """Calls for the second batch. Inside blocks, only those of the direct children of the first block."""
+    images: Tensor
+    output: Any
+
+    @cached_property
+    def blocks(self) -> list[Call]:
+        return [call for call in self.calls if call.path in self.stack.block_paths]
+
+    @property
+    def in_first_block(self) -> list[Call]:
+        start = f"{self.stack.block_paths[0]}."
+        return [replace(c, path=c.path.removeprefix(start)) for c in self.calls if c.path.startswith(start)]
+
+    @property
+    def before_blocks(self) -> list[Call]:
+        calls = self.calls[: self.calls.index(self.blocks[0])]
+        return [call for call in calls if not call.path.startswith(f"{self.stack.path}.")]
+
+    @property
+    def after_blocks(self) -> list[Call]:
+        return self.calls[self.calls.index(self.blocks[-1]) + 1 :]
+
+
+def _observe(model: nn.Module, run: Run, candidates: list[Stack], size: tuple[int, int]) -> _Observation:
+    like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    paths = [path for path, _ in model.named_modules() if path and not _is_deep(path, candidates)]
+    runs = []
+    for images in corner_images(size, like):
+        try:
+            runs.append((images, *watch(model, run, images, paths)))
+        except Exception as error:  # models fail in many ways on unsupported images
+            reason = " ".join(str(error).split())[:200]
+            refuse(model, f"it could not be run on images {tuple(images.shape)}: {type(error).__name__}: {reason}")
+    images, calls, output = runs[-1]
+    called_with_tokens = {call.path for call in calls if call.keeps_shape}
+    matches = [stack for stack in candidates if stack.block_paths[0] in called_with_tokens]
+    if not matches:
+        refuse(model, "no stack is called with tokens")
+    if len(matches) > 1:
+        refuse(model, f"{' and '.join(stack.path for stack in matches)} are all called with tokens")
+    first_path = matches[0].block_paths[0]
+    two, three = (next(call for call in calls if call.path == first_path).input for _, calls, _ in runs)
+    return _Observation(matches[0], (two, three), calls, images, output)
+
+
+def _is_deep(path: str, candidates: list[Stack]) -> bool:
+    """Return True if a path is inside a block, unless it is a direct child of the first block."""
+    for stack in candidates:
+        if path.startswith(f"{stack.path}."):
+            key, *parts = path.removeprefix(f"{stack.path}.").split(".")
+            return len(parts) > 1 or (len(parts) == 1 and key != stack.keys[0])
+    return False
+
+
+def _assemble(
+    model: nn.Module, run: Run, observation: _Observation, size: tuple[int, int], given: dict[str, Any]
+) -> BackboneSpec:
+    stack = observation.stack
+    batch_first, num_prefix_tokens, grid = _layout(model, observation, given)
+    _check_blocks(model, observation, given)
+    embedding = next((c.path for c in observation.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))), None)
+    embedding = given.get("patch_embedding", embedding)
+    if embedding is None:
+        refuse(model, "no convolution or linear layer embeds its patches; give patch_embedding=")
+    parts, attend, rotary = find_parts(observation.in_first_block, observation.blocks[0], batch_first)
+    norm = next((c.path for c in observation.after_blocks if is_norm(c)), None)
+    stem = [call.path for call in observation.before_blocks if call.path]
+    rerun = Rerun(run, stack, batch_first, size, f"{embedding}.weight", observation.blocks[0], norm, stem)
+    config, timm = preprocessing(model), getattr(model, "pretrained_cfg", None) or {}
+    mean, std = told_or(
+        IMAGENET, config.get("image_mean") or timm.get("mean"), config.get("image_std") or timm.get("std")
+    )
+    spec = BackboneSpec(
+        library="custom",
+        tower="",
+        blocks=stack.path,
+        num_blocks=stack.num_blocks,
+        block_keys=stack.keys,
+        width=observation.block_inputs[0].shape[-1],
+        batch_first=batch_first,
+        num_prefix_tokens=num_prefix_tokens,
+        grid=grid,
+        image_size=size,
+        mean=mean,
+        std=std,
+        pools_prefix=False,
+        patch_embedding=embedding,
+        stem=rerun.stem,
+        run_block=rerun.run_block,
+        pool=rerun.pool,
+        norm=rerun.norm,
+        project=rerun.project,
+        parts=parts,
+        attend=attend,
+        rotary=rotary,
+    )
+    spec = replace(spec, **given)
+    if not {"stem", "run_block", "pool", "project"} & given.keys():
+        try:
+            spec = _verify(model, spec, observation)
+        except DmgalError:
+            raise
+        except Exception as error:  # models may access their blocks in many ways
+            refuse(model, f"its parts cannot be called in sequence: {type(error).__name__}: {error}")
+    return spec
+
+
+def _layout(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> tuple[bool, int, tuple[int, int]]:
+    """Return whether the batch dimension is first, the number of prefix tokens and the grid."""
+    dimension = batch_dimension(*observation.block_inputs)
+    if dimension is None:
+        shapes = " and ".join(str(tuple(tokens.shape)) for tokens in observation.block_inputs)
+        refuse(model, f"the inputs of its blocks are {shapes} for two and three images")
+    two, three = (tokens.transpose(0, dimension) for tokens in observation.block_inputs)  # (B, N, C)
+    if "grid" in given:
+        rows, columns = given["grid"]
+        return dimension == 0, two.shape[1] - rows * columns, (rows, columns)
+    prefix_and_grid = places(two, three)
+    if prefix_and_grid is None:
+        refuse(model, "its tokens are not prefix tokens and then the patches row by row; give grid= if they are")
+    return dimension == 0, *prefix_and_grid
+
+
+def _check_blocks(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> None:
+    stack, blocks = observation.stack, observation.blocks
+    if [call.path for call in blocks] != stack.block_paths or not all(call.keeps_shape for call in blocks):
+        refuse(model, f"the blocks of {stack.path} are not called once each, in order, from tokens to tokens")
+    if "run_block" in given:
+        return
+    if not all(call.is_plain for call in blocks):
+        refuse(model, f"the blocks of {stack.path} receive more than the tokens; give run_block=")
+    if any(call.other_arguments != blocks[0].other_arguments for call in blocks):
+        refuse(model, f"the blocks of {stack.path} are called with different arguments; give run_block=")
+
+
+@torch.no_grad()
+def _verify(model: nn.Module, spec: BackboneSpec, observation: _Observation) -> BackboneSpec:
+    """Check that the parts in sequence reproduce the output, and return the spec with ``pools_prefix`` set."""
+    expected = feature_of(observation.output)
+    if expected is None:  # the model has no feature of its own, so that pooling=None is refused on use
+        return spec
+    tokens = spec.stem(model, observation.images)
+    tokens = tokens if spec.batch_first else tokens.transpose(0, 1)
+    for name in spec.block_names():
+        tokens = spec.run_block(model, model.get_submodule(name), tokens)
+    tokens = tokens if spec.batch_first else tokens.transpose(0, 1)
+    if not _close(spec.pool(model, tokens), expected):
+        refuse(model, "its blocks called in sequence do not give what it gives; give stem=, run_block=, pool=")
+    try:
+        pools_prefix = spec.num_prefix_tokens > 0 and _close(spec.pool(model, tokens[:, :1]), expected)
+        return replace(spec, pools_prefix=pools_prefix)
+    except Exception:  # models fail in many ways without patches
+        return spec
+
+
+def _close(feature: Tensor, expected: Tensor) -> bool:
+    return feature.shape == expected.shape and bool((feature - expected).abs().max() <= 1e-3 * expected.abs().max())

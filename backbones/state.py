@@ -1,0 +1,174 @@
+"""States of videos before any task: named tensors whose first dimension is the video.
+
+Interface of task layers, which relate the videos of a task.
+
+Before the first task layer a tensor depends on one video, after it on one task.
+
+Number of frames per video and of support videos in the current forward call.
+
+A backbone processes ``(V*T, ...)`` frames independently of their videos. The adapters after its blocks need to know the
+videos and read the layout here. A layout is valid only during one call. A stale number of frames or support videos
+therefore cannot affect a later call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..errors import DmgalError
+
+
+class VideoState(dict[str, Tensor]):
+    """Tensors by name, whose entry ``i`` along the first dimension depends on video ``i`` alone.
+
+    A state does not depend on a task. It can be computed once and used in any number of episodes.
+    """
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos."""
+        return next(iter(self.values())).shape[0]
+
+    def select(self, videos: Tensor | slice) -> VideoState:
+        """Return the states of some videos, given by index tensor, mask or slice."""
+        return VideoState({name: tensor[videos] for name, tensor in self.items()})
+
+    def to(self, *args, **kwargs) -> VideoState:  # type: ignore[no-untyped-def]
+        """Convert or move all tensors, as ``Tensor.to``."""
+        return VideoState({name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
+
+    def split(self, sizes: Sequence[int]) -> list[VideoState]:
+        """Split into consecutive groups of videos, e.g. the support and the query of one task."""
+        parts = {name: tensor.split(list(sizes)) for name, tensor in self.items()}
+        return [VideoState({name: part[i] for name, part in parts.items()}) for i in range(len(sizes))]
+
+    @staticmethod
+    def cat(states: Sequence[VideoState]) -> VideoState:
+        """Concatenate the videos of several states, which must have the same names."""
+        return VideoState({name: torch.cat([state[name] for state in states]) for name in states[0]})
+
+
+class TaskLayer(Protocol):
+    """A layer after a block that relates support and query videos, as the encoder uses it.
+
+    ``rows`` selects the tokens that are used afterwards. After the last block, class-token pooling needs only one row.
+    """
+
+    def is_task_layer(self) -> bool:
+        """Return True if it currently relates videos. An adapter may be disabled, or of another kind."""
+
+    def set_aside(self) -> AbstractContextManager[None]:
+        """Run the block without this layer inside the context: the caller calls ``prepare`` and ``relate`` itself."""
+
+    def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
+        """Compute the part that depends on each video alone, from tokens ``(V, T, N, C)``."""
+
+    def relate(self, support: VideoState, query: VideoState, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return support tokens ``(S, T, R, C)`` and query tokens ``(Q, T, R, C)`` of one task, for ``R`` rows."""
+
+
+class DividedTaskLayer(TaskLayer, Protocol):
+    """A task layer that transforms a support video independently of the rest of its task.
+
+    The support state of a video is then computed once, and the cost of a task is that of its queries. Other task
+    layers do not define these three methods.
+    """
+
+    def support_side(self, state: VideoState, rows: slice) -> tuple[Tensor, VideoState]:
+        """Return support tokens ``(S, T, R, C)`` and the tensors that queries attend to, from prepared states."""
+
+    def query_side(self, state: VideoState, rows: slice) -> VideoState:
+        """Return the entries of prepared states that videos need as queries."""
+
+    def relate_query(
+        self, attended: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
+    ) -> Tensor:
+        """Return tokens ``(E*Q, T, R, C)`` of the query videos of ``E = num_tasks`` tasks of equal sizes.
+
+        ``attended`` (``E*S`` videos) is from ``support_side`` and ``query`` (``E*Q`` videos) from ``query_side``, task
+        after task. If ``places (E, S)`` are given, ``attended`` contains any videos, and ``places`` are the indices of
+        each task's support videos.
+        """
+
+
+def task_layer_after(block: nn.Module) -> TaskLayer | None:
+    """Return the active task layer after a block, or None."""
+    child: Any
+    for child in block.children():
+        # hasattr, because isinstance with a protocol took a third of an evaluation's time
+        if hasattr(type(child), "is_task_layer") and child.is_task_layer():
+            return child
+    return None
+
+
+class Layout:
+    """Number of frames and support videos in the current forward call, shared by all adapters of one backbone."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[int | None, int | None]] = []
+
+    @property
+    def num_support(self) -> int | None:
+        """Number of support videos, which come first, or None if unknown."""
+        return self._calls[-1][1] if self._calls else None
+
+    @property
+    def num_frames(self) -> int | None:
+        """Number of frames per video, or None if unknown."""
+        return self._calls[-1][0] if self._calls else None
+
+    def enter(self, num_frames: int | None = None, num_support: int | None = None) -> None:
+        """Begin a call. A value of None is inherited from the outer call."""
+        outer_frames, outer_support = self._calls[-1] if self._calls else (None, None)
+        self._calls.append(
+            (outer_frames if num_frames is None else num_frames, outer_support if num_support is None else num_support)
+        )
+
+    def tell(self, num_frames: int | None, num_support: int | None) -> None:
+        """Set values of the current call that were unknown when it began."""
+        frames, support = self._calls[-1]
+        self._calls[-1] = (
+            frames if num_frames is None else num_frames,
+            support if num_support is None else num_support,
+        )
+
+    def leave(self) -> None:
+        """End the current call."""
+        self._calls.pop()
+
+    @contextmanager
+    def of(self, num_frames: int | None = None, num_support: int | None = None) -> Iterator[None]:
+        """Set the layout inside the context, as between `enter` and `leave`."""
+        self.enter(num_frames, num_support)
+        try:
+            yield
+        finally:
+            self.leave()
+
+    def videos(self, tokens: Tensor, default_num_frames: int) -> Tensor:
+        """Return the tokens ``(V*T, N, C)`` of all frames as ``(V, T, N, C)``.
+
+        The default applies if the current call did not set a number of frames.
+        """
+        if not self._calls and torch._C._current_graph_task_id() != -1:
+            raise DmgalError(
+                "A backward pass recomputes a block, but the number of frames per video is no longer known.",
+                received="a library's own gradient checkpointing, which recomputes a block with its hooks",
+                expected="hooks outside the recomputed part, or a layout that is set during recomputation",
+                remedy="Use FrameEncoder(..., checkpoint_blocks=True) instead of the library's checkpointing.",
+            )
+        frames = self.num_frames or default_num_frames
+        if len(tokens) % frames:
+            raise DmgalError(
+                "The number of frames in a batch is not a multiple of the frames per video.",
+                received=f"{len(tokens)} frames, {frames} frames a video",
+                expected="a whole number of videos, one after the other",
+                remedy="Pass num_frames=... with the call, or a 5-D input (videos, frames, 3, height, width).",
+            )
+        return rearrange(tokens, "(v t) n c -> v t n c", t=frames)

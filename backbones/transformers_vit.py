@@ -1,0 +1,160 @@
+"""Specs of transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model.
+
+They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2 and
+DINOv3 accept images of any size. The size is that of ``preprocessor_config.json`` if ``load_backbone`` found one, else
+the configuration's ``image_size`` (518 for most DINOv2 weights, which results in 1370 tokens).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import DmgalError
+from .spec import HALF, IMAGENET, OPENAI, BackboneSpec, BlockParts, Normalization, preprocessing, told_or, unchanging
+
+_CLIP_PARTS = BlockParts("layer_norm1", "self_attn", "layer_norm2", "mlp")
+_VIT_PARTS = BlockParts("layernorm_before", "attention", "layernorm_after", "mlp")
+_DINO_PARTS = BlockParts("norm1", "attention", "norm2", "mlp")
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """Module names and normalization of one model type."""
+
+    blocks: str
+    norm: str
+    patch_embedding: str
+    parts: BlockParts
+    normalization: Normalization
+    any_size: bool = False
+
+
+_CLIP = _Kind("encoder.layers", "post_layernorm", "embeddings.patch_embedding", _CLIP_PARTS, OPENAI)
+_VIT = _Kind("layers", "layernorm", "embeddings.patch_embeddings.projection", _VIT_PARTS, HALF)
+_DINOV2 = _Kind("encoder.layer", "layernorm", _VIT.patch_embedding, _DINO_PARTS, IMAGENET, any_size=True)
+_KINDS = {
+    "clip_vision_model": _CLIP,
+    "siglip_vision_model": replace(_CLIP, normalization=HALF),
+    "vit": _VIT,
+    "deit": replace(_VIT, normalization=IMAGENET),
+    "dinov2": _DINOV2,
+    "dinov2_with_registers": _DINOV2,
+    "dinov3_vit": replace(_DINOV2, blocks="model.layer", norm="norm", patch_embedding="embeddings.patch_embeddings"),
+}
+
+
+def describe(model: nn.Module) -> BackboneSpec | None:
+    """Return the spec of a model of this library, or None for any other model."""
+    for path in ("", "vision_model", getattr(model, "base_model_prefix", "")):
+        tower = getattr(model, path, None) if path else model
+        kind = _KINDS.get(getattr(getattr(tower, "config", None), "model_type", ""))
+        if kind and hasattr(tower, "embeddings"):
+            spec = _describe_tower(tower, kind, preprocessing(model))
+            return replace(spec.inside(path), project=_project) if path else spec
+    return None
+
+
+def _describe_tower(tower: Any, kind: _Kind, preprocessor: dict[str, Any]) -> BackboneSpec:
+    blocks = tower.get_submodule(kind.blocks)
+    size = _image_size(tower.config.image_size, kind, preprocessor)
+    patch = tower.get_submodule(kind.patch_embedding).kernel_size
+    rotary = hasattr(tower, "rope_embeddings")
+    mean, std = told_or(kind.normalization, preprocessor.get("image_mean"), preprocessor.get("image_std"))
+    return BackboneSpec(
+        library="transformers",
+        tower="",
+        blocks=kind.blocks,
+        num_blocks=len(blocks),
+        width=tower.config.hidden_size,
+        batch_first=True,
+        num_prefix_tokens=_num_prefix_tokens(tower.embeddings),
+        grid=(size[0] // patch[0], size[1] // patch[1]),
+        image_size=size,
+        mean=mean,
+        std=std,
+        pools_prefix=_has_class_token(tower.embeddings),
+        patch_embedding=kind.patch_embedding,
+        stem=_stem,
+        run_block=_run_rotary_block if rotary else _run_block,
+        pool=_pool,
+        norm=_norm,
+        project=_identity,
+        parts=kind.parts,
+        attend=None if rotary else _attend,
+        rotary=rotary,
+    )
+
+
+def _image_size(configured: Any, kind: _Kind, preprocessor: dict[str, Any]) -> tuple[int, int]:
+    height, width = configured if isinstance(configured, (list, tuple)) else (configured, configured)
+    if kind.any_size:
+        size = preprocessor.get("crop_size") or preprocessor.get("size") or {}
+        edge = size.get("shortest_edge")
+        height, width = size.get("height", edge or height), size.get("width", edge or width)
+    return height, width
+
+
+def _has_class_token(embeddings: nn.Module) -> bool:
+    return hasattr(embeddings, "class_embedding") or hasattr(embeddings, "cls_token")
+
+
+def _num_prefix_tokens(embeddings: Any) -> int:
+    registers = getattr(embeddings, "register_tokens", None)
+    return (
+        _has_class_token(embeddings)
+        + hasattr(embeddings, "distillation_token")
+        + (0 if registers is None else registers.shape[1])
+    )
+
+
+def _stem(tower: Any, images: Tensor) -> Tensor:
+    tokens = tower.embeddings(images)
+    return tower.pre_layrnorm(tokens) if hasattr(tower, "pre_layrnorm") else tokens
+
+
+def _run_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
+    return block(tokens, None)  # the second argument is the attention mask
+
+
+def _run_rotary_block(tower: Any, block: nn.Module, tokens: Tensor) -> Tensor:
+    weight = tower.embeddings.patch_embeddings.weight
+    height, width = _image_size(tower.config.image_size, _DINOV2, preprocessing(tower))
+    positions = unchanging(tower.rope_embeddings)(weight.new_empty(1).expand(1, 3, height, width))
+    return block(tokens, None, position_embeddings=positions)
+
+
+def _attend(block: nn.Module, tokens: Tensor) -> Tensor:
+    attention: Any = block.self_attn if hasattr(block, "self_attn") else block.attention
+    return attention(tokens, None)[0]
+
+
+def _pool(tower: Any, tokens: Tensor) -> Tensor:
+    if _has_class_token(tower.embeddings):
+        normed = _norm(tower, tokens[:, :1])
+        pooler = getattr(tower, "pooler", None)
+        return normed[:, 0] if pooler is None else pooler(normed)
+    if not hasattr(tower, "head"):
+        raise DmgalError(
+            "This backbone has no pooling of its own.",
+            received=f"{type(tower).__qualname__} without a head",
+            expected="a pooling of patch tokens",
+            remedy="Choose pooling='patch_mean'.",
+        )
+    return tower.head(_norm(tower, tokens))
+
+
+def _norm(tower: Any, tokens: Tensor) -> Tensor:
+    kind = _KINDS[tower.config.model_type]
+    return getattr(tower, kind.norm)(tokens)
+
+
+def _project(model: nn.Module, features: Tensor) -> Tensor:
+    projection: Any = getattr(model, "visual_projection", None)
+    return features if projection is None else projection(features)
+
+
+def _identity(tower: nn.Module, features: Tensor) -> Tensor:
+    return features

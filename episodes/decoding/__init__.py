@@ -1,1 +1,0 @@
-"""Decoding of video files: one protocol, and one module per decoder."""

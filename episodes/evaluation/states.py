@@ -1,0 +1,212 @@
+"""Per-video states, precomputed for use as support and as query.
+
+Without a task layer the two are the same: the head's state of the video. Task layers that do not change the support
+(a Cmga) split them. The support state then extends to the head, and the query state ends before the first task layer.
+Both depend on one video only, so they are computed once and used in any number of tasks.
+
+Tables of pair scores: each pair of videos is scored once, and the logits of a task are looked up.
+
+A head has pair scores if its logit for a class depends only on the query and on that class's support. Its attribute
+``pair_scores`` is ``"mean"`` if the logit is the mean over the logits of the class's shots. It is ``"one_shot"`` if
+the property only holds for one shot. A task with one class per support video then gives the scores of all its pairs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...backbones.state import VideoState
+from ...errors import DmgalError
+from ..heads.frame_distance import class_members
+from ..recognizer import FewShotRecognizer
+
+ATTENDED, PREPARED, QUERY = "support.attended.", "support.prepared.", "query."
+"""Name prefixes of the three parts of a video's state, if support and query states differ."""
+NORMALIZES_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def encode_sides(recognizer: FewShotRecognizer, videos: Tensor) -> VideoState:
+    """Encode videos ``(V, T, 3, H, W)`` into states that can be stored for later tasks, see `compare_tasks`."""
+    state = recognizer.encode(videos)
+    if not has_divided_task_layers(recognizer):
+        return state
+    encoder: Any = recognizer.encoder
+    support = encoder.support_side(state)
+    prepared = recognizer.head.prepare(support.pop("features"))
+    parts = {ATTENDED: support, PREPARED: prepared, QUERY: encoder.query_side(state)}
+    return VideoState({prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()})
+
+
+def has_divided_task_layers(recognizer: FewShotRecognizer) -> bool:
+    """Return True if there are task layers, and none of them changes the support."""
+    wants_frames = getattr(getattr(recognizer, "head", None), "wants_frames", False)
+    return not wants_frames and getattr(getattr(recognizer, "encoder", None), "has_divided_task_layers", False)
+
+
+def sides(states: VideoState) -> tuple[VideoState, VideoState]:
+    """Split stored states into the part for support videos and the part for queries."""
+    query = VideoState({name: tensor for name, tensor in states.items() if name.startswith(QUERY)})
+    if not query:
+        return states, states
+    return VideoState({name: tensor for name, tensor in states.items() if name not in query}), query
+
+
+@torch.no_grad()
+def compare_tasks(
+    recognizer: FewShotRecognizer,
+    support: VideoState,
+    labels: Tensor,
+    query: VideoState,
+    num_tasks: int,
+    places: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return the logits ``(E, Q, n_way)`` of several tasks of equal sizes at once.
+
+    They equal the logits of single tasks up to rounding: the sums are the same, in products of other shapes.
+
+    Args:
+        recognizer: in evaluation mode.
+        support: support part of `sides`, the videos of ``E`` tasks one after the other, ``E*S``.
+        labels: ``(S,)``, the same for all tasks.
+        query: query part of `sides`, ``E*Q`` videos.
+        num_tasks: ``E``.
+        places: indices of each task's videos in ``support``, ``(E, S)``. ``support`` can then hold any videos.
+        dtype: convert the support states to this type, if they were stored in fewer bits.
+    """
+    attended = _part(support, ATTENDED)
+    if places is not None:
+        others = VideoState({name: tensor for name, tensor in support.items() if not name.startswith(ATTENDED)})
+        support = others.select(rearrange(places, "e s -> (e s)")).to(labels.device, dtype)
+    encoder: Any = getattr(recognizer, "encoder", None)
+    if any(name.startswith(QUERY) for name in query):
+        features = encoder.relate_query(attended, _part(query, QUERY), num_tasks, places)
+        support, query = _part(support, PREPARED), recognizer.head.prepare(features)
+        compare = recognizer.head.compare
+    else:
+        compare = recognizer.compare
+        if getattr(encoder, "has_task_layer", False):
+            return _compare_one_by_one(compare, support, labels, query, num_tasks)
+    if num_tasks == 1:
+        return _compare_one_by_one(compare, support, labels, query, num_tasks)
+    return _compare_vectorized(compare, support, labels, query, num_tasks)
+
+
+def videos_at_a_time(device: torch.device | str) -> int:
+    """Return the number of videos to encode in one batch.
+
+    On a CPU the batch keeps the cores busy without exceeding the cache. With tiny-clip, 12 videos took a fifth less
+    time per video than 32, and 6 to 16 were equally fast. The number for accelerators was not measured.
+    """
+    return 12 if torch.device(device).type == "cpu" else 32
+
+
+def check_states_can_be_kept(model: nn.Module) -> None:
+    """Raise a DmgalError if a video's state depends on the other videos of its batch. Call it in evaluation mode."""
+    for name, module in model.named_modules():
+        if isinstance(module, NORMALIZES_BATCHES) and (module.training or module.running_mean is None):
+            raise DmgalError(
+                "Videos cannot be encoded once for all tasks.",
+                received=f"{name}, a {type(module).__name__} that normalizes over the videos of its batch",
+                expected="batch norms in evaluation mode with stored statistics",
+                remedy="Call eval() (freeze_batch_norm keeps it so during training), and use track_running_stats=True.",
+            )
+
+
+def _part(states: VideoState, prefix: str) -> VideoState:
+    return VideoState({n.removeprefix(prefix): tensor for n, tensor in states.items() if n.startswith(prefix)})
+
+
+def _compare_one_by_one(compare: Any, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int) -> Tensor:
+    supports, queries = (state.split([state.num_videos // num_tasks] * num_tasks) for state in (support, query))
+    tasks = zip(supports, queries, strict=True)
+    return torch.stack([compare(task_support, labels, task_query).logits for task_support, task_query in tasks])
+
+
+def _compare_vectorized(compare: Any, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int) -> Tensor:
+    """Compare all tasks with `torch.vmap`, or one by one if the head does not support it."""
+
+    def logits(support: dict[str, Tensor], query: dict[str, Tensor]) -> Tensor:
+        return compare(VideoState(support), labels, VideoState(query)).logits
+
+    tasks = [
+        {name: rearrange(tensor, "(e v) ... -> e v ...", e=num_tasks) for name, tensor in state.items()}
+        for state in (support, query)
+    ]
+    try:
+        return torch.vmap(logits)(*tasks)
+    except RuntimeError:  # The head branches on values, or memory ran out. Any other error is raised again below.
+        return _compare_one_by_one(compare, support, labels, query, num_tasks)
+
+
+PairScores = Literal["mean", "one_shot"]
+MOST_AT_A_TIME = 64
+NUMBERS_AT_A_TIME = 2**25
+"""Limit on the memory of a head for a block of pairs, in elements of one video's state per pair."""
+TABLE_GAIN = 2
+"""Cost of a pair in a task relative to a pair in a table: measured between 2 and 3 (Bi-MHM, one CPU thread)."""
+
+
+def why_no_pair_scores(recognizer: FewShotRecognizer, k_shot: int) -> str | None:
+    """Return the reason why tasks cannot be looked up in a table of pairs, or None if they can."""
+    if getattr(getattr(recognizer, "encoder", None), "has_task_layer", False):
+        return "a task layer (a Cmga) makes a query's features depend on the whole support"
+    head: Any = getattr(recognizer, "head", None)
+    kind: PairScores | None = getattr(head, "pair_scores", None)
+    if kind is None:
+        return f"{type(head).__name__} relates all support videos of a task, or does not set pair_scores"
+    if kind == "one_shot" and k_shot > 1:
+        return f"{type(head).__name__} joins the {k_shot} shots of a class before it compares them"
+    return None
+
+
+@torch.no_grad()
+def pair_table(
+    recognizer: FewShotRecognizer, states: VideoState, device: torch.device | str = "cpu", progress: bool = True
+) -> Tensor:
+    """Return the score of each pair of videos, ``(V, V)`` on the CPU: queries in rows, support videos in columns.
+
+    Raises:
+        DmgalError: the scores depend on the rest of the task.
+    """
+    reason = why_no_pair_scores(recognizer, k_shot=1)
+    if reason:
+        raise DmgalError(
+            "This recognizer does not score pairs of videos independently.",
+            received=reason,
+            expected="no task layer, and a head with the attribute pair_scores",
+            remedy="Evaluate episodes instead.",
+        )
+    num_elements = sum(tensor[0].numel() for tensor in states.values())
+    size = max(1, min(MOST_AT_A_TIME, int((NUMBERS_AT_A_TIME / max(num_elements, 1)) ** 0.5)))
+    blocks = torch.arange(states.num_videos).split(size)
+    support = [states.select(videos).to(device) for videos in blocks]
+    rows = []
+    for queries in tqdm(blocks, desc="pairs", unit="block", leave=False, disable=not progress):
+        query = states.select(queries).to(device)
+        parts = [recognizer.compare(part, _one_class_each(part, device), query).logits.cpu() for part in support]
+        rows.append(torch.cat(parts, dim=1))
+    return torch.cat(rows)
+
+
+def look_up(table: Tensor, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+    """Return the logits ``(E, Q, n_way)`` of many tasks.
+
+    Args:
+        table: `pair_table`, ``(V, V)``.
+        support: indices of the support videos of ``E`` tasks, ``(E, S)``.
+        labels: ``(S,)``, the same for all tasks.
+        query: indices of the query videos, ``(E, Q)``.
+    """
+    scores = table[rearrange(query, "e q -> e q 1"), rearrange(support, "e s -> e 1 s")]
+    members = class_members(labels, len(labels)).to(scores.dtype)  # (S, n_way)
+    return scores @ (members / members.sum(dim=0))
+
+
+def _one_class_each(support: VideoState, device: torch.device | str) -> Tensor:
+    return torch.arange(support.num_videos, device=device)

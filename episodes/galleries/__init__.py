@@ -1,1 +1,0 @@
-"""Gallery files, gallery tasks, and recognition of clips and long videos."""

@@ -1,0 +1,343 @@
+"""A gallery of actions, enrolled by a few clips each and stored as the states of these clips.
+
+A clip's state does not depend on other clips (see the task boundary in ``recognizer``). Classes are therefore added and
+removed without changing the other states, and recognition equals an episode of the same clips. The videos are not
+needed again.
+
+Galleries as safetensors files: tensors by name, everything else as JSON metadata, and a checksum over both.
+
+    state.NAME   states of the enrolled clips, first dimension S
+    view.NAME    states of augmented views
+    labels, view_clips
+
+Files are written atomically under a temporary name. Every byte is verified on reading. A process that changes a gallery
+holds the lock on ``.NAME.lock`` in the same folder; the lock file is not deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from hashlib import blake2b
+from itertools import compress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ... import __version__
+from ...backbones.state import VideoState
+from ...errors import DmgalError
+from ...io import exclusively, listed, printable
+from .task import Rejection
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Gallery:
+    """``S`` enrolled clips of ``n_way`` classes, validated on construction.
+
+    Args:
+        class_names: ``(n_way,)``, all different.
+        labels: class of each clip, ``(S,)`` int64 in ``0..n_way-1``. Every class has a clip.
+        clips: name of each clip, ``(S,)``.
+        contents: hash of each clip's file, ``(S,)``, all different, because a clip cannot be enrolled twice.
+        states: states of the clips from `FewShotRecognizer.encode`.
+        views: states of augmented views of clips that are the only one of their class. They calibrate a threshold.
+        view_clips: index of the clip of each view, ``(W,)`` int64.
+        made_with: everything that shaped the states, by name: weight hashes, frames, transform.
+        rejection: threshold for unknown actions. None: not computed yet.
+
+    Raises:
+        DmgalError: there is no class, a name occurs twice, a class has no clip, or a clip is enrolled twice.
+    """
+
+    class_names: tuple[str, ...]
+    labels: Tensor
+    clips: tuple[str, ...]
+    contents: tuple[int, ...]
+    states: VideoState
+    views: VideoState
+    view_clips: Tensor
+    made_with: Mapping[str, str] = field(default_factory=dict)
+    rejection: Rejection | None = None
+
+    def __post_init__(self) -> None:
+        if not self.class_names:
+            _raise(
+                "The gallery has no class.",
+                "no class names",
+                "at least one class with a clip",
+                "Enroll clips of a class.",
+            )
+        repeated = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+        if repeated:
+            _raise("Classes have the same name.", listed(repeated), "different names", "Rename one class of each name.")
+        empty = [name for name, count in zip(self.class_names, self.shots, strict=True) if not count]
+        if empty:
+            remedy = "Add clips or omit these classes."
+            _raise("Classes have no clip.", listed(empty), "at least one clip of each class", remedy)
+        self._refuse_repeated_clips()
+
+    def __len__(self) -> int:
+        """Return ``S``."""
+        return len(self.clips)
+
+    def __repr__(self) -> str:
+        return f"Gallery(classes={self.n_way}, clips={len(self)}, views={len(self.view_clips)})"
+
+    @property
+    def n_way(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shots(self) -> tuple[int, ...]:
+        """The number of clips of each class."""
+        return tuple(torch.bincount(self.labels, minlength=self.n_way).tolist())
+
+    @property
+    def single_clips(self) -> Tensor:
+        """Indices of the clips that are the only one of their class, ``(n,)``."""
+        return (torch.tensor(self.shots)[self.labels] == 1).nonzero().flatten()
+
+    def added(self, other: Gallery) -> Gallery:
+        """Return a gallery with the clips of another gallery appended. Shared classes get the clips of both.
+
+        Raises:
+            DmgalError: another model made it (the error names the differences), or a clip is in both.
+        """
+        refuse_other_model(self.made_with, other.made_with, "The clips to add")
+        names = (*self.class_names, *(name for name in other.class_names if name not in self.class_names))
+        new_labels = torch.tensor([names.index(name) for name in other.class_names])
+        return replace(
+            self,
+            class_names=names,
+            labels=torch.cat([self.labels, new_labels[other.labels]]),
+            clips=(*self.clips, *other.clips),
+            contents=(*self.contents, *other.contents),
+            states=VideoState.cat([self.states, other.states]),
+            views=VideoState.cat([self.views, other.views]),
+            view_clips=torch.cat([self.view_clips, other.view_clips + len(self)]),
+            rejection=None,
+        )._without_needless_views()
+
+    def removed(self, class_names: Sequence[str]) -> Gallery:
+        """Return the gallery without some of its classes.
+
+        Raises:
+            DmgalError: a class is not in the gallery, or no class would remain.
+        """
+        unknown = [name for name in class_names if name not in self.class_names]
+        if unknown:
+            expected = f"one of {listed(self.class_names)}"
+            _raise("The gallery has no such class.", listed(unknown), expected, "Correct the name.")
+        remaining = [label for label, name in enumerate(self.class_names) if name not in class_names]
+        if not remaining:
+            remedy = "Delete the file instead."
+            _raise("Nothing would be left of the gallery.", listed(class_names), "at least one other class", remedy)
+        new_labels = _new_indices(torch.tensor(remaining), self.n_way)
+        clip_mask = torch.isin(self.labels, torch.tensor(remaining))
+        new_clips = _new_indices(clip_mask.nonzero().flatten(), len(self))
+        view_mask = new_clips[self.view_clips] >= 0
+        return replace(
+            self,
+            class_names=tuple(self.class_names[label] for label in remaining),
+            labels=new_labels[self.labels[clip_mask]],
+            clips=tuple(compress(self.clips, clip_mask.tolist())),
+            contents=tuple(compress(self.contents, clip_mask.tolist())),
+            states=self.states.select(clip_mask),
+            views=self.views.select(view_mask),
+            view_clips=new_clips[self.view_clips[view_mask]],
+            rejection=None,
+        )
+
+    def _without_needless_views(self) -> Gallery:
+        """Drop the views of classes with several clips, because each of these clips is held out instead."""
+        is_needed = torch.isin(self.view_clips, self.single_clips)
+        return replace(self, views=self.views.select(is_needed), view_clips=self.view_clips[is_needed])
+
+    def _refuse_repeated_clips(self) -> None:
+        first_clips: dict[int, int] = {}
+        for clip, content in enumerate(self.contents):
+            first = first_clips.setdefault(content, clip)
+            if first != clip:
+                names = (f"{printable(self.clips[c])} of {printable(self._class_of(c))}" for c in (first, clip))
+                _raise(
+                    "A clip is enrolled twice.",
+                    " and ".join(names) + ", which contain the same bytes",
+                    "each clip once, in one class",
+                    "Omit one of them.",
+                )
+
+    def _class_of(self, clip: int) -> str:
+        return self.class_names[int(self.labels[clip])]
+
+
+def refuse_other_model(gallery: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
+    """Raise a DmgalError that names the differences between a gallery's model and the current one, if any.
+
+    Args:
+        gallery: ``made_with`` of the gallery.
+        now: the same entries of the current model.
+        what: subject of the message, such as ``"The run"``.
+    """
+    names = [name for name in {**gallery, **now} if gallery.get(name) != now.get(name)]
+    if names:
+        _raise(
+            f"{what} and the gallery belong to different models, so their states cannot be compared.",
+            "; ".join(f"{name} {now.get(name, 'nothing')}" for name in names),
+            "; ".join(f"{name} {gallery.get(name, 'nothing')}" for name in names) + ", as the gallery was made with",
+            "Use the run that the gallery was made with, or enroll the clips again with this run.",
+        )
+
+
+def _new_indices(remaining: Tensor, count: int) -> Tensor:
+    """Return the new index of each of ``count`` items, -1 for items that are not in ``remaining``."""
+    indices = torch.full((count,), -1, dtype=torch.int64)
+    indices[remaining] = torch.arange(len(remaining))
+    return indices
+
+
+def _raise(problem: str, received: str, expected: str, remedy: str) -> NoReturn:
+    raise DmgalError(problem, received=received, expected=expected, remedy=remedy)
+
+
+FORMAT = 1
+
+
+@contextmanager
+def changing(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
+    """Lock a gallery from reading to writing it, so that no change of another process is lost.
+
+    Args:
+        path: file of the gallery, which does not need to exist yet.
+        while_waiting: called once before the wait for another process.
+
+    Raises:
+        DmgalError: the folder is not writable.
+    """
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(exclusively(path.with_name(f".{path.name}.lock"), while_waiting))
+        except OSError as error:
+            raise _cannot_be_written(path, error) from error
+        yield
+
+
+def save_gallery(gallery: Gallery, path: Path) -> None:
+    """Write a gallery atomically.
+
+    Raises:
+        DmgalError: the file cannot be written, for example because the disk is full. An existing file stays unchanged.
+    """
+    tensors = {
+        **{f"state.{name}": tensor for name, tensor in gallery.states.items()},
+        **{f"view.{name}": tensor for name, tensor in gallery.views.items()},
+        "labels": gallery.labels,
+        "view_clips": gallery.view_clips,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "class_names": gallery.class_names,
+            "clips": gallery.clips,
+            "contents": [f"{content:016x}" for content in gallery.contents],
+            "made_with": dict(gallery.made_with),
+            "rejection": None if gallery.rejection is None else asdict(gallery.rejection),
+            "dmgal": __version__,
+        }
+    )
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partial, {"gallery": text, "checksum": checksum(text, tensors)})
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        raise _cannot_be_written(path, error) from error
+
+
+def load_gallery(path: Path) -> Gallery:
+    """Read a gallery onto the CPU.
+
+    Raises:
+        DmgalError: the file does not exist, is not a gallery, or is damaged.
+    """
+    if not path.is_file():
+        _raise_file("There is no such gallery.", path, "no such file", "Enroll clips with 'dmgal enroll' first.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata: Mapping[str, str] = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        _raise_file("The gallery cannot be read.", path, str(error), "Copy the file again, or enroll its clips again.")
+    if "gallery" not in metadata:
+        _raise_file(
+            "This file is not a gallery.", path, "safetensors without a gallery's metadata", "Correct the path."
+        )
+    if checksum(metadata["gallery"], tensors) != metadata.get("checksum"):
+        _raise_file(
+            "The gallery is damaged.",
+            path,
+            "its content differs from its checksum",
+            "Check the disk, then copy the file again or enroll its clips again.",
+        )
+    content = json.loads(metadata["gallery"])
+    if content["format"] != FORMAT:
+        received = f"format {content['format']}, written by dmgal {content['dmgal']}"
+        _raise_file("The gallery was written by another version.", path, received, "Enroll its clips again.")
+    return _to_gallery(content, tensors)
+
+
+def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a checksum of the metadata and of the name, dtype, shape and bytes of each tensor."""
+    digest = blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gallery:
+    return Gallery(
+        class_names=tuple(content["class_names"]),
+        labels=tensors["labels"],
+        clips=tuple(content["clips"]),
+        contents=tuple(int(value, 16) for value in content["contents"]),
+        states=_tensors_with_prefix(tensors, "state."),
+        views=_tensors_with_prefix(tensors, "view."),
+        view_clips=tensors["view_clips"],
+        made_with=content["made_with"],
+        rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
+    )
+
+
+def _tensors_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
+    return VideoState({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+
+
+def _cannot_be_written(path: Path, error: Exception) -> DmgalError:
+    return DmgalError(
+        "The gallery cannot be written.",
+        received=f"{printable(str(path))}: {error}",
+        expected="a writable folder with enough space for the file",
+        remedy="Free disk space or choose another --out. An existing gallery is unchanged.",
+    )
+
+
+def _raise_file(problem: str, path: Path, received: str, remedy: str) -> NoReturn:
+    raise DmgalError(
+        problem,
+        received=f"{printable(str(path))}: {received}",
+        expected="a complete file written by 'dmgal enroll'",
+        remedy=remedy,
+    )

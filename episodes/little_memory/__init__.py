@@ -1,1 +1,0 @@
-"""Helpers of two-pass training: memory measurement, recomputation and gradient averaging."""

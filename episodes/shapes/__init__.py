@@ -1,1 +1,0 @@
-"""Moving shapes: generated videos whose classes differ in motion only."""

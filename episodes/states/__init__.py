@@ -1,1 +1,0 @@
-"""Storable states of encoded videos, and task logits computed from them."""

@@ -1,1 +1,0 @@
-"""Parts of a store of decoded frames: blocks, content, key and build."""

@@ -1,0 +1,232 @@
+"""Selection of the results of an encoding that are saved for backward instead of recomputed.
+
+An element of a matrix product costs as many multiplications as its sum has terms. Results are therefore selected by
+operations per byte, most expensive first. In a ViT, the first is the MLP's second layer, whose input has four times the
+width, followed by all layers whose input has the width. ``activation_memory_budget`` of torch.compile does the same in
+a graph; this module is for eager models and uses torch's selective checkpoint.
+
+Frozen start of an encoding: the blocks before the first trained parameter, whose result is stored and reused.
+
+If the first adapter follows block 0, the start is this block. If adapters begin late, it is most of the blocks.
+
+State of torch's random generators, which is restored to run a part of a model again with the same dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.flop_counter import flop_registry
+
+from ...backbones.spec import base_model
+from ..recognizer import FewShotRecognizer
+
+Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
+_PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
+_ATTENTION_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class Result(NamedTuple):
+    """Result of a costly operation: its position in the encoding, its number of operations, and its size in bytes."""
+
+    position: int
+    operations: float
+    size: int
+
+
+class CostlyResults(TorchDispatchMode):
+    """A context that records the results of matrix products, convolutions and attentions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[Result] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outcome = func(*args, **(kwargs or {}))
+        if _is_costly(func):
+            parts = outcome if isinstance(outcome, (tuple, list)) else (outcome,)
+            size = sum(part.nbytes for part in parts if isinstance(part, Tensor))
+            operations = _count_operations(func, args, kwargs or {}, outcome)
+            self.results.append(Result(len(self.results), operations, max(size, 1)))
+        return outcome
+
+
+def most_expensive(results: Sequence[Result], memory: float) -> frozenset[int]:
+    """Return the positions of the results with the most operations per byte that fit into ``memory`` bytes."""
+    positions = []
+    for result in sorted(results, key=lambda result: (-result.operations / result.size, result.position)):
+        if result.size > memory:
+            break
+        memory -= result.size
+        positions.append(result.position)
+    return frozenset(positions)
+
+
+def keeping(positions: Collection[int]) -> Callable[[], Contexts]:
+    """Return a ``context_fn`` for torch's checkpoint that saves the results at these positions only."""
+
+    def contexts() -> Contexts:
+        num_seen = {False: 0, True: 0}  # costly operations, in the forward pass and in the recomputation
+
+        def policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+            if not _is_costly(operator):
+                return CheckpointPolicy.PREFER_RECOMPUTE
+            position = num_seen[context.is_recompute]
+            num_seen[context.is_recompute] += 1
+            return CheckpointPolicy.MUST_SAVE if position in positions else CheckpointPolicy.PREFER_RECOMPUTE
+
+        return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
+
+    return contexts
+
+
+def keeping_products() -> Contexts:
+    """Return contexts for torch's checkpoint that save matrix products with fewer columns than terms in their sums."""
+
+    def policy(context: object, operator: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        if operator in _PRODUCTS:
+            terms, columns = arguments[-1].shape
+            if terms > columns:
+                return CheckpointPolicy.MUST_SAVE
+        return CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
+
+
+def _is_costly(operator: Any) -> bool:
+    packet = getattr(operator, "_overloadpacket", None)
+    return packet in flop_registry or packet is _ATTENTION_ON_CPU
+
+
+def _count_operations(operator: Any, args: Any, kwargs: Any, outcome: Any) -> float:
+    if operator._overloadpacket is _ATTENTION_ON_CPU:  # missing in torch's table
+        query, key, value = args[:3]
+        return float(2 * query.numel() * key.shape[-2] + 2 * query.numel() // query.shape[-1] * value[0, 0].numel())
+    return float(flop_registry[operator._overloadpacket](*args, **kwargs, out_val=outcome))
+
+
+class _EncodingStopped(Exception):
+    """The rest of the encoding is not needed."""
+
+
+class FrozenStart:
+    """The first blocks of a recognizer's backbone whose results need no gradient, without the hooks of the last one.
+
+    Args:
+        blocks: the blocks in order. Empty if there is no such block, or if the start draws random numbers, because
+            skipping it would shift all later draws.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module]) -> None:
+        self.blocks = blocks
+
+    @classmethod
+    def of(cls, recognizer: FewShotRecognizer, video: Tensor) -> FrozenStart:
+        """Find the start by encoding a video ``(1, T, 3, H, W)`` up to the first block that requires a gradient."""
+        spec = getattr(recognizer.encoder, "spec", None)
+        names = spec.block_names() if spec else []
+        blocks = [base_model(recognizer.encoder.backbone).get_submodule(name) for name in names]
+        frozen: list[nn.Module] = []
+        start = RandomState.now(video.device)
+
+        def record_frozen(block: nn.Module, forward: Any, *inputs: Any, **options: Any) -> Any:
+            result = forward(*inputs, **options)
+            if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_iter(result)):
+                raise _EncodingStopped
+            if not RandomState.now(video.device).equals(start):
+                raise _EncodingStopped
+            frozen.append(block)
+            return result
+
+        with torch.enable_grad(), _replaced_forward(blocks, record_frozen):
+            _encode_until_stopped(recognizer, video)
+        start.restore()
+        return cls(blocks[: len(frozen)] if frozen == blocks[: len(frozen)] else [])
+
+    def result(self, recognizer: FewShotRecognizer, videos: Tensor) -> Any:
+        """Return the result of the last block for videos, or None if there are no blocks."""
+        results: list[Any] = []
+
+        def stop(block: nn.Module, forward: Any, *inputs: Any, **options: Any) -> Any:
+            results.append(forward(*inputs, **options))
+            raise _EncodingStopped
+
+        if self.blocks:
+            with torch.no_grad(), _replaced_forward(self.blocks[-1:], stop):
+                _encode_until_stopped(recognizer, videos)
+        return results[0] if results else None
+
+    @contextmanager
+    def known(self, result: Any) -> Iterator[None]:
+        """Skip the blocks inside the context: each returns the last one's given result, and its hooks still run."""
+        with _replaced_forward(self.blocks, lambda block, forward, *inputs, **options: result):
+            yield
+
+
+@contextmanager
+def _replaced_forward(blocks: Sequence[nn.Module], act: Any) -> Iterator[None]:
+    """Call ``act(block, forward, ...)`` instead of each block's ``forward``."""
+    with ExitStack() as stack:
+        for block in blocks:
+            original = vars(block).get("forward")
+
+            def forward(*inputs: Any, _block: nn.Module = block, _forward: Any = block.forward, **options: Any) -> Any:
+                return act(_block, _forward, *inputs, **options)
+
+            vars(block)["forward"] = forward
+            stack.callback(_restore_forward, block, original)
+        yield
+
+
+def _restore_forward(block: nn.Module, forward: Any) -> None:
+    if forward is None:
+        del vars(block)["forward"]
+    else:
+        vars(block)["forward"] = forward
+
+
+def _encode_until_stopped(recognizer: FewShotRecognizer, videos: Tensor) -> None:
+    try:
+        recognizer.encode(videos)
+    except _EncodingStopped:
+        return
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Random states of the CPU (our own dropout) and of the device (dropout of other libraries)."""
+
+    device: torch.device
+    on_cpu: Tensor
+    on_device: Tensor | None
+
+    @classmethod
+    def now(cls, device: torch.device) -> RandomState:
+        """Return the current state."""
+        if device.type == "cpu":
+            return cls(device, torch.get_rng_state(), None)
+        return cls(device, torch.get_rng_state(), torch.get_device_module(device).get_rng_state(*_index(device)))
+
+    def restore(self) -> None:
+        """Restore the state, so that the same numbers are drawn as after `now`."""
+        torch.set_rng_state(self.on_cpu)
+        if self.on_device is not None:
+            torch.get_device_module(self.device).set_rng_state(self.on_device, *_index(self.device))
+
+    def equals(self, other: RandomState) -> bool:
+        """Return True if both states draw the same numbers."""
+        if self.on_device is None or other.on_device is None:
+            return torch.equal(self.on_cpu, other.on_cpu)
+        return torch.equal(self.on_cpu, other.on_cpu) and torch.equal(self.on_device, other.on_device)
+
+
+def _index(device: torch.device) -> tuple[torch.device, ...]:
+    return () if device.type == "mps" else (device,)  # there is only one MPS device

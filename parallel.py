@@ -1,0 +1,128 @@
+"""A function applied to many pieces of work in several spawned processes with one torch thread each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from typing import TypeVar
+
+import torch
+
+from .errors import DmgalError
+
+AHEAD = 4  # pieces in flight for each worker, which bounds the memory of results that wait for the caller
+THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read once, when numpy is imported
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers: int | None) -> Iterator[Result]:
+    """Yield the results in order of completion. The first error ends all work.
+
+    Args:
+        work: a function at the top level of a module, or a partial of one, because new processes import it.
+        pieces: arguments of the calls.
+        workers: number of processes; None uses one per available core, and 1 works in this process.
+
+    Raises:
+        DmgalError: the processes could not start, or were killed.
+    """
+    workers = min(workers or available_cores(), len(pieces))
+    if workers <= 1:
+        yield from _run_in_this_process(work, pieces)
+        return
+    # Spawn, because torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_set_up_worker)
+    try:
+        waiting = iter(pieces)
+        running = _submit(pool, work, islice(waiting, AHEAD * workers))
+        while running:
+            done, running = wait_for(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+                running |= _submit(pool, work, islice(waiting, 1))
+    except BrokenProcessPool as error:
+        raise DmgalError(
+            f"The {workers} worker processes ended before their work.",
+            received=str(error),
+            expected='processes that can import the main script again: its work under if __name__ == "__main__"',
+            remedy="Guard the script, or use one worker. If the processes were killed, check the memory and run again.",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> set[Future[Result]]:
+    with _single_threaded_children(), deaf_to_interrupts():  # the pool starts its processes on submission
+        return {pool.submit(work, piece) for piece in pieces}
+
+
+@contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that never receive Ctrl-C, which a terminal sends to all. The main process ends the others.
+
+    SIGINT is blocked rather than ignored, so that an interrupt in this context reaches this process afterward.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting this helper of multiprocessing later would unblock the signal
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run_in_this_process(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # same as in a worker; more threads do not speed up small tensors
+    try:
+        yield from map(work, pieces)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Start processes with one linear algebra thread instead of one per core."""
+    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
+    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _set_up_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block the signal from the start
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent ends, because it would otherwise wait for work forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

@@ -1,1 +1,0 @@
-"""What the commands enroll and recognize share."""

@@ -1,0 +1,1 @@
+"""Results for people: tables, the comparison of methods and the web page."""

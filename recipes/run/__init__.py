@@ -1,0 +1,1 @@
+"""What all commands share: configuration, model and data factories, the run folder."""

@@ -1,0 +1,292 @@
+"""The recipe of a run, put together from defaults, YAML layers and flags. Later sources win.
+
+    dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --adapter.bottleneck 24
+
+A layer holds only differences from the defaults. It is named by a bundled file in ``recipes/configs`` or by a path.
+Unknown keys raise an error that suggests the nearest known key.
+
+Options that replace data settings of a finished run, such as the folder of the videos on this machine.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from dmgal.errors import DmgalError
+from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
+from dmgal.videos.bad_videos import OnBadVideo
+from dmgal.videos.decoding.video import DecoderName
+
+SHORT_FLAGS = {"--ways": "--episode.n-way", "--shots": "--episode.k-shot", "--queries": "--episode.n-query"}
+OPEN_SECTIONS = ("adapter", "head", "train.loss_weights")
+"""Sections with keys that depend on the chosen adapter or head."""
+Precision = Literal["float32", "tf32", "float64", "bf16", "fp16"]
+Schedule = Literal["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
+Optimizer = Literal["adamw", "adam", "sgd"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Location of the videos, and how clips are sampled from them."""
+
+    name: str | None = None
+    """Name of the data set. Method layers use it to look up their per_data values."""
+    root: Path = Path("data/moving_shapes")
+    """Folder of the videos, with one subfolder per class, or with the files that the split file lists."""
+    split_file: Path | None = None
+    """CSV with the columns split, class_name and video, a list file, or a folder with one list per split. None: the
+    folder names define the classes."""
+    list_format: str | None = None
+    """Format of the lists, needed only if it cannot be detected. The error message then names the candidates."""
+    report: Path | None = None
+    """The report.csv of dmgal prepare. Videos listed there as bad are treated as such from the start."""
+    on_bad_video: OnBadVideo = "error"
+    """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
+    generate: Literal["no", "moving_shapes"] = "no"
+    """Generate this data set in root if it does not exist."""
+    seed: int = 0
+    """Seed of the generated data set, and of the random split into classes if the data has no split."""
+    num_frames: int = 8
+    """Frames per clip."""
+    flip: bool = False
+    """Mirror half of the training clips. Not allowed if classes differ by left and right."""
+    may_flip: bool = True
+    """A mirrored clip keeps its label. Set to false by data sets with left and right in their labels."""
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest share of the frame's area in a training crop. 1 1: center crop."""
+    color_jitter: float = 0.0
+    """Strength of the color jitter of training clips. 0: none."""
+    test_resize: float = 1.0
+    """Short side of test frames before the center crop, as a multiple of the backbone's input size."""
+    keep_in_memory: bool = False
+    """Keep decoded clips in memory. For small data sets."""
+    decoder: DecoderName = "pyav"
+    """Decoder of video files. decord returns wrong frames for some videos, see the README."""
+    store: Path | None = None
+    """Folder of decoded frames, written by dmgal store. None: decode the videos each time."""
+    num_workers: int = 2
+    """Number of data loading processes. 0: load in the training process."""
+
+    def __post_init__(self) -> None:
+        if self.flip and not self.may_flip:
+            raise DmgalError(
+                "This data set may not be mirrored.",
+                received="data.flip: true",
+                expected="data.flip: false, because its classes differ by left and right",
+                remedy="Remove data.flip.",
+            )
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The foundation model."""
+
+    name: str = "tiny-clip"
+    """tiny-clip, open_clip:MODEL/WEIGHTS, hf:REPOSITORY, or a folder in the transformers format."""
+    pooling: Literal["patch_mean", "cls+patch_mean", "map"] | None = None
+    """How the tokens of a frame become its feature. None: the backbone's own pooling."""
+    trainable: bool = False
+    """Fine-tune the whole backbone instead of freezing it."""
+    freeze_batch_norm: bool = True
+    """Keep the batch norm statistics of a trained backbone or head fixed."""
+    checkpoint_blocks: bool = False
+    """Save only the input of each block and recompute the rest in the backward pass. Less memory, more time."""
+    dtype: Literal["float32", "bf16"] = "float32"
+    """Precision of frozen backbone weights during training. Trained weights stay in float32."""
+
+
+@dataclass(frozen=True)
+class EpisodeConfig:
+    """Size of a training or validation task. Short flags: --ways, --shots and --queries."""
+
+    n_way: int = 5
+    """Classes per task."""
+    k_shot: int = 1
+    """Support videos per class."""
+    n_query: int = 2
+    """Query videos per class."""
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A lower bound in the annotation of a numeric field. None always passes."""
+
+    least: int
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimizer, learning rate schedule, validation, checkpoints and logging of a run."""
+
+    steps: Annotated[int, AtLeast(0)] = 600
+    """Optimizer steps. 0: train nothing and evaluate the frozen backbone."""
+    tasks_per_step: Annotated[int, AtLeast(1)] = 1
+    """Tasks per optimizer step, summed over all processes. The result does not depend on the number of processes."""
+    tasks_per_pass: Annotated[int | None, AtLeast(1)] = None
+    """Tasks per forward and backward pass on each process. Fewer tasks need less memory. None: all tasks of a step."""
+    two_pass: Literal["no", "auto"] | int = "no"
+    """The same gradients with less memory and more time: the videos of a task are encoded in chunks, and again in the
+    backward pass. A number: videos per chunk. auto: all videos at once if memory_budget allows, else the largest chunk
+    that fits. 1 with a tiny memory_budget needs the least memory. Requires frozen batch norms and unsharded weights
+    (no FSDP)."""
+    memory_budget: float | None = None
+    """GB for encoding the videos of a task if two_pass is auto or a number. What the chunks leave free caches results
+    for the backward pass. The savings are logged at the start. None: with auto most of the free memory, otherwise only
+    the most expensive results are cached. Weights, gradients and optimizer state are not included."""
+    optimizer: Optimizer = "adamw"
+    """Optimizer of torch.optim. Older papers use adam and sgd."""
+    momentum: float = 0.0
+    """Momentum of sgd."""
+    learning_rate: float = 4e-3
+    """Peak learning rate of adapter and head."""
+    backbone_learning_rate: float = 1e-4
+    """Peak learning rate of the backbone's own parameters if they are trained."""
+    weight_decay: float = 0.01
+    """Applied to matrices only, not to biases, norms, gains and scales. adam and sgd add it to the gradient."""
+    warmup_steps: Annotated[int, AtLeast(0)] = 30
+    """Steps of linear learning rate warm-up."""
+    schedule: Schedule = "cosine"
+    """Learning rate schedule after the warm-up. cosine decays to zero. The others are those of transformers."""
+    clip_norm: float | None = 1.0
+    """Maximum gradient norm. None: no clipping."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the trained weights, such as 0.999. The average is validated and
+    saved. None: no average."""
+    loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
+    """Weights of the head's losses by name, e.g. {base_classes: 0.5}. Other losses keep the weights of the paper."""
+    measure_head_norms: bool = False
+    """Initialize the frozen batch norms of a new head with the statistics of the first task. Otherwise they have unit
+    variance."""
+    precision: Precision = "float32"
+    """bf16 and fp16: autocast with float32 weights. tf32: float32 with faster, less exact products on NVIDIA GPUs."""
+    compile: bool = False
+    """Compile the backbone's blocks with torch.compile. Measure first: it does not always pay off."""
+    validate_every: Annotated[int, AtLeast(1)] = 200
+    """Steps between validations."""
+    validation_episodes: Annotated[int, AtLeast(1)] = 500
+    """Episodes per validation."""
+    patience: Annotated[int | None, AtLeast(1)] = None
+    """Stop after this many validations without improvement. None: never stop early."""
+    checkpoint_every: Annotated[int, AtLeast(1)] = 100
+    """Steps between checkpoints."""
+    keep_checkpoints: Annotated[int, AtLeast(1)] = 2
+    """Number of newest checkpoints to keep. An older one is the fallback if the newest is damaged."""
+    on_bad_loss: Literal["skip", "stop"] = "skip"
+    """What to do if a loss or gradient is not finite, or a loss explodes. skip: skip the step and count it."""
+    max_bad_losses: Annotated[int, AtLeast(1)] = 10
+    """Stop after this many skipped steps in a row."""
+    tracker: Tracker | None = None
+    """Also send the log to this tracker through Accelerate. Its package must be installed."""
+    seed: int = 0
+    """Seed of initialization, episodes and augmentation."""
+
+    def __post_init__(self) -> None:
+        for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
+            value = getattr(self, name)
+            for bound in getattr(hint, "__metadata__", ()):
+                if isinstance(bound, AtLeast) and value is not None and value < bound.least:
+                    raise _out_of_range(name, value, f"at least {bound.least}")
+        if isinstance(self.two_pass, int) and self.two_pass < 1:
+            raise _out_of_range("two_pass", self.two_pass, "no, auto, or at least 1")
+        if self.memory_budget is not None and not self.memory_budget > 0:
+            raise _out_of_range("memory_budget", self.memory_budget, "more than 0 GB, or null")
+        if not 0 <= self.momentum < 1:
+            raise _out_of_range("momentum", self.momentum, "at least 0 and less than 1")
+        if self.momentum and self.optimizer != "sgd":
+            raise DmgalError(
+                f"`train.momentum` requires `train.optimizer=sgd`, got `{self.optimizer}`.",
+                received=f"train.momentum: {self.momentum}, train.optimizer: {self.optimizer}",
+                expected="train.optimizer: sgd, or no momentum",
+                remedy="Remove train.momentum or use sgd.",
+            )
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise _out_of_range("ema", self.ema, "a decay between 0 and 1, or null")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise _out_of_range("clip_norm", self.clip_norm, "more than 0, or null")
+
+
+def _out_of_range(name: str, value: float, expected: str) -> DmgalError:
+    return DmgalError(
+        f"`train.{name}` must be {expected}, got `{value}`.",
+        received=f"train.{name}: {value}",
+        expected=expected,
+        remedy=f"Change or remove train.{name}.",
+    )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings that determine a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    adapter: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = None
+    """PEFT config by its ``peft_type`` and fields, e.g. ``{peft_type: DMGAL, bottleneck: 24}``. None: no adapter."""
+    head: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=lambda: {"name": "BiMHM"})
+    """Class of ``dmgal.episodes.heads`` by its name and arguments."""
+    episode: EpisodeConfig = field(default_factory=EpisodeConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def _expand_short_flag(flag: str) -> str:
+    name, equals, value = flag.partition("=")
+    return SHORT_FLAGS.get(name, name) + equals + value
+
+
+def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: type[Any]) -> tuple[Any, list[str]]:
+    """Return the options of a command, including its ``recipe``, and the names of the layers in ``argv``.
+
+    Args:
+        wrapper: a dataclass with a field ``recipe`` and the command's own options.
+
+    Raises:
+        DmgalError: a layer or key is unknown, or a value has the wrong type.
+        SystemExit: after ``--help``, or with code 2 if a flag is refused.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
+    names, flags = words[:first_flag], words[first_flag:]
+    flags, open_options = split_open_flags([_expand_short_flag(flag) for flag in flags], OPEN_SECTIONS)
+    tree = merged([*(read_layer(name) for name in names), open_options])
+    options = tyro.cli(
+        wrapper,
+        prog=prog,
+        args=flags,
+        default=wrapper(recipe=from_mapping(Recipe, tree)),
+        description=f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
+        "Short flags for episode options: --ways, --shots, --queries. "
+        "Adapters and heads have options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE. "
+        "Weights of a head's losses: --train.loss-weights.LOSS WEIGHT.",
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    return options, names
+
+
+@dataclass(frozen=True)
+class DataOverrides:
+    """Data settings that differ from training. None: as in training."""
+
+    root: Path | None = None
+    """Folder of the videos."""
+    split_file: Path | None = None
+    """CSV with the columns split, class_name and video, a list file, or a folder of lists."""
+    report: Path | None = None
+    """The report.csv of dmgal prepare."""
+    store: Path | None = None
+    """Folder of decoded frames, written by dmgal store."""
+    on_bad_video: OnBadVideo | None = None
+    """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
+    num_workers: int | None = None
+    """Number of data loading processes."""
+
+    def over(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with its data settings replaced by those that are not None."""
+        overrides = {name: value for name, value in vars(self).items() if value is not None}
+        return replace(recipe, data=replace(recipe.data, **overrides))

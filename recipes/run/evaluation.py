@@ -1,0 +1,202 @@
+"""Moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+from torch import nn
+
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer, ReversalSampler
+from dmgal.episodes.evaluation import Evaluation, evaluate
+from dmgal.episodes.evaluation.states import pair_table, why_no_pair_scores
+from dmgal.episodes.evaluation.statistics import ExactAccuracy, exact_accuracy
+from dmgal.episodes.sampler import TaskSampler
+from dmgal.errors import DmgalError
+from dmgal.recipes.run.build import build_recognizer, dtype_of
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.distributed import evaluate_shared
+from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
+from dmgal.recipes.run.folder import Run, read_tensors
+from dmgal.recipes.run.weights import load_trained_state
+from dmgal.videos import VideoCatalog
+
+MOST_EPISODES = 1_000_000
+"""Upper limit of --until."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Choice of episodes. The same seed gives every method the same episodes."""
+
+    split: Literal["test", "val"] = "test"
+    """test: the novel classes. Evaluate on them only once, for the final report."""
+    n_way: Annotated[int | None, tyro.conf.arg(aliases=["--ways"])] = None
+    """Classes per task. None: as in training."""
+    k_shot: Annotated[int | None, tyro.conf.arg(aliases=["--shots"])] = None
+    """Support videos per class. None: as in training."""
+    n_query: Annotated[int, tyro.conf.arg(aliases=["--queries"])] = 1
+    """Query videos per class."""
+    episodes: int = 10_000
+    """Number of episodes. With --until: episodes before the interval is first checked."""
+    until: float | None = None
+    """Continue until the half-width of the 95 % interval is this many points, at most to a million episodes. Because of
+    the repeated checks, the interval covers the true accuracy slightly less often than 95 %."""
+    seed: int = 0
+    """Seed of the episodes."""
+
+
+def load_run(
+    run: Run, *, backbone: nn.Module | None = None, head: nn.Module | None = None
+) -> tuple[Recipe, FewShotRecognizer]:
+    """Return the recipe of a run and the recognizer with its best weights.
+
+    If the run was trained with objects passed to ``dmgal.recipes.train.run``, pass the same objects here.
+    """
+    recipe = run.recipe()
+    run.check_complete(recipe)
+    adapter = run.adapter if run.adapter.exists() else None
+    recognizer = build_recognizer(recipe, backbone=backbone, head=head, adapter=adapter)
+    if run.weights.exists():
+        load_trained_state(recognizer, read_tensors(run.weights), run.weights)
+    return recipe, recognizer.to(dtype_of(recipe.train.precision)).eval()
+
+
+def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:
+    """Return samplers by name: random classes, and tasks of reversal pairs if the catalog has any."""
+    k_shot, n_query = protocol.k_shot or recipe.episode.k_shot, protocol.n_query
+    num_episodes = protocol.episodes if protocol.until is None else max(protocol.episodes, MOST_EPISODES)
+    tasks = k_shot, n_query, num_episodes, protocol.seed, catalog.class_names
+    by_name: dict[str, TaskSampler] = {
+        "accuracy": EpisodeSampler(catalog.labels, protocol.n_way or recipe.episode.n_way, *tasks)
+    }
+    pairs = catalog.reversal_pairs
+    for num_pairs, name in ((1, "reversal_two_way"), (2, "reversal_four_way")):
+        if len(pairs) >= num_pairs:
+            num_tasks = k_shot, n_query, num_pairs, num_episodes, protocol.seed, catalog.class_names
+            by_name[name] = ReversalSampler(pairs, catalog.labels, *num_tasks)
+    return by_name
+
+
+def measure(
+    recognizer: FewShotRecognizer,
+    recipe: Recipe,
+    catalog: VideoCatalog,
+    protocol: Protocol,
+    progress: bool = True,
+    *,
+    keep: Keep | None = None,
+    like: Mapping[str, Evaluation] | None = None,
+) -> dict[str, Evaluation]:
+    """Evaluate all tasks of a protocol on one split of a catalog. Each video is encoded once.
+
+    Args:
+        keep: storage of the encoded videos. None: memory.
+        like: evaluations that determine the number of episodes of each kind, instead of the protocol.
+
+    Returns:
+        Evaluations by the names of `samplers`, on every process.
+    """
+    encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
+    return evaluate_tasks(recognizer, recipe, encoded, protocol, progress, like)
+
+
+def encode(
+    recognizer: FewShotRecognizer,
+    recipe: Recipe,
+    catalog: VideoCatalog,
+    protocol: Protocol,
+    progress: bool = True,
+    keep: Keep | None = None,
+) -> EncodedSplit:
+    """Return the encoded split of a protocol, after a check that its tasks are possible."""
+    catalog = catalog.split(protocol.split)
+    samplers(catalog, recipe, protocol)
+    device = launched_device()
+    return encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
+
+
+def evaluate_tasks(
+    recognizer: FewShotRecognizer,
+    recipe: Recipe,
+    encoded: EncodedSplit,
+    protocol: Protocol,
+    progress: bool = True,
+    like: Mapping[str, Evaluation] | None = None,
+) -> dict[str, Evaluation]:
+    """Return evaluations of an encoded split by the names of `samplers`. Every process must call this function."""
+    catalog, evaluations = encoded.catalog, {}
+    data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
+    for name, sampler in samplers(catalog, recipe, protocol).items():
+        if like is not None and name in like:
+            sampler.num_episodes = len(like[name].accuracies)
+        arguments = recognizer, encoded.states, sampler, launched_device(), progress, data
+        if protocol.until is None or like is not None:
+            evaluations[name] = evaluate_shared(*arguments, dtype=encoded.dtype)
+        else:  # not shared: each check of the interval needs all earlier answers
+            evaluations[name] = evaluate(
+                *arguments, until=protocol.until, at_least=protocol.episodes, dtype=encoded.dtype
+            )
+    return evaluations
+
+
+def exact_tasks(
+    recognizer: FewShotRecognizer, recipe: Recipe, encoded: EncodedSplit, protocol: Protocol, progress: bool = True
+) -> dict[str, ExactAccuracy]:
+    """Return the expected accuracies over all episodes, by the names of `samplers`.
+
+    Raises:
+        DmgalError: scores depend on more than a pair of videos, or there are several shots.
+    """
+    catalog, states = encoded.catalog, encoded.states
+    check_exact(recognizer, recipe, protocol)
+    states = states if encoded.dtype is None else states.to(encoded.dtype)
+    table = pair_table(recognizer, states, launched_device(), progress)
+    groups: dict[str, tuple[Sequence[Sequence[int]], int]] = {
+        "accuracy": ([[c] for c in sorted(set(catalog.labels.tolist()))], protocol.n_way or recipe.episode.n_way),
+        "reversal_two_way": (catalog.reversal_pairs, 1),
+        "reversal_four_way": (catalog.reversal_pairs, 2),
+    }
+    return {name: exact_accuracy(table, catalog.labels, *groups[name]) for name in samplers(catalog, recipe, protocol)}
+
+
+def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protocol) -> None:
+    """Raise a DmgalError with the reason if the accuracy has no closed form."""
+    k_shot = protocol.k_shot or recipe.episode.k_shot
+    reason = f"{k_shot} shots" if k_shot > 1 else why_no_pair_scores(recognizer, k_shot)
+    if reason:
+        raise DmgalError(
+            "The accuracy over all episodes has no closed form here.",
+            received=reason,
+            expected="one shot, no task layer, and a head that scores videos in pairs",
+            remedy="Use --until 0.2 for a narrow interval, or --shots 1.",
+        )
+
+
+def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+    """Return means and half-widths in percent."""
+    return {
+        name: {
+            "percent": round(evaluation.accuracy.mean, 3),
+            "half_width": round(evaluation.accuracy.half_width, 3),
+            "episodes": len(evaluation.accuracies),
+            "episodes_hash": evaluation.episodes,
+        }
+        for name, evaluation in evaluations.items()
+    }
+
+
+def exact_as_json(accuracies: Mapping[str, ExactAccuracy], catalog: VideoCatalog) -> dict[str, Any]:
+    """Return the accuracies in percent, overall and by class."""
+    return {
+        name: {
+            "percent": round(exact.mean, 6),
+            "episodes": "all",
+            "percent_by_class": {
+                catalog.class_names[c]: round(value, 4) for c, value in zip(exact.classes, exact.by_class, strict=True)
+            },
+        }
+        for name, exact in accuracies.items()
+    }

@@ -1,0 +1,345 @@
+"""A run folder: the resolved recipe, its environment, log, weights and results.
+
+    recipe.yaml          all settings of the run
+    paths.yaml           the recipe's absolute paths on this machine
+    split.csv            classes and videos of each split if the data has no split file
+    environment.json     command, versions, git revision, hardware, the run's id for trackers
+    log.jsonl            one line per step and per validation
+    checkpoints/         the newest states to resume from
+    adapter/             the best adapter in PEFT's format, and weights.safetensors with all other trained weights
+    weights.safetensors  the best weights of a run without an adapter
+    results/             evaluations
+
+The folder is written before the first step. Files are written under a temporary name and renamed, so a killed run
+leaves no incomplete files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import platform
+import re
+import secrets
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dmgal import __version__
+from dmgal.errors import DmgalError
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.data import SAVED_SPLIT, read_split, split_of
+from dmgal.recipes.run.layers import from_mapping, put_back, set_apart, to_mapping
+from dmgal.videos import VideoCatalog
+
+try:
+    import resource
+except ImportError:  # Windows has none
+    resource = None  # type: ignore[assignment]
+
+MOST_CHANGES = 20
+"""Maximum number of changes listed in an error message."""
+PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
+
+
+class Run:
+    """A run folder. Nothing is created before ``start``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.adapter = folder / "adapter"
+        self.checkpoints = folder / "checkpoints"
+
+    @property
+    def split(self) -> Path:
+        """Path of the class split, written if the data has no split file."""
+        return self.folder / SAVED_SPLIT
+
+    @property
+    def weights(self) -> Path:
+        """Path of the best trained weights outside the adapter, which may not exist."""
+        alone, beside = self.folder / "weights.safetensors", self.adapter / "weights.safetensors"
+        return beside if beside.exists() or (self.adapter.exists() and not alone.exists()) else alone
+
+    def start(
+        self, recipe: Recipe, resume: bool, accept_changes: bool = False, catalog: VideoCatalog | None = None
+    ) -> dict[str, tuple[Any, Any]]:
+        """Create the folder and write recipe, paths, split and environment.
+
+        Args:
+            recipe: the complete recipe of the run.
+            resume: continue the run in the folder if there is one.
+            accept_changes: continue although the recipe or the split differs, and save the new one.
+            catalog: the split to save and to compare. None if the data has a split file.
+
+        Returns:
+            The accepted changes: old and new value by the recipe's key. The split of a class is ``split.CLASS``.
+
+        Raises:
+            DmgalError: the folder holds a run and ``resume`` is off, its recipe or split differs, or the folder cannot
+                be written.
+        """
+        changes: dict[str, tuple[Any, Any]] = {}
+        if (self.folder / "recipe.yaml").exists():
+            if not resume:
+                raise DmgalError(
+                    "This folder already holds a run.",
+                    received=str(self.folder),
+                    expected="a folder that does not exist yet",
+                    remedy="Pass --resume to continue the run, or another --out.",
+                )
+            changes = _differences(to_mapping(self.recipe()), to_mapping(recipe))
+            saved_split = read_split(self.split) if catalog is not None else {}
+            if saved_split and catalog is not None:
+                changes |= _differences({"split": saved_split}, {"split": split_of(catalog)})
+            if not changes:
+                return changes
+            if not accept_changes:
+                raise _other_recipe(changes)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if catalog is not None:
+                catalog.to_csv(self.split)
+            shared, paths = set_apart(to_mapping(recipe))
+            if not changes:
+                known = {**environment(), "tracker_id": secrets.token_hex(4)}  # random, because runs share seeds
+                write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
+            if paths:
+                write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
+            else:
+                (self.folder / "paths.yaml").unlink(missing_ok=True)
+            write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
+        return changes
+
+    def tracker_id(self) -> str | None:
+        """Return the random id of the run, by which trackers distinguish folders of the same name."""
+        path = self.folder / "environment.json"
+        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return saved.get("tracker_id")  # type: ignore[no-any-return]
+
+    def recipe(self) -> Recipe:
+        """Return the saved recipe with this machine's paths."""
+        path, paths = self.folder / "recipe.yaml", self.folder / "paths.yaml"
+        if not path.is_file():
+            raise DmgalError(
+                "This folder holds no run.",
+                received=str(self.folder),
+                expected="a folder with a recipe.yaml, as dmgal train writes it",
+                remedy="Pass the folder of a run.",
+            )
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        absolute_paths = (yaml.safe_load(paths.read_text(encoding="utf-8")) if paths.is_file() else None) or {}
+        return from_mapping(Recipe, put_back(tree, absolute_paths))
+
+    def check_complete(self, recipe: Recipe) -> None:
+        """Raise a DmgalError if the run has not yet saved the weights that its recipe trains."""
+        required = [self.adapter] if recipe.adapter is not None else [self.weights]
+        missing = [path.name for path in required if not path.exists()]
+        if recipe.train.steps and missing:
+            raise DmgalError(
+                "This run has no trained weights yet.",
+                received=f"{self.folder} without {', '.join(missing)}",
+                expected="a run that has reached its first validation",
+                remedy="Continue it with dmgal train ... --resume.",
+            )
+
+    def rewind_log(self, step: int, validated: int) -> list[dict[str, Any]]:
+        """Remove log entries after a checkpoint and incomplete lines, and return the remaining entries.
+
+        A validation remains only up to step ``validated``, the last validation that the checkpoint includes.
+        """
+        path = self.folder / "log.jsonl"
+        entries = [
+            entry
+            for entry in _complete_entries(path)
+            if entry.get("step", 0) <= (validated if "validation_accuracy" in entry else step)
+        ]
+        write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
+        return entries
+
+    def log(self, **entry: Any) -> None:
+        """Append one entry to the log."""
+        with writing(self.folder), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, allow_nan=False) + "\n")
+
+    def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
+        """Write a result as JSON and return its path."""
+        path = self.folder / "results" / f"{name}.json"
+        with writing(self.folder, "Make room, or copy the run to a writable disk. The result is printed above."):
+            path.parent.mkdir(exist_ok=True)
+            write_text(path, json_text(result))
+        return path
+
+    def trained_bytes(self) -> int:
+        """Return the size of the saved trained weights."""
+        files = [self.adapter / "adapter_model.safetensors", self.weights]
+        return sum(path.stat().st_size for path in files if path.exists())
+
+    def training_cost(self) -> dict[str, float | None]:
+        """Return the median seconds per training step and the peak memory of the training process, from the log."""
+        path = self.folder / "log.jsonl"
+        entries = _complete_entries(path)
+        times = [entry["seconds"] for entry in entries if "seconds" in entry]
+        peaks = [entry["peak_memory_mb"] for entry in entries if "peak_memory_mb" in entry]
+        steps = [later - earlier for earlier, later in itertools.pairwise(times) if later > earlier]
+        return {
+            "seconds_per_step": statistics.median(steps) if steps else None,
+            "peak_memory_mb": max(peaks) if peaks else None,
+        }
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the old and new values that differ, by dotted key."""
+    old, new = dict(flat(before)), dict(flat(now))
+    keys = sorted({*old, *new})
+    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+
+
+def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
+    received = [f"{key}={now!r}" for key, (_, now) in changes.items()]
+    expected = [f"{key}={before!r}" for key, (before, _) in changes.items()]
+    more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
+    return DmgalError(
+        "This run was started with another recipe or other classes.",
+        received=", ".join(received[:MOST_CHANGES]) + more,
+        expected=", ".join(expected[:MOST_CHANGES]) + more,
+        remedy="Resume with the run's own recipe, pass --accept-changes to use the new one, or pass another --out.",
+    )
+
+
+@contextmanager
+def writing(
+    folder: Path, remedy: str = "Make room or pass another --out. --resume continues from the last checkpoint."
+) -> Iterator[None]:
+    """Convert an OSError while writing into a DmgalError."""
+    try:
+        yield
+    except OSError as error:
+        raise DmgalError(
+            "This run folder cannot be written.",
+            received=f"{folder}: {error.strerror or error}",
+            expected="a writable folder on a disk with free space",
+            remedy=remedy,
+        ) from error
+
+
+def _complete_entries(path: Path) -> list[dict[str, Any]]:
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # incomplete line of a killed run
+    return entries
+
+
+def environment() -> dict[str, Any]:
+    """Return command, versions and hardware, to judge or repeat a run. No paths or names of people or machines."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [re.sub(r"(^|=)/(\S*/)?", r"\1", word) for word in sys.argv],
+        "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "git_revision": _git_revision(),
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the peak memory of this process: allocated on the GPU if there is one, else resident in RAM.
+
+    Return 0 on Windows without a GPU.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def json_text(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON text. Numbers that are not finite, e.g. the interval of one episode, become null."""
+    return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [*map(_finite, value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file atomically."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    except SafetensorError as error:  # it wraps the message of the system error
+        raise OSError(str(error)) from error
+    partial.replace(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file onto the CPU. Raise a DmgalError if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DmgalError(
+            "Saved weights cannot be read.",
+            received=f"{path}: {error}",
+            expected="an intact safetensors file",
+            remedy="Copy or train the run again.",
+        ) from error
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the values of nested mappings by dotted key."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        if cpuinfo.is_file()
+        else []
+    )
+    return names[0] if names else platform.processor()

@@ -1,0 +1,315 @@
+"""Construction of a gallery from clips: states, augmented views and threshold.
+
+Recognition of clips and long videos with a run and a gallery.
+
+Fingerprint of the model and settings that determine the states of a run's videos.
+
+States with different fingerprints cannot be compared. A gallery stores it to refuse other models.
+
+Augmented views of a clip with other frames, another crop and other colors.
+
+They replace a second clip in classes that only have one. Views are never mirrored, because labels may depend on left
+and right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from dmgal.episodes import FewShotRecognizer
+from dmgal.episodes.evaluation import encode_videos
+from dmgal.episodes.evaluation.identity import normalization
+from dmgal.episodes.gallery.gallery import Gallery, refuse_other_model
+from dmgal.episodes.gallery.recognition import (
+    Recognition,
+    Segment,
+    WindowPlan,
+    WindowScore,
+    recognize_clips,
+    recognize_windows,
+    sliding_windows,
+)
+from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.sampler import hashed_seed
+from dmgal.errors import DmgalError
+from dmgal.io import printable
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.data import tell_skipped, test_transform
+from dmgal.recipes.run.layers import to_mapping
+from dmgal.recipes.run.weights import is_added, without_folder
+from dmgal.videos import VideoCatalog
+from dmgal.videos.bad_videos import OnBadVideo, without_bad
+from dmgal.videos.catalog.files import content_hash, subfolders, videos_in
+from dmgal.videos.dataset import ClipReader, VideoDataset
+from dmgal.videos.decoding.clip import TrainTransform, random_frames, uniform_frames
+from dmgal.videos.decoding.stream import TimedFrames
+from dmgal.videos.decoding.video import DecoderName, read_clip
+
+
+def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
+    """Return the clips to enroll, by class.
+
+    Raises:
+        DmgalError: there are no clips or no class folders, or a class has no clip.
+    """
+    if class_name is None:
+        if folder.is_dir() and not subfolders(folder) and videos_in(folder):
+            raise DmgalError(
+                "The clips have no class.",
+                received=f"{printable(str(folder))}, a folder of clips",
+                expected="a folder of class folders with clips, or the class of all clips",
+                remedy="Pass --class-name NAME, or the parent folder.",
+            )
+        return VideoCatalog.from_folders(folder)
+    names = videos_in(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
+    is_frames = folder.is_dir() and not names and folder.name in videos_in(folder.parent)
+    if is_frames:
+        names = [folder.name]
+    if not class_name.strip() or not names:
+        raise DmgalError(
+            "There is nothing to enroll.",
+            received=f"class {class_name!r} and {printable(str(folder))}, with {len(names)} clips",
+            expected="the name of a class, and a clip or a folder of clips",
+            remedy="Correct the name or the path.",
+        )
+    root = folder if folder.is_dir() and not is_frames else folder.parent
+    return VideoCatalog(root, names, np.zeros(len(names), dtype=np.int64), (printable(class_name.strip()),))
+
+
+def make_gallery(
+    catalog: VideoCatalog,
+    recipe: Recipe,
+    recognizer: FewShotRecognizer,
+    views: int = 2,
+    on_bad_video: OnBadVideo = "error",
+    progress: bool = True,
+) -> Gallery:
+    """Return a gallery with the states of a catalog's clips, and of augmented views for classes with a single clip.
+
+    Raises:
+        VideoError: a clip cannot be read.
+        DmgalError: a class has no readable clip, or a clip occurs twice.
+    """
+    size, data = recognizer.encoder.image_size, recipe.data
+    transform = test_transform(recipe, size)
+    clips = VideoDataset(catalog, data.num_frames, transform, decoder=data.decoder, on_bad_video=on_bad_video)
+    device = _device(recognizer)
+    states = encode_videos(recognizer, clips, num_workers=data.num_workers, device=device, progress=progress)
+    bad = clips.bad_videos.met
+    if bad:
+        tell_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])
+        catalog, states = without_bad(catalog, states, bad)
+    contents = [content_hash(catalog.path(place)) for place in range(len(catalog))]
+    gallery = Gallery(
+        class_names=catalog.class_names,
+        labels=torch.from_numpy(catalog.labels.copy()),
+        clips=tuple(catalog.videos),
+        contents=tuple(contents),
+        states=states,
+        views=states.select(slice(0, 0)),
+        view_clips=torch.empty(0, dtype=torch.int64),
+        made_with=made_with(recipe, recognizer),
+    )
+    single = gallery.single_clips
+    if not len(single):
+        return gallery
+    alone = replace(catalog, videos=[catalog.videos[p] for p in single.tolist()], labels=catalog.labels[single.numpy()])
+    seeds = [contents[place] for place in single.tolist()]
+    dataset = AugmentedViews(alone, data.num_frames, size[0], max(1, views), seeds, data.decoder)
+    of_views = encode_videos(recognizer, dataset, num_workers=data.num_workers, device=device, progress=progress)
+    return replace(gallery, views=of_views, view_clips=single.repeat_interleave(dataset.count))
+
+
+def with_rejection(
+    gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None, progress: bool = True
+) -> Gallery:
+    """Return the gallery with a threshold for its task."""
+    device = _device(recognizer)
+    task = gallery_task(gallery, recognizer.to(device).eval(), shortlist)
+    rejection = find_rejection(task, gallery.views.to(device), gallery.view_clips, progress=progress)
+    return replace(gallery, rejection=rejection)
+
+
+def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None) -> GalleryTask:
+    """Return the task of a gallery, on the recognizer's device."""
+    device = next(recognizer.parameters()).device
+    return GalleryTask(recognizer, gallery.states.to(device), gallery.labels.to(device), shortlist)
+
+
+def _device(recognizer: FewShotRecognizer) -> torch.device:
+    """Move the recognizer to the GPU if there is one, and return its device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recognizer.to(device)
+    return device
+
+
+@dataclass(frozen=True, eq=False)
+class Recognized:
+    """Result of one video, either for the whole clip or as a timeline of windows."""
+
+    path: Path
+    clip: Recognition | None = None
+    segments: tuple[Segment, ...] = ()
+    windows: tuple[WindowScore, ...] = ()
+    damage: str | None = None
+    """Reason why only the beginning of a long video could be used."""
+
+    @property
+    def folder(self) -> str:
+        """Class name by the parent folder."""
+        return printable(self.path.absolute().parent.name)
+
+
+class ClipRecognizer:
+    """Recognizer of clips and long videos with a run and a gallery.
+
+    Args:
+        recipe, recognizer: recipe and recognizer of the run.
+        gallery: made with this run.
+        shortlist: see `GalleryTask`. None: that of the gallery's threshold. 0: no shortlist.
+        unknown: allow unknown clips.
+        progress: show a bar while the threshold for another shortlist is computed.
+
+    Raises:
+        DmgalError: the gallery was made with another model. The message lists the differences.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        recognizer: FewShotRecognizer,
+        gallery: Gallery,
+        shortlist: int | None = None,
+        unknown: bool = True,
+        progress: bool = True,
+    ) -> None:
+        refuse_other_model(gallery.made_with, made_with(recipe, recognizer), "The run")
+        own = gallery.rejection.shortlist if gallery.rejection is not None else None
+        wanted = own if shortlist is None else shortlist or None
+        if gallery.rejection is None or wanted != own:
+            gallery = with_rejection(gallery, recognizer, wanted, progress)
+        recognizer.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        self.gallery = gallery
+        self.num_frames = recipe.data.num_frames
+        self.transform = test_transform(recipe, recognizer.encoder.image_size)
+        self.task: GalleryTask = gallery_task(gallery, recognizer, wanted)
+        self.threshold = gallery.rejection.threshold if unknown and gallery.rejection is not None else None
+        self._decoder = recipe.data.decoder
+
+    def clip(self, path: Path) -> Recognition:
+        """Recognize a clip. Raise a VideoError if it cannot be read."""
+        frames = read_clip(path, lambda n: uniform_frames(n, self.num_frames), self.num_frames, self._decoder)
+        return recognize_clips(self.task, self.transform(frames).unsqueeze(0), self.threshold)[0]
+
+    def long_video(
+        self, path: Path, plan: WindowPlan, frames_per_second: float | None = None, progress: bool = True
+    ) -> Recognized:
+        """Recognize the actions in a long video. Raise a VideoError if none of it can be read."""
+        frames, kept = TimedFrames(path, frames_per_second), list[WindowScore]()
+
+        def keep(window: WindowScore) -> None:
+            kept.append(window)
+            bar.update(round(min(window.end, bar.total or window.end), 2) - bar.n)
+
+        title, total = printable(path.name), None if frames.seconds is None else round(frames.seconds, 2)
+        with tqdm(total=total, desc=title, unit="s", leave=False, disable=not progress) as bar:
+            windows = sliding_windows(frames, plan, self.num_frames, self.transform)
+            segments = recognize_windows(self.task, windows, self.threshold, plan.stride, on_window=keep)
+        return Recognized(path, segments=tuple(segments), windows=tuple(kept), damage=frames.damage)
+
+
+def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
+    """Return settings and weight hashes by name. A copied or moved run has the same ones."""
+    options = to_mapping(recipe)
+    backbone = recognizer.encoder.backbone.state_dict().items()
+    frozen = ((name, tensor) for name, tensor in backbone if not is_added(name))
+    added = ((name, tensor) for name, tensor in backbone if is_added(name))
+    head = recognizer.head.state_dict().items() if isinstance(recognizer.head, torch.nn.Module) else ()
+    return {
+        "backbone": without_folder(recipe.backbone.name),
+        "backbone weights": weights_hash(frozen),
+        "adapter": _text(options["adapter"]),
+        "adapter weights": weights_hash(added),
+        "head": _text(options["head"]),
+        "head weights": weights_hash(head),
+        "pooling": _text(recipe.backbone.pooling),
+        "normalization": _text(normalization(recognizer)),
+        "frames": str(recipe.data.num_frames),
+        "transform": repr(test_transform(recipe, recognizer.encoder.image_size)),
+        "decoder": recipe.data.decoder,
+        "precision": str(next(recognizer.parameters()).dtype).removeprefix("torch."),
+    }
+
+
+def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of names, shapes and bytes of tensors in any order, or ``none`` if there are none."""
+    digest, found = blake2b(digest_size=8), False
+    for name, tensor in sorted(tensors):
+        found = True
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest() if found else "none"
+
+
+def _text(option: object) -> str:
+    return json.dumps(option, sort_keys=True, default=str)
+
+
+CROP_SCALE = (0.7, 1.0)
+COLOR_JITTER = 0.2
+
+
+class AugmentedViews(Dataset[Tensor]):
+    """``count`` reproducible views of each clip, one clip after the other, uint8 ``(T, 3, size, size)``.
+
+    Args:
+        catalog: the clips.
+        num_frames: ``T``.
+        size: height and width, pixels.
+        count: views of each clip.
+        seeds: one number per clip that determines its views, such as the hash of its content.
+        decoder: library that decodes video files.
+
+    Raises:
+        VideoError: a clip cannot be read (on access).
+    """
+
+    def __init__(
+        self,
+        catalog: VideoCatalog,
+        num_frames: int,
+        size: int,
+        count: int,
+        seeds: Sequence[int],
+        decoder: DecoderName = "pyav",
+    ) -> None:
+        self.count = count
+        self.seeds = seeds
+        self._num_frames = num_frames
+        self._reader = ClipReader(catalog, num_frames, decoder=decoder)
+        self._transform = TrainTransform(size, scale=CROP_SCALE, color_jitter=COLOR_JITTER)
+
+    def __len__(self) -> int:
+        return self.count * len(self.seeds)
+
+    def __getitem__(self, view: int) -> Tensor:
+        if not 0 <= view < len(self):
+            raise IndexError(f"View {view} is out of range for {len(self)} views.")
+        clip, number = divmod(view, self.count)
+        seed, generator = hashed_seed(self.seeds[clip], number, "view"), torch.Generator()
+
+        def choose(num_frames: int) -> list[int]:
+            return random_frames(num_frames, self._num_frames, generator.manual_seed(seed))
+
+        frames = self._reader.read(clip, choose)
+        return self._transform(frames, generator.manual_seed(hashed_seed(seed, "transform")))

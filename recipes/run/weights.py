@@ -1,0 +1,155 @@
+"""Reading and writing of trained weights: an adapter in PEFT's format, everything else as safetensors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from dmgal.adapters import PREFIXES
+from dmgal.episodes import FewShotRecognizer
+from dmgal.errors import DmgalError
+from dmgal.recipes.run.checkpoints import mend, put_in_place
+from dmgal.recipes.run.folder import Run, write_tensors
+
+BACKBONE = "encoder.backbone."
+
+
+def is_added(name: str) -> bool:
+    """Return True if a parameter of a PEFT model belongs to an adapter and not to the backbone."""
+    return any(prefix in name for prefix in PREFIXES)
+
+
+def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
+    """Return trained parameters and batch norm statistics by name. Every process must call this function."""
+    named = dict(recognizer.named_parameters())
+    parameters = {name: whole(p.detach()) for name, p in named.items() if p.requires_grad}
+    buffers = {name: value for name, value in recognizer.state_dict().items() if name not in named}
+    return {**parameters, **buffers}
+
+
+def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load a trained state. Raise a DmgalError if its names or shapes do not match the model."""
+    current = recognizer.state_dict()
+    unknown = sorted(set(state) - set(current))
+    if unknown:
+        raise DmgalError(
+            "Saved weights do not fit the model that the recipe describes.",
+            received=f"{source}: {', '.join(unknown[:3])}, ... ({len(unknown)} names)",
+            expected="names of the model's parameters",
+            remedy="Use the recipe.yaml that was saved with the weights.",
+        )
+    other = [name for name, value in state.items() if value.shape != current[name].shape]
+    if other:
+        raise DmgalError(
+            "Saved weights have other shapes than the model that the recipe describes.",
+            received=f"{source}: {other[0]} {tuple(state[other[0]].shape)} ({len(other)} such names)",
+            expected=f"{tuple(current[other[0]].shape)}",
+            remedy="Use the recipe.yaml that was saved with the weights.",
+        )
+    recognizer.load_state_dict(placed_like(state, current), strict=False)
+
+
+def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
+    """Return the trained state and all adapter weights for ``save_best``. Every process must call this function."""
+    added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
+    return {**trained_state(recognizer), **added}
+
+
+def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
+    """Write the best state: the adapter to ``adapter/``, all other weights to ``adapter/weights.safetensors``.
+
+    The folder is replaced atomically, so adapter and weights are always of the same step. A run without an adapter has
+    only ``weights.safetensors``, beside ``recipe.yaml``.
+    """
+    backbone: Any = recognizer.encoder.backbone
+    rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
+    if not hasattr(backbone, "peft_config"):
+        if rest:
+            write_tensors(run.folder / "weights.safetensors", rest)
+        return
+    partial = run.folder / ".adapter.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    for config in backbone.peft_config.values():
+        _without_folders(config)
+    adapter = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+    # "auto" for the embeddings would ask the hub
+    backbone.save_pretrained(str(partial), state_dict=adapter, save_embedding_layers=False)
+    if rest:
+        write_tensors(partial / "weights.safetensors", rest)
+    put_in_place(partial, run.adapter)
+
+
+def clean_up_best(run: Run) -> None:
+    """Restore the best adapter after a kill, and delete incomplete files."""
+    mend(run.adapter)
+    shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer state by names such as ``exp_avg.head.log_scale``. Every process must call this function."""
+    return {
+        f"{kind}.{name}": whole(value)
+        for name, parameter in _optimized(optimizer, recognizer)
+        for kind, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, recognizer: nn.Module, remembered: Mapping[str, Tensor]
+) -> None:
+    """Load an ``optimizer_state`` of the same optimizer class, with any grouping of the parameters."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in remembered.items():
+        kind, _, name = key.partition(".")
+        states.setdefault(name, {})[kind] = value
+    for name, parameter in _optimized(optimizer, recognizer):
+        if name in states:
+            optimizer.state[parameter] = {
+                kind: value if kind == "step" else placed(value, parameter) for kind, value in states[name].items()
+            }
+
+
+def _optimized(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return the parameters of an optimizer with their names in the model."""
+    names = {id(parameter): name for name, parameter in recognizer.named_parameters()}
+    return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _without_folders(config: Any) -> None:
+    """Remove folders of this machine from a saved adapter config. The weights identify the backbone."""
+    for name in ("base_model_name_or_path", "backbone", "command"):
+        text = getattr(config, name, None)
+        if isinstance(text, str):
+            setattr(config, name, " ".join(without_folder(word) for word in text.split(" ")))
+
+
+def without_folder(word: str) -> str:
+    """Return a command line word without the folder of an absolute path."""
+    before, equals, path = word.rpartition("=")
+    quote = path[:1] if path[:1] in ("'", '"') else ""
+    path = path.removeprefix(quote)
+    return f"{before}{equals}{quote}{Path(path).name if os.path.isabs(path) else path}"
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor gathered from all processes. Every process must call this."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(values: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shard full tensors like those of the same names in ``likes``."""
+    return {name: placed(value, likes.get(name, value)) for name, value in values.items()}
+
+
+def placed(value: Tensor, like: Tensor) -> Tensor:
+    """Move a full tensor to the device and dtype of another one and shard it in the same way."""
+    value = value.to(device=like.device, dtype=like.dtype)
+    return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value

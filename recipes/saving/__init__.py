@@ -1,1 +1,0 @@
-"""Reading and writing of run folders, safe against a kill at any moment."""

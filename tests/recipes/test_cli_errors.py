@@ -1,0 +1,98 @@
+"""A recipe ends alike however it was started: as a script, as a module, or as one of several processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dmgal.recipes.run.cli_errors import CLOSED_PIPE
+
+RECIPE = '''
+"""A recipe that is given what it cannot use."""
+import sys
+from dmgal.errors import DmgalError
+from dmgal.recipes.run.cli_errors import run_recipe
+
+def main(argv: list[str] | None = None) -> int | None:
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments == ["fine"]:
+        return None
+    raise DmgalError("cannot", received=str(arguments), expected="fine", remedy="say fine")
+
+if __name__ == "__main__":
+    run_recipe(main)
+'''
+
+
+def launch(recipe: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(recipe), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "my_recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_success_is_silent(recipe: Path) -> None:
+    result = launch(recipe, "fine")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_a_mistake_is_printed_without_traceback(recipe: Path) -> None:
+    result = launch(recipe, "wrong")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: cannot\n  received: ['wrong']") and "Traceback" not in result.stderr
+
+
+def test_one_of_several_processes_names_itself(recipe: Path) -> None:
+    result = launch(recipe, "wrong", WORLD_SIZE="2", RANK="1")
+    assert result.returncode == 2
+    assert result.stderr.startswith("process 1: error: cannot")
+
+
+TALKATIVE = """
+import sys
+from dmgal.recipes.run.cli_errors import resumable, run_recipe
+
+def main(argv):
+    if "interrupted" in sys.argv:
+        with resumable():
+            raise KeyboardInterrupt
+    if "elsewhere" in sys.argv:
+        raise BrokenPipeError(32, "Broken pipe")  # of another pipe: a bug, or a peer that died
+    for number in range(int(sys.argv[1])):
+        print(number)
+
+if __name__ == "__main__":
+    run_recipe(main)
+"""
+
+
+@pytest.mark.parametrize("lines", [3, 200_000])
+@pytest.mark.parametrize("flags", [[], ["-u"]])
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, lines: int, flags: list[str]) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *flags, str(tmp_path / "talkative.py"), str(lines)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+
+
+def test_a_pipe_to_another_process_is_one(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    assert "BrokenPipeError" in launch(tmp_path / "talkative.py", "elsewhere").stderr
+
+
+def test_an_interruption_tells_that_nothing_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    done = launch(tmp_path / "talkative.py", "interrupted")
+    assert (done.returncode, done.stderr) == (130, "interrupted: the same command resumes from here\n")

@@ -1,0 +1,165 @@
+"""Tests of stores with unreadable videos, wrong bytes and interrupted builds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from dmgal.videos import VideoCatalog
+from dmgal.videos.dataset import VideoDataset
+from dmgal.videos.decoding import clip as transforms
+from dmgal.videos.decoding.base import VideoError
+from dmgal.videos.decoding.video import read_clip
+from dmgal.videos.store.blocks import RECORD, ROW, checksum, latest, video_key
+from dmgal.videos.store.build import build_store
+from dmgal.videos.store.content import EvaluationClips
+from dmgal.videos.store.store import StoredClips, StoredFrames
+
+CLIPS = EvaluationClips(4, transforms.TestTransform(40, resize=1.2))
+
+
+def rebuild(catalog: VideoCatalog, folder: Path):
+    return build_store(catalog, folder, CLIPS, workers=1, progress=False)
+
+
+class TestBadVideos:
+    """Unreadable videos, which fail with the same message from the store and are counted."""
+
+    @pytest.fixture
+    def catalog(self, tmp_path, write_video) -> VideoCatalog:
+        for split in ("train", "test"):
+            folder = tmp_path / "videos" / split / f"class of {split}"
+            whole = write_video(folder / "whole.mp4", range(50), options={"bf": "0", "g": "10"})
+            (folder / "empty.mp4").write_bytes(b"")
+            index_first = {"movflags": "faststart"}
+            cut = write_video(folder / "cut.mp4", range(50), options={"bf": "0", "g": "10"}, muxer_options=index_first)
+            cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+            (folder / "text.mp4").write_text("no video")
+            assert whole.exists()
+        return VideoCatalog.from_folders(tmp_path / "videos")
+
+    def test_reasons_are_stored(self, catalog, tmp_path):
+        reports = rebuild(catalog, tmp_path / "store")
+        assert [sorted(Path(v).name for v in report.unreadable) for report in reports] == [
+            ["empty.mp4", "text.mp4"]
+        ] * 2
+        assert "2 cannot be read: " in str(reports[0])
+        train, test = catalog.split("train"), catalog.split("test")
+        clips, frames = StoredClips(tmp_path / "store", test, CLIPS), StoredFrames(tmp_path / "store", train)
+        plain = VideoDataset(test, 4, CLIPS.transform)
+        bad = 0
+        for video in range(len(test)):
+            try:
+                wanted = plain[video]
+            except VideoError as error:
+                bad += 1
+                with pytest.raises(VideoError) as again:
+                    clips.read(video)
+                assert str(again.value) == str(error)
+                with pytest.raises(VideoError):
+                    frames.read(video, range)
+            else:
+                assert torch.equal(clips.read(video), wanted)
+        assert bad == 2
+        assert [report.made for report in rebuild(catalog, tmp_path / "store")] == [0, 0]
+
+    def test_truncated_video_is_used_if_enough_frames_decode(self, catalog, tmp_path):
+        rebuild(catalog, tmp_path / "store")
+        train = catalog.split("train")
+        cut = next(v for v in range(len(train)) if train.videos[v].endswith("cut.mp4"))
+        frames, count = StoredFrames(tmp_path / "store", train), len(read_clip(train.path(cut), range))
+        assert 4 <= count < 50
+        assert len(frames.read(cut, range, at_least=count)) == count
+        with pytest.raises(VideoError) as plain:
+            read_clip(train.path(cut), range, at_least=count + 1)
+        with pytest.raises(VideoError) as stored:
+            frames.read(cut, range, at_least=count + 1)
+        assert str(stored.value) == str(plain.value)
+
+
+@given(st.binary(min_size=1, max_size=100), st.data())
+def test_checksum_detects_wrong_bytes_and_truncation(content, data):
+    place = data.draw(st.integers(0, len(content) - 1))
+    wrong = bytearray(content)
+    wrong[place] ^= data.draw(st.integers(1, 255))
+    assert checksum(content) != checksum(bytes(wrong))
+    assert checksum(content) != checksum(content[:-1]) and checksum(content) == checksum(bytearray(content))
+
+
+@given(st.sampled_from([8 * ROW, 16 * ROW, 8192, 30_000]), st.integers(2, 6), st.integers(0, 9), st.data())
+def test_checksum_detects_swapped_parts(size, count, seed, data):
+    parts = np.random.default_rng(seed).permuted(np.arange(256, dtype=np.uint8))[:count, None].repeat(size, 1)
+    one, other = sorted(data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=2, unique=True)))
+    swapped = parts.copy()
+    swapped[[one, other]] = parts[[other, one]]
+    assert checksum(parts.ravel()) != checksum(swapped.ravel())
+
+
+@example(ROW - 1, ROW)
+@given(st.integers(0, 3 * ROW), st.integers(0, 3 * ROW))
+def test_checksum_detects_words_moved_between_rows(one, other):
+    words = np.random.default_rng(0).integers(0, 2**64, 3 * ROW + 1, dtype=np.uint64)
+    swapped = words.copy()
+    swapped[[one, other]] = words[[other, one]]
+    assert (checksum(words.view(np.uint8)) == checksum(swapped.view(np.uint8))) == (one // ROW == other // ROW)
+
+
+def test_checksum_detects_swapped_frames():
+    states = np.random.default_rng(0).standard_normal((32, 8, 512), dtype=np.float32)
+    swapped = states.copy()
+    swapped[[3, 17]] = states[[17, 3]]
+    assert checksum(states.view(np.uint8).ravel()) != checksum(swapped.view(np.uint8).ravel())
+
+
+@given(st.lists(st.integers(0, 5), max_size=20), st.lists(st.integers(0, 7), max_size=8))
+def test_last_record_of_a_video_is_used(written, asked):
+    records = np.zeros(len(written), RECORD)
+    records["video"] = [video_key(str(video)) for video in written]
+    last = {video: place for place, video in enumerate(written)}
+    assert latest(records, [str(video) for video in asked]).tolist() == [last.get(video, -1) for video in asked]
+
+
+def interrupted(videos: Path, folder: Path, mode: str, number: int) -> tuple[dict[str, object], str]:
+    program = Path(__file__).with_name("interrupted_builds.py")
+    command = [sys.executable, str(program), str(videos), str(folder), mode, str(number)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout), done.stderr
+
+
+@pytest.fixture(scope="module")
+def few_videos(tmp_path_factory, write_video) -> Path:
+    """Return a root without splits, so that both parts contain all videos."""
+    root = tmp_path_factory.mktemp("few")
+    for number in range(5):
+        write_video(root / f"class{number % 2}" / f"{number}.mp4", range(10 * number, 10 * number + 6))
+    return root
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the builds are made in forked processes")
+class TestInterruptions:
+    """Builds killed at any file change or stopped by a full disk, which stay valid and can be resumed."""
+
+    @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+    def test_kill_at_any_file_change(self, few_videos, tmp_path, every):
+        result, _ = interrupted(few_videos, tmp_path / "store", "kill", every)
+        found = result["found"]
+        assert result["kills"] >= 60 // every and found == sorted(found)
+        assert found[0] == 0 and found[-1] >= 9
+
+    @pytest.mark.parametrize("size", [300, 30_000])
+    def test_full_disk(self, few_videos, tmp_path, size):
+        result, said = interrupted(few_videos, tmp_path / "store", "limit", size)
+        assert result["ended"] == -2 and "Traceback" not in said
+        assert result["found"] == (0 if size == 300 else 2)
+        assert "Cannot write the store" in said and "File too large" in said
+        assert "It resumes from the stored videos." in said

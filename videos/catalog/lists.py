@@ -1,0 +1,325 @@
+"""The list formats of the field: text files with one video per line and no header, recognized by their lines.
+
+    train0//path.avi        HyRSM, MoLo, CLIP-FSAR: split and class number, then the path
+    train8/78687            TRX, STRM on Something-Something: the same with the video's number
+    path n_frames label     TSN and its descendants; n_frames is ignored
+    path label              Kinetics, UCF101
+    class/video             TRX on HMDB51, UCF101 and Kinetics; train/class/video also names the split
+
+A line may fit several formats. The first one that fits all lines is used, unless the disk has the videos of another.
+
+Split files: CSV with the columns ``split,class_name,video`` and optionally ``reversal``, plain or gzipped.
+
+The column ``video`` may contain any file name, even one that is not valid UTF-8. Everything else is UTF-8.
+
+The five standard few-shot splits, bundled: classes and videos for training, validation and test.
+
+They are the lists that the field's released code uses. Videos per split agree with the papers except for SSv2-Full:
+OTAM (arXiv 1906.11415) states 77,500, 1,925 and 2,854, but the released list has 67,013, 1,926 and 2,857. That list
+does not name its validation classes, which are ``val0`` to ``val11`` here.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal, TextIO, cast, get_args
+
+from ...errors import DmgalError
+from ...io import listed, printable
+
+SAMPLE = 64  # number of lines looked up on disk if several formats fit
+EXTENSIONS = (".txt", ".csv", ".list", ".lst", ".tsv", ".csv.gz", ".txt.gz")
+
+
+@dataclass(frozen=True)
+class ListFormat:
+    """The name of a format, which is also an example of it, and the pattern of its lines."""
+
+    name: str
+    pattern: re.Pattern[str]
+
+
+def _format(name: str, pattern: str) -> ListFormat:
+    return ListFormat(name, re.compile(pattern))
+
+
+FORMATS = (
+    _format("train0//path.avi", r"(?P<class_name>(?P<split>train|val|test)\d+)//+(?P<video>.+)"),
+    _format("train8/78687", r"(?P<video>(?P<class_name>(?P<split>train|val|test)\d+)/[^/].*)"),
+    _format("path n_frames label", r"(?P<video>.*[^\s,;])[\s,;]+\d+[\s,;]+(?P<label>\d+)"),
+    _format("path label", r"(?P<video>.*[^\s,;])[\s,;]+(?P<label>\d+)"),
+    _format("class/video", r"(?P<video>(?:(?P<split>train|val|test)/)?(?P<class_name>[^/]+)/[^/].*)"),
+)
+FORMAT_NAMES = tuple(entry.name for entry in FORMATS)
+
+Row = tuple[str, str, str]
+"""Split or "", class name, video."""
+Find = Callable[[str], str | None]
+"""A function that returns the path of a listed video, or None if it is missing."""
+
+
+def read_lists(path: Path, find: Find, format_name: str | None = None) -> Iterator[Row]:
+    """Yield rows ``(split or "", class name, video)`` of a list, or of a folder with a list for each split.
+
+    Args:
+        path: a text file, plain or gzipped; or a folder with one list each for train, val and test, named accordingly.
+        find: returns the path of a listed video, or None if it is missing.
+        format_name: one of ``FORMAT_NAMES``; None detects it from the lines, and from the disk if several fit.
+
+    Raises:
+        DmgalError: a list that cannot be read, lines that fit no format, several formats that fit equally well, or
+            several lists of one split.
+    """
+    try:
+        for file in _lists_of_folder(path) if path.is_dir() else [path]:
+            yield from _list_rows(file, find_format(file, find, format_name))
+    except (OSError, EOFError, zlib.error) as error:
+        raise DmgalError(
+            f"The list {path} cannot be read.",
+            received=str(error),
+            expected="a text file in UTF-8, plain or gzipped (.gz), or a folder of such files",
+            remedy="Check the path and the file.",
+        ) from error
+
+
+def find_format(path: Path, find: Find, format_name: str | None = None) -> ListFormat:
+    """Return the format of a list. Arguments and errors are those of `read_lists`."""
+    fitting = [entry for entry in FORMATS if format_name in (None, entry.name)]
+    sample: list[str] = []
+    for number, line in _lines(path):
+        still_fitting = [entry for entry in fitting if entry.pattern.fullmatch(line)]
+        if not still_fitting:
+            raise DmgalError(
+                f"Line {number} of {path} fits no list format that the previous lines fit.",
+                received=printable(line),
+                expected=f"lines all of one format: {_names(fitting)}",
+                remedy="Correct the line, or write a CSV file with the columns split, class_name, video.",
+            )
+        fitting = still_fitting
+        if len(sample) < SAMPLE:
+            sample.append(line)
+    return fitting[0] if len(fitting) == 1 else _format_on_disk(path, fitting, sample, find)
+
+
+def split_in(name: str) -> str:
+    """Return the split named by a file name, ``train`` for ``trainlist07.txt``, or "" if it names none or several."""
+    splits = set(re.findall(r"(?<![a-z])(train|val|test)", name.lower()))
+    return splits.pop() if len(splits) == 1 else ""
+
+
+def _format_on_disk(path: Path, fitting: list[ListFormat], sample: list[str], find: Find) -> ListFormat:
+    """Return the format with the most videos of the sample on disk."""
+    first_formats: dict[str, ListFormat] = {}  # of formats that name the same videos, the first one is used
+    for entry in fitting:
+        first_formats.setdefault("\n".join(_video(entry, line) for line in sample), entry)
+    num_found = {
+        entry: sum(find(_video(entry, line)) is not None for line in sample) for entry in first_formats.values()
+    }
+    most = max(num_found.values(), default=0)
+    best = [entry for entry, count in num_found.items() if count == most]
+    if len(best) > 1 and most > 0:
+        raise DmgalError(
+            f"The format of the list {path} is ambiguous.",
+            received=f"{printable(sample[0])}, which fits these formats with existing videos: {_names(best)}",
+            expected="lines that fit one list format, or videos that exist in one reading only",
+            remedy=f"Set data.list_format, e.g. --data.list-format {best[0].name!r}.",
+        )
+    return best[0] if best else FORMATS[-1]
+
+
+def _names(formats: list[ListFormat]) -> str:
+    return " | ".join(entry.name for entry in formats)
+
+
+def _video(entry: ListFormat, line: str) -> str:
+    match = entry.pattern.fullmatch(line)
+    return match["video"] if match else ""
+
+
+def _list_rows(path: Path, entry: ListFormat) -> Iterator[Row]:
+    split = split_in(path.name)
+    class_of_label = _label_names(path, entry, split) if "label" in entry.pattern.groupindex else None
+    for _, line in _lines(path):
+        match = entry.pattern.fullmatch(line)
+        if match is None:  # the file has changed since its format was detected
+            continue
+        fields = match.groupdict()
+        name = fields["class_name"] if class_of_label is None else class_of_label[fields["label"]]
+        yield fields.get("split") or split, name, fields["video"]
+
+
+def _label_names(path: Path, entry: ListFormat, split: str) -> dict[str, str]:
+    """Return the class name of each label.
+
+    The name is the videos' folder if each label has its own folder, else ``train8`` or ``class8``. Numbers alone are
+    not enough, because the lists of several splits often all count from 0.
+    """
+    folders: dict[str, set[str]] = {}
+    for _, line in _lines(path):
+        match = entry.pattern.fullmatch(line)
+        if match is not None:
+            folders.setdefault(match["label"], set()).add(match["video"].rpartition("/")[0].rpartition("/")[2])
+    names = [folder for label_folders in folders.values() for folder in label_folders]
+    if all(names) and len(names) == len(folders) == len(set(names)):
+        return dict(zip(folders, names, strict=True))
+    return {label: f"{split or 'class'}{label}" for label in folders}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the nonempty lines with their numbers. Windows paths get forward slashes."""
+    with opened_text(path, "rt") as file:
+        for number, line in enumerate(file, start=1):
+            line = line.strip()
+            if line:
+                yield number, line if "/" in line else line.replace("\\", "/")
+
+
+def _lists_of_folder(folder: Path) -> list[Path]:
+    files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(EXTENSIONS))
+    lists_by_split = {split: [file for file in files if split_in(file.name) == split] for split in SPLITS}
+    ambiguous = [file.name for lists in lists_by_split.values() if len(lists) > 1 for file in lists]
+    if ambiguous or not any(lists_by_split.values()):
+        raise DmgalError(
+            f"It is unclear which lists in {folder} to use.",
+            received=listed(ambiguous or [file.name for file in files]),
+            expected=f"one text file for each split, with {', '.join(SPLITS)} in its name",
+            remedy="Put the lists of one split of the classes into a separate folder.",
+        )
+    return [lists[0] for lists in lists_by_split.values() if lists]
+
+
+SPLITS = ("train", "val", "test")
+COLUMNS = ("split", "class_name", "video", "reversal")
+DELIMITERS = (",", ";", "\t")  # spreadsheets of some countries use the second
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """Yield rows ``(split, class name, video, reversal or "")``. Other columns and empty rows are ignored.
+
+    Raises:
+        DmgalError: the file cannot be read, a column is missing, or a line cannot be used.
+    """
+    try:
+        with opened_text(path, "rt") as file:
+            header, delimiter = _header(file.readline())
+            yield from _rows(csv.reader(file, delimiter=delimiter), header, path)
+    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+        raise DmgalError(
+            f"The split file {path} cannot be read.",
+            received=str(error),
+            expected="a CSV file in UTF-8, plain or gzipped (.gz)",
+            remedy="Check the path and the file.",
+        ) from error
+
+
+def write_rows(path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
+    """Write a CSV file, by default a split file. The file is replaced atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        with opened_text(temporary, "wt") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(columns)
+            writer.writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def looks_like_split_file(path: Path) -> bool:
+    """Return True if the first line names a column of a split file, or if the file cannot be read.
+
+    `read_rows` raises the error for an unreadable file.
+    """
+    try:
+        with opened_text(path, "rt") as file:
+            return len(_absent(_header(file.readline())[0])) < 3
+    except (OSError, EOFError, zlib.error, csv.Error):
+        return True
+
+
+def opened_text(path: Path, mode: Literal["rt", "wt"]) -> TextIO:
+    """Open a text file, gzipped if its name ends in ``.gz``. Bytes that are not valid UTF-8 are preserved."""
+    encoding = "utf-8-sig" if mode == "rt" else "utf-8"  # spreadsheets start files with a byte order mark
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(path, mode, encoding=encoding, errors="surrogateescape", newline=""))
+    return cast(TextIO, open(path, mode, encoding=encoding, errors="surrogateescape", newline=""))
+
+
+def _header(line: str) -> tuple[list[str], str]:
+    """Return the column names and the delimiter."""
+    line = line.rstrip("\r\n")
+    delimiter = max(DELIMITERS, key=line.count)
+    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])], delimiter
+
+
+def _absent(header: Sequence[str]) -> list[str]:
+    return [column for column in COLUMNS[:3] if column not in header]
+
+
+def _rows(lines: Iterator[list[str]], header: list[str], path: Path) -> Iterator[tuple[str, str, str, str]]:
+    absent = _absent(header)
+    if absent:
+        raise DmgalError(
+            f"{path} is not a split file.",
+            received=f"a first line with {', '.join(map(printable, header)) or 'nothing'}",
+            expected="a first line with split, class_name and video",
+            remedy=f"Add the column {' and '.join(absent)}.",
+        )
+    split_at, name_at, video_at = (header.index(column) for column in COLUMNS[:3])
+    reversal_at = header.index("reversal") if "reversal" in header else None
+    for number, row in enumerate(lines, start=2):
+        if not any(row):
+            continue
+        if len(row) != len(header) or row[split_at] not in SPLITS or not row[name_at]:
+            raise DmgalError(
+                f"Row {number} of {path} is invalid.",
+                received=printable(",".join(row)),
+                expected=f"{len(header)} values, the split one of {', '.join(SPLITS)}, and a class name",
+                remedy="Correct the row.",
+            )
+        row[name_at].encode()  # raises UnicodeError if the name is not valid UTF-8
+        yield row[split_at], row[name_at], row[video_at], row[reversal_at] if reversal_at is not None else ""
+
+
+StandardSplit = Literal["ssv2_small", "ssv2_full", "kinetics100", "hmdb51", "ucf101"]
+STANDARD_SPLITS: tuple[str, ...] = get_args(StandardSplit)
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """The source of a split and its numbers of classes and videos in train, val and test.
+
+    Attributes:
+        source: the paper, and the data set if the paper has several.
+        classes: number of classes in train, val and test.
+        videos: number of videos in train, val and test.
+        mirror: True if a mirrored clip keeps its label.
+    """
+
+    source: str
+    classes: tuple[int, int, int]
+    videos: tuple[int, int, int]
+    mirror: bool
+
+
+FACTS: dict[str, SplitFacts] = {
+    "ssv2_small": SplitFacts("CMN, ECCV 2018, on Something-Something V2", (64, 12, 24), (6400, 1200, 2400), False),
+    "ssv2_full": SplitFacts("OTAM, CVPR 2020, on Something-Something V2", (64, 12, 24), (67013, 1926, 2857), False),
+    "kinetics100": SplitFacts("CMN, ECCV 2018, on Kinetics-400", (64, 12, 24), (6400, 1200, 2400), True),
+    "hmdb51": SplitFacts("ARN, ECCV 2020", (31, 10, 10), (4280, 1194, 1292), True),
+    "ucf101": SplitFacts("ARN, ECCV 2020", (70, 10, 21), (9154, 1421, 2745), True),
+}
+
+
+def standard_split_file(name: str) -> Path:
+    """Return the bundled split file of a standard split. It lists names of videos, which may be anywhere on disk."""
+    return Path(str(files(__package__) / "splits" / f"{name}.csv.gz"))

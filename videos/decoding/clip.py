@@ -1,0 +1,177 @@
+"""Choice of ``T`` frames of a video: one from each of ``T`` equal segments.
+
+Segment ``i`` of ``n`` frames is ``[i*n/T, (i+1)*n/T)``. In units of 1/T of a frame it consists of the ``n`` integers
+from ``i*n``, so all arithmetic is exact. A video shorter than ``T`` repeats frames by the same rule.
+
+Transforms of decoded uint8 frames to the encoder's input size, identical for all frames of a clip.
+
+The encoder normalizes the clips on its own device, so that they stay small until they arrive there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ...errors import DmgalError
+
+
+def uniform_frames(num_frames: int, num_wanted: int) -> list[int]:
+    """Return the middle frame of each segment: the fixed input of validation and test.
+
+    Args:
+        num_frames: frames in the video, at least 1.
+        num_wanted: ``T``, number of frames to choose, at least 1.
+
+    Returns:
+        ``T`` non-decreasing indices. If ``num_frames == T``, these are all frames in order.
+
+    Raises:
+        DmgalError: a count below 1.
+    """
+    _check_counts(num_frames, num_wanted)
+    return [(2 * segment + 1) * num_frames // (2 * num_wanted) for segment in range(num_wanted)]
+
+
+def random_frames(num_frames: int, num_wanted: int, generator: torch.Generator) -> list[int]:
+    """Return a random frame of each segment, drawn uniformly: the varied input of training.
+
+    Arguments, result and errors are those of `uniform_frames`. ``generator`` is the only source of randomness.
+    """
+    _check_counts(num_frames, num_wanted)
+    offsets = torch.randint(num_frames, (num_wanted,), generator=generator).tolist()
+    return [(segment * num_frames + offset) // num_wanted for segment, offset in enumerate(offsets)]
+
+
+def _check_counts(num_frames: int, num_wanted: int) -> None:
+    if num_frames < 1 or num_wanted < 1:
+        raise DmgalError(
+            "Cannot choose frames of a video.",
+            received=f"{num_wanted} frames wanted of a video of {num_frames}",
+            expected="at least one frame wanted, and at least one in the video",
+            remedy="Set the number of frames to 1 or more, and exclude videos without frames.",
+        )
+
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # the usual range of random resized crops
+RED, GREEN, BLUE = 0.299, 0.587, 0.114  # weights of the gray value (ITU-R BT.601)
+
+
+@dataclass(frozen=True)
+class TestTransform:
+    """Deterministic resizing of the short side to ``round(size * resize)``, followed by a center crop.
+
+    Args:
+        size: height and width of the result, pixels.
+        resize: short side before the crop, as a multiple of ``size``, at least 1. The default None means 1: the crop
+            is as large as possible. 256 / 224 is the usual setting for 224-pixel backbones.
+    """
+
+    size: int
+    resize: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if self.resize is not None and not self.resize >= 1:
+            _refuse(f"resize={self.resize}", "resize at least 1, or None", "Use 1 or more: a crop fits in the frame.")
+
+    def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``. ``generator`` is ignored."""
+        height, width = clip.shape[-2:]
+        short = round(self.size * (self.resize or 1))
+        scale = short / min(height, width)
+        clip = _resize(clip, max(short, round(height * scale)), max(short, round(width * scale)))
+        top, left = (clip.shape[-2] - self.size) // 2, (clip.shape[-1] - self.size) // 2
+        return clip[..., top : top + self.size, left : left + self.size].contiguous()
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """Random resized crop with optional flip and color jitter, drawn once for the whole clip.
+
+    Args:
+        size: height and width of the result, pixels.
+        scale: smallest and largest fraction of the frame's area in the crop. ``(1, 1)`` crops like `TestTransform`.
+        flip: mirror half of the clips. Use it only if left and right carry no meaning, so never for
+            Something-Something.
+        color_jitter: ``j``; brightness, contrast and saturation are each scaled by a factor from ``[1 - j, 1 + j]``.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.5, 1.0)
+    flip: bool = False
+    color_jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            _refuse(f"scale={self.scale}", "0 < smallest <= largest <= 1", "Give fractions of the frame's area.")
+        if not 0 <= self.color_jitter <= 1:
+            _refuse(f"color_jitter={self.color_jitter}", "from 0 to 1", "Use 0 for no jitter; 0.4 is strong.")
+
+    def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
+        """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``, with ``generator`` for all randomness."""
+        clip = self._crop(clip, generator)
+        if self.flip and _uniform(0, 1, generator) < 0.5:
+            clip = clip.flip(-1)
+        if self.color_jitter:
+            return self._jitter_colors(clip, generator)
+        return clip.contiguous()
+
+    def _crop(self, clip: Tensor, generator: torch.Generator) -> Tensor:
+        if self.scale[0] == 1:
+            return TestTransform(self.size)(clip)
+        height, width = clip.shape[-2:]
+        area = height * width * _uniform(*self.scale, generator)
+        ratio = math.exp(_uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1]), generator))
+        # A crop larger than the frame is clipped instead of redrawn, so that every clip takes one draw.
+        crop_height = min(height, max(1, round(math.sqrt(area / ratio))))
+        crop_width = min(width, max(1, round(math.sqrt(area * ratio))))
+        top = int(_uniform(0, height - crop_height + 1, generator))
+        left = int(_uniform(0, width - crop_width + 1, generator))
+        return _resize(clip[..., top : top + crop_height, left : left + crop_width], self.size, self.size)
+
+    def _jitter_colors(self, clip: Tensor, generator: torch.Generator) -> Tensor:
+        brightness, contrast, saturation = (
+            _uniform(1 - self.color_jitter, 1 + self.color_jitter, generator) for _ in range(3)
+        )
+        frames = clip.contiguous().float()
+        # A double-precision sum of integers is exact, so it does not depend on the number of threads.
+        mean = brightness * frames.sum(-1).double().sum().item() / frames.numel()
+        # The three changes are linear, so they combine to scale * pixel + share * gray + (1 - contrast) * mean.
+        scale = saturation * contrast * brightness
+        share = (1 - saturation) * contrast * brightness
+        gray = frames[:, 0] * (share * RED)
+        gray.add_(frames[:, 1], alpha=share * GREEN).add_(frames[:, 2], alpha=share * BLUE).add_((1 - contrast) * mean)
+        frames.mul_(scale).add_(gray.unsqueeze(1))
+        return frames.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def short_side_to(clip: Tensor, pixels: int) -> Tensor:
+    """Return uint8 ``(T, 3, H, W)`` with its short side shrunk to ``pixels``. Smaller clips stay unchanged."""
+    height, width = clip.shape[-2:]
+    scale = min(1.0, pixels / min(height, width))
+    return _resize(clip, max(1, round(height * scale)), max(1, round(width * scale)))
+
+
+def _resize(clip: Tensor, height: int, width: int) -> Tensor:
+    if clip.shape[-2:] == (height, width):
+        return clip
+    return interpolate(clip, (height, width), mode="bilinear", antialias=True)
+
+
+def _uniform(low: float, high: float, generator: torch.Generator) -> float:
+    return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        _refuse(f"size={size}", "at least 1 pixel", "Use the backbone's input size.")
+
+
+def _refuse(received: str, expected: str, remedy: str) -> None:
+    raise DmgalError("Cannot build a video transform.", received=received, expected=expected, remedy=remedy)

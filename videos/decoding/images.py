@@ -1,0 +1,224 @@
+"""Videos stored as one image per frame, in a folder or a zip file."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from einops import repeat
+from PIL import ExifTags
+from torch import Tensor
+
+from ..catalog.files import FRAME_EXTENSIONS, frame_files, natural_key
+from .base import (
+    HEAD_BYTES,
+    MAX_PIXELS,
+    Image,
+    StaleFrameCountError,
+    VideoError,
+    VideoProbe,
+    check_indices,
+    check_pixels,
+    content_reason,
+    shown_reason,
+    stack,
+)
+
+# Exceptions of Pillow, zipfile and the system for a file that they cannot read.
+_UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    EOFError,
+    LookupError,
+    ArithmeticError,
+    MemoryError,
+    RuntimeError,
+    PIL.Image.DecompressionBombError,
+    struct.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+# No image of MAX_PIXELS exceeds this, even if it does not compress at all.
+_MAX_IMAGE_BYTES = 8 * MAX_PIXELS
+# The operation that turns a stored image upright, by the orientation in its EXIF header.
+_TRANSPOSE_OF_ORIENTATION = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+
+
+class FrameImages(ABC):
+    """Jpg or png frames in natural order of their names. A frame that cannot be read ends the video.
+
+    Args:
+        path: the folder or zip file.
+        names: the frames' names in order.
+
+    Raises:
+        VideoError: there are no frames.
+    """
+
+    def __init__(self, path: Path, names: list[str]) -> None:
+        if not names:
+            raise VideoError(path, f"a {self.kind} without jpg or png files")
+        self.path = path
+        self.damage: str | None = None
+        self._names = names
+        self.num_frames = len(names)
+
+    kind: str
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Return the version of Pillow (see `VideoDecoder`)."""
+        return {"pillow": version("pillow")}
+
+    @abstractmethod
+    def opened(self) -> AbstractContextManager[Callable[[str], bytes]]:
+        """Provide a function from a frame's name to its bytes, valid inside the context."""
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return frames by index (see `VideoDecoder`)."""
+        check_indices(indices, self.num_frames)
+        with self.opened() as load, _without_warnings():
+            images = {index: self._load_image(load, index) for index in sorted(set(indices))}
+        return stack(self.path, indices, images)
+
+    def probe(self) -> VideoProbe:
+        """Decode all frames and return what was found."""
+        with self.opened() as load, _without_warnings():
+            first = self._load_image(load, 0)
+            for index in range(1, self.num_frames):
+                try:
+                    self._load_image(load, index)
+                except StaleFrameCountError:
+                    break
+        height, width = first.shape[:2]
+        codec = "png" if self._names[0].lower().endswith(".png") else "jpeg"
+        return VideoProbe(self.num_frames, codec, width, height, 0, self.damage)
+
+    def _load_image(self, load: Callable[[str], bytes], index: int) -> Image:
+        name = self._names[index]
+        data = b""
+        try:
+            data = load(name)
+            with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+                check_pixels(self.path, *image.size)
+                return _to_rgb(_turn_upright(image))
+        except VideoError:
+            raise
+        except _UNREADABLE as error:
+            reason = shown_reason(error)
+            if isinstance(error, PIL.UnidentifiedImageError):
+                reason = content_reason(data[:HEAD_BYTES], "no jpg or png image")
+            self.damage = f"frame {name}: {reason}"
+            if index == 0:
+                raise VideoError(self.path, self.damage) from error
+            self.num_frames = index
+            raise StaleFrameCountError(self.path, self.damage) from error
+
+
+class FrameFolder(FrameImages):
+    """A video in a folder of frames."""
+
+    kind = "folder"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            names = frame_files(path)
+        except OSError as error:
+            raise VideoError(path, shown_reason(error)) from error
+        super().__init__(path, names)
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[str], bytes]]:
+        """Provide the bytes of the files by name (see `FrameImages`)."""
+
+        def load(name: str) -> bytes:
+            with open(self.path / name, "rb") as file:
+                if os.fstat(file.fileno()).st_size > _MAX_IMAGE_BYTES:
+                    raise ValueError(f"more than {_MAX_IMAGE_BYTES:,} bytes")
+                return file.read()
+
+        yield load
+
+
+class FrameZip(FrameImages):
+    """A video in a zip file of frames, which are in its root or in folders in natural order."""
+
+    kind = "zip file"
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = [name for name in archive.namelist() if _is_frame(name)]
+        except _UNREADABLE as error:
+            raise VideoError(path, shown_reason(error)) from error
+        super().__init__(path, sorted(names, key=lambda name: [natural_key(part) for part in name.split("/")]))
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[str], bytes]]:
+        """Provide the bytes of the zip members by name (see `FrameImages`)."""
+        try:
+            archive = zipfile.ZipFile(self.path)
+        except _UNREADABLE as error:
+            raise VideoError(self.path, shown_reason(error)) from error
+        with archive:
+
+            def load(name: str) -> bytes:
+                if archive.getinfo(name).file_size > _MAX_IMAGE_BYTES:
+                    raise ValueError(f"more than {_MAX_IMAGE_BYTES:,} bytes")
+                return archive.read(name)
+
+            yield load
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Suppress warnings of Pillow about damaged headers, of which only the orientation matters here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn an image upright by its EXIF header. With a damaged header it stays as stored, as in image viewers."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except _UNREADABLE:
+        return image
+    if not isinstance(orientation, int) or orientation not in _TRANSPOSE_OF_ORIENTATION:
+        return image
+    return image.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
+
+
+def _to_rgb(image: PIL.Image.Image) -> Image:
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
+        gray = (np.asarray(image) >> 8).astype(np.uint8)
+        return repeat(gray, "h w -> h w c", c=3)
+    return np.asarray(image.convert("RGB"))
+
+
+def _is_frame(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.lower().endswith(FRAME_EXTENSIONS) and not base.startswith(".")

@@ -1,0 +1,122 @@
+"""Exact frames of one video: frame ``i`` is the ``i``-th frame in presentation order when decoding from the start.
+
+A video is a file that FFmpeg decodes, a folder of jpg or png frames, or a zip file of such frames. All decoders
+implement one protocol, `VideoDecoder`.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+from ...errors import DmgalError
+from .base import StaleFrameCountError, VideoDecoder, VideoError, VideoProbe, shown_reason
+from .images import FrameFolder, FrameZip
+from .pyav_video import PyAVVideo
+
+ChooseFrames = Callable[[int], Sequence[int]]
+DecoderName = Literal["pyav", "decord"]
+"""Each name stands for the module ``decoding/NAME_video.py``, whose ``Decoder`` is the class to use."""
+
+
+def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", threads: int = 1) -> VideoDecoder:
+    """Open a video file, a folder of frames, or a zip file of frames.
+
+    Args:
+        path: of the video.
+        decoder: for video files: ``pyav``, which is exact, or ``decord`` (see ``decord_video``).
+        threads: maximum number of threads of a file's decoder.
+
+    Raises:
+        DmgalError: an unknown decoder, or fewer than one thread.
+        VideoError: the path does not exist, is not a video, or has no frames or frames of more than ``MAX_PIXELS``
+            pixels.
+    """
+    _check_options(decoder, threads)
+    path = Path(path)
+    images = _open_frame_images(path)
+    if images is not None:
+        return images
+    video: VideoDecoder = decoder_class(decoder)(path, threads)
+    return video
+
+
+def decoder_class(decoder: DecoderName) -> Any:
+    """Return the class that implements `VideoDecoder` in a decoder's module."""
+    return import_module(f".{decoder}_video", __package__).Decoder
+
+
+def read_clip(
+    path: str | os.PathLike[str],
+    choose: ChooseFrames,
+    at_least: int = 1,
+    decoder: DecoderName = "pyav",
+    threads: int = 1,
+) -> Tensor:
+    """Return the chosen frames of a video, uint8 ``(T, 3, H, W)``, upright, with square pixels.
+
+    Args:
+        path: a video file, a folder of frames, or a zip file of frames.
+        choose: maps the number of frames to the wanted indices. It is called again if the number proves wrong.
+        at_least: a damaged video is used only if at least this many of its frames decode.
+        decoder: see `open_video`.
+        threads: see `open_video`.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    video = open_video(path, decoder, threads)
+    while True:
+        if video.damage is not None and video.num_frames < at_least:
+            reason = f"only {video.num_frames} frames decode of {at_least} wanted; then {video.damage}"
+            raise VideoError(path, reason)
+        try:
+            return video.read(choose(video.num_frames))
+        except StaleFrameCountError:
+            continue
+
+
+def probe_video(path: str | os.PathLike[str]) -> VideoProbe:
+    """Decode a whole video with PyAV and one thread, and report which part of it can be used.
+
+    Args:
+        path: a video file, a folder of frames, or a zip file of frames.
+
+    Raises:
+        VideoError: no part of it can be used. The message contains the reason.
+    """
+    path = Path(path)
+    return (_open_frame_images(path) or PyAVVideo(path)).probe()
+
+
+def _open_frame_images(path: Path) -> FrameFolder | FrameZip | None:
+    """Return the reader of a folder or zip file of frames, or None for any other file."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise VideoError(path, "no such file or folder") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(path, shown_reason(error)) from error
+    if stat.S_ISDIR(mode):
+        return FrameFolder(path)
+    if not stat.S_ISREG(mode):
+        raise VideoError(path, "neither a file nor a folder")
+    return FrameZip(path) if path.suffix.lower() == ".zip" else None
+
+
+def _check_options(decoder: str, threads: int) -> None:
+    known = get_args(DecoderName)
+    if decoder in known and threads >= 1:
+        return
+    raise DmgalError(
+        "Cannot open a video.",
+        received=f"decoder={decoder!r}, threads={threads!r}",
+        expected=f"a decoder among {', '.join(known)}, and at least 1 thread",
+        remedy="Correct the decoder's name or the number of threads.",
+    )

@@ -1,0 +1,1 @@
+"""Moving shapes: a generated data set whose classes differ in motion alone."""

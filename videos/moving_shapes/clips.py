@@ -1,0 +1,114 @@
+"""Clips of moving shapes: their trajectories and their frames. The classes differ in motion only."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Generator, Tensor
+
+from ...errors import DmgalError
+from .drawing import Poses, draw, random_appearance
+from .motions import Motion, Offsets, all_motions, random_jitter
+
+MEDIAN_SIZE = 0.28
+# Standard deviations of position and log size in a single frame, equal for all classes. They are the largest that keep
+# shapes mostly in the picture, and exceed the spread of the longest paths.
+PLACE_SPREAD, LOG_SIZE_SPREAD = 0.38, 0.3
+LARGEST_DEVIATION = 1.75
+
+
+@dataclass(frozen=True)
+class MovingShapes:
+    """Settings that determine all clips of the dataset.
+
+    Args:
+        seed: of the split and all clips, 0 or more.
+        clips_per_class: at least 1.
+        frames: number of frames per clip, 8 to 64. With fewer frames, fast motions would alias.
+        pixels: height and width, even, 16 to 512.
+
+    Raises:
+        DmgalError: a value is out of range.
+    """
+
+    seed: int = 0
+    clips_per_class: int = 30
+    frames: int = 16
+    pixels: int = 64
+
+    def __post_init__(self) -> None:
+        _check("seed", self.seed, 0, 2**63 - 1)
+        _check("clips_per_class", self.clips_per_class, 1, 10**5)
+        _check("frames", self.frames, 8, 64)
+        _check("pixels", self.pixels, 16, 512)
+        if self.pixels % 2:
+            _refuse("pixels", self.pixels, "an even number: H.264 halves the resolution of color")
+
+    def poses(self, motion: int, clip: int) -> Poses:
+        """Return the true trajectory of a clip, each quantity ``(1, T)``. ``motion`` is an index into `all_motions`."""
+        return self._poses(all_motions()[motion], self._generator(motion, clip))
+
+    def clip(self, motion: int, clip: int) -> Tensor:
+        """Return the frames of a clip, uint8 ``(T, 3, pixels, pixels)``."""
+        generator = self._generator(motion, clip)
+        poses = self._poses(all_motions()[motion], generator)
+        return draw(poses, random_appearance(1, generator), self.pixels, generator)[0]
+
+    def _poses(self, motion: Motion, generator: Generator) -> Poses:
+        times = torch.linspace(-1, 1, self.frames, dtype=torch.float64)
+        return place_at_random(motion.offsets(times, random_jitter(1, generator)), generator)
+
+    def _generator(self, motion: int, clip: int) -> Generator:
+        """Return the generator of one clip, so that clips are independent of the order and process of generation."""
+        digest = hashlib.blake2b(f"moving shapes {self.seed} {motion} {clip}".encode(), digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+def place_at_random(offsets: Offsets, generator: Generator) -> Poses:
+    """Return trajectories with random starts, so that one random frame carries no information about the class (ours).
+
+    Position and log size over a clip's frames have the covariance of its offsets. The center is drawn with the
+    difference to a covariance that all classes share. A single frame therefore has the same mean and covariance of
+    position and log size in every class, and a uniformly distributed angle.
+
+    Args:
+        offsets: of ``n`` clips, ``(n, T)`` each.
+        generator: for centers and angles.
+    """
+    centered = torch.stack((offsets.x, offsets.y, offsets.log_size), dim=-1)
+    centered = centered - centered.mean(dim=1, keepdim=True)
+    shared = torch.tensor([PLACE_SPREAD, PLACE_SPREAD, LOG_SIZE_SPREAD], dtype=centered.dtype).square().diag()
+    missing = shared - rearrange(centered, "n t q -> n q t") @ centered / centered.shape[1]
+    deviations = _truncated_normal((len(centered), 3, 1), generator)
+    centers = torch.linalg.cholesky(missing) @ deviations
+    x, y, log_size = (centered + rearrange(centers, "n q 1 -> n 1 q")).unbind(dim=-1)
+    start = 2 * math.pi * torch.rand(len(centered), 1, generator=generator, dtype=centered.dtype)
+    quantities = x, y, MEDIAN_SIZE * log_size.exp(), start + offsets.angle
+    return Poses(*(quantity.float() for quantity in quantities))
+
+
+def _truncated_normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Return a normal sample, truncated so that shapes stay in the picture, with mean 0 and variance 1."""
+    limit = LARGEST_DEVIATION
+    inside = math.erf(limit / math.sqrt(2))
+    variance = 1 - 2 * limit * math.exp(-(limit**2) / 2) / math.sqrt(2 * math.pi) / inside
+    uniform = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
+    return torch.erfinv(uniform * inside) * math.sqrt(2 / variance)
+
+
+def _check(name: str, value: int, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        _refuse(name, value, f"an integer from {low} to {high}")
+
+
+def _refuse(name: str, value: object, expected: str) -> None:
+    raise DmgalError(
+        "Cannot generate moving shapes with these values.",
+        received=f"{name}={value!r}",
+        expected=f"{name}: {expected}",
+        remedy=f"Change {name}.",
+    )

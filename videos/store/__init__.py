@@ -1,0 +1,1 @@
+"""The store: clips and frames decoded once, read back without decoding a video."""
