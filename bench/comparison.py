@@ -1,4 +1,9 @@
-"""Training of many recipes on moving shapes, each in its own process, and comparison on the same episodes.
+"""Adapters, or whole methods, trained on moving shapes under one budget and compared on the same episodes.
+
+    python -m dmgal.bench.comparison adapters --jobs 2     same head, parameters within 20 %
+    python -m dmgal.bench.comparison methods --jobs 2      trained with one shot, tested with one and five
+
+Writes ``bench/results/adapter_comparison.json`` or ``method_comparison.json``. Every training runs in its own process.
 
 A comparison lists methods with options and learning rates. The first data seed tries all rates, the other seeds only
 the best ``tried_again`` of these. Each seed uses the rate that is best on its validation classes. The novel classes are
@@ -15,8 +20,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import tyro
 import yaml
 
 from dmgal.videos.moving_shapes.generate import generate_moving_shapes
@@ -170,3 +176,57 @@ def summary(tables: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _spread(values: list[float]) -> dict[str, float]:
     return {"mean": round(sum(values) / len(values), 2), "lowest": min(values), "highest": max(values)}
+
+
+ADAPTER_OPTIONS: dict[str, tuple[str, ...]] = {
+    "dmgal_adapter": (),
+    "st_adapter": ("--adapter.bottleneck", "30"),
+    "aim": ("--adapter.bottleneck", "10"),
+    "d2st": ("--adapter.bottleneck", "16"),
+    "lora": (),
+    "bitfit": (),
+}
+"""Options by recipe that match the parameter count of DMGAL-Adapter. BitFit has fewer and cannot have more."""
+ADAPTER_RATES = tuple(Rate(rate) for rate in (2e-3, 4e-3, 8e-3, 1.6e-2))
+
+FULLY_TRAINED = ("dmgal_ft", "m2acl", "molo", "trx", "strm", "hyrsm", "otam", "bi_mhm", "frame_aligned")
+STUCK = ("sact", "prototype")
+"""Methods below 40 % on validation classes with the usual two pairs of rates: smaller rates are tried as well."""
+METHOD_RATES = {
+    "dmgal_adapter": (Rate(4e-3),),  # chosen in the same way by the comparison of adapters
+    **dict.fromkeys(FULLY_TRAINED, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4))),
+    **dict.fromkeys(STUCK, (Rate(1e-3, 5e-4), Rate(3e-3, 5e-4), Rate(3e-4, 1e-4), Rate(1e-4, 1e-4))),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    kind: tyro.conf.Positional[Literal["adapters", "methods"]]
+    work: Path = Path("comparison")
+    """Folder for videos and runs."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of the data, including the split into classes, and of the training."""
+    episodes: int = 2000
+    jobs: int = 1
+    """Number of parallel trainings."""
+    out: Path = Path(__file__).parent / "results"
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, compare and write the report."""
+    options = tyro.cli(Options, args=argv, description=__doc__)
+    workshop = Workshop(options.work / options.kind, options.jobs)
+    if options.kind == "adapters":
+        comparison, shots = Comparison(ADAPTER_OPTIONS, dict.fromkeys(ADAPTER_OPTIONS, ADAPTER_RATES)), (1,)
+    else:
+        comparison = Comparison(dict.fromkeys(METHOD_RATES, ("--queries", "2")), METHOD_RATES, tried_again=1)
+        shots = (1, 5)
+    report = comparison.run(workshop, options.seeds, options.episodes, shots=shots)
+    path = options.out / f"{options.kind.removesuffix('s')}_comparison.json"
+    path.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

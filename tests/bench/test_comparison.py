@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from dmgal.bench.trainings import Rate, Training, Workshop
+from dmgal.bench.comparison import Rate, Training, Workshop
 
 TRAINING = Training("trx", Rate(1e-3, 5e-4), seed=2)
 
