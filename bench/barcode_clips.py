@@ -108,7 +108,7 @@ KINDS = {
 
 
 def barcode(number: int) -> NDArray[np.uint8]:
-    """An image ``(64, 128, 3)``: ``number`` in binary in its upper half, something that moves and flickers below."""
+    """Return an image ``(64, 128, 3)``: ``number`` in binary in its upper half, something that moves and flickers below."""
     rows, columns = np.mgrid[: HEIGHT // 2, :WIDTH]
     texture = 128 + 50 * np.sin((columns - 2.3 * number) / 5) + 40 * np.sin((rows + columns / 3 + number) / 4)
     noise = np.random.default_rng(number).normal(scale=6, size=texture.shape)
@@ -119,7 +119,7 @@ def barcode(number: int) -> NDArray[np.uint8]:
 
 
 def read_barcode(image: NDArray[np.uint8]) -> int:
-    """The number in a frame ``(H, W, 3)``, upright or a quarter turn clockwise."""
+    """Return the number in a frame ``(H, W, 3)``, upright or a quarter turn clockwise."""
     if image.shape[0] > image.shape[1]:
         image = np.rot90(image)
     cells = image[: HEIGHT // 2].mean(2).reshape(HEIGHT // 2, BITS, -1)  # (H/2, BITS, W/BITS)

@@ -16,7 +16,8 @@ import pytest
 
 # Before any library reads them; processes that tests start inherit them.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 
 import dmgal.backbones.torchvision_cpu  # noqa: F401  (before a test imports open_clip, transformers or peft)
 
@@ -40,7 +41,7 @@ def few_threads() -> None:
     """Small tensors gain nothing from many threads, and results stay comparable between machines."""
     import torch
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(NUM_THREADS)
 
 
 def _state() -> dict[str, object]:

@@ -32,7 +32,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, data_flags: list[str]) 
 
 @pytest.fixture
 def enroll(run_folder, tmp_path, capsys):
-    """Runs the command into ``tmp_path/g.safetensors``; returns the exit code, and what was printed."""
+    """Run the command into ``tmp_path/g.safetensors``, and return the exit code and the output."""
 
     def run(*words, run=run_folder):
         capsys.readouterr()
@@ -137,7 +137,7 @@ def broken(folder):
 
 
 def refusals(tmp_path, frame_folders):
-    """What is given, and what the message says."""
+    """Cases of input and message."""
     clips = copied(frame_folders, tmp_path / "two", 1)
     one = next(clips.iterdir())
     (tmp_path / "empty").mkdir()

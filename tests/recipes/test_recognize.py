@@ -42,7 +42,7 @@ def folders(tmp_path_factory, frame_folders, data_flags) -> Path:
 
 @pytest.fixture
 def recognize(folders, capsys):
-    """Runs the command on the whole gallery; returns what it printed, as JSON where asked for."""
+    """Run the command on the whole gallery, and return its output, parsed if it is JSON."""
 
     def run(*words, gallery="whole", code=0, run=None):
         capsys.readouterr()

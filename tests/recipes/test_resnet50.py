@@ -33,7 +33,7 @@ def resnet50(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def dmgal(*words: object) -> list[str]:
-    """What a command printed, standard output and error together."""
+    """Return standard output and error of a command."""
     command = [sys.executable, "-m", "dmgal", *map(str, words)]
     result = subprocess.run(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=3600, check=False
