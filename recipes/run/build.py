@@ -12,10 +12,10 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-import dmgal.episodes.heads as heads
 from dmgal.adapters.model_card import command_line
 from dmgal.backbones import load_backbone, make_encoder
 from dmgal.episodes import FewShotRecognizer
+from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.config import Recipe
@@ -52,7 +52,7 @@ def with_base_classes(recipe: Recipe, catalog: VideoCatalog) -> Recipe:
 
 
 def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
-    """Build a head from the name of its class in ``dmgal.episodes.heads`` and its arguments.
+    """Build a head from its name in ``dmgal.episodes.heads.HEADS`` and its arguments.
 
     Values in ``known`` fill in the parameters that the class has.
     """
@@ -73,14 +73,14 @@ def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
 
 
 def _head_class(name: object) -> type[nn.Module]:
-    if name not in heads.__all__ or not isinstance(cls := getattr(heads, str(name)), type):
+    if not isinstance(name, str) or name not in HEADS:
         raise DmgalError(
             "This head is unknown.",
             received=repr(name),
-            expected=f"one of {', '.join(heads.__all__)}",
+            expected=f"one of {', '.join(HEADS)}",
             remedy="Correct head.name.",
         )
-    return cls
+    return HEADS[name]
 
 
 def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Module:

@@ -15,7 +15,7 @@ from dmgal.recipes.run.config import Recipe, parse
 from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, to_mapping
 from dmgal.recipes.train import Train
 
-CONFIGS = Path(dmgal.recipes.run.layers.__file__).parent / "configs"
+CONFIGS = Path(dmgal.recipes.run.layers.__file__).parents[1] / "configs"
 
 
 def parsed(*words: str) -> Recipe:
@@ -105,6 +105,9 @@ def test_a_recipe_survives_being_written():
         ({"name": "Nobody"}, "BiMHM"),
         ({"name": "BiMHM", "centre": "video"}, r"head\.centre"),
         ({"name": "otam"}, "OTAM"),
+        ({"name": "TemporalMixer"}, "one of BiMHM, OTAM"),
+        ({"name": "FrameDistanceHead"}, "one of BiMHM, OTAM"),
+        ({"name": ["OTAM"]}, "one of BiMHM, OTAM"),
         ({"name": "BiMHM", "logit_scale": "foo"}, "head BiMHM"),
     ],
 )
