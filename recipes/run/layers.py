@@ -26,6 +26,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 
 from dmgal.errors import DmgalError
+from dmgal.videos.catalog.lists import STANDARD_SPLITS
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -84,12 +85,25 @@ def merged(layers: Iterable[Tree]) -> Tree:
 
 
 def _for_data(layer: Tree, name: str | None) -> list[Tree]:
-    """Return a layer without ``per_data``, followed by its values for the data set if there are any."""
+    """Return a layer without ``per_data``, followed by its values for the data set if there are any.
+
+    Raises:
+        DmgalError: ``per_data`` is malformed, or it lacks the benchmark. Data sets of the user need no entry.
+    """
     plain = {key: value for key, value in layer.items() if key != PER_DATA}
     special = layer.get(PER_DATA, {})
     if not isinstance(special, dict) or not all(isinstance(values, dict) for values in special.values()):
         raise _bad_value(PER_DATA, special, "a mapping of data set names to values")
-    return [plain, special[name]] if name in special else [plain]
+    if name in special:
+        return [plain, special[name]]
+    if special and name in STANDARD_SPLITS:
+        raise DmgalError(
+            f"The method has no values for {name}, and its defaults are for other data.",
+            received=f"data.name: {name}",
+            expected=f"one of {', '.join(special)}",
+            remedy=f"Use one of these data sets, or copy the method's YAML file and add {name} to its {PER_DATA}.",
+        )
+    return [plain]
 
 
 def _merge(layers: list[Tree]) -> Tree:

@@ -132,6 +132,20 @@ def test_a_methods_values_for_a_data_set_lie_on_the_method_in_any_order(tmp_path
         parsed(str(method))
 
 
+def test_a_benchmark_without_values_of_the_method_is_refused(tmp_path):
+    method, benchmark, own = (tmp_path / f"{name}.yaml" for name in ("method", "benchmark", "own"))
+    method.write_text("train: {seed: 1}\nper_data: {hmdb51: {train: {seed: 2}}, ucf101: {}}")
+    benchmark.write_text("data: {name: ssv2_full}")
+    own.write_text("data: {name: kitchen}")
+    for order in itertools.permutations([method, benchmark]):
+        with pytest.raises(DmgalError, match=r"data\.name: ssv2_full\n.*one of hmdb51, ucf101"):
+            parsed(*map(str, order))
+    seeds = {"hmdb51": 2, "ucf101": 1, "moving_shapes": 1}
+    assert {name: parsed(str(method), f"data/{name}").train.seed for name in seeds} == seeds
+    assert parsed(str(method), str(own)).train.seed == 1
+    assert parsed("method/bi_mhm", str(benchmark)).data.name == "ssv2_full"
+
+
 def test_values_of_the_papers_per_data_set():
     molo = parsed("method/molo", "data/kinetics100").train
     assert (molo.learning_rate, molo.loss_weights["base_classes"], molo.loss_weights["long_short"]) == (2e-5, 0.1, 0.05)
