@@ -13,7 +13,7 @@ from . import __version__
 from .errors import DmgalError
 from .recipes.run.cli_errors import BAD_INPUT, exit_code
 
-SUBCOMMANDS = {
+COMMANDS = {
     "train": "train an adapter, a head or a whole model on episodes of the base classes",
     "evaluate": "measure a trained run, or a frozen backbone, on episodes of unseen classes",
     "compare": "compare several runs on the same episodes, with their paired differences",
@@ -23,7 +23,7 @@ SUBCOMMANDS = {
     "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
     "demo": "generate videos, train and compare four methods, and write a table and a web page",
 }
-"""Summaries by command. Each command is a module of ``dmgal.recipes`` with a ``main(argv) -> int | None``."""
+"""All commands with their summaries. Each is a module of ``dmgal.recipes`` with a ``main(argv) -> int | None``."""
 
 EXAMPLES = (
     "dmgal demo",
@@ -50,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """Return the text of ``dmgal --help``."""
-    width = max(map(len, SUBCOMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in SUBCOMMANDS.items())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
     examples = "\n".join(f"  {example}" for example in EXAMPLES)
     return (
         "usage: dmgal [--help] [--version] <command> [<arguments>]\n\n"
@@ -73,16 +73,16 @@ def _dispatch(argv: list[str] | None) -> int | None:
     if command in ("-V", "--version"):
         print(f"dmgal {__version__}")
         return 0
-    if command not in SUBCOMMANDS:
+    if command not in COMMANDS:
         raise _unknown_command(command)
     return import_module(f"dmgal.recipes.{command}").main(arguments)  # type: ignore[no-any-return]
 
 
 def _unknown_command(command: str) -> DmgalError:
-    similar = get_close_matches(command, SUBCOMMANDS, n=1, cutoff=0.5)
+    similar = get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
     return DmgalError(
         "Unknown command.",
         received=repr(command),
-        expected=f"one of {', '.join(SUBCOMMANDS)}",
+        expected=f"one of {', '.join(COMMANDS)}",
         remedy=f"Did you mean 'dmgal {similar[0]}'?" if similar else "See 'dmgal --help'.",
     )

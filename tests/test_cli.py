@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 import dmgal
-from dmgal.cli import SUBCOMMANDS, main
+from dmgal import recipes
+from dmgal.cli import COMMANDS, main
 from dmgal.errors import DmgalError
 from dmgal.videos.decoding.base import VideoError
 
@@ -22,9 +24,13 @@ def fake_recipe(monkeypatch: pytest.MonkeyPatch, function) -> None:
 def test_help_lists_every_command_with_examples(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 0
     printed = capsys.readouterr().out
-    for name, summary in SUBCOMMANDS.items():
+    for name, summary in COMMANDS.items():
         assert f"  {name} " in printed and summary in printed
     assert "examples:" in printed
+
+
+def test_commands_are_the_modules_of_recipes() -> None:
+    assert set(COMMANDS) == {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
