@@ -62,7 +62,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._part_handles = list(self.attach(block))
         siblings = [child for child in block.children() if isinstance(child, AdapterLayer)]
-        self._block_hooks = siblings[0]._block_hooks if siblings else _BlockHooks(block)
+        self._block_hooks: _BlockHooks = siblings[0]._block_hooks if siblings else _BlockHooks(block)
         self._block_hooks.add(self)
 
     def attach(self, block: nn.Module) -> Iterable[RemovableHandle]:

@@ -108,7 +108,7 @@ KINDS = {
 
 
 def barcode(number: int) -> NDArray[np.uint8]:
-    """Return an image ``(64, 128, 3)``: ``number`` in binary in its upper half, something that moves and flickers below."""
+    """Return an image ``(64, 128, 3)``: ``number`` in binary in its upper half, moving noise below."""
     rows, columns = np.mgrid[: HEIGHT // 2, :WIDTH]
     texture = 128 + 50 * np.sin((columns - 2.3 * number) / 5) + 40 * np.sin((rows + columns / 3 + number) / 4)
     noise = np.random.default_rng(number).normal(scale=6, size=texture.shape)

@@ -218,8 +218,9 @@ def main(argv: list[str] | None = None) -> None:
     """Train, compare and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     workshop = Workshop(options.work / options.kind, options.jobs)
+    shots: tuple[int, ...] = (1,)
     if options.kind == "adapters":
-        comparison, shots = Comparison(ADAPTER_OPTIONS, dict.fromkeys(ADAPTER_OPTIONS, ADAPTER_RATES)), (1,)
+        comparison = Comparison(ADAPTER_OPTIONS, dict.fromkeys(ADAPTER_OPTIONS, ADAPTER_RATES))
     else:
         comparison = Comparison(dict.fromkeys(METHOD_RATES, ("--queries", "2")), METHOD_RATES, tried_again=1)
         shots = (1, 5)

@@ -1,4 +1,4 @@
-"""What every test shares: the folder of test data, few threads, and a guard that no test talks to the network."""
+"""Set-up for every test: the folder of test data, few threads, and a guard against network access."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 
-import dmgal.backbones.torchvision_cpu  # noqa: F401  (before a test imports open_clip, transformers or peft)
+import dmgal.backbones.torchvision_cpu  # noqa: E402, F401  (before a test imports open_clip, transformers or peft)
 
 ROOT = Path(__file__).resolve().parents[1]
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}

@@ -1,23 +1,8 @@
-"""Comparison of two methods on the same episodes: difference, accuracy by class, confusion and disagreements.
+"""Statistics of methods: comparison on the same episodes, and the exact accuracy over all possible episodes.
 
 A method may be several runs that differ in their training seed. An interval over episodes only holds for these trained
 models and these classes. The spread over seeds and the bootstrap over classes show how far the difference generalizes.
-
-The expected accuracy over ALL episodes of a split, without drawing one.
-
-If a query's score for a support video depends only on these two videos, the probability of a correct answer has a
-closed form. Let d be the query's score for the support video of its own class. For every other class k let ``below_k``
-and ``not_above_k`` be the shares of its videos with scores ``< d`` and ``<= d``. Support videos are drawn
-independently, so with the other classes M of the task the query is correct with the product over M. If the classes M
-are drawn from all classes, the probability is an elementary symmetric polynomial over the number of choices.
-
-Ties count as in ``argmax``: the first of the largest wins, and a task's classes come in random order. A tied class thus
-beats the query's own class if it comes earlier. If the position of the own class is drawn uniformly, the probability is
-the integral over u from 0 to 1 of the product of ``u below_k + (1 - u) not_above_k`` (a Beta integral). This polynomial
-in u is integrated exactly by Gauss-Legendre.
-
-Classes may be drawn in groups, such as reversal pairs. The number of queries does not change an expected value. Our
-own method.
+The exact accuracy (our own method) applies to heads with pair scores and draws no episode.
 """
 
 from __future__ import annotations
@@ -181,9 +166,6 @@ def _check_same(runs: Sequence[Evaluation]) -> None:
     hashes = {run.episodes for run in runs}
     if len(hashes) != 1:
         raise ValueError(f"The evaluations used different episodes: {', '.join(sorted(hashes))}.")
-
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

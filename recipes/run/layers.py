@@ -1,6 +1,6 @@
 """Layers of a recipe: YAML files, found by name or path, merged and converted to dataclasses.
 
-Separation of absolute paths from a recipe, so that a run folder can be shared.
+Absolute paths are kept apart from a recipe, so that a run folder can be shared:
 
     recipe.yaml   data: {root: ssv2}
     paths.yaml    data.root: /disk/ssv2
@@ -247,9 +247,6 @@ def _bad_layer(name: str, received: str) -> DmgalError:
         expected="a YAML mapping of recipe keys to values",
         remedy="Fix the file.",
     )
-
-
-Tree = dict[str, Any]
 
 
 def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
