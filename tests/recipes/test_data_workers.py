@@ -14,7 +14,8 @@ from dmgal.recipes.run.distributed import ignore_in_worker
 
 LEFTOVER_WORKERS = """
 from torch.utils.data import DataLoader
-from dmgal.recipes.training.signals import StopSignal, ignore_in_worker
+from dmgal.recipes.run.distributed import ignore_in_worker
+from dmgal.recipes.training.signals import StopSignal
 with StopSignal():
     batches = iter(DataLoader(range(100), num_workers=2, worker_init_fn=ignore_in_worker))
     print(len(next(batches)))
