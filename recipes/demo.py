@@ -19,8 +19,8 @@ from pathlib import Path
 import tyro
 
 from dmgal.errors import DmgalError
-from dmgal.recipes.compare import compare, rows_as_json
 from dmgal.recipes.reports.page import as_page
+from dmgal.recipes.reports.runs import compare, rows_as_json
 from dmgal.recipes.reports.table import Row, as_text
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.recipes.run.config import DataConfig
