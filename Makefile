@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint docs clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +29,16 @@ test-all: $(INSTALLED)  ## run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "" $(PYTEST_FLAGS)
 
 # mypy looks for a package by its folder's name, so it is given a folder that holds the checkout under the name dmgal.
-lint: $(LINTERS_INSTALLED)  ## check style, format and types
+lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
 	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p dmgal
+	$(MAKE) docs
+
+docs: $(LINTERS_INSTALLED)  ## check the generated tables, and build the documentation into build/docs
+	$(BIN)/python -m dmgal.bench.docs_tables --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean:  ## remove the virtual environment and everything else that was built
 	rm -rf $(VENV) build dist dmgal.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,4 +1,4 @@
-"""What the README shows is run; commands, which may take hours or a download, are at least understood by the parser."""
+"""Examples of the README run. Commands that may take hours or a download are only parsed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import tyro
 from dmgal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-README = Path(__file__).resolve().parents[1] / "README.md"
+README = ROOT / "README.md"
 VIDEOS = """
 import torch
 support_videos, query_videos = (torch.randint(0, 256, (n, 8, 3, 48, 48), dtype=torch.uint8) for n in (5, 2))
@@ -30,8 +30,8 @@ assert sorted(path.name for path in pathlib.Path("my_adapter").iterdir()) == [
 """
 
 
-def test_adapt_your_own_backbone(tmp_path: Path) -> None:
-    section = README.read_text().split("## Adapt your own backbone")[1]
+def test_python_section_runs(tmp_path: Path) -> None:
+    section = README.read_text().split("## Python")[1]
     snippet = re.search(r"```python\n(.+?)```", section, flags=re.DOTALL)
     assert snippet is not None
     script = tmp_path / "snippet.py"
@@ -45,7 +45,7 @@ def test_adapt_your_own_backbone(tmp_path: Path) -> None:
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
-    """Every line that starts the command, by the file that shows it."""
+    """Yield each file of the documentation and the arguments of each ``dmgal`` command in it."""
     layers = sorted((ROOT / "recipes" / "configs").rglob("*.yaml"))
     for path in [README, *sorted((ROOT / "docs").rglob("*.md")), *layers]:
         for line in path.read_text().splitlines():
@@ -54,28 +54,28 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 yield path.name, words[1:]
 
 
-class UnderstoodError(Exception):
-    """The parser has taken a command line."""
+class AcceptedError(Exception):
+    """The parser accepted a command line."""
 
 
 @pytest.mark.parametrize(("file", "words"), [pytest.param(*c, id=f"{c[0]}: {' '.join(c[1])}") for c in commands()])
-def test_every_command_that_is_shown_is_understood(file, words, tmp_path, monkeypatch, capsys):
+def test_parser_accepts_every_documented_command(file, words, tmp_path, monkeypatch, capsys):
     parse = tyro.cli
 
     def parse_and_stop(*args, **options):
         parse(*args, **options)
-        raise UnderstoodError
+        raise AcceptedError
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tyro, "cli", parse_and_stop)
-    for layer in (word for word in words if word.endswith("data.yaml")):  # as prepare writes them
+    for layer in (word for word in words if word.endswith("data.yaml")):  # written by dmgal prepare
         (tmp_path / layer).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / layer).write_text("data: {name: ssv2_small, root: videos}")
-    with pytest.raises(UnderstoodError):
+    with pytest.raises(AcceptedError):
         pytest.fail(f"exit code {cli.main(words)}: {capsys.readouterr().err}")
 
 
-def test_there_are_commands_to_understand():
+def test_documentation_has_commands():
     found = list(commands())
     assert {words[0] for file, words in found if file == "README.md"} >= {"train", "prepare", "store", "evaluate"}
     assert len(found) > 20

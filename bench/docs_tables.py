@@ -1,0 +1,333 @@
+"""Generator of the tables and the figure of the documentation, from ``bench/results/*.json``.
+
+    python -m dmgal.bench.docs_tables            # rewrite the tables and the figure
+    python -m dmgal.bench.docs_tables --check    # exit with 1 and name each file that is stale
+
+A page marks a table by the HTML comments ``<!-- table:NAME -->`` and ``<!-- end -->``, each on its own line. ``TABLES``
+lists the names. The figure needs the extra ``docs`` (Matplotlib). Its SVG is deterministic: text is drawn as paths of
+Matplotlib's own font, identifiers have a fixed salt, and no date is stored.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = Path("bench", "results")
+PAGES = (Path("README.md"), Path("docs", "index.md"), *(Path("docs", f"{n}.md") for n in ("results", "performance")))
+FIGURE = Path("docs", "figures", "accuracy.svg")
+MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+NAMES = {
+    "frozen": "frozen tiny-clip",
+    "smga": "Smga only",
+    "dmgal_adapter": "DMGAL-Adapter",
+    "dmgal_ft": "DMGAL-FT",
+    "d2st": "D2ST-Adapter",
+    "st_adapter": "ST-Adapter",
+    "aim": "AIM",
+    "lora": "LoRA, attention and MLP",
+    "bitfit": "BitFit",
+    "hyrsm": "HyRSM",
+    "otam": "OTAM",
+    "trx": "TRX",
+    "molo": "MoLo",
+    "frame_aligned": "frame-aligned cosine",
+    "strm": "STRM",
+    "bi_mhm": "Bi-MHM",
+    "m2acl": "M2ACL",
+    "sact": "SA-CT",
+    "prototype": "prototype",
+}
+"""Names in tables by the name of a method's recipe."""
+LEFT = ((-8, 0), "right")
+LABELS = {"molo": ((-6, -11), "center"), "prototype": ((0, 11), "center")} | dict.fromkeys(
+    ("dmgal_ft", "otam", "frame_aligned", "bi_mhm", "sact"), LEFT
+)
+"""Offsets in points and alignments of labels that would overlap. The others are to the right of their point."""
+HEAD_SCALE = 1
+"""The learned scale of the logits, which the comparison counts as a trained parameter beside an adapter's."""
+
+Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class DocsTables:
+    """Options of the command."""
+
+    check: bool = False
+    """Write nothing. Exit with 1 if a file is stale."""
+    root: Path = ROOT
+    """Folder of the repository."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Rewrite or check every file, and return the exit code."""
+    options = tyro.cli(DocsTables, args=argv, description=__doc__)
+    stale = False
+    for path, text in generated(options.root):
+        file = options.root / path
+        if file.exists() and file.read_text(encoding="utf-8") == text:
+            continue
+        stale = True
+        if options.check:
+            print(f"{path} is stale. Run 'python -m dmgal.bench.docs_tables'.", file=sys.stderr)
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            print(f"written: {path}")
+    return 1 if options.check and stale else 0
+
+
+def generated(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the path and the text of each generated file."""
+    for path in PAGES:
+        yield path, with_tables(root, (root / path).read_text(encoding="utf-8"))
+    yield FIGURE, accuracy_figure(root).decode()
+
+
+def with_tables(root: Path, page: str) -> str:
+    """Return a page with the current tables between its markers."""
+    return MARKED.sub(lambda match: match[1] + TABLES[match[2]](root) + match[3], page)
+
+
+def load(root: Path, name: str) -> dict[str, Any]:
+    """Return one file of results."""
+    return json.loads((root / RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
+
+
+def markdown(header: Row, rows: Iterable[Row]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def spread(values: dict[str, float], sign: str = "") -> str:
+    """Return a mean and its range, such as ``92.8 (91.1 to 94.2)``."""
+    mean, lowest, highest = (values[name] for name in ("mean", "lowest", "highest"))
+    return f"{fixed(mean, sign)} ({fixed(lowest)} to {fixed(highest)})"
+
+
+def fixed(value: float, sign: str = "") -> str:
+    """Round half up to one decimal, as written in the JSON file: 4.85 is 4.9, although its float is below."""
+    return f"{Decimal(str(value)).quantize(Decimal('0.1'), ROUND_HALF_UP):{sign}}"
+
+
+def demo_table(root: Path) -> str:
+    """Compare frozen backbone, adapters and full fine-tuning over three data sets."""
+    rows = []
+    for name, row in load(root, "demo")["summary"].items():
+        share = row["share_of_visual_tower_percent"]
+        rows.append([
+            NAMES[name],
+            spread(row["accuracy"]),
+            "" if name == "frozen" else spread(row["difference_to_frozen"], "+"),
+            fixed(row["reversal_two_way"]["mean"]),
+            fixed(row["reversal_four_way"]["mean"]),
+            "0" if not share else f"{fixed(share)} %" if share < 100 else "all, and its head",
+        ])  # fmt: skip
+    header = ["method", "accuracy %", "over frozen, points", "reversal, 2-way %", "reversal, 4-way %"]
+    return markdown([*header, "trained, of the visual tower"], rows)
+
+
+def adapter_table(root: Path) -> str:
+    """Compare the adapters at one shot, best first."""
+    summary = load(root, "adapter_comparison")["summary"]["1-shot"]
+    rows = [
+        [
+            NAMES[name],
+            f"{row['trained_parameters'] - HEAD_SCALE:,}",
+            spread(row["accuracy"]),
+            "" if name == "dmgal_adapter" else spread(row["difference_to_first"]),
+            fixed(row["reversal_two_way"]["mean"]),
+        ]
+        for name, row in best_first(summary)
+    ]
+    return markdown(["adapter", "parameters", "accuracy %", "to DMGAL-Adapter, points", "reversal, 2-way %"], rows)
+
+
+def method_table(root: Path) -> str:
+    """Compare the methods at one and five shots, best first."""
+    shots = load(root, "method_comparison")["summary"]
+    rows = [
+        [
+            NAMES[name],
+            f"{row['trained_parameters']:,}",
+            spread(row["accuracy"]),
+            "" if name == "dmgal_adapter" else spread(row["difference_to_first"]),
+            fixed(row["reversal_two_way"]["mean"]),
+            spread(shots["5-shot"][name]["accuracy"]),
+        ]
+        for name, row in best_first(shots["1-shot"])
+    ]
+    header = ["method", "trained", "1 shot %", "to DMGAL-Adapter, points", "reversal, 2-way %", "5 shots %"]
+    return markdown(header, rows)
+
+
+def best_first(summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Sort methods by their mean accuracy."""
+    return sorted(summary.items(), key=lambda item: -item[1]["accuracy"]["mean"])
+
+
+def gallery_table(root: Path) -> str:
+    """Show recognition accuracy by the number of enrolled classes."""
+    accuracy = load(root, "gallery")["test"]["accuracy"]
+    classes = sorted({row["classes"] for row in accuracy})
+    rows = [
+        [
+            f"{shots} clip{'s' * (shots > 1)} each, correct %",
+            *(fixed(row["whole_gallery"]["percent"]) for row in accuracy if row["shots"] == shots),
+        ]
+        for shots in sorted({row["shots"] for row in accuracy})
+    ]
+    return markdown(["classes", *map(str, classes)], rows)
+
+
+def adapter_cost_table(root: Path) -> str:
+    """Show parameters, FLOPs and CPU time that adapters add to ViT-B/16."""
+    rows = []
+    for name, row in load(root, "adapters")["adapters"].items():
+        if name != "frozen":
+            time = row["cpu_time_percent"]
+            low, high = time["interval_95"]
+            rows.append([
+                "Smga (DMGAL)" if name == "smga" else NAMES[name],
+                f"{row['parameters'] / 1e6:.2f} M",
+                f"+{fixed(row['flops_percent'])} %",
+                f"+{fixed(time['median'])} % ({fixed(low)} to {fixed(high)})",
+            ])  # fmt: skip
+    return markdown(["adapter", "parameters", "FLOPs", "CPU time"], rows)
+
+
+def training_table(root: Path) -> str:
+    """Compare time and memory of a training step with full fine-tuning."""
+    report = load(root, "training")
+    cases, ratios = report["cases"], {name: f"{ratio['median']:.2f}" for name, ratio in report["ratios"].items()}
+
+    def case(precision: str) -> list[str]:
+        row = cases[f"everything_{precision}"]
+        return [f"{row['seconds']['median']:.1f} s", f"{row['peak_mb']['median'] / 1000:.1f} GB"]
+
+    def ratio(name: str, suffix: str = "") -> list[str]:
+        return [ratios[f"{name}_over_full_{what}{suffix}"] for what in ("time", "memory")]
+
+    rows = [
+        ["full fine-tuning, no adapters", *case("float32"), *case("bf16")],
+        ["DMGAL-Adapters on a frozen backbone", *ratio("adapters"), *ratio("adapters", "_in_bf16")],
+        ["the same in two passes, one video at a time", *ratio("two_passes"), "", ""],
+    ]
+    return markdown(["ViT-B/16, one training step", "time", "memory", "bf16: time", "bf16: memory"], rows)
+
+
+def memory_table(root: Path) -> str:
+    """Compare ways to save memory in a 5-shot training step."""
+    plain, *others = load(root, "memory")["measured"]
+    budget = f"two passes, budget {others[-1]['peak_extra_tensor_mb'] / 1000:.1f} GB"
+    rows = [["plain", f"{plain['seconds']:.0f} s", f"{plain['peak_extra_mb'] / 1000:.1f} GB", ""]]
+    for row in others:
+        name = budget if row["way"] == "two passes" else "checkpointed blocks"
+        rows.append([
+            name,
+            f"{row['time_ratio']:.2f}",
+            f"{row['memory_share']:.2f}",
+            f"{row['gradient_difference']:.2g}",
+        ])  # fmt: skip
+    return markdown(["", "time", "memory", "gradient difference"], rows)
+
+
+def evaluation_table(root: Path) -> str:
+    """Show how many times faster cached evaluation is than re-encoding every episode."""
+    report = load(root, "evaluation")
+    measured = {(row["case"], row["shots"]): row["times_plain"]["median"] for row in report["tiny_clip"]}
+    rows = [
+        [
+            "Smga only, Bi-MHM" if row["case"] == "smga" else "with a Cmga",
+            *(fixed(measured[row["case"], shots]) for shots in (1, 5)),
+            *(fixed(row[f"{shots}-shot"]["times_plain_reckoned"]) for shots in (1, 5)),
+        ]
+        for row in report["vit_b_16_reckoned_from_measured_pieces"]
+    ]
+    header = ["", "tiny-clip, 1 shot", "5 shots", "ViT-B/16, estimated from measured parts, 1 shot", "5 shots"]
+    return markdown(header, rows)
+
+
+def decode_table(root: Path) -> str:
+    """List the wrong frames of both decoders, one row for each kind of clip that decord gets wrong."""
+    wrong = load(root, "decode")["wrong_frames"]
+    rows, correct = [], 0
+    for clip, decoders in wrong.items():
+        counts = {name: wrong_counts(report) for name, report in decoders.items()}
+        if set(counts.values()) == {"0, 0, 0"}:
+            correct += 1
+        else:
+            rows.append([clip, counts["ours"], counts["decord"]])
+    return markdown(["clips", "ours (PyAV)", "decord 0.6.0"], [*rows, [f"{correct} other kinds", *["0, 0, 0"] * 2]])
+
+
+def wrong_counts(report: dict[str, Any]) -> str:
+    """Return the numbers of wrong frames in uniform, random and reverse reads."""
+    return "unreadable" if "error" in report else ", ".join(str(report[k]) for k in ("uniform", "random", "reverse"))
+
+
+TABLES: dict[str, Callable[[Path], str]] = {
+    "demo": demo_table,
+    "adapters": adapter_table,
+    "methods": method_table,
+    "gallery": gallery_table,
+    "adapter_cost": adapter_cost_table,
+    "training": training_table,
+    "memory": memory_table,
+    "evaluation": evaluation_table,
+    "decode": decode_table,
+}
+"""Functions that return a Markdown table, by its name in the markers."""
+
+
+def accuracy_figure(root: Path, form: str = "svg") -> bytes:
+    """Plot 1-shot accuracy against trained parameters, with ranges over seeds."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    methods, adapters = (load(root, name)["summary"]["1-shot"] for name in ("method_comparison", "adapter_comparison"))
+    groups = {
+        "adapters on the frozen backbone": ("#1f77b4", "o", adapters),
+        "whole backbone trained": ("#8c564b", "s", {n: r for n, r in methods.items() if n != "dmgal_adapter"}),
+    }
+    settings = {"svg.hashsalt": "dmgal", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
+    with pyplot.rc_context({**matplotlib.rcParamsDefault, **settings, "backend": "Agg"}):
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
+        for label, (color, marker, rows) in groups.items():
+            values = [row["accuracy"] for row in rows.values()]
+            means, trained = [v["mean"] for v in values], [row["trained_parameters"] for row in rows.values()]
+            errors = [[v["mean"] - v["lowest"] for v in values], [v["highest"] - v["mean"] for v in values]]
+            axes.errorbar(trained, means, errors, fmt=marker, color=color, markersize=5, elinewidth=1, label=label)
+            for name, x, y in zip(rows, trained, means, strict=True):
+                offset, side = LABELS.get(name, ((8, 0), "left"))
+                text, weight = NAMES[name].partition(",")[0], "bold" if name.startswith("dmgal") else "normal"
+                axes.annotate(text, (x, y), offset, textcoords="offset points", ha=side, va="center", weight=weight)
+        axes.set(xscale="log", xlim=(2.5e3, 7e6), ylim=(10, 100), xlabel="trained parameters (log scale)")
+        axes.set(ylabel="accuracy %, 5-way 1-shot", title="Novel classes of moving shapes, mean and range over 3 seeds")
+        axes.axhline(20, color="gray", linewidth=0.8, linestyle=":")
+        axes.annotate("chance", (2.8e3, 21), color="gray")
+        axes.grid(alpha=0.25)
+        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.16), frameon=False)
+        file = io.BytesIO()
+        figure.savefig(file, format=form, dpi=150, metadata={"Date": None, "Creator": None} if form == "svg" else None)
+        pyplot.close(figure)
+    return file.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Generated tables and figure of the documentation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dmgal.bench import docs_tables
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """Return a copy of the pages, the figure and the results."""
+    for path in (*docs_tables.PAGES, docs_tables.FIGURE):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(docs_tables.ROOT / path, tmp_path / path)
+    shutil.copytree(docs_tables.ROOT / docs_tables.RESULTS, tmp_path / docs_tables.RESULTS)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", docs_tables.PAGES, ids=str)
+def test_tables_are_current(page: Path) -> None:
+    text = (docs_tables.ROOT / page).read_text()
+    assert docs_tables.with_tables(docs_tables.ROOT, text) == text
+
+
+def test_every_table_is_shown() -> None:
+    pages = "".join((docs_tables.ROOT / page).read_text() for page in docs_tables.PAGES)
+    assert {match[2] for match in docs_tables.MARKED.finditer(pages)} == set(docs_tables.TABLES)
+
+
+def test_check_passes_on_the_repository() -> None:
+    pytest.importorskip("matplotlib")
+    assert docs_tables.main(["--check"]) == 0
+
+
+def test_check_names_the_files_of_a_changed_number(repository: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(docs_tables, "accuracy_figure", lambda root: (root / docs_tables.FIGURE).read_bytes())
+    arguments = ["--root", str(repository)]
+    assert docs_tables.main([*arguments, "--check"]) == 0
+    path = repository / docs_tables.RESULTS / "demo.json"
+    report = json.loads(path.read_text())
+    report["summary"]["smga"]["accuracy"]["mean"] += 1
+    path.write_text(json.dumps(report))
+    assert docs_tables.main([*arguments, "--check"]) == 1
+    errors = capsys.readouterr().err
+    assert "README.md is stale" in errors and "docs/results.md is stale" in errors and "performance" not in errors
+    assert docs_tables.main(arguments) == 0
+    assert docs_tables.main([*arguments, "--check"]) == 0
