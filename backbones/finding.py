@@ -1,6 +1,6 @@
 """Lookup of a backbone's spec: its own ``dmgal_spec``, a known family, or observation of a forward pass.
 
-Libraries whose backbones are recognized. Each file describes one, and ``FAMILIES`` lists them.
+Each file of a library describes one family, and ``FAMILIES`` lists them.
 """
 
 from __future__ import annotations

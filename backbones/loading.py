@@ -1,6 +1,6 @@
 """Loading of backbones by name: the bundled one, from a library's hub, or from a local folder.
 
-Network check ahead of downloads, because without a network the libraries retry for half a minute.
+The network is checked ahead of downloads, because without a network the libraries retry for half a minute.
 """
 
 from __future__ import annotations

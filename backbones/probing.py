@@ -1,9 +1,7 @@
-"""Observation of an unknown model on a few images, to find its tokens and their positions.
+"""Observation of an unknown model on a few images, to find its blocks, its image size, its tokens and their positions.
 
 The dummy images differ in single corner pixels. The tokens that change with them show which token is the first patch,
 how many patches are in a row and which token is the last patch, however the model cuts its patches.
-
-Search for stacks of equal blocks in any model, and for the size of its images.
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
-"""Description of the parts of a frozen backbone: its stack of blocks, its tokens, its stem and its final layers.
+"""Description of the parts of a frozen backbone: its blocks, tokens, stem, final layers and normalization of pixels.
 
-The rest of dmgal uses the spec and never depends on a library. ``finding`` finds the spec of a model.
-
-Channel means and standard deviations of backbones' training images, for pixel values in [0, 1].
-
-Rotary positions, without the random jitter of training.
+The rest of dmgal uses the spec and never depends on a library. ``finding`` finds the spec of a model. Channel means and
+standard deviations are for pixel values in [0, 1]. Rotary positions have no random jitter.
 """
 
 from __future__ import annotations

@@ -1,14 +1,9 @@
-"""States of videos before any task: named tensors whose first dimension is the video.
+"""States of videos before any task, the interface of task layers, and the layout of frames in a forward call.
 
-Interface of task layers, which relate the videos of a task.
-
-Before the first task layer a tensor depends on one video, after it on one task.
-
-Number of frames per video and of support videos in the current forward call.
-
-A backbone processes ``(V*T, ...)`` frames independently of their videos. The adapters after its blocks need to know the
-videos and read the layout here. A layout is valid only during one call. A stale number of frames or support videos
-therefore cannot affect a later call.
+Before the first task layer a tensor depends on one video, after it on one task. A state holds named tensors whose first
+dimension is the video. A backbone processes ``(V*T, ...)`` frames independently of their videos, so adapters read the
+number of frames per video and of support videos from the layout. A layout is valid only during one call, so that stale
+numbers cannot affect a later call.
 """
 
 from __future__ import annotations

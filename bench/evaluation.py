@@ -1,20 +1,17 @@
-"""What encoding every video once saves: plain evaluation, as peers do it, against evaluation from kept states.
+"""Savings from encoding every video once: plain evaluation of each episode against evaluation from stored states.
 
     python -m dmgal.bench.evaluation                                  about twelve minutes
-    python -m dmgal.bench.evaluation --plain-episodes 10000           the plain side whole: hours
+    python -m dmgal.bench.evaluation --plain-episodes 10000           all plain episodes: hours
     python -m dmgal.bench.evaluation --episodes 1000 --videos 240     scaled down at the same ratio
 
-Every measurement is a process of its own, with the same weights, type, threads and frames. The plain side encodes the
-support and the query of every episode, one query per class; its episodes all cost the same, so some are run and their
-time is multiplied: ``episodes_run`` tells how many. The other side is run whole, and its time holds all that it does:
-hashing the weights, encoding, writing the cache, reading it, drawing episodes, comparing. Clips lie in memory on both
-sides, so decoding, which plain evaluation repeats as often, is left out in its favor. Ratios are of CPU time.
+Every measurement has its own process, with the same weights, dtype, threads and frames. Plain evaluation encodes the
+support and the query of every episode, one query per class. Its episodes cost the same, so ``episodes_run`` of them are
+run and the time is scaled. The other evaluation is run completely: weight hash, encoding, cache, episodes, comparison.
+Clips are in memory, so the repeated decoding of plain evaluation is not counted. Ratios are of CPU time. With E
+episodes of V videos out of U they are at most ``E V / U``: 41.7 at 1 shot and 125 at 5 for 10,000 : 2,400.
 
-Limits: with E episodes of V videos out of U, at most ``E V / U``: 41.7 at 1 shot and 125 at 5 for 10,000 : 2,400.
-
-ViT-B/16 is reckoned from pieces that are measured on its shapes: the weights' hashing, a video's encoding,
-its checksum and writing, a task. Moving shapes: the wall time of a whole ``dmgal evaluate`` in two processes, from
-their start, of a run of one training step. Writes ``bench/results/evaluation.json``.
+The time of ViT-B/16 is estimated from parts measured on its shapes. For moving shapes it is the wall time of a complete
+``dmgal evaluate`` in two processes. Writes ``bench/results/evaluation.json``.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""One GPU in one command: training steps and a 10,000-episode evaluation on ViT-B/16 shapes, in bf16.
+"""Training steps and a 10,000-episode evaluation on one GPU, on ViT-B/16 shapes in bf16.
 
     python -m dmgal.bench.gpu
     python -m dmgal.bench.gpu --device cpu --image-size 32 --frames 2 --videos 20 --episodes 100 --rounds 1   # dry run
 
-A step is forward, backward and AdamW with DMGAL-Adapters on a frozen backbone. Its operations are counted (what the
-adapters do again on the way back is 0.4 % of them); the floor is their time at the card's best (``--peak-tflops``): 7.6
-ms at 1 shot and 22.8 at 5, one query a class, at 790 TFLOP/s. No data is read: the step's tasks of noise
-lie on the device; the evaluation's clips lie in the CPU's memory, and copying them is timed apart. Writes
-``bench/results/gpu.json``.
+A step is forward, backward and AdamW with DMGAL-Adapters on a frozen backbone. Its operations are counted, without the
+0.4 % that adapters recompute in the backward pass. The floor is their time at the peak of the card (``--peak-tflops``):
+7.6 ms at 1 shot and 22.8 at 5, one query per class, at 790 TFLOP/s. No data is read: tasks of noise are on the device,
+and clips of the evaluation are in CPU memory. Copying them is timed separately. Writes ``bench/results/gpu.json``.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ WARM_UP, DIFFERENT_CLIPS, BATCH = 3, 32, 32
 
 @dataclass(frozen=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     device: str = "cuda"
     shots: tuple[int, ...] = (1, 5)

@@ -53,7 +53,7 @@ def _state() -> dict[str, object]:
         "processes": sorted(child.name for child in multiprocessing.active_children()),
         "working directory": os.getcwd(),
         "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
-        "files in the checkout": sorted(os.listdir(ROOT)),
+        "files in the checkout": sorted(name for name in os.listdir(ROOT) if not name.startswith(".")),
         "log handlers": list(logging.getLogger().handlers) + list(logging.getLogger("dmgal").handlers),
         "torch": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -75,6 +75,8 @@ def isolated() -> Iterator[None]:
     leaks = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     if leaks:
         gc.collect()  # a data loader ends its workers when it is collected
+        for child in multiprocessing.active_children():
+            child.join(timeout=10)
         after = _state()
         leaks = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
     if leaks:

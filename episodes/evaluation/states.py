@@ -1,14 +1,9 @@
-"""Per-video states, precomputed for use as support and as query.
+"""Per-video states, precomputed for use as support and as query, and tables of the scores of all pairs of videos.
 
-Without a task layer the two are the same: the head's state of the video. Task layers that do not change the support
-(a Cmga) split them. The support state then extends to the head, and the query state ends before the first task layer.
-Both depend on one video only, so they are computed once and used in any number of tasks.
-
-Tables of pair scores: each pair of videos is scored once, and the logits of a task are looked up.
-
-A head has pair scores if its logit for a class depends only on the query and on that class's support. Its attribute
-``pair_scores`` is ``"mean"`` if the logit is the mean over the logits of the class's shots. It is ``"one_shot"`` if
-the property only holds for one shot. A task with one class per support video then gives the scores of all its pairs.
+Without a task layer, support and query states are the same: the head's state of the video. Task layers that do not
+change the support (a Cmga) split them. The support state then extends to the head, and the query state ends before the
+first task layer. A head has pair scores if its logit for a class depends only on the query and on that class's support:
+``"mean"`` over the logits of the shots, or ``"one_shot"`` if this holds for one shot only.
 """
 
 from __future__ import annotations

@@ -1,17 +1,10 @@
-"""A gallery of actions, enrolled by a few clips each and stored as the states of these clips.
+"""A gallery of actions, enrolled by a few clips each and stored as the states of these clips in a safetensors file.
 
 A clip's state does not depend on other clips (see the task boundary in ``recognizer``). Classes are therefore added and
-removed without changing the other states, and recognition equals an episode of the same clips. The videos are not
-needed again.
-
-Galleries as safetensors files: tensors by name, everything else as JSON metadata, and a checksum over both.
-
-    state.NAME   states of the enrolled clips, first dimension S
-    view.NAME    states of augmented views
-    labels, view_clips
-
-Files are written atomically under a temporary name. Every byte is verified on reading. A process that changes a gallery
-holds the lock on ``.NAME.lock`` in the same folder; the lock file is not deleted.
+removed without changing the other states, and recognition equals an episode of the same clips. The file has tensors
+(``state.NAME`` of the clips, ``view.NAME`` of augmented views, ``labels``, ``view_clips``), JSON metadata and a
+checksum over both, which is verified on reading. A process that changes a gallery holds the lock ``.NAME.lock`` beside
+it.
 """
 
 from __future__ import annotations

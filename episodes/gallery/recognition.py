@@ -1,19 +1,10 @@
 """Recognition of clips and long videos with a gallery.
 
-Sliding windows of a long video: clips of equal length, one per stride, cut from a stream of frames.
-
-A window is sampled like a clip (see ``frames``). It is divided into ``T`` equal spans of time, and each span gives the
-frame shown at its middle. Only frames of the few currently overlapping windows are stored, once each, at the size of
-the clip.
-
-Timeline of a long video: overlapping windows merged into segments of one action each.
-
-Time is divided into cells of one stride. A cell gets the action of the window with the highest best logit, among the
-windows that cover its middle. Adjacent cells with the same action form a segment. A cell is decided as soon as no later
-window can cover it.
-
-The rule was chosen on concatenated videos of moving shapes (validation classes). Means over the windows call nearly
-everything unknown, because a window across two actions resembles neither.
+A long video is cut into overlapping windows, one per stride, and each window is sampled and recognized like a clip.
+Only frames of the currently overlapping windows are stored. Time is divided into cells of one stride. A cell gets the
+action of the window with the highest best logit among the windows that cover its middle, and adjacent cells with the
+same action form a segment. This rule was chosen on concatenated validation videos of moving shapes. Means over the
+windows call nearly everything unknown, because a window across two actions resembles neither.
 """
 
 from __future__ import annotations

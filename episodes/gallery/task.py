@@ -1,19 +1,10 @@
-"""The few-shot task of a gallery: classification of a clip among the enrolled classes.
+"""The few-shot task of a gallery: classification of a clip among the enrolled classes, or rejection as unknown.
 
-The task is the whole gallery. If a task layer (a Cmga) relates the videos of a task, it can also be a shortlist. The
-head then first ranks all classes by the videos' own states, without attention between videos. The best ``shortlist``
-classes form the task.
-
-Rejection of unknown actions: a threshold on the best class's logit, calibrated on the gallery itself.
-
-Known clips: each clip of a class with several clips is held out and compared with the rest. A class with one clip uses
-augmented views of it instead. Views are more similar than two clips, so the threshold is then strict and rejects more
-known clips. Unknown clips: each clip is compared with the gallery without its class. The threshold is the midpoint of
-the two mean scores. Our own method.
-
-Both choices were made on validation classes of moving shapes (``bench/gallery.py``). The margin and the probability do
-not show that all classes are far away, but the logit of the best class does. The threshold with the fewest errors on so
-few clips was not better on other clips than the midpoint.
+The task is the whole gallery, or a shortlist of the classes that the head ranks best by the videos' own states. The
+threshold on the best logit is the midpoint between mean scores of known and unknown clips of the gallery (our own
+method). Known: each clip is held out, or replaced by augmented views in a class with one clip. Views are more similar
+than two clips, so the threshold is then strict. Unknown: each clip is compared with the gallery without its class. Both
+choices were made on validation classes of moving shapes (``bench/gallery.py``).
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ class TupleLinear(nn.Linear):
     def forward(self, frames: Tensor) -> Tensor:
         """Map ``(V,T,C)`` to ``(V,N,out_features)``, with tuples in the order of `frame_tuples`."""
         tuples = frame_tuples(frames.shape[1], self.cardinality, frames.device)
-        position_weights = self.weight.unflatten(1, (self.cardinality, -1)).unbind(
-            dim=1
-        )  # cardinality times (out_features,C)
+        position_weights = self.weight.unflatten(1, (self.cardinality, -1)).unbind(dim=1)  # (out_features,C) each
         products = [nn.functional.linear(frames, weight) for weight in position_weights]  # (V,T,out_features) each
         terms = [
             product[:, frame_indices] for product, frame_indices in zip(products, tuples.T, strict=True)

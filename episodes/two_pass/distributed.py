@@ -1,7 +1,4 @@
-"""Averaging of gradients over processes, for training steps that bypass DDP.
-
-Agreement of all training processes on one two-pass plan, although each measures its own memory.
-"""
+"""Gradients averaged over processes for steps that bypass DDP, and agreement of all processes on one two-pass plan."""
 
 from __future__ import annotations
 

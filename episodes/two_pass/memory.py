@@ -1,11 +1,8 @@
-"""Free memory of a device, memory used by a function call, and detection of out-of-memory errors.
-
-Exact count of the bytes of live tensors, on any device and without the operating system.
-
-Return of free heap memory to the operating system, if the C library supports it.
+"""Memory of a computation: free bytes of a device, peak of a call, exact bytes of live tensors, out-of-memory errors.
 
 Tensors saved by one chunk of two-pass training lie between memory that the chunk has freed, and glibc does not release
-such gaps. Without trimming, a CPU process takes more than twice the memory of its tensors.
+such gaps. Free heap memory is therefore returned to the operating system explicitly. Without this, a CPU process takes
+more than twice the memory of its tensors.
 """
 
 from __future__ import annotations

@@ -1,15 +1,9 @@
-"""Selection of the results of an encoding that are saved for backward instead of recomputed.
+"""Selection of the results of an encoding that are stored between the two passes instead of recomputed.
 
-An element of a matrix product costs as many multiplications as its sum has terms. Results are therefore selected by
-operations per byte, most expensive first. In a ViT, the first is the MLP's second layer, whose input has four times the
-width, followed by all layers whose input has the width. ``activation_memory_budget`` of torch.compile does the same in
-a graph; this module is for eager models and uses torch's selective checkpoint.
-
-Frozen start of an encoding: the blocks before the first trained parameter, whose result is stored and reused.
-
-If the first adapter follows block 0, the start is this block. If adapters begin late, it is most of the blocks.
-
-State of torch's random generators, which is restored to run a part of a model again with the same dropout.
+Results of matrix products are selected by operations per byte, most expensive first. In a ViT, the first is the MLP's
+second layer. ``activation_memory_budget`` of torch.compile does the same in a graph; this module is for eager models.
+The output of the frozen start, the blocks before the first trained parameter, is also reused. The state of torch's
+random generators is restored for the second pass, so that dropout is the same.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Self-contained web page of a comparison: a chart of accuracy against trained parameters, and the table.
+"""Self-contained web page of a comparison: chart, table, each method paired with the first, and confusion tables.
 
-Web page of a comparison: the table, each method paired with the first, and confusion tables.
+The chart shows accuracy against trained parameters.
 """
 
 from __future__ import annotations

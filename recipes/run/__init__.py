@@ -1,1 +1,1 @@
-"""What all commands share: configuration, model and data factories, the run folder."""
+"""Configuration, model and data factories, and the run folder, shared by all commands."""

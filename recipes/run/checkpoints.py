@@ -1,16 +1,11 @@
-"""Checkpoints with atomic writes and checksums. The newest few are kept.
+"""Checkpoints of a run with checksums, and the lock of the run folder. The newest few checkpoints are kept.
 
     checkpoints/step_00000400/checkpoint.json        format, progress, size and hash of each file
     checkpoints/step_00000400/model.safetensors      trained weights and batch norm statistics
     checkpoints/step_00000400/optimizer.safetensors
     checkpoints/step_00000400/average.safetensors    if train.ema is set
 
-A folder is written under a temporary name and renamed. A damaged checkpoint is skipped with a warning, and the one
-before it is used.
-
-Lock of a run folder. The system releases it when its process ends for any reason.
-
-Atomic replacement of a folder. Readers see either the old or the new folder.
+A folder is replaced atomically. A damaged checkpoint is skipped with a warning, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -115,7 +110,7 @@ class Checkpoints:
     def clean_up(self) -> None:
         """Remove incomplete folders of a killed run. Only the process that writes here may call it."""
         for folder in self._folders():
-            mend(self.folder / NAME.fullmatch(folder.name)[1])  # type: ignore[index]
+            restore_replaced(self.folder / NAME.fullmatch(folder.name)[1])  # type: ignore[index]
         for folder in self._folders():
             if folder.name.startswith("."):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -248,7 +243,7 @@ def put_in_place(new: Path, place: Path) -> None:
     """Move the folder ``new`` to ``place`` and delete the previous folder.
 
     Linux and macOS swap two folders in one step. Other systems and some file systems need two renames. A kill between
-    them leaves the old folder beside ``place``. The other function of this module restores it.
+    them leaves the old folder beside ``place``. `restore_replaced` restores it.
     """
     if not place.exists():
         new.rename(place)
@@ -263,7 +258,7 @@ def put_in_place(new: Path, place: Path) -> None:
     shutil.rmtree(old)
 
 
-def mend(place: Path) -> None:
+def restore_replaced(place: Path) -> None:
     """Restore the folder that a kill between two renames left aside."""
     old = _aside(place)
     if old.exists() and not place.exists():

@@ -3,9 +3,8 @@
     dmgal train method/dmgal_adapter data/moving_shapes --shots 1 --adapter.bottleneck 24
 
 A layer holds only differences from the defaults. It is named by a bundled file in ``recipes/configs`` or by a path.
-Unknown keys raise an error that suggests the nearest known key.
-
-Options that replace data settings of a finished run, such as the folder of the videos on this machine.
+Unknown keys raise an error that suggests the nearest known key. Options of a command may replace data settings of a
+finished run, such as the folder of the videos on this machine.
 """
 
 from __future__ import annotations

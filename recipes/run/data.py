@@ -1,10 +1,8 @@
-"""Class splits drawn by the seed, and saved in the split.csv of a run.
+"""Class splits of a run's data, and the bad videos known before the run from the report of ``dmgal prepare``.
 
-A split drawn again after a class was added would differ, and test classes could then be among the trained ones.
-
-Bad videos known before a run from the report of ``dmgal prepare``. They are refused, or skipped and reported.
-
-Data sets handle videos that fail later, see ``dmgal.videos.bad_videos``.
+A split drawn by the seed is saved in the run's split.csv. Drawn again after a class was added, it would differ, and
+test classes could be among the trained ones. Known bad videos are refused, or skipped and reported. Data sets handle
+videos that fail later (``dmgal.videos.bad_videos``).
 """
 
 from __future__ import annotations

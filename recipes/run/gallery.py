@@ -1,15 +1,8 @@
-"""Construction of a gallery from clips: states, augmented views and threshold.
+"""Galleries of a run: construction from clips with views and threshold, and recognition of clips and long videos.
 
-Recognition of clips and long videos with a run and a gallery.
-
-Fingerprint of the model and settings that determine the states of a run's videos.
-
-States with different fingerprints cannot be compared. A gallery stores it to refuse other models.
-
-Augmented views of a clip with other frames, another crop and other colors.
-
-They replace a second clip in classes that only have one. Views are never mirrored, because labels may depend on left
-and right.
+Augmented views replace a second clip in classes that only have one. They have other frames, another crop and other
+colors, but are never mirrored, because labels may depend on left and right. A gallery stores the fingerprint of the
+model and the settings that determine its states, and refuses states with another fingerprint.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dmgal.adapters import PREFIXES
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.checkpoints import mend, put_in_place
+from dmgal.recipes.run.checkpoints import put_in_place, restore_replaced
 from dmgal.recipes.run.folder import Run, write_tensors
 
 BACKBONE = "encoder.backbone."
@@ -88,7 +88,7 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
 
 def clean_up_best(run: Run) -> None:
     """Restore the best adapter after a kill, and delete incomplete files."""
-    mend(run.adapter)
+    restore_replaced(run.adapter)
     shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
 
 

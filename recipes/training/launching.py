@@ -1,8 +1,7 @@
-"""Set-up of Accelerate, warnings about a launcher that ignores a request, and the line that describes the start.
+"""Start of a training: Accelerate, precision and compilation, with a line that describes them.
 
-For example, ``accelerate launch --cpu --num_processes 2`` silently starts one process. `warn_of_missing` reports it.
-
-Precision of weights, matrix products and autocast, and compilation of the blocks.
+``warn_of_missing`` warns about a launcher that ignores a request. For example, ``accelerate launch --cpu
+--num_processes 2`` silently starts one process.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Loss of tasks, optimizer, learning rate schedule, and a notice if the loss stays on a plateau.
+"""Optimization of the trained parameters: loss, optimizer, learning rate schedule and moving average.
 
-Exponential moving average of the trained parameters, which often validates better than the last step's weights.
+The exponential moving average often validates better than the last step's weights. A loss that stays on a plateau is
+reported.
 """
 
 from __future__ import annotations

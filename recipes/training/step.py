@@ -1,19 +1,10 @@
-"""Forward and backward passes of one training step: a few tasks at a time, gradients averaged over all tasks.
+"""One training step: a few tasks at a time or in two passes (see `TwoPass`), gradients averaged over all tasks.
 
-Random numbers in the model (dropout) are the same for every task of a step. So neither the number of processes nor the
-number of tasks in a pass changes what a step computes.
-
-Gradient of a training step in two passes (see `TwoPass`), with the memory of a few videos for tasks of any size.
-
-Calibration of a new head's frozen batch norms: statistics measured on the videos of the first task.
-
-A frozen batch norm without statistics divides by one. The attention of S-MGA then starts with a single winner in every
-row. Statistics measured once before the first step keep each video's state independent of the other videos.
-
-Policy for losses that are not finite or explode: the step is logged and skipped, too many in a row end the run.
-
-A skipped step changes neither weights nor optimizer moments, so a single bad batch does no harm. Several bad steps in
-a row may be caused by bad weights. Nothing is saved then until a good step or the end of the training.
+Random numbers in the model (dropout) are the same for every task of a step, so the result depends neither on the number
+of processes nor on the number of tasks in a pass. Frozen batch norms of a new head are first calibrated on the videos
+of the first task: without statistics, the attention of S-MGA starts with a single winner in every row. A step whose
+loss explodes or is not finite is logged and skipped, and changes neither weights nor moments. Too many in a row end the
+run. Nothing is saved meanwhile, because bad weights may be the cause.
 """
 
 from __future__ import annotations

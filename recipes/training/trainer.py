@@ -1,9 +1,7 @@
 """Training loop: steps, validations, checkpoints, and resuming a run that was stopped.
 
 Episodes, augmentation, dropout and schedule are functions of the seed and the step. So a checkpoint holds the trained
-parameters, the optimizer's moments, the loss scale, the best validation so far and the step. Nothing else is needed to
-resume bit-identically.
-"""
+parameters, the optimizer's moments, the loss scale, the best validation and the step, which resumes bit-identically."""
 
 from __future__ import annotations
 

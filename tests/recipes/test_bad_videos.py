@@ -1,4 +1,4 @@
-"""What was skipped is told once for a split, whichever process met it."""
+"""Skipped videos are reported once for a split, in whichever process they were read."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def runs(tmp_path_factory, data_flags) -> Path:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As launched processes have, because sums depend on the number of threads."""
+    """Use one thread like launched processes, because sums depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -25,7 +25,7 @@ def alone(tmp_path):
 
 
 def test_mixed_precision_is_left_to_autocast(alone):
-    """As Accelerate fills the plugin for --train.precision bf16 and fp16."""
+    """Accelerate fills the plugin like this for --train.precision bf16 and fp16."""
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16

@@ -91,7 +91,7 @@ def test_gradient_is_unscaled_once_under_fsdp(trained, monkeypatch):
 
 
 def test_gradients_not_finite_at_any_scale_end_the_run(trained, capsys):
-    """From a scale of 4, two overflows halve the scale. The next three are attributed to the gradient."""
+    """Two overflows halve the scale, which starts at 4. The next three are attributed to the gradient."""
     with pytest.raises(DmgalError, match=r"the gradient is not a finite number .* at step 5; 3 bad step\(s\) in a row"):
         trained(Broken(gradients=range(1, 20)), steps=20, max_bad_losses=3)
 

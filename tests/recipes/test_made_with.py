@@ -1,4 +1,4 @@
-"""What a gallery says of its model changes with what no weight shows."""
+"""A gallery's fingerprint changes with settings that no weight shows."""
 
 from __future__ import annotations
 

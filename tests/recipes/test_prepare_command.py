@@ -11,10 +11,10 @@ from dmgal.cli import main
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "Nothing says where the videos are"),
+        ([], "The location of the videos is missing"),
         (["--root", "nowhere"], "folder of the videos is missing"),
         (["--dataset", "ucf101", "--root", "nowhere"], "folder of the videos is missing"),
-        (["--dataset", "ucf101", "--root", ".", "--split-file", "x.csv"], "one split only"),
+        (["--dataset", "ucf101", "--root", ".", "--split-file", "x.csv"], "Only one split can be used"),
         (["no/such_layer"], "layer was not found"),
         (["--root", ".", "--num-frames", "0"], "received: --num-frames 0\n"),
         (["--root", ".", "--seconds-per-video", "0"], "received: --seconds-per-video 0\n"),
@@ -47,7 +47,7 @@ def test_help_helps(capsys):
         "missing.csv",
         "found.csv",
         "checked.jsonl",
-        "goes on where it was",
+        "A stopped check resumes",
     ):
         assert words in told
 

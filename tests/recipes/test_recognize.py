@@ -163,7 +163,7 @@ def test_a_gallery_of_another_model_is_refused_by_name(recognize, folders, tmp_p
         weights = {name: tensor + 0.01 for name, tensor in load_file(path).items()}
         save_file(weights, path, metadata={"format": "pt"})
         said = recognize(clip, code=2, run=other)
-        assert f"{change} weights" in said and "backbone" not in said and "enroll the clips anew" in said
+        assert f"{change} weights" in said and "backbone" not in said and "enroll the clips again" in said
 
 
 def test_bad_input_is_refused_in_four_parts(recognize, folders, tmp_path):

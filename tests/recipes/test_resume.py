@@ -88,16 +88,16 @@ def test_recipe_changes_need_accept_changes(tmp_path, words, whole, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "anew"), [(["--train.validation-episodes", "6"], True), (["--train.learning-rate", "1e-3"], False)]
+    ("change", "is_reset"), [(["--train.validation-episodes", "6"], True), (["--train.learning-rate", "1e-3"], False)]
 )
-def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change, anew, capsys):
+def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change, is_reset, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     assert main([*words, "--out", str(out), "--resume", *change, "--accept-changes"]) == 0
-    assert ("the best weights are selected again" in capsys.readouterr().out) == anew
+    assert ("the best weights are selected again" in capsys.readouterr().out) == is_reset
     before, now = (Checkpoints(run / "checkpoints").newest().progress["selection"] for run in (whole, out))
-    assert len(before["accuracies"]) == 8 and len(now["accuracies"]) == (6 if anew else 8)
-    assert (before == now) == (not anew)
+    assert len(before["accuracies"]) == 8 and len(now["accuracies"]) == (6 if is_reset else 8)
+    assert (before == now) == (not is_reset)
 
 
 @pytest.mark.parametrize("optimizer", [["adam"], ["sgd", "--train.momentum", "0.9"]])

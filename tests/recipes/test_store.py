@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dmgal.cli import main
-from dmgal.recipes.run import build
+from dmgal.recipes.run import data
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, load_run, measure
@@ -55,7 +55,7 @@ def test_the_folder_is_given_like_that_of_any_command(frame_folders, tmp_path, c
 def test_clips_are_those_of_decoding(frame_folders, store):
     plain, stored = (recipe(frame_folders, folder) for folder in (None, store))
     catalog = build_catalog(plain.data).split("test")
-    exact, read = (build.test_clips(catalog, one, (SIZE, SIZE)) for one in (plain, stored))
+    exact, read = (data.test_clips(catalog, one, (SIZE, SIZE)) for one in (plain, stored))
     assert len(exact) == len(read) > 0
     assert all(torch.equal(exact[video], read[video]) for video in range(len(exact)))
 

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import dmgal.recipes.run.checkpoints as swapping
-from dmgal.recipes.run.checkpoints import mend, put_in_place
+from dmgal.recipes.run.checkpoints import put_in_place, restore_replaced  # put_in_place
 
 
 def folder(path, text):
@@ -28,7 +28,7 @@ def test_the_new_folder_is_in_place_and_nothing_else_is_left(tmp_path, monkeypat
         assert [path.name for path in tmp_path.iterdir()] == ["place"]
 
 
-def test_whoever_looks_finds_a_whole_folder(tmp_path):
+def test_readers_always_find_a_complete_folder(tmp_path):
     if not swapping._swap(folder(tmp_path / "a", "a"), folder(tmp_path / "b", "b")):
         pytest.skip("this system, or its file system, cannot swap two folders in one step")
     place, ended, missing = folder(tmp_path / "place", "0"), threading.Event(), []
@@ -47,11 +47,11 @@ def test_whoever_looks_finds_a_whole_folder(tmp_path):
     assert not missing
 
 
-def test_a_kill_between_two_renames_is_mended(tmp_path):
+def test_a_kill_between_two_renames_is_repaired(tmp_path):
     place = folder(tmp_path / "place", "old")
     place.rename(tmp_path / ".place.old")
-    mend(place)
+    restore_replaced(place)
     assert (place / "one").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["place"]
     folder(tmp_path / ".place.old", "older")  # killed behind the second rename
-    mend(place)
+    restore_replaced(place)
     assert (place / "one").read_text() == "old" and [path.name for path in tmp_path.iterdir()] == ["place"]

@@ -254,5 +254,5 @@ def test_unknown_backbone_key_and_adapter_of_another_backbone(adapter_run, tmp_p
     recipe = (other / "recipe.yaml").read_text()
     (other / "recipe.yaml").write_text(recipe.replace("name: tiny-clip", "name: open_clip:ViT-S-32-alt"))
     assert main(["evaluate", str(other), "--quiet"]) == 2
-    assert "made for another backbone" in capsys.readouterr().err
+    assert "belongs to another backbone" in capsys.readouterr().err
     assert not (other / "results").exists() or (adapter_run / "results").exists()

@@ -1,6 +1,6 @@
-"""Videos on disk: known extensions, names, order, and search by name.
+"""Videos on disk: known extensions, names, order, search by name, and the identity of a file.
 
-The identity of a video file: size and modification time, and a hash of the content for cases of doubt.
+The identity is the size and modification time, and a hash of the content for cases of doubt.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The list formats of the field: text files with one video per line and no header, recognized by their lines.
+"""Split files and the list formats of the field, and the five standard few-shot splits in this form.
+
+A split file is CSV with the columns ``split,class_name,video`` and optionally ``reversal``, plain or gzipped. File
+names may have any bytes, everything else is UTF-8. The lists of the field have one video per line and no header:
 
     train0//path.avi        HyRSM, MoLo, CLIP-FSAR: split and class number, then the path
     train8/78687            TRX, STRM on Something-Something: the same with the video's number
@@ -7,16 +10,6 @@
     class/video             TRX on HMDB51, UCF101 and Kinetics; train/class/video also names the split
 
 A line may fit several formats. The first one that fits all lines is used, unless the disk has the videos of another.
-
-Split files: CSV with the columns ``split,class_name,video`` and optionally ``reversal``, plain or gzipped.
-
-The column ``video`` may contain any file name, even one that is not valid UTF-8. Everything else is UTF-8.
-
-The five standard few-shot splits, bundled: classes and videos for training, validation and test.
-
-They are the lists that the field's released code uses. Videos per split agree with the papers except for SSv2-Full:
-OTAM (arXiv 1906.11415) states 77,500, 1,925 and 2,854, but the released list has 67,013, 1,926 and 2,857. That list
-does not name its validation classes, which are ``val0`` to ``val11`` here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The protocol of all decoders, their errors, the limit on pixels, and the output format.
-
-Conversion of decoded frames to the picture that a player shows: RGB, square pixels, upright.
-"""
+"""The protocol of all decoders, their errors and limit on pixels, and the RGB picture that a player would show."""
 
 from __future__ import annotations
 

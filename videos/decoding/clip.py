@@ -1,11 +1,8 @@
-"""Choice of ``T`` frames of a video: one from each of ``T`` equal segments.
+"""Clips of a video: the choice of ``T`` frames, one from each of ``T`` equal segments, and their transforms.
 
 Segment ``i`` of ``n`` frames is ``[i*n/T, (i+1)*n/T)``. In units of 1/T of a frame it consists of the ``n`` integers
-from ``i*n``, so all arithmetic is exact. A video shorter than ``T`` repeats frames by the same rule.
-
-Transforms of decoded uint8 frames to the encoder's input size, identical for all frames of a clip.
-
-The encoder normalizes the clips on its own device, so that they stay small until they arrive there.
+from ``i*n``, so all arithmetic is exact. A video shorter than ``T`` repeats frames by the same rule. A transform treats
+all frames of a clip alike and keeps them uint8; the encoder normalizes them on its own device.
 """
 
 from __future__ import annotations

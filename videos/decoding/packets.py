@@ -1,13 +1,9 @@
-"""Dependencies between compressed packets, read from their first bytes without decoding.
+"""Choice of the packets to decode for given frames, from the headers of one pass over a file and without decoding.
 
 Only guarantees of the standards are used, so that skipping packets cannot change a frame: ITU-T H.264 7.4.1
 (``nal_ref_idc``, IDR pictures), ITU-T H.265 7.4.2.2 (sub-layer non-reference pictures, IDR pictures), RFC 6386 9.1
-(VP8), and the VP9 bitstream specification 7.2. Recovery points and the clean random access of open GOPs guarantee
-less, so they count as ordinary frames.
-
-Choice of the packets to decode for given frames, from the headers of all packets and before decoding.
-
-One pass over a video file: its header, then its compressed packets up to the end or the first damage.
+(VP8), and the VP9 bitstream specification 7.2. Recovery points and the clean random access of open GOPs guarantee less,
+so they count as ordinary frames. The pass ends at the first damage.
 """
 
 from __future__ import annotations

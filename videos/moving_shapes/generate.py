@@ -1,10 +1,9 @@
-"""Moving shapes on disk: 100 motions as small mp4 files, 64 base, 12 validation and 24 novel classes.
+"""Moving shapes on disk: 100 motions as small H.264 files, 64 base, 12 validation and 24 novel classes.
 
 The files are ``root/<split>/<class>/<class>_<clip>.mp4``, ``root/split.csv`` (with each class's reversal), and
 ``moving_shapes.json``, which is written last and marks a complete dataset. Until then ``moving_shapes.unfinished.json``
-records the settings, so that an interrupted run can be resumed with the same settings only. No download is needed.
-
-Deterministic writer of frames as H.264 files that any player shows.
+records the settings, so that an interrupted run can be resumed with the same settings only. The clips depend only on
+the settings. No download is needed.
 """
 
 from __future__ import annotations

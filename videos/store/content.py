@@ -1,8 +1,7 @@
-"""The content of a store: uncompressed fixed test clips, or all frames as JPEGs for training.
+"""The content of a store: uncompressed fixed test clips, or all frames as JPEGs for training, and the key of each.
 
-For a video that cannot be read, the reason is stored, so that reading from the store fails with the same message.
-
-The key of a part of a store: all settings that determine its content, as JSON.
+The key lists all settings that determine the content, as JSON. For a video that cannot be read, the reason is stored,
+so that reading from the store fails with the same message.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of heads share: the released code's numbers."""
+"""Golden numbers of the released code, shared by the tests of heads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[2] / "data" / "golden"
 
 @pytest.fixture(scope="session")
 def read_golden() -> Callable[[str], tuple[dict[str, Tensor], dict[str, Tensor], dict]]:
-    """By name: tensors, weights under the authors' names, and settings."""
+    """Read by name: tensors, weights under the authors' names, and settings."""
 
     def read(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict]:
         with safe_open(GOLDEN / f"{name}.safetensors", "pt") as file:

@@ -1,4 +1,4 @@
-"""What all heads on frame distances share: the cosine, centering, shots and the scale of the logits."""
+"""Behavior of all heads on frame distances: the cosine, centering, shots and the scale of the logits."""
 
 from __future__ import annotations
 

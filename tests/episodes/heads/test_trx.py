@@ -56,7 +56,7 @@ def test_the_paper_s_widths() -> None:
 
 @pytest.mark.parametrize("cardinalities", [(2,), (1,)])
 def test_the_order_of_frames_counts(cardinalities: tuple[int, ...]) -> None:
-    """By the order within a tuple; with single frames, by the position code alone."""
+    """The order within a tuple counts. With single frames, only the position code does."""
     torch.manual_seed(0)
     head, support, query = TRX(12, cardinalities, 8).eval(), videos(4, 1), videos(2, 2)
     assert not torch.allclose(logits(head, support, query.flip(1)), logits(head, support, query), rtol=1e-4)
