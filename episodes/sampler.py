@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..errors import DmgalError
-from ..io import listed
+from ..files import listed
 
 
 def hashed_seed(*numbers: int | str) -> int:

@@ -24,7 +24,7 @@ import tyro
 from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery, refuse_other_model, save_gallery
 from dmgal.episodes.gallery.task import Rejection
 from dmgal.errors import DmgalError
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run

@@ -21,7 +21,7 @@ from typing import Any
 
 import tyro
 
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.data import build_catalog

@@ -30,7 +30,7 @@ import yaml
 from tqdm import tqdm
 
 from dmgal.errors import DmgalError
-from dmgal.io import exclusively, printable
+from dmgal.files import exclusively, printable
 from dmgal.parallel import available_cores
 from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
 from dmgal.recipes.run.config import DataConfig, Recipe

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from dmgal.episodes.gallery.gallery import Gallery, load_gallery
 from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.enroll import rejection_text
 from dmgal.recipes.reports.recognition import clip_as_json, print_clips, print_timeline, timeline_as_json
 from dmgal.recipes.run.cli_errors import as_description, run_recipe

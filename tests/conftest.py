@@ -52,7 +52,9 @@ def _state() -> dict[str, object]:
         "threads": {thread.name for thread in threading.enumerate() if not thread.daemon},
         "processes": sorted(child.name for child in multiprocessing.active_children()),
         "working directory": os.getcwd(),
-        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "environment": {
+            name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TORCHINDUCTOR_"))
+        },
         "files in the checkout": sorted(name for name in os.listdir(ROOT) if not name.startswith(".")),
         "log handlers": list(logging.getLogger().handlers) + list(logging.getLogger("dmgal").handlers),
         "torch": (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_inference_mode_enabled()),

@@ -28,7 +28,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = {
     "": 0,
     "errors": 0,
-    "io": 1,
+    "files": 1,
     "parallel": 1,
     "backbones": 2,
     "adapters": 3,

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones.state import VideoState
-from ..io import printable
+from ..files import printable
 from .catalog.catalog import VideoCatalog
 from .decoding.base import VideoError
 

@@ -21,7 +21,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import DmgalError
-from ..io import printable
+from ..files import printable
 from .catalog.files import stamp
 from .catalog.lists import opened_text, write_rows
 from .checking import CheckedVideo

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ...backbones.state import VideoState
 from ...errors import DmgalError
-from ...io import exclusively, listed, printable
+from ...files import exclusively, listed, printable
 from ...videos.store.blocks import checksum
 from ..recognizer import FewShotRecognizer
 from .identity import differences, refuse_other

@@ -27,7 +27,7 @@ from torch import Tensor
 from ... import __version__
 from ...backbones.state import VideoState
 from ...errors import DmgalError
-from ...io import exclusively, listed, printable
+from ...files import exclusively, listed, printable
 from .task import Rejection
 
 

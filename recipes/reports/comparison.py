@@ -23,7 +23,7 @@ from dmgal.episodes.evaluation.statistics import (
     strongest_disagreements,
 )
 from dmgal.episodes.sampler import TaskSampler
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.layers import to_mapping
 from dmgal.videos import VideoCatalog

@@ -10,7 +10,7 @@ from typing import Any
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, paired_difference
 from dmgal.errors import DmgalError
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.reports.comparison import Method, Pairing, grouped, paired
 from dmgal.recipes.reports.table import Row
 from dmgal.recipes.run.build import count_parameters, visual_tower_parameters

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from dmgal import __version__
 from dmgal.errors import DmgalError
-from dmgal.io import try_lock
+from dmgal.files import try_lock
 from dmgal.recipes.run.folder import read_tensors, write_tensors, write_text
 
 FORMAT = 1

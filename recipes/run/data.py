@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmgal.errors import DmgalError
-from dmgal.io import listed
+from dmgal.files import listed
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing

@@ -17,7 +17,7 @@ from dmgal.episodes.evaluation.cache import CachedStates, Processes, StateCache
 from dmgal.episodes.evaluation.identity import describe
 from dmgal.episodes.evaluation.states import videos_at_a_time
 from dmgal.errors import DmgalError
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import tell_skipped, test_clips, test_transform
 from dmgal.videos import VideoCatalog

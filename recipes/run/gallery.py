@@ -35,7 +35,7 @@ from dmgal.episodes.gallery.recognition import (
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.sampler import hashed_seed
 from dmgal.errors import DmgalError
-from dmgal.io import printable
+from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import tell_skipped, test_transform
 from dmgal.recipes.run.layers import to_mapping

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from dmgal.errors import DmgalError
-from dmgal.io import listed, printable
+from dmgal.files import listed, printable
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.lists import FACTS, SPLITS, read_rows, standard_split_file, write_rows
 from dmgal.videos.catalog.matching import Matches, match_videos

@@ -22,7 +22,7 @@ from dmgal.episodes.evaluation import encode_videos, evaluate
 from dmgal.episodes.evaluation.cache import KEY, StateCache
 from dmgal.episodes.evaluation.identity import describe
 from dmgal.errors import DmgalError
-from dmgal.io import exclusively
+from dmgal.files import exclusively
 
 SCRIPT = Path(__file__).with_name("killed_cache.py")
 _spec = importlib.util.spec_from_file_location("killed_cache", SCRIPT)

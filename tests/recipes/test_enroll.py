@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dmgal import io as exclusive
+from dmgal import files as exclusive
 from dmgal.cli import main
 from dmgal.episodes.gallery import gallery as gallery_file
 from dmgal.episodes.gallery.gallery import load_gallery

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from dmgal.errors import DmgalError
-from dmgal.io import exclusively
+from dmgal.files import exclusively
 from dmgal.videos import VideoCatalog
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.moving_shapes.clips import MovingShapes

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ...errors import DmgalError
-from ...io import NAMES_SHOWN, listed, printable
+from ...files import NAMES_SHOWN, listed, printable
 from .columns import CatalogColumns
 from .files import VIDEO_EXTENSIONS, VideoFinder, subfolders, videos_in
 from .lists import SPLITS, looks_like_split_file, read_lists, read_rows, write_rows

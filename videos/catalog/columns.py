@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from ...errors import DmgalError
-from ...io import listed, printable
+from ...files import listed, printable
 from .files import VIDEO_EXTENSIONS
 
 

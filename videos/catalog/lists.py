@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Literal, TextIO, cast, get_args
 
 from ...errors import DmgalError
-from ...io import listed, printable
+from ...files import listed, printable
 
 SAMPLE = 64  # number of lines looked up on disk if several formats fit
 EXTENSIONS = (".txt", ".csv", ".list", ".lst", ".tsv", ".csv.gz", ".txt.gz")

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...errors import DmgalError
-from ...io import printable
+from ...files import printable
 from .base import Image, UprightRGB, VideoDecoder, VideoError, shown_reason
 from .packets import PacketStream, as_video_error
 from .video import open_video

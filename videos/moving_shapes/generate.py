@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...errors import DmgalError
-from ...io import exclusively
+from ...files import exclusively
 from ...parallel import completed
 from ..catalog.lists import SPLITS, write_rows
 from ..decoding.base import VideoError

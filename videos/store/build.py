@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ...io import exclusively, listed
+from ...files import exclusively, listed
 from ...parallel import completed
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import content_hash, stamp

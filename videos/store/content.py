@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import DmgalError
-from ...io import listed
+from ...files import listed
 from ..decoding.base import StaleFrameCountError, VideoDecoder, VideoError
 from ..decoding.clip import TestTransform, short_side_to, uniform_frames
 from ..decoding.images import FrameImages

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...io import listed
+from ...files import listed
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import stamp
 from ..decoding.base import VideoError
