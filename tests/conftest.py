@@ -50,7 +50,7 @@ def _state() -> dict[str, object]:
 
     return {
         "threads": {thread.name for thread in threading.enumerate() if not thread.daemon},
-        "processes": sorted(child.name for child in multiprocessing.active_children()),
+        "processes": sorted(child.name for child in multiprocessing.active_children() if not child.daemon),
         "working directory": os.getcwd(),
         "environment": {
             name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TORCHINDUCTOR_"))

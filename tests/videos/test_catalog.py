@@ -87,7 +87,7 @@ def test_folder_errors(tmp_path):
     with refused("Splits and classes cannot be distinguished"):
         VideoCatalog.from_folders(tmp_path / "both")
     touch(tmp_path / "twice", "train/a/1.mp4", "test/a/1.mp4")
-    with refused("in two splits\n.*: a\n"):
+    with refused("in two splits.\n.*: a\n"):
         VideoCatalog.from_folders(tmp_path / "twice")
 
 
@@ -179,7 +179,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         (["split,class_name,video", "train,a"], "Row 2 of(.|\n)*3 values"),
         (["split,class_name,video", "train,,1"], "Row 2 of"),
         (["split,class_name,video", "train,a,1", "train,b,"], "1 without: b\n"),
-        (["split,class_name,video", "train,a,1", "test,a,2"], "in two splits\n.*: a\n"),
+        (["split,class_name,video", "train,a,1", "test,a,2"], "in two splits.\n.*: a\n"),
         (
             ["split,class_name,video", *(f"train,a,{n}" for n in range(1, 30))],
             "22 of 29 not found(.|\n)*8, 9.* 17 more",
