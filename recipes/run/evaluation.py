@@ -1,4 +1,4 @@
-"""Moved."""
+"""Evaluation of a run or a frozen backbone on sampled, adaptively many or all episodes of a split."""
 
 from __future__ import annotations
 
