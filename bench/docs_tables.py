@@ -305,7 +305,12 @@ def accuracy_figure(root: Path, form: str = "svg") -> bytes:
         "adapters on the frozen backbone": ("#1f77b4", "o", adapters),
         "whole backbone trained": ("#8c564b", "s", {n: r for n, r in methods.items() if n != "dmgal_adapter"}),
     }
-    settings = {"svg.hashsalt": "dmgal", "svg.fonttype": "path", "font.family": "DejaVu Sans", "font.size": 9}
+    settings: dict[Any, Any] = {
+        "svg.hashsalt": "dmgal",
+        "svg.fonttype": "path",
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+    }
     with pyplot.rc_context({**matplotlib.rcParamsDefault, **settings, "backend": "Agg"}):
         figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
         for label, (color, marker, rows) in groups.items():
