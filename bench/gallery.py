@@ -36,6 +36,7 @@ from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.gallery import AugmentedViews
 from dmgal.videos import VideoCatalog
+from dmgal.videos.dataset import ClipSource
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"val": (5, 8, 12), "test": (5, 8, 12, 16, 20, 24)}
@@ -54,7 +55,8 @@ class Split:
         self.clips = test_clips(self.catalog, recipe, self.recognizer.encoder.image_size)
         self.states = encode_videos(self.recognizer, self.clips)
         seeds, size = range(len(self.catalog)), self.recognizer.encoder.image_size[0]
-        views = AugmentedViews(self.catalog, recipe.data.num_frames, size, VIEWS, seeds, recipe.data.decoder)
+        source = ClipSource(self.catalog, recipe.data.decoder)
+        views = AugmentedViews(source, recipe.data.num_frames, size, VIEWS, seeds)
         self.views = encode_videos(self.recognizer, views)
         self.labels = torch.from_numpy(self.catalog.labels.copy())
 

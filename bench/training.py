@@ -41,8 +41,8 @@ from dmgal.episodes.evaluation import encode_videos, evaluate, paired_difference
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.two_pass.memory import memory_of
 from dmgal.videos import VideoCatalog
-from dmgal.videos.dataset import VideoDataset
-from dmgal.videos.decoding.clip import TestTransform
+from dmgal.videos.dataset import ClipSource, VideoDataset
+from dmgal.videos.decoding.clip import FrameSampler, TestTransform
 
 WANTED = {
     "time_at_most": 0.78,
@@ -220,7 +220,7 @@ def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dic
     backbone = peft.PeftModel.from_pretrained(load_backbone("tiny-clip"), str(run / "adapter"))
     model = FewShotRecognizer(FrameEncoder(backbone), BiMHM(center="video", eps=0.0)).to(device)
     catalog = VideoCatalog.from_csv(videos / "split.csv", videos).split("test")
-    clips = VideoDataset(catalog, 8, TestTransform(model.encoder.image_size[0]))
+    clips = VideoDataset(ClipSource(catalog), FrameSampler(8, TestTransform(model.encoder.image_size[0])))
     sampler = EpisodeSampler(catalog.labels, memory.WAYS, 1, 1, episodes, 0, catalog.class_names)
     results = {}
     for precision in ("float32", "bf16"):

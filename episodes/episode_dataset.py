@@ -1,8 +1,7 @@
-"""Moved."""
+"""Dataset of few-shot episodes for torch's ``DataLoader``, which reads the clips of sampled videos."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -10,13 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..videos import VideoCatalog
-from ..videos.bad_videos import BadVideos, OnBadVideo
-from ..videos.dataset import ClipReader, Folder, _open_stored_clips, _open_stored_frames
-from ..videos.decoding.clip import random_frames, uniform_frames
-from ..videos.decoding.video import DecoderName
+from ..videos.dataset import ClipReader, ClipSource
+from ..videos.decoding.clip import FrameSampler
 from .episode import Episode
-from .sampler import EpisodeIndices, hashed_seed
+from .sampler import EpisodeIndices
 
 
 class IndexSampler(Protocol):
@@ -30,48 +26,20 @@ class EpisodeDataset(Dataset[Episode]):
     """Dataset of `Episode` items with uint8 clips, for ``DataLoader(dataset, batch_size=None)``.
 
     Args:
-        catalog: the videos. The sampler must use the labels of this catalog.
-        sampler: the videos of each episode.
-        num_frames: ``T``, frames per video.
-        transform: maps a clip ``(T, 3, H, W)`` and a generator to ``(T, 3, size, size)``, both uint8.
-        training: use a random frame of each segment instead of the middle one.
-        seed: determines frames and augmentation, together with the episode and the position in it.
-        frame_cache: cache decoded videos in memory, for small datasets (see `ClipReader`).
-        cache_bytes: size of that cache in each process, 1 GiB by default.
-        store: folder of a store (see `build_store`). Test clips from a store are bit-identical to decoded ones.
-            Training frames are JPEGs whose short side is at most that of the store.
-        decoder: for video files, or the one that the store was built with.
-        on_bad_video: "skip" replaces a video that cannot be read by another video of its class (see `BadVideos`).
+        source: the videos. If bad videos are skipped, other videos of the class replace them (see `BadVideos`).
+        sampler: the videos of each episode. It must use the labels of the source's catalog.
+        frames: with a seed for training. Random choices also depend on the episode and the position in it.
 
     Raises:
         DmgalError: the store does not exist, has other content or is stale.
         VideoError: on access to an episode with an unreadable video. The message names the video.
     """
 
-    def __init__(
-        self,
-        catalog: VideoCatalog,
-        sampler: IndexSampler,
-        num_frames: int,
-        transform: Callable[[Tensor, torch.Generator], Tensor],
-        training: bool,
-        seed: int,
-        frame_cache: bool = False,
-        cache_bytes: int = 2**30,
-        store: Folder | None = None,
-        decoder: DecoderName = "pyav",
-        on_bad_video: OnBadVideo = "error",
-    ) -> None:
-        self.catalog = catalog
-        self.bad_videos = BadVideos(catalog, on_bad_video)
+    def __init__(self, source: ClipSource, sampler: IndexSampler, frames: FrameSampler) -> None:
+        self.catalog = source.catalog
         self.sampler = sampler
-        self.num_frames = num_frames
-        self.transform = transform
-        self.training = training
-        self.seed = seed
-        self._clips = None if training else _open_stored_clips(store, catalog, num_frames, transform, decoder)
-        frames = _open_stored_frames(store, catalog, transform, decoder) if training else None
-        self._reader = ClipReader(catalog, num_frames, cache_bytes if frame_cache else 0, frames, decoder)
+        self._reader = ClipReader(source, frames)
+        self.bad_videos = self._reader.bad_videos
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -98,16 +66,4 @@ class EpisodeDataset(Dataset[Episode]):
         )
 
     def _clip(self, episode: int, position: int, video: int) -> Tensor:
-        if self._clips is not None:
-            return self._clips.read(video)
-        generator = torch.Generator()
-        seed = hashed_seed(self.seed, episode, position, "clip")
-
-        def choose(num_frames: int) -> list[int]:
-            if not self.training:
-                return uniform_frames(num_frames, self.num_frames)
-            # `read_clip` may call this twice and must get the same frames, so the generator is seeded here.
-            return random_frames(num_frames, self.num_frames, generator.manual_seed(seed))
-
-        clip = self._reader.read(video, choose)
-        return self.transform(clip, generator.manual_seed(hashed_seed(seed, "transform")))
+        return self._reader.clip(video, episode, position, "clip")

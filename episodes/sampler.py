@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from itertools import islice
 
 import numpy as np
@@ -17,11 +16,7 @@ import torch
 
 from ..errors import DmgalError
 from ..files import listed
-
-
-def hashed_seed(*numbers: int | str) -> int:
-    """Return a 64-bit hash of all numbers and their order; adjacent numbers give unrelated seeds."""
-    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
+from ..videos.decoding.clip import hashed_seed
 
 
 @dataclass(frozen=True)

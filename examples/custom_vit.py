@@ -23,6 +23,8 @@ from dmgal.recipes.run.data import build_catalog, test_transform
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.train import run
+from dmgal.videos.dataset import ClipSource
+from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 
 
@@ -64,7 +66,7 @@ def first_test_logits(recognizer: FewShotRecognizer, recipe: Recipe) -> Tensor:
     catalog = build_catalog(recipe.data).split("test")
     sampler = EpisodeSampler(catalog.labels, n_way=5, k_shot=1, n_query=1, num_episodes=1, seed=0)
     transform = test_transform(recipe, recognizer.encoder.image_size)
-    episodes = EpisodeDataset(catalog, sampler, recipe.data.num_frames, transform, training=False, seed=0)
+    episodes = EpisodeDataset(ClipSource(catalog), sampler, FrameSampler(recipe.data.num_frames, transform))
     with torch.no_grad():
         return recognizer.eval()(episodes[0]).logits
 

@@ -1,13 +1,14 @@
-"""Datasets of episodes and of single videos for torch's ``DataLoader``, which turn indices into uint8 clips.
+"""Clips of a catalog's videos: where to read them, a reader, and a dataset of the fixed test clips.
 
-All random choices for a clip come from a generator seeded by the dataset's seed, the episode and the clip's position in
+All random choices for a clip come from a generator seeded by the `FrameSampler`, the episode and the clip's position in
 it. Results therefore depend neither on the number of workers nor on the order of reading.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,47 +17,71 @@ from torch.utils.data import Dataset
 from ..errors import DmgalError
 from .bad_videos import BadVideos, OnBadVideo
 from .catalog.catalog import VideoCatalog
-from .decoding.clip import TestTransform, uniform_frames
+from .decoding.clip import FrameSampler, TestTransform
 from .decoding.video import ChooseFrames, DecoderName, read_clip
 from .store.content import EvaluationClips
 from .store.store import StoredClips, StoredFrames
 
-Folder = str | os.PathLike[str]
+CACHE_BYTES = 2**30  # enough for a small dataset
 
 
-class ClipReader:
-    """Reader of chosen frames of a catalog's videos, with an optional cache of decoded videos in memory.
+@dataclass(frozen=True)
+class ClipSource:
+    """The videos that clips are made of, and the way to read them.
 
     Args:
         catalog: the videos.
-        num_frames: ``T``. A damaged video is used only if at least this many of its frames decode.
-        cache_bytes: size of the cache; 0 disables it. Full-size uint8 videos are cached in the order of their first
-            read, until one does not fit. Then the cache stays as it is. Each worker process has its own cache.
-        store: read the frames from the JPEGs of this store instead of the videos.
-        decoder: for video files.
+        decoder: library that decodes video files, or the one that the store was built with.
+        store: folder of a store (see `build_store`). Test clips from a store are bit-identical to decoded ones.
+            Training frames are JPEGs whose short side is at most that of the store.
+        cache_bytes: size of a cache of decoded videos in memory; 0 disables it. Full-size uint8 videos are cached in
+            the order of their first read, until one does not fit. Then the cache stays as it is. Each worker process
+            has its own cache.
+        on_bad_video: "error" raises a `VideoError` for a video that cannot be read. "skip" continues without it.
     """
 
-    def __init__(
-        self,
-        catalog: VideoCatalog,
-        num_frames: int,
-        cache_bytes: int = 0,
-        store: StoredFrames | None = None,
-        decoder: DecoderName = "pyav",
-    ) -> None:
-        if num_frames < 1:
-            raise DmgalError(
-                "Cannot read videos.",
-                received=f"num_frames={num_frames}",
-                expected="at least 1",
-                remedy="Set the number of frames per video to 1 or more.",
-            )
-        self.catalog = catalog
-        self.num_frames = num_frames
-        self._store = store
-        self._decoder = decoder
-        self._free_bytes = cache_bytes
+    catalog: VideoCatalog
+    decoder: DecoderName = "pyav"
+    store: str | os.PathLike[str] | None = None
+    cache_bytes: int = 0
+    on_bad_video: OnBadVideo = "error"
+
+
+class ClipReader:
+    """Reader of a source's videos.
+
+    Args:
+        source: the videos.
+        frames: the choice and transform of their frames. A damaged video is used only if at least as many of its
+            frames decode as a clip has.
+
+    Raises:
+        DmgalError: the store does not exist, has other content or is stale.
+    """
+
+    def __init__(self, source: ClipSource, frames: FrameSampler) -> None:
+        self.catalog = source.catalog
+        self.bad_videos = BadVideos(source.catalog, source.on_bad_video)
+        self._decoder = source.decoder
+        self._frames = frames
+        self._stored_clips = _open_stored_clips(source, frames) if frames.seed is None else None
+        self._stored_frames = _open_stored_frames(source, frames) if frames.seed is not None else None
+        self._free_bytes = source.cache_bytes
         self._cache: dict[int, Tensor] = {}
+
+    def clip(self, video: int, *draw: int | str) -> Tensor:
+        """Return a clip of a video, uint8 ``(T, 3, size, size)``.
+
+        Args:
+            video: its index in the catalog.
+            draw: see `FrameSampler.clip`.
+
+        Raises:
+            VideoError: the video cannot be read.
+        """
+        if self._stored_clips is not None:
+            return self._stored_clips.read(video)
+        return self._frames.clip(partial(self.read, video), *draw)
 
     def read(self, video: int, choose: ChooseFrames) -> Tensor:
         """Return the chosen frames of a video, uint8 ``(T, 3, H, W)``.
@@ -75,42 +100,29 @@ class ClipReader:
         return self._read(video, choose)
 
     def _read(self, video: int, choose: ChooseFrames) -> Tensor:
-        if self._store is not None:
-            return self._store.read(video, choose, self.num_frames)
-        return read_clip(self.catalog.path(video), choose, self.num_frames, self._decoder)
+        if self._stored_frames is not None:
+            return self._stored_frames.read(video, choose, self._frames.num_frames)
+        return read_clip(self.catalog.path(video), choose, self._frames.num_frames, self._decoder)
 
 
 class VideoDataset(Dataset[Tensor]):
-    """Dataset of the fixed test clips ``(T, 3, size, size)`` of a catalog's videos, for encoding every video once.
+    """Dataset of one clip ``(T, 3, size, size)`` for each video of a source, for encoding every video once.
 
     Args:
-        catalog: the videos.
-        num_frames: ``T``; a clip consists of the middle frame of each of T equal segments.
-        transform: deterministic, maps ``(T, 3, H, W)`` to ``(T, 3, size, size)``, both uint8.
-        store: folder of a store (see `build_store`) of these clips.
-        decoder: for video files, or the one that the store was built with.
-        on_bad_video: "skip" returns a black clip for a video that cannot be read, and records it in
-            ``bad_videos.met``. Exclude such clips from further use (see `without_bad`).
+        source: the videos. If bad videos are skipped, their clips are black, and ``bad_videos.met`` records them.
+            Exclude such clips from further use (see `without_bad`).
+        frames: without a seed, because test clips are fixed.
 
     Raises:
         DmgalError: the store does not exist, has other content or is stale.
         VideoError: on access to a video that cannot be read. The message names the video.
     """
 
-    def __init__(
-        self,
-        catalog: VideoCatalog,
-        num_frames: int,
-        transform: Callable[[Tensor], Tensor],
-        store: Folder | None = None,
-        decoder: DecoderName = "pyav",
-        on_bad_video: OnBadVideo = "error",
-    ) -> None:
-        self.catalog = catalog
-        self.bad_videos = BadVideos(catalog, on_bad_video)
-        self.transform = transform
-        self._clips = _open_stored_clips(store, catalog, num_frames, transform, decoder)
-        self._reader = ClipReader(catalog, num_frames, decoder=decoder)
+    def __init__(self, source: ClipSource, frames: FrameSampler) -> None:
+        self.catalog = source.catalog
+        self.frames = frames
+        self._reader = ClipReader(source, frames)
+        self.bad_videos = self._reader.bad_videos
 
     def __len__(self) -> int:
         return len(self.catalog)
@@ -118,49 +130,36 @@ class VideoDataset(Dataset[Tensor]):
     def __getitem__(self, video: int) -> Tensor:
         if not 0 <= video < len(self):
             raise IndexError(f"video {video} of {len(self)}")
-        clip = self.bad_videos.clip_or_none(video, self._clip)
+        clip = self.bad_videos.clip_or_none(video, self._reader.clip)
         if clip is None:
-            return self.transform(torch.zeros(self._reader.num_frames, 3, 64, 64, dtype=torch.uint8))
+            return self.frames.transform(torch.zeros(self.frames.num_frames, 3, 64, 64, dtype=torch.uint8))
         return clip
 
-    def _clip(self, video: int) -> Tensor:
-        if self._clips is not None:
-            return self._clips.read(video)
-        wanted = self._reader.num_frames
-        return self.transform(self._reader.read(video, lambda num_frames: uniform_frames(num_frames, wanted)))
 
-
-def _open_stored_clips(
-    store: Folder | None,
-    catalog: VideoCatalog,
-    num_frames: int,
-    transform: Callable[..., Tensor],
-    decoder: DecoderName,
-) -> StoredClips | None:
-    if store is None:
+def _open_stored_clips(source: ClipSource, frames: FrameSampler) -> StoredClips | None:
+    if source.store is None:
         return None
-    if not isinstance(transform, TestTransform):
+    if not isinstance(frames.transform, TestTransform):
         raise DmgalError(
-            f"Test clips cannot be read from the store {os.fspath(store)}.",
-            received=f"the transform {transform!r}",
+            f"Test clips cannot be read from the store {os.fspath(source.store)}.",
+            received=f"the transform {frames.transform!r}",
             expected="a TestTransform, because stored clips are transformed with one",
             remedy="Use a TestTransform or no store.",
         )
-    return StoredClips(store, catalog, EvaluationClips(num_frames, transform, decoder))
+    content = EvaluationClips(frames.num_frames, frames.transform, source.decoder)
+    return StoredClips(source.store, source.catalog, content)
 
 
-def _open_stored_frames(
-    store: Folder | None, catalog: VideoCatalog, transform: Callable[..., Tensor], decoder: DecoderName
-) -> StoredFrames | None:
-    if store is None:
+def _open_stored_frames(source: ClipSource, frames: FrameSampler) -> StoredFrames | None:
+    if source.store is None:
         return None
-    frames = StoredFrames(store, catalog, decoder)
-    size = getattr(transform, "size", 0)
-    if frames.content.short_side < size:
+    stored = StoredFrames(source.store, source.catalog, source.decoder)
+    size = getattr(frames.transform, "size", 0)
+    if stored.content.short_side < size:
         raise DmgalError(
-            f"The training frames of the store {os.fspath(store)} are too small.",
-            received=f"a short side of {frames.content.short_side} pixels",
+            f"The training frames of the store {os.fspath(source.store)} are too small.",
+            received=f"a short side of {stored.content.short_side} pixels",
             expected=f"at least {size}, the size of the training clips",
             remedy="Build another store with a longer short side, or train without a store.",
         )
-    return frames
+    return stored

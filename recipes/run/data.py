@@ -22,8 +22,8 @@ from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing
 from dmgal.videos.catalog.lists import looks_like_split_file, read_rows
 from dmgal.videos.check_log import read_report
-from dmgal.videos.dataset import VideoDataset
-from dmgal.videos.decoding.clip import TestTransform
+from dmgal.videos.dataset import ClipSource, VideoDataset
+from dmgal.videos.decoding.clip import FrameSampler, TestTransform
 
 SAVED_SPLIT = "split.csv"
 
@@ -129,10 +129,10 @@ def test_transform(recipe: Recipe, size: tuple[int, int]) -> TestTransform:
 
 def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> VideoDataset | RememberedClips:
     """Return the fixed test clip of every video. Its ``bad_videos`` records videos that could not be read."""
-    transform = test_transform(recipe, size)
     data = recipe.data
-    videos = VideoDataset(catalog, data.num_frames, transform, data.store, data.decoder, data.on_bad_video)
-    return RememberedClips(videos) if recipe.data.keep_in_memory else videos
+    source = ClipSource(catalog, data.decoder, data.store, on_bad_video=data.on_bad_video)
+    videos = VideoDataset(source, FrameSampler(data.num_frames, test_transform(recipe, size)))
+    return RememberedClips(videos) if data.keep_in_memory else videos
 
 
 class RememberedClips(Dataset[Tensor]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -33,7 +34,6 @@ from dmgal.episodes.gallery.recognition import (
     sliding_windows,
 )
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
-from dmgal.episodes.sampler import hashed_seed
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
@@ -43,10 +43,10 @@ from dmgal.recipes.run.weights import is_added, without_folder
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import OnBadVideo, without_bad
 from dmgal.videos.catalog.files import content_hash, subfolders, videos_in
-from dmgal.videos.dataset import ClipReader, VideoDataset
-from dmgal.videos.decoding.clip import TrainTransform, random_frames, uniform_frames
+from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
+from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
 from dmgal.videos.decoding.stream import TimedFrames
-from dmgal.videos.decoding.video import DecoderName, read_clip
+from dmgal.videos.decoding.video import read_clip
 
 
 def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
@@ -94,8 +94,8 @@ def make_gallery(
         DmgalError: a class has no readable clip, or a clip occurs twice.
     """
     size, data = recognizer.encoder.image_size, recipe.data
-    transform = test_transform(recipe, size)
-    clips = VideoDataset(catalog, data.num_frames, transform, decoder=data.decoder, on_bad_video=on_bad_video)
+    source = ClipSource(catalog, data.decoder, on_bad_video=on_bad_video)
+    clips = VideoDataset(source, FrameSampler(data.num_frames, test_transform(recipe, size)))
     device = _device(recognizer)
     states = encode_videos(recognizer, clips, num_workers=data.num_workers, device=device, progress=progress)
     bad = clips.bad_videos.met
@@ -118,7 +118,7 @@ def make_gallery(
         return gallery
     alone = replace(catalog, videos=[catalog.videos[p] for p in single.tolist()], labels=catalog.labels[single.numpy()])
     seeds = [contents[place] for place in single.tolist()]
-    dataset = AugmentedViews(alone, data.num_frames, size[0], max(1, views), seeds, data.decoder)
+    dataset = AugmentedViews(ClipSource(alone, data.decoder), data.num_frames, size[0], max(1, views), seeds)
     of_views = encode_videos(recognizer, dataset, num_workers=data.num_workers, device=device, progress=progress)
     return replace(gallery, views=of_views, view_clips=single.repeat_interleave(dataset.count))
 
@@ -193,16 +193,15 @@ class ClipRecognizer:
             gallery = with_rejection(gallery, recognizer, wanted, progress)
         recognizer.to("cuda" if torch.cuda.is_available() else "cpu").eval()
         self.gallery = gallery
-        self.num_frames = recipe.data.num_frames
-        self.transform = test_transform(recipe, recognizer.encoder.image_size)
+        self.frames = FrameSampler(recipe.data.num_frames, test_transform(recipe, recognizer.encoder.image_size))
         self.task: GalleryTask = gallery_task(gallery, recognizer, wanted)
         self.threshold = gallery.rejection.threshold if unknown and gallery.rejection is not None else None
         self._decoder = recipe.data.decoder
 
     def clip(self, path: Path) -> Recognition:
         """Recognize a clip. Raise a VideoError if it cannot be read."""
-        frames = read_clip(path, lambda n: uniform_frames(n, self.num_frames), self.num_frames, self._decoder)
-        return recognize_clips(self.task, self.transform(frames).unsqueeze(0), self.threshold)[0]
+        read = partial(read_clip, path, at_least=self.frames.num_frames, decoder=self._decoder)
+        return recognize_clips(self.task, self.frames.clip(read).unsqueeze(0), self.threshold)[0]
 
     def long_video(
         self, path: Path, plan: WindowPlan, frames_per_second: float | None = None, progress: bool = True
@@ -216,7 +215,7 @@ class ClipRecognizer:
 
         title, total = printable(path.name), None if frames.seconds is None else round(frames.seconds, 2)
         with tqdm(total=total, desc=title, unit="s", leave=False, disable=not progress) as bar:
-            windows = sliding_windows(frames, plan, self.num_frames, self.transform)
+            windows = sliding_windows(frames, plan, self.frames.num_frames, self.frames.transform)
             segments = recognize_windows(self.task, windows, self.threshold, plan.stride, on_window=keep)
         return Recognized(path, segments=tuple(segments), windows=tuple(kept), damage=frames.damage)
 
@@ -266,31 +265,22 @@ class AugmentedViews(Dataset[Tensor]):
     """``count`` reproducible views of each clip, one clip after the other, uint8 ``(T, 3, size, size)``.
 
     Args:
-        catalog: the clips.
+        source: the clips.
         num_frames: ``T``.
         size: height and width, pixels.
         count: views of each clip.
         seeds: one number per clip that determines its views, such as the hash of its content.
-        decoder: library that decodes video files.
 
     Raises:
         VideoError: a clip cannot be read (on access).
     """
 
-    def __init__(
-        self,
-        catalog: VideoCatalog,
-        num_frames: int,
-        size: int,
-        count: int,
-        seeds: Sequence[int],
-        decoder: DecoderName = "pyav",
-    ) -> None:
+    def __init__(self, source: ClipSource, num_frames: int, size: int, count: int, seeds: Sequence[int]) -> None:
         self.count = count
         self.seeds = seeds
-        self._num_frames = num_frames
-        self._reader = ClipReader(catalog, num_frames, decoder=decoder)
-        self._transform = TrainTransform(size, scale=CROP_SCALE, color_jitter=COLOR_JITTER)
+        transform = TrainTransform(size, scale=CROP_SCALE, color_jitter=COLOR_JITTER)
+        self._frames = FrameSampler(num_frames, transform, seed=0)
+        self._reader = ClipReader(source, self._frames)
 
     def __len__(self) -> int:
         return self.count * len(self.seeds)
@@ -299,10 +289,5 @@ class AugmentedViews(Dataset[Tensor]):
         if not 0 <= view < len(self):
             raise IndexError(f"View {view} is out of range for {len(self)} views.")
         clip, number = divmod(view, self.count)
-        seed, generator = hashed_seed(self.seeds[clip], number, "view"), torch.Generator()
-
-        def choose(num_frames: int) -> list[int]:
-            return random_frames(num_frames, self._num_frames, generator.manual_seed(seed))
-
-        frames = self._reader.read(clip, choose)
-        return self._transform(frames, generator.manual_seed(hashed_seed(seed, "transform")))
+        frames = replace(self._frames, seed=self.seeds[clip])
+        return frames.clip(partial(self._reader.read, clip), number, "view")

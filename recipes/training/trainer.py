@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate
-from dmgal.episodes.sampler import hashed_seed
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import count_parameters, freeze_batch_norm
 from dmgal.recipes.run.checkpoints import Checkpoint, Checkpoints
@@ -52,6 +51,7 @@ from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_data import TrainingData
 from dmgal.recipes.training.validation import Selection, Validation
 from dmgal.videos import VideoCatalog
+from dmgal.videos.decoding.clip import hashed_seed
 
 SMALLEST_SCALE = 1.0
 """Loss scale of fp16 at or below which an overflowing gradient counts as bad."""

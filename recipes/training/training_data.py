@@ -14,7 +14,8 @@ from dmgal.recipes.run.data import tell_skipped
 from dmgal.recipes.run.distributed import ignore_in_worker
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import BadVideos
-from dmgal.videos.decoding.clip import TrainTransform
+from dmgal.videos.dataset import CACHE_BYTES, ClipSource
+from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
 
 
 class TrainingData:
@@ -39,18 +40,9 @@ class TrainingData:
             catalog.class_names,
         )
         transform = TrainTransform(image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter)
-        self._dataset = EpisodeDataset(
-            catalog,
-            sampler,
-            data.num_frames,
-            transform,
-            training=True,
-            seed=train.seed,
-            frame_cache=data.keep_in_memory,
-            store=data.store,
-            decoder=data.decoder,
-            on_bad_video=data.on_bad_video,
-        )
+        cache_bytes = CACHE_BYTES if data.keep_in_memory else 0
+        source = ClipSource(catalog, data.decoder, data.store, cache_bytes, data.on_bad_video)
+        self._dataset = EpisodeDataset(source, sampler, FrameSampler(data.num_frames, transform, train.seed))
 
     def steps(self, first: int, rank: int, world: int, pin_memory: bool) -> Iterator[list[Episode]]:
         """Return this process's tasks of every step, starting at step ``first``: every ``world``-th task of a step."""

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmgal.episodes.sampler import EpisodeIndices, EpisodeSampler, ReversalSampler, hashed_seed
+from dmgal.episodes.sampler import EpisodeIndices, EpisodeSampler, ReversalSampler
 from dmgal.errors import DmgalError
+from dmgal.videos.decoding.clip import hashed_seed
 
 
 @st.composite

@@ -24,8 +24,9 @@ from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.episodes.sampler import EpisodeSampler
 from dmgal.parallel import completed
 from dmgal.videos import VideoCatalog
+from dmgal.videos.dataset import ClipSource
 from dmgal.videos.decoding.base import UprightRGB
-from dmgal.videos.decoding.clip import TrainTransform
+from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
 from dmgal.videos.decoding.video import read_clip
 
 Counts = tuple[int, int, int]
@@ -80,7 +81,9 @@ def main(videos: str, workers: int, decoder: Any) -> dict[str, object]:
     UprightRGB.__call__ = converting  # type: ignore[method-assign]
     catalog = VideoCatalog.from_folders(videos)
     sampler = EpisodeSampler(catalog.labels, 2, 1, 1, 8 * workers, seed=0)
-    data = EpisodeDataset(catalog, sampler, 4, TrainTransform(32, color_jitter=0.2), True, 0, decoder=decoder)
+    data = EpisodeDataset(
+        ClipSource(catalog, decoder), sampler, FrameSampler(4, TrainTransform(32, color_jitter=0.2), 0)
+    )
     before, ours, loader = threads(), 0, []
     for count, episode in DataLoader(
         Counted(data), batch_size=None, num_workers=workers, multiprocessing_context="fork"

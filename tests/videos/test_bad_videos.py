@@ -12,9 +12,10 @@ from dmgal.episodes.sampler import EpisodeIndices, EpisodeSampler
 from dmgal.errors import DmgalError
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import BadVideos, without_bad
-from dmgal.videos.dataset import VideoDataset
+from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding import clip as transforms
 from dmgal.videos.decoding.base import VideoError
+from dmgal.videos.decoding.clip import FrameSampler
 
 NUM_CLASSES, PER_CLASS = 3, 6
 BAD = (1, 2, 9)  # two neighbors of the first class, one of the second
@@ -39,7 +40,7 @@ def as_decoded(clip, generator=None):
 
 def episodes(catalog: VideoCatalog, on_bad_video: str, *chosen: EpisodeIndices) -> EpisodeDataset:
     sampler = list(chosen) or EpisodeSampler(catalog.labels, 2, 1, 2, 8, seed=3)
-    return EpisodeDataset(catalog, sampler, 4, as_decoded, True, seed=1, on_bad_video=on_bad_video)
+    return EpisodeDataset(ClipSource(catalog, on_bad_video=on_bad_video), sampler, FrameSampler(4, as_decoded, seed=1))
 
 
 def shown(episode, frame_numbers) -> list[int]:
@@ -91,7 +92,7 @@ def test_error_names_the_file_and_the_remedy(catalog):
     with pytest.raises(VideoError, match=r"class0/video01(.|\n)*dmgal prepare(.|\n)*on-bad-video skip"):
         data[0]
     with pytest.raises(VideoError, match="video01"):
-        VideoDataset(catalog, 4, as_decoded)[1]
+        VideoDataset(ClipSource(catalog), FrameSampler(4, as_decoded))[1]
 
 
 def test_a_class_without_another_video_is_an_error(catalog):
@@ -104,7 +105,7 @@ def test_a_class_without_another_video_is_an_error(catalog):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_videos_are_removed_from_encoded_catalogs(catalog, workers):
-    clips = VideoDataset(catalog, 4, transforms.TestTransform(32), on_bad_video="skip")
+    clips = VideoDataset(ClipSource(catalog, on_bad_video="skip"), FrameSampler(4, transforms.TestTransform(32)))
     batches = torch.cat(list(DataLoader(clips, batch_size=4, num_workers=workers)))
     assert batches.shape == (18, 4, 3, 32, 32) and not batches[[*BAD]].any()
     assert clips.bad_videos.met == [*BAD]

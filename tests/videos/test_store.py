@@ -21,11 +21,11 @@ from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.episodes.sampler import EpisodeSampler
 from dmgal.errors import DmgalError
 from dmgal.videos import VideoCatalog
-from dmgal.videos.dataset import VideoDataset
+from dmgal.videos.dataset import CACHE_BYTES, ClipSource, VideoDataset
 from dmgal.videos.decoding import clip as transforms
 from dmgal.videos.decoding import images as frame_images
 from dmgal.videos.decoding import pyav_video
-from dmgal.videos.decoding.clip import random_frames
+from dmgal.videos.decoding.clip import FrameSampler, random_frames
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.store import content as store_content
 from dmgal.videos.store.blocks import DATA, INDEX, RECORD, latest, read_records
@@ -35,6 +35,7 @@ from dmgal.videos.store.store import StoredClips, StoredFrames
 
 LENGTH = 12
 CLIPS = EvaluationClips(4, transforms.TestTransform(40, resize=1.2))
+DECODED = FrameSampler(4, CLIPS.transform)
 AS_DECODED = (64, 128)
 
 
@@ -86,6 +87,10 @@ def through_jpeg(frame: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
 
 
+def clips_of(catalog: VideoCatalog, store: Path | None = None) -> VideoDataset:
+    return VideoDataset(ClipSource(catalog, store=store), DECODED)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
@@ -93,12 +98,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_test_clips_are_bit_identical_to_decoding(catalog, built):
     for split in ("val", "test"):
         part = catalog.split(split)
-        plain = VideoDataset(part, 4, CLIPS.transform)
-        stored = VideoDataset(part, 4, CLIPS.transform, store=built)
+        plain = clips_of(part)
+        stored = clips_of(part, store=built)
         assert len(plain) == 6
         assert all(torch.equal(plain[video], stored[video]) for video in range(6))
         sampler = EpisodeSampler(part.labels, 2, 1, 1, 3, seed=0)
-        episodes = [EpisodeDataset(part, sampler, 4, CLIPS.transform, False, 0, store=s) for s in (None, built)]
+        episodes = [EpisodeDataset(ClipSource(part, store=s), sampler, DECODED) for s in (None, built)]
         assert all(torch.equal(episodes[0][e].query, episodes[1][e].query) for e in range(3))
 
 
@@ -120,8 +125,8 @@ def test_training_draws_are_independent_of_the_store(catalog, built, frame_numbe
     as_read = lambda clip, generator: clip.contiguous()  # noqa: E731
     for transform, close in ((as_read, 4), (transforms.TrainTransform(32, flip=True, color_jitter=0.3), 6)):
         plain, stored, cached = (
-            EpisodeDataset(train, sampler, 4, transform, True, 3, store=store, frame_cache=cache)
-            for store, cache in ((None, False), (built, False), (built, True))
+            EpisodeDataset(ClipSource(train, "pyav", store, cache), sampler, FrameSampler(4, transform, seed=3))
+            for store, cache in ((None, 0), (built, 0), (built, CACHE_BYTES))
         )
         for number in range(4):
             exact, through_jpeg = plain[number].support, stored[number].support
@@ -141,7 +146,8 @@ def test_only_large_frames_are_shrunk(catalog, tmp_path):
     assert (small.float() - exact.float()).abs().mean() < 6
     sampler = EpisodeSampler(train.labels, 2, 1, 1, 1, 0)
     with pytest.raises(DmgalError, match="short side of 32 pixels"):
-        EpisodeDataset(train, sampler, 4, transforms.TrainTransform(33), True, 0, store=tmp_path)
+        source = ClipSource(train, store=tmp_path)
+        EpisodeDataset(source, sampler, FrameSampler(4, transforms.TrainTransform(33), seed=0))
 
 
 def test_decoding_in_passes_gives_equal_frames(catalog, monkeypatch):
@@ -154,13 +160,13 @@ def test_decoding_in_passes_gives_equal_frames(catalog, monkeypatch):
 def test_catalog_without_splits_has_both_parts(catalog, tmp_path):
     plain = replace(catalog.split("test"), class_splits=None)
     assert [(report.name, report.made) for report in rebuild(plain, tmp_path)] == [("test", 6), ("train", 6)]
-    assert torch.equal(StoredClips(tmp_path, plain, CLIPS).read(2), VideoDataset(plain, 4, CLIPS.transform)[2])
+    assert torch.equal(StoredClips(tmp_path, plain, CLIPS).read(2), clips_of(plain)[2])
 
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_can_read_the_store(catalog, built, context):
     part = catalog.split("val")
-    stored = VideoDataset(part, 4, CLIPS.transform, store=built)
+    stored = clips_of(part, store=built)
     one = stored[0]  # the file is mapped here before the workers start
     loader = DataLoader(stored, batch_size=None, num_workers=1, multiprocessing_context=context)
     loaded = list(loader)
@@ -202,9 +208,7 @@ class TestRebuild:
             StoredClips(folder, test, CLIPS)
         StoredClips(folder, catalog.split("val"), CLIPS)  # the other splits are unchanged
         assert [report.made for report in rebuild(catalog, folder)] == [1, 0]
-        assert torch.equal(
-            StoredClips(folder, test, CLIPS).read(changed), VideoDataset(test, 4, CLIPS.transform)[changed]
-        )
+        assert torch.equal(StoredClips(folder, test, CLIPS).read(changed), clips_of(test)[changed])
 
     def test_changed_frame_of_a_folder_is_detected(self, copied):
         catalog, folder = copied
@@ -217,9 +221,7 @@ class TestRebuild:
         with pytest.raises(DmgalError, match="was changed or copied since"):
             StoredClips(folder, test, CLIPS)
         assert rebuild(catalog, folder)[0].made == 1
-        assert torch.equal(
-            StoredClips(folder, test, CLIPS).read(frames), VideoDataset(test, 4, CLIPS.transform)[frames]
-        )
+        assert torch.equal(StoredClips(folder, test, CLIPS).read(frames), clips_of(test)[frames])
 
     def test_touched_videos_are_recognized_by_content(self, copied):
         catalog, folder = copied
@@ -231,7 +233,7 @@ class TestRebuild:
         size = (folder / "test" / DATA).stat().st_size
         assert [report.made for report in rebuild(catalog, folder)] == [0, 0]
         assert (folder / "test" / DATA).stat().st_size == size
-        assert torch.equal(StoredClips(folder, test, CLIPS).read(0), VideoDataset(test, 4, CLIPS.transform)[0])
+        assert torch.equal(StoredClips(folder, test, CLIPS).read(0), clips_of(test)[0])
 
     def test_new_video_is_named_and_added(self, copied):
         catalog, folder = copied
@@ -239,9 +241,9 @@ class TestRebuild:
         shutil.copy(video, video.with_name("another.mp4"))
         catalog = VideoCatalog.from_folders(catalog.root)
         with pytest.raises(DmgalError, match=r"test/.*another\.mp4 is not in it\n(.|\n)*dmgal store"):
-            VideoDataset(catalog.split("test"), 4, CLIPS.transform, store=folder)
+            clips_of(catalog.split("test"), store=folder)
         assert [report.made for report in rebuild(catalog, folder)] == [1, 0]
-        VideoDataset(catalog.split("test"), 4, CLIPS.transform, store=folder)[6]
+        clips_of(catalog.split("test"), store=folder)[6]
 
 
 class TestOtherContent:
@@ -306,7 +308,7 @@ class TestOtherContent:
 
     def test_other_transform_raises(self, catalog, built):
         with pytest.raises(DmgalError, match="expected: a TestTransform"):
-            VideoDataset(catalog.split("val"), 4, torch.clone, store=built)
+            VideoDataset(ClipSource(catalog.split("val"), store=built), FrameSampler(4, torch.clone))
 
     @pytest.mark.parametrize("options", [{"short_side": 0}, {"quality": 0}, {"quality": 96}])
     def test_invalid_settings_raise(self, options):

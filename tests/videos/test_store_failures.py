@@ -15,9 +15,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dmgal.videos import VideoCatalog
-from dmgal.videos.dataset import VideoDataset
+from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding import clip as transforms
 from dmgal.videos.decoding.base import VideoError
+from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.store.blocks import RECORD, ROW, checksum, latest, video_key
 from dmgal.videos.store.build import build_store
@@ -55,7 +56,7 @@ class TestBadVideos:
         assert "2 cannot be read: " in str(reports[0])
         train, test = catalog.split("train"), catalog.split("test")
         clips, frames = StoredClips(tmp_path / "store", test, CLIPS), StoredFrames(tmp_path / "store", train)
-        plain = VideoDataset(test, 4, CLIPS.transform)
+        plain = VideoDataset(ClipSource(test), FrameSampler(4, CLIPS.transform))
         bad = 0
         for video in range(len(test)):
             try:

@@ -8,7 +8,10 @@ all frames of a clip alike and keeps them uint8; the encoder normalizes them on 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -52,6 +55,55 @@ def _check_counts(num_frames: int, num_wanted: int) -> None:
             expected="at least one frame wanted, and at least one in the video",
             remedy="Set the number of frames to 1 or more, and exclude videos without frames.",
         )
+
+
+def hashed_seed(*numbers: int | str) -> int:
+    """Return a 64-bit hash of all numbers and their order; adjacent numbers give unrelated seeds."""
+    return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
+
+
+@dataclass(frozen=True)
+class FrameSampler:
+    """The choice of a video's frames and their transform: random for training, fixed for validation and test.
+
+    Args:
+        num_frames: ``T``, frames per clip.
+        transform: maps a clip ``(T, 3, H, W)`` to ``(T, 3, size, size)``, both uint8. With a seed, it also takes a
+            generator.
+        seed: determines the random choices of training. None uses the middle frame of each segment, and passes no
+            generator.
+    """
+
+    num_frames: int
+    transform: Callable[..., Tensor]
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_frames < 1:
+            raise DmgalError(
+                "Cannot read videos.",
+                received=f"num_frames={self.num_frames}",
+                expected="at least 1",
+                remedy="Set the number of frames per video to 1 or more.",
+            )
+
+    def clip(self, read: Callable[[Callable[[int], Sequence[int]]], Tensor], *draw: int | str) -> Tensor:
+        """Return a clip of a video.
+
+        Args:
+            read: returns the frames of the video that a function chooses (see `read_clip`).
+            draw: numbers and names that, with the seed, determine the random choices.
+        """
+        if self.seed is None:
+            return self.transform(read(partial(uniform_frames, num_wanted=self.num_frames)))
+        seed, generator = hashed_seed(self.seed, *draw), torch.Generator()
+
+        def choose(num_frames: int) -> list[int]:
+            # `read` may call this twice and must get the same frames, so the generator is seeded here.
+            return random_frames(num_frames, self.num_frames, generator.manual_seed(seed))
+
+        clip = read(choose)
+        return self.transform(clip, generator.manual_seed(hashed_seed(seed, "transform")))
 
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)  # the usual range of random resized crops
