@@ -54,7 +54,9 @@ def _state() -> dict[str, object]:
         "processes": sorted(child.name for child in multiprocessing.active_children() if not child.daemon),
         "working directory": os.getcwd(),
         "environment": {
-            name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "TORCHINDUCTOR_"))
+            name: value
+            for name, value in os.environ.items()
+            if name != "PATH" and not name.startswith(("PYTEST_", "TORCHINDUCTOR_"))  # importing decord extends PATH
         },
         "files in the checkout": sorted(name for name in os.listdir(ROOT) if not name.startswith(".")),
         "log handlers": list(logging.getLogger().handlers) + list(logging.getLogger("dmgal").handlers),

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -112,8 +111,8 @@ def test_episodes_are_independent_of_workers(catalog, context):
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_workers_start_no_extra_threads(catalog, decoder):
-    if decoder == "decord" and find_spec("decord") is None:  # importing decord changes the environment
-        pytest.skip("decord is not installed")
+    if decoder == "decord":
+        pytest.importorskip("decord")
     workers = 4
     command = [sys.executable, str(Path(__file__).with_name("loading_threads.py")), str(catalog.root)]
     free = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
