@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 import tyro
 import yaml
-from tqdm import tqdm
 
 from dmgal.errors import DmgalError
 from dmgal.files import exclusively, printable
 from dmgal.parallel import available_cores
+from dmgal.progress import progress_bar
 from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog
@@ -181,7 +181,8 @@ def check(listed: Listed, out: Path, options: Prepare) -> dict[str, CheckedVideo
         print(f"{int(done.sum()):,} of {len(done):,} videos were checked before")
     workers = min(options.workers or available_cores(), len(unchecked))
     paths = ((index, listed.root / listed.videos[index]) for index in map(int, unchecked))
-    bar = tqdm(total=len(done), initial=int(done.sum()), desc="check", unit="video", disable=options.quiet)
+    num_done = int(done.sum())
+    bar = progress_bar(progress=not options.quiet, total=len(done), initial=num_done, desc="check", unit="video")
     flushed = time.monotonic()
     with bar, log.writer() as file:
         for index, checked in check_videos(paths, workers, options.seconds_per_video) if len(unchecked) else ():

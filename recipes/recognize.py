@@ -27,6 +27,7 @@ from dmgal.episodes.gallery.gallery import Gallery, load_gallery
 from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
 from dmgal.files import printable
+from dmgal.progress import progress_bar
 from dmgal.recipes.enroll import rejection_text
 from dmgal.recipes.reports.recognition import clip_as_json, print_clips, print_timeline, timeline_as_json
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
@@ -143,8 +144,8 @@ def _recognized(
 ) -> tuple[list[Recognized], list[dict[str, str]]]:
     results: list[Recognized] = []
     bad: list[dict[str, str]] = []
-    hide_bar = options.quiet or len(paths) == 1
-    for path in tqdm(paths, desc="recognize", unit="video", leave=False, disable=hide_bar):
+    progress = not options.quiet and len(paths) > 1
+    for path in progress_bar(paths, progress=progress, desc="recognize", unit="video", leave=False):
         try:
             if plan is None:
                 results.append(Recognized(path, ready.clip(path)))

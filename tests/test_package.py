@@ -30,6 +30,7 @@ LAYERS = {
     "errors": 0,
     "files": 1,
     "parallel": 1,
+    "progress": 1,
     "backbones": 2,
     "adapters": 3,
     "videos": 3,

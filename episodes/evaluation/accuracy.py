@@ -16,9 +16,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from ...backbones.state import VideoState
+from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from ..sampler import EpisodeIndices, TaskSampler
 from .states import (
@@ -137,7 +137,7 @@ def encode_videos(
     loader = DataLoader(
         videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned, worker_init_fn=worker_init_fn
     )
-    bar = tqdm(loader, desc="encode", unit="batch", leave=False, disable=not progress)
+    bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)
     return VideoState.cat([encode_sides(recognizer, batch.to(device, non_blocking=pinned)).to("cpu") for batch in bar])
 
 
@@ -169,7 +169,7 @@ def evaluate(
     """
     recognizer.eval()
     comparison = _choose_comparison(recognizer, states, sampler, device, progress, dtype)
-    bar = tqdm(total=len(sampler), desc="episodes", unit="episode", leave=False, disable=not progress)
+    bar = progress_bar(progress=progress, total=len(sampler), desc="episodes", unit="episode", leave=False)
     parts: list[Answers] = []
     accuracies: list[Tensor] = []
     fingerprint = blake2b(data.encode(), digest_size=8)

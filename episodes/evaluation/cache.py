@@ -31,6 +31,7 @@ from tqdm import tqdm
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ...files import exclusively, listed, printable
+from ...progress import progress_bar
 from ...videos.store.blocks import checksum
 from ..recognizer import FewShotRecognizer
 from .identity import differences, refuse_other
@@ -174,7 +175,7 @@ class StateCache:
         batches = [list(self._videos_of(block)) for block in blocks]
         pinned = torch.device(device).type == "cuda"
         loader = DataLoader(clips, batch_sampler=batches, num_workers=num_workers, pin_memory=pinned)
-        bar = tqdm(loader, desc="encode", unit="batch", leave=False, disable=not progress)
+        bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)
         try:
             for block, batch in zip(blocks, bar, strict=True):
                 with torch.no_grad():

@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...backbones.state import VideoState
 from ...errors import DmgalError
+from ...progress import progress_bar
 from ..heads.frame_distance import class_members
 from ..recognizer import FewShotRecognizer
 
@@ -182,7 +182,7 @@ def pair_table(
     blocks = torch.arange(states.num_videos).split(size)
     support = [states.select(videos).to(device) for videos in blocks]
     rows = []
-    for queries in tqdm(blocks, desc="pairs", unit="block", leave=False, disable=not progress):
+    for queries in progress_bar(blocks, progress=progress, desc="pairs", unit="block", leave=False):
         query = states.select(queries).to(device)
         parts = [recognizer.compare(part, _one_class_each(part, device), query).logits.cpu() for part in support]
         rows.append(torch.cat(parts, dim=1))

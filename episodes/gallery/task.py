@@ -14,10 +14,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ...backbones.state import VideoState
 from ...errors import DmgalError
+from ...progress import progress_bar
 from ..evaluation.states import PREPARED, compare_tasks, has_divided_task_layers, sides
 from ..recognizer import FewShotRecognizer
 
@@ -145,7 +145,7 @@ def find_rejection(
     held_out = {clip for clip in clips if shots[task.labels[clip]] > 1}
     indices = torch.arange(len(task.labels), device=task.labels.device)
     known, unknown = [], []
-    bar = tqdm(clips, desc="threshold", unit="clip", leave=False, disable=not progress)
+    bar = progress_bar(clips, progress=progress, desc="threshold", unit="clip", leave=False)
     for clip in bar:
         query = task.states.select(slice(clip, clip + 1))
         if clip in held_out:

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from dmgal.errors import DmgalError
+from dmgal.progress import close_bars, printed_messages
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -28,7 +29,7 @@ def run_recipe(main: Callable[[list[str] | None], int | None]) -> NoReturn:
 
 
 def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
-    """Run ``main(argv)`` and return the process's exit code.
+    """Run ``main(argv)``, print its messages to stderr, and return the process's exit code.
 
     Args:
         main: a recipe's main function. Its result ``None`` means success.
@@ -39,7 +40,8 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
         Every other exception passes through.
     """
     try:
-        code = main(argv) or 0
+        with printed_messages():
+            code = main(argv) or 0
         sys.stdout.flush()  # raises for a closed pipe here rather than at interpreter exit
         return code
     except BrokenPipeError:
@@ -47,9 +49,11 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
             raise
         return CLOSED_PIPE
     except DmgalError as error:
+        close_bars()
         print(f"{_process()}error: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as interruption:
+        close_bars()
         print(": ".join([f"{_process()}interrupted", *map(str, interruption.args)]), file=sys.stderr)
         return INTERRUPTED
 

@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
@@ -36,6 +35,7 @@ from dmgal.episodes.gallery.recognition import (
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.errors import DmgalError
 from dmgal.files import printable
+from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import tell_skipped, test_transform
 from dmgal.recipes.run.layers import to_mapping
@@ -214,7 +214,7 @@ class ClipRecognizer:
             bar.update(round(min(window.end, bar.total or window.end), 2) - bar.n)
 
         title, total = printable(path.name), None if frames.seconds is None else round(frames.seconds, 2)
-        with tqdm(total=total, desc=title, unit="s", leave=False, disable=not progress) as bar:
+        with progress_bar(progress=progress, total=total, desc=title, unit="s", leave=False) as bar:
             windows = sliding_windows(frames, plan, self.frames.num_frames, self.frames.transform)
             segments = recognize_windows(self.task, windows, self.threshold, plan.stride, on_window=keep)
         return Recognized(path, segments=tuple(segments), windows=tuple(kept), damage=frames.damage)

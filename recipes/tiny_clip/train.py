@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 import tyro
 from torch import Generator, Tensor, nn
-from tqdm import tqdm
 
 from dmgal.backbones.tiny_clip import FOLDER
+from dmgal.progress import progress_bar
 from dmgal.recipes.run.cli_errors import run_recipe
 from dmgal.recipes.tiny_clip import captions
 from dmgal.videos.moving_shapes.drawing import draw, random_appearance
@@ -102,7 +102,7 @@ def train(recipe: TinyClipRecipe, model: Any, tokenize: Tokenize, normalize: Nor
     contrast, log, start = ClipLoss(), [], time.monotonic()
     data = stills(recipe.batch_size, model.visual.image_size[0], recipe.seed, recipe.keep)
     model.train()
-    for step in (bar := tqdm(range(recipe.steps), desc="tiny-clip", unit="step")):
+    for step in (bar := progress_bar(range(recipe.steps), desc="tiny-clip", unit="step")):
         images, texts, _ = next(data)
         image_features, text_features, scale = model(normalize(images), tokenize(texts))
         loss = contrast(image_features, text_features, scale)

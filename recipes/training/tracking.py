@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError
+from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.folder import Run, flat, peak_memory_mb
 from dmgal.recipes.run.layers import set_apart, to_mapping
@@ -46,12 +47,12 @@ class Tracking:
     def start(self, step: int) -> None:
         """Open the bar and the trackers for a training that starts or resumes at a step."""
         train = self._recipe.train
-        self._bar = tqdm(
+        self._bar = progress_bar(
+            progress=not self._quiet,
             total=train.steps * train.tasks_per_step,
             initial=step * train.tasks_per_step,
             desc="train",
             unit="episode",
-            disable=self._quiet,
         )
         if self._accelerator.log_with:
             shared, _ = set_apart(to_mapping(self._recipe))

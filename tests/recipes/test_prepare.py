@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pty
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import termios
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -322,19 +325,25 @@ def test_an_interruption_while_processes_start_is_one_line(tmp_path, videos, com
     for number in range(20):
         shutil.copy(videos / "val/run/1.mp4", videos / f"test/third/{number}.mp4")
     words = [command, *data, str(videos), "--out", str(tmp_path / "out"), "--workers", "2"]
+    terminal, stderr = pty.openpty()
+    termios.tcsetwinsize(stderr, (24, 120))
     process = subprocess.Popen(
         [sys.executable, "-m", "dmgal", *words],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        stderr=stderr,
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in a shell's background ignores it
     )
-    assert process.stderr is not None
+    os.close(stderr)
     told = b""
     while not re.search(rb"(check|store test): .*video/s\]", told):  # the bar stands; now the processes start
-        told += process.stderr.read(1) or pytest.fail(told.decode())
+        told += os.read(terminal, 1)  # fails if the process ends
     os.killpg(process.pid, signal.SIGINT)
-    told += process.communicate(timeout=300)[1]
+    with suppress(OSError):  # when the process has ended
+        while True:
+            told += os.read(terminal, 4096)
+    os.close(terminal)
+    process.wait(timeout=300)
     last = told.decode().replace("\r", "\n").strip().splitlines()[-1]
     assert process.returncode == 130 and last == "interrupted: the same command resumes from here"
     assert b"Traceback" not in told and b"KeyboardInterrupt" not in told

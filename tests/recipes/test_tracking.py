@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, on_main_process
 from trainings import log
 
+from dmgal import progress
 from dmgal.cli import main
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.train import run
@@ -48,7 +49,8 @@ class Notebook(GeneralTracker):
         self.entries.append((step, values))
 
 
-def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys):
+def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     notebook = Notebook()
     folder = run(RECIPE, tmp_path / "run", catalog=VideoCatalog.from_folders(frame_folders), trackers=[notebook])
     logged = log(folder.folder)
@@ -60,6 +62,7 @@ def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys):
     assert notebook.config["train.steps"] == 4 and notebook.config["head.name"] == "HyRSM"
     printed = capsys.readouterr()
     assert "1 process(es) on cpu, float32, 1 task(s) a step of 4 videos" in printed.out
+    assert "\r" not in printed.err
     for shown in ("episode/s", "loss=", "base_classes=", "accuracy=", "data=", "memory=", "<"):
         assert shown in printed.err, shown
 

@@ -20,11 +20,11 @@ from typing import Any
 import av
 from einops import rearrange
 from torch import Tensor
-from tqdm import tqdm
 
 from ...errors import DmgalError
 from ...files import exclusively
 from ...parallel import completed
+from ...progress import progress_bar
 from ..catalog.lists import SPLITS, write_rows
 from ..decoding.base import VideoError
 from ..decoding.video import read_clip
@@ -106,7 +106,7 @@ def _generate(root: Path, shapes: MovingShapes, clips: list[Clip], workers: int 
     for _, _, path in clips:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
     tasks = [clips[start : start + CLIPS_PER_TASK] for start in range(0, len(clips), CLIPS_PER_TASK)]
-    with tqdm(total=len(clips), desc="moving shapes", unit="clip", disable=not progress) as bar:
+    with progress_bar(progress=progress, total=len(clips), desc="moving shapes", unit="clip") as bar:
         for count in completed(partial(_write_clips, root, shapes), tasks, workers):
             bar.update(count)
     for leftover in root.glob(f"*/*/.*{UNFINISHED}"):  # of killed runs

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from ...files import exclusively, listed
 from ...parallel import completed
+from ...progress import progress_bar
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import content_hash, stamp
 from .blocks import Block, BlockReader, BlockWriter, Source, checksum, latest, read_records, video_key
@@ -123,7 +123,9 @@ def _build_part(
                 jobs = _find_jobs(part, writer.records, root, videos, check, progress)
                 tasks = [jobs[start : start + VIDEOS_PER_TASK] for start in range(0, len(jobs), VIDEOS_PER_TASK)]
                 num_current, name = len(videos) - len(jobs), f"store {content.name}"
-                with tqdm(total=len(videos), initial=num_current, desc=name, unit="video", disable=not progress) as bar:
+                with progress_bar(
+                    progress=progress, total=len(videos), initial=num_current, desc=name, unit="video"
+                ) as bar:
                     for results in completed(partial(_encode, content, root), tasks, workers):
                         num_decoded += _write(writer, results)
                         bar.update(len(results))
@@ -146,7 +148,7 @@ def _find_jobs(
     positions = latest(records, videos)
     blocks = BlockReader(part, records)
     jobs = []
-    bar = tqdm(videos, desc=f"check {part.name}", unit="video", leave=False, disable=not progress)
+    bar = progress_bar(videos, progress=progress, desc=f"check {part.name}", unit="video", leave=False)
     for video, position in zip(bar, positions.tolist(), strict=True):
         if position < 0 or (check and checksum(blocks.view(position)) != blocks.checksum(position)):
             jobs.append(_Job(video, -1, 0))

@@ -1,0 +1,98 @@
+"""Progress bars and messages on stderr: a bar on a terminal, at most one plain line per 10 seconds in a pipe or file.
+
+Library code reports by `logging`. Commands print these reports within `printed_messages`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+T = TypeVar("T")
+SECONDS_BETWEEN_LINES = 10.0
+_bars: weakref.WeakSet[tqdm[Any]] = weakref.WeakSet()
+
+
+def progress_bar(iterable: Iterable[T] | None = None, *, progress: bool = True, **options: Any) -> tqdm[T]:
+    """Return a `tqdm` bar on stderr. If stderr is no terminal, it prints lines, and none in its first 10 seconds.
+
+    Args:
+        iterable: items to count; without it the caller calls ``update``.
+        progress: False shows nothing.
+        options: others of `tqdm`, such as ``total``, ``desc``, ``unit`` and ``leave``.
+    """
+    from tqdm import tqdm  # slow to import, and not needed by ``--help``
+
+    if not sys.stderr.isatty():
+        options |= {"file": _PlainLines(sys.stderr), "mininterval": SECONDS_BETWEEN_LINES, "ncols": 0}
+    bar = tqdm(iterable, disable=not progress, delay=1e-9, **options)
+    _bars.add(bar)  # before the bar is drawn, so that Ctrl-C always finds it
+    bar.delay = 0
+    bar.refresh()
+    return bar
+
+
+def close_bars() -> None:
+    """Close all open bars, so that the next message has a line of its own."""
+    for bar in list(_bars):
+        bar.close()
+
+
+class _PlainLines:
+    """A stream for `tqdm` that passes on one line per interval, without control characters."""
+
+    last_line = 0.0
+    """Time of the latest line of any bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._opened = stream, time.monotonic()
+
+    def write(self, text: str) -> None:
+        line, now = text.strip(), time.monotonic()
+        is_update = text.startswith("\r") and line
+        if is_update and now - max(self._opened, _PlainLines.last_line) >= SECONDS_BETWEEN_LINES:
+            _PlainLines.last_line = now
+            self._stream.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+@contextmanager
+def printed_messages() -> Iterator[None]:
+    """Print the messages of this package's loggers to stderr: warnings of every process, the rest of rank 0 only."""
+    handler = _MessageHandler()
+    loggers = [logging.getLogger(name) for name in (__package__, "__main__")]  # a command may be the main module
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logger.level or logging.INFO)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+class _MessageHandler(logging.Handler):
+    """Print plain messages, above the open bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.WARNING and os.environ.get("RANK", "0") != "0":
+            return
+        if not _bars:
+            print(self.format(record), file=sys.stderr, flush=True)
+            return
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
