@@ -17,24 +17,16 @@ from .d2st import D2STConfig, D2STModel
 from .dmgal import CmgaConfig, DmgalConfig, DmgalModel, SmgaConfig
 from .layer import AdapterLayer
 from .st_adapter import STAdapterConfig, STAdapterModel
-from .tuner import BlockTuner, register
+from .tuner import ADAPTERS, BlockTuner, is_added, register
 
-TUNERS: dict[type[BlockAdapterConfig], type[BlockTuner]] = {
-    DmgalConfig: DmgalModel,
-    STAdapterConfig: STAdapterModel,
-    AIMConfig: AIMModel,
-    D2STConfig: D2STModel,
-    BitFitConfig: BitFitModel,
-}
-for _config_class, _tuner_class in TUNERS.items():
-    register(_config_class, _tuner_class)
-
-PREFIXES = ("lora_", *(tuner.prefix for tuner in TUNERS.values()))
-"""Name prefixes of the parameters that adapters and LoRAs add."""
+register(DmgalConfig, DmgalModel)
+register(STAdapterConfig, STAdapterModel)
+register(AIMConfig, AIMModel)
+register(D2STConfig, D2STModel)
+register(BitFitConfig, BitFitModel)
 
 __all__ = [
-    "PREFIXES",
-    "TUNERS",
+    "ADAPTERS",
     "AIMConfig",
     "AdapterLayer",
     "BitFitConfig",
@@ -46,5 +38,6 @@ __all__ = [
     "DmgalModel",
     "STAdapterConfig",
     "SmgaConfig",
+    "is_added",
     "register",
 ]

@@ -273,5 +273,4 @@ class AIMLayer(AdapterLayer):
 class AIMModel(BlockTuner):
     """The tuner of ``AIMConfig``."""
 
-    prefix = AIMLayer.prefix
     tuner_layer_cls = AIMLayer

@@ -96,7 +96,6 @@ class BitFitLayer(AdapterLayer):
 class BitFitModel(BlockTuner):
     """The tuner of ``BitFitConfig``."""
 
-    prefix = BitFitLayer.prefix
     tuner_layer_cls = BitFitLayer
 
 

@@ -353,7 +353,6 @@ class D2STLayer(AdapterLayer):
 class D2STModel(BlockTuner):
     """The tuner of ``D2STConfig``."""
 
-    prefix = D2STLayer.prefix
     tuner_layer_cls = D2STLayer
 
 

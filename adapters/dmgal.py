@@ -377,5 +377,4 @@ def _acts_before_block(adapter: MotionAdapter) -> bool:
 class DmgalModel(BlockTuner):
     """The tuner of ``DmgalConfig``."""
 
-    prefix = MotionLayer.prefix
     tuner_layer_cls = MotionLayer

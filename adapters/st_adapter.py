@@ -208,7 +208,6 @@ class STAdapterLayer(AdapterLayer):
 class STAdapterModel(BlockTuner):
     """The tuner of ``STAdapterConfig``."""
 
-    prefix = STAdapterLayer.prefix
     tuner_layer_cls = STAdapterLayer
 
 

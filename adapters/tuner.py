@@ -29,6 +29,9 @@ class BlockTuner(BaseTuner):
     tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
 
+    def __init_subclass__(cls) -> None:
+        cls.prefix = cls.tuner_layer_cls.prefix
+
     def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # The check precedes PEFT's constructor, which would replace the config of that name.
         if adapter_name in getattr(model, "peft_config", {}):
@@ -178,8 +181,12 @@ def _weights_do_not_fit(differing: list[tuple[int, str]], num_saved: int, num_ex
     )
 
 
+ADAPTERS: dict[type[BlockAdapterConfig], type[BlockTuner]] = {}
+"""Tuners of all registered methods by config class."""
+
+
 def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
-    """Register a method with PEFT, also one from outside dmgal. A second call, as after a reload, changes nothing.
+    """Add a method to ``ADAPTERS`` and to PEFT's tables. A second call, as after a reload, changes nothing.
 
     Raises:
         RuntimeError: PEFT has another method with this name or parameter prefix.
@@ -197,6 +204,12 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
     configs[peft_type] = config
     tuners[peft_type] = tuner
     prefixes[peft_type] = tuner.prefix
+    ADAPTERS[config] = tuner
+
+
+def is_added(name: str) -> bool:
+    """Return True if a parameter of a PEFT model belongs to an adapter or a LoRA and not to the backbone."""
+    return "lora_" in name or any(tuner.prefix in name for tuner in ADAPTERS.values())
 
 
 def _qualified_name(cls: type) -> str:

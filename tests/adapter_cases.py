@@ -7,7 +7,7 @@ import peft
 from dmgal.adapters import AIMConfig, BitFitConfig, CmgaConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
 
 FRAMES = 4
-ADAPTERS: dict[str, peft.PeftConfig] = {
+ADAPTER_CASES: dict[str, peft.PeftConfig] = {
     "DMGAL": DmgalConfig(num_frames=FRAMES),
     "DMGAL multi-scale": DmgalConfig(num_frames=FRAMES, scales="multi", directions="separate"),
     "DMGAL no switches": DmgalConfig(num_frames=FRAMES, attention=False, signed=False, temporal=False),

@@ -7,7 +7,7 @@ from functools import partial
 
 import peft
 import torch
-from adapter_cases import ADAPTERS
+from adapter_cases import ADAPTER_CASES
 from hand_written_vits import HandWrittenViT
 from tiny_backbones import FRAMES, SIZE, TINY_BACKBONES, WIDTH
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def of_adapter(adapter: str, head: str = "BiMHM") -> FewShotRecognizer:
     model = TINY_BACKBONES["open_clip visual"].make()
     pooling, make_head = UNDER_A_CMGA[head]
     torch.manual_seed(0)
-    encoder = FrameEncoder(peft.get_peft_model(model, ADAPTERS[adapter]), pooling)
+    encoder = FrameEncoder(peft.get_peft_model(model, ADAPTER_CASES[adapter]), pooling)
     return moved(FewShotRecognizer(encoder, make_head()))  # type: ignore[return-value]
 
 

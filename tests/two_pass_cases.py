@@ -7,7 +7,7 @@ from collections.abc import Callable
 import peft
 import torch
 import transformers
-from adapter_cases import ADAPTERS
+from adapter_cases import ADAPTER_CASES
 from tiny_backbones import FRAMES, PROJECTED, SIZE, TINY_BACKBONES, WIDTH
 from torch import Tensor, nn
 
@@ -50,7 +50,7 @@ FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {
 
 def backbone(adapter: str | None = None, trainable: bool = False, name: str = "open_clip visual") -> nn.Module:
     model = TINY_BACKBONES[name].make().requires_grad_(trainable)
-    return model if adapter is None else peft.get_peft_model(model, ADAPTERS[adapter])
+    return model if adapter is None else peft.get_peft_model(model, ADAPTER_CASES[adapter])
 
 
 def recognizer(encoder: nn.Module, head: nn.Module, dtype: torch.dtype = torch.float64) -> FewShotRecognizer:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...adapters import PREFIXES
+from ...adapters import is_added
 from ...backbones.spec import base_model
 from ...errors import DmgalError
 from ..recognizer import FewShotRecognizer
@@ -40,8 +40,8 @@ def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
         "fingerprint": spec.fingerprint(backbone) if spec is not None else None,
         "pooling": getattr(recognizer.encoder, "pooling", None),
         "normalization": normalization(recognizer),
-        "backbone_weights": _hash_of((n, t) for n, t in weights.items() if not _is_added(n)),
-        "adapter_weights": _hash_of((n, t) for n, t in weights.items() if _is_added(n)),
+        "backbone_weights": _hash_of((n, t) for n, t in weights.items() if not is_added(n)),
+        "adapter_weights": _hash_of((n, t) for n, t in weights.items() if is_added(n)),
         "head_weights": _hash_of(head.state_dict().items()) if isinstance(head, nn.Module) else None,
         "settings": _settings(recognizer),
         **more,
@@ -122,7 +122,3 @@ def _in_order(value: Any) -> Any:
 
 def _is_head(name: str) -> bool:
     return name.startswith("head.")
-
-
-def _is_added(name: str) -> bool:
-    return any(prefix in name for prefix in PREFIXES)

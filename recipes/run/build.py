@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from dmgal.adapters import is_added
 from dmgal.adapters.model_card import command_line
 from dmgal.backbones import load_backbone, make_encoder
 from dmgal.episodes import FewShotRecognizer
@@ -19,7 +20,6 @@ from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.weights import is_added
 from dmgal.videos import VideoCatalog
 
 

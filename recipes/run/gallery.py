@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
@@ -39,7 +40,7 @@ from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import tell_skipped, test_transform
 from dmgal.recipes.run.layers import to_mapping
-from dmgal.recipes.run.weights import is_added, without_folder
+from dmgal.recipes.run.weights import without_folder
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import OnBadVideo, without_bad
 from dmgal.videos.catalog.files import content_hash, subfolders, videos_in

@@ -12,18 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from dmgal.adapters import PREFIXES
+from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.checkpoints import put_in_place, restore_replaced
 from dmgal.recipes.run.folder import Run, write_tensors
 
 BACKBONE = "encoder.backbone."
-
-
-def is_added(name: str) -> bool:
-    """Return True if a parameter of a PEFT model belongs to an adapter and not to the backbone."""
-    return any(prefix in name for prefix in PREFIXES)
 
 
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:

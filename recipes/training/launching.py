@@ -19,11 +19,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import count_parameters, dtype_of
 from dmgal.recipes.run.config import Precision, Recipe
-from dmgal.recipes.run.weights import is_added
 from dmgal.recipes.training.fsdp import blocks_of
 
 COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")

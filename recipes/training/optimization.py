@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from dmgal.adapters import is_added
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.config import Recipe, TrainConfig
-from dmgal.recipes.run.weights import is_added
 
 OPTIMIZERS: dict[str, Any] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 PLATEAU_STEPS = 200

@@ -7,19 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from adapter_cases import ADAPTERS, REFUSED
+from adapter_cases import ADAPTER_CASES, REFUSED
 from tiny_backbones import TINY_BACKBONES
 
 from dmgal.testing import ADAPTER_CHECKS, AdapterCase
 
 ON, WITH = "open_clip visual", "DMGAL"
-QUICK = [(ON, adapter) for adapter in ADAPTERS] + [(backbone, WITH) for backbone in TINY_BACKBONES]
-FULL = [pair for pair in itertools.product(TINY_BACKBONES, ADAPTERS) if pair not in {*QUICK, *REFUSED}]
+QUICK = [(ON, adapter) for adapter in ADAPTER_CASES] + [(backbone, WITH) for backbone in TINY_BACKBONES]
+FULL = [pair for pair in itertools.product(TINY_BACKBONES, ADAPTER_CASES) if pair not in {*QUICK, *REFUSED}]
 
 
 def case_of(backbone: str, adapter: str) -> AdapterCase:
     tiny = TINY_BACKBONES[backbone]
-    return AdapterCase(tiny.make, ADAPTERS[adapter], tiny.videos(), features=tiny.features)
+    return AdapterCase(tiny.make, ADAPTER_CASES[adapter], tiny.videos(), features=tiny.features)
 
 
 every_check = pytest.mark.parametrize("check", ADAPTER_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))

@@ -6,7 +6,7 @@ import itertools
 
 import peft
 import pytest
-from adapter_cases import ADAPTERS, REFUSED
+from adapter_cases import ADAPTER_CASES, REFUSED
 from tiny_backbones import TINY_BACKBONES
 from torch import nn
 
@@ -86,9 +86,9 @@ def test_one_config_serves_any_number_of_backbones():
 
 def test_only_unsupported_pairs_are_refused():
     refused = set()
-    for backbone, adapter in itertools.product(TINY_BACKBONES, ADAPTERS):
+    for backbone, adapter in itertools.product(TINY_BACKBONES, ADAPTER_CASES):
         try:
-            peft.get_peft_model(make(backbone), ADAPTERS[adapter])
+            peft.get_peft_model(make(backbone), ADAPTER_CASES[adapter])
         except DmgalError as error:
             assert "is not supported on this backbone" in str(error)
             refused.add((backbone, adapter))

@@ -20,7 +20,7 @@ from dmgal.adapters import AIMConfig, BitFitConfig, D2STConfig, DmgalConfig, Smg
 from dmgal.backbones import FrameEncoder
 from dmgal.errors import DmgalError
 
-ADAPTERS: dict[str, peft.PeftConfig] = {
+CASES: dict[str, peft.PeftConfig] = {
     "DMGAL": DmgalConfig(num_frames=4),
     "ST-Adapter": STAdapterConfig(num_frames=4, places="attention+mlp"),
     "AIM": AIMConfig(num_frames=4),
@@ -57,14 +57,14 @@ def assert_equal_gradients(ours: dict[str, Tensor], expected: dict[str, Tensor])
 @pytest.mark.slow
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("backbone", ["open_clip visual", "transformers CLIP projected"])
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", CASES)
 def test_compiles_as_one_graph_for_all_ways_and_shots(name, backbone, train):
     """At most two recompilations over 5 to 10 ways and 1 to 5 shots."""
-    _assert_compiles_once(ADAPTERS[name], backbone, train)
+    _assert_compiles_once(CASES[name], backbone, train)
 
 
 def test_dmgal_compiles_as_one_graph_for_all_ways_and_shots():
-    _assert_compiles_once(ADAPTERS["DMGAL"], "open_clip visual", train=False)
+    _assert_compiles_once(CASES["DMGAL"], "open_clip visual", train=False)
 
 
 def _assert_compiles_once(config: peft.PeftConfig, backbone: str, train: bool) -> None:
@@ -86,7 +86,7 @@ def _assert_compiles_once(config: peft.PeftConfig, backbone: str, train: bool) -
 @pytest.mark.parametrize("name", ["DMGAL", "AIM", "D2ST", "BitFit"])
 def test_checkpointing_of_transformers_gives_the_same_gradients(name, backbone):
     tiny, layout = TINY_BACKBONES[backbone], {"num_support": 2}
-    model = awake(ADAPTERS[name], backbone).train()
+    model = awake(CASES[name], backbone).train()
     expected = gradients(model, tiny.features(model, videos(3), **layout))
     model.get_base_model().activation_checkpointing_enable()
     assert_equal_gradients(gradients(model, tiny.features(model, videos(3), **layout)), expected)
@@ -130,6 +130,6 @@ def test_two_processes_stay_in_step():
     result = subprocess.run([*launcher, str(worker)], env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     differences = json.loads(result.stdout.strip().splitlines()[-1])
-    assert differences.keys() == ADAPTERS.keys()
+    assert differences.keys() == CASES.keys()
     for name, (between_processes, moved) in differences.items():
         assert between_processes == 0 and moved > 0, name

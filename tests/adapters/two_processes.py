@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from dmgal.backbones import FrameEncoder  # isort: skip  (before transformers imports torchvision)
-from test_training_mechanics import ADAPTERS, awake
+from test_training_mechanics import CASES, awake
 
 
 def differences(name: str) -> tuple[float, float]:
     """Return the largest difference between the processes' weights, and the largest change of the weights."""
-    model = awake(ADAPTERS[name]).train()
+    model = awake(CASES[name]).train()
     parallel = DistributedDataParallel(FrameEncoder(model, pooling="cls+patch_mean"))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     start = torch.cat([parameter.detach().flatten() for parameter in trained])
@@ -34,7 +34,7 @@ def differences(name: str) -> tuple[float, float]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = {name: differences(name) for name in ADAPTERS}
+    found = {name: differences(name) for name in CASES}
     if dist.get_rank() == 0:
         print(json.dumps(found))
     dist.destroy_process_group()

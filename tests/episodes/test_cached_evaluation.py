@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from adapter_cases import ADAPTERS
+from adapter_cases import ADAPTER_CASES
 from evaluation_cases import HEADS, LABELS, UNDER_A_CMGA, clips, of_adapter, of_head
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from dmgal.episodes.evaluation.states import compare_tasks, look_up, pair_table,
 from dmgal.errors import DmgalError
 
 RECOGNIZERS = {f"head {name}": lambda name=name: of_head(name) for name in HEADS}
-RECOGNIZERS |= {f"adapter {name}": lambda name=name: of_adapter(name) for name in ADAPTERS}
+RECOGNIZERS |= {f"adapter {name}": lambda name=name: of_adapter(name) for name in ADAPTER_CASES}
 RECOGNIZERS |= {
     f"{adapter} under {head}": lambda adapter=adapter, head=head: of_adapter(adapter, head)
     for adapter in ("DMGAL", "two Cmga")

@@ -10,7 +10,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
-from adapter_cases import ADAPTERS
+from adapter_cases import ADAPTER_CASES
 from torch import nn
 from two_pass_cases import (
     FEATURE_HEADS,
@@ -34,7 +34,7 @@ from dmgal.episodes.two_pass.two_pass import TwoPass
 from dmgal.errors import DmgalError
 
 CASES = {
-    **{f"adapter {name}": lambda name=name: of_adapter(name) for name in ADAPTERS},
+    **{f"adapter {name}": lambda name=name: of_adapter(name) for name in ADAPTER_CASES},
     **{f"{name}, all trained": lambda name=name: of_map_head(name, None) for name in MAP_HEADS},
     **{f"{name} behind a Cmga": lambda name=name: of_map_head(name, "DMGAL") for name in MAP_HEADS},
     **{f"{name} behind Smga": lambda name=name: of_feature_head(name) for name in FEATURE_HEADS},
