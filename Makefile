@@ -26,7 +26,7 @@ test: $(INSTALLED)  ## run the tests; PYTEST_FLAGS are handed on to pytest
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 test-all: $(INSTALLED)  ## run the slow tests too
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "" --timeout 3600 $(PYTEST_FLAGS)
 
 # mypy looks for a package by its folder's name, so it is given a folder that holds the checkout under the name dmgal.
 lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation

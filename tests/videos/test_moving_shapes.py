@@ -127,7 +127,7 @@ class TestGenerate:
         said = ""
         with exclusively(root / LOCK_FILE, lambda: pytest.fail("nobody else holds the lock")):
             second.start()
-            while "waiting" not in (said := said + capsys.readouterr().err):
+            while "Waiting" not in (said := said + capsys.readouterr().err):
                 assert second.is_alive()
                 time.sleep(0.01)
             shutil.copytree(small_set, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK_FILE))
