@@ -1,69 +1,69 @@
-"""A file lock for one process at a time. The operating system releases it even if its holder is killed.
+"""Files that several processes use: locks and atomic writes. Also lists of names in messages.
 
-Names in a message: the first few, and the number of remaining names.
+The operating system releases a lock when its process ends, even if the process is killed.
 """
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-SECONDS_BETWEEN_TRIES = 0.2
+from filelock import FileLock, Timeout
+
+from .errors import DmgalError
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextmanager
 def exclusively(lock_file: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold the lock on ``lock_file``, and wait while another process holds it.
+    """Hold the lock on ``lock_file``, and wait while another process holds it. Forked processes do not inherit it.
 
     Args:
         lock_file: created if absent. It is never deleted, because deleting it would let two processes in.
-        while_waiting: called once before the wait, if another process holds the lock.
+        while_waiting: called once before the wait, if another process holds the lock. It may raise an error instead.
 
     Raises:
+        DmgalError: the file system has no locks.
         OSError: the file cannot be created.
     """
-    handle = os.open(lock_file, os.O_RDWR | os.O_CREAT, 0o666)
+    lock = FileLock(lock_file, preserve_lock_file=True)
     try:
-        if not try_lock(handle):
-            while_waiting()
-            while not try_lock(handle):
-                time.sleep(SECONDS_BETWEEN_TRIES)
+        lock.acquire(blocking=False)
+    except Timeout:
+        while_waiting()
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise DmgalError(
+            f"The file {lock_file} cannot be locked.",
+            received=str(error),
+            expected="a file system with file locks",
+            remedy="Use another folder, or mount the file system with locks.",
+        ) from error
+    try:
         yield
     finally:
-        os.close(handle)  # releases the lock
+        lock.release()
 
 
-if sys.platform == "win32":
-    import msvcrt
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Give the path of a temporary file to write, which then replaces ``path`` in one step.
 
-    def try_lock(handle: int, of_process: bool = False) -> bool:
-        """Lock an open file without waiting and return True on success. On Windows a process always owns its locks."""
-        try:
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-
-else:
-    import fcntl
-
-    def try_lock(handle: int, of_process: bool = False) -> bool:
-        """Lock an open file without waiting and return True on success.
-
-        Args:
-            handle: file descriptor of the open file.
-            of_process: True if only this process owns the lock; False if forks that inherit the open file share it.
-        """
-        lock = fcntl.lockf if of_process else fcntl.flock
-        try:
-            lock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
-        return True
+    The temporary file is hidden in the same folder and has the same ending. An error deletes it and leaves an existing
+    file unchanged.
+    """
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 NAMES_SHOWN = 5

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ...backbones.state import VideoState
 from ...errors import DmgalError
-from ...files import exclusively, listed, printable
+from ...files import atomic_write, exclusively, listed, printable
 from ...progress import progress_bar
 from ...videos.store.blocks import checksum
 from ..recognizer import FewShotRecognizer
@@ -359,9 +359,8 @@ def _map_tensor(path: Path, layout: Mapping[str, Any], num_videos: int) -> Tenso
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,6 @@ it.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +26,7 @@ from torch import Tensor
 from ... import __version__
 from ...backbones.state import VideoState
 from ...errors import DmgalError
-from ...files import exclusively, listed, printable
+from ...files import atomic_write, exclusively, listed, printable
 from .task import Rejection
 
 
@@ -248,13 +247,11 @@ def save_gallery(gallery: Gallery, path: Path) -> None:
             "dmgal": __version__,
         }
     )
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partial, {"gallery": text, "checksum": checksum(text, tensors)})
-        partial.replace(path)
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary, {"gallery": text, "checksum": checksum(text, tensors)})
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         raise _cannot_be_written(path, error) from error
 
 

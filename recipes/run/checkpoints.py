@@ -21,14 +21,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from tqdm import tqdm
 
 from dmgal import __version__
 from dmgal.errors import DmgalError
-from dmgal.files import try_lock
+from dmgal.files import exclusively
 from dmgal.recipes.run.folder import read_tensors, write_tensors, write_text
 
 FORMAT = 1
@@ -210,28 +210,23 @@ def _to_disk(path: Path) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder, the file ``.lock``, which is not deleted.
 
-    The lock belongs to the process, not to the open file. Forked data workers would hold a file lock for seconds after
-    their parent was killed.
-
     Raises:
-        DmgalError: another process holds the lock.
+        DmgalError: another process holds the lock, or the file system has no locks.
         OSError: the file cannot be created.
     """
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if not try_lock(handle, of_process=True):
-            holder = os.read(handle, 32).decode(errors="replace").strip()
-            raise DmgalError(
-                "This run folder is in use.",
-                received=f"{folder}, where process {holder or 'unknown'} trains",
-                expected="a folder that no other process trains in",
-                remedy="Wait for that process or end it, or pass another --out.",
-            )
-        os.ftruncate(handle, 0)
-        os.write(handle, f"{os.getpid()}\n".encode())
+    lock_file = folder / ".lock"
+
+    def refuse() -> NoReturn:
+        raise DmgalError(
+            "This run folder is in use.",
+            received=f"{folder}, where process {lock_file.read_text(errors='replace').strip() or 'unknown'} trains",
+            expected="a folder that no other process trains in",
+            remedy="Wait for that process or end it, or pass another --out.",
+        )
+
+    with exclusively(lock_file, refuse):
+        lock_file.write_text(f"{os.getpid()}\n")
         yield
-    finally:
-        os.close(handle)
 
 
 AT_FDCWD = -100

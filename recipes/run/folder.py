@@ -41,6 +41,7 @@ from torch import Tensor
 
 from dmgal import __version__
 from dmgal.errors import DmgalError
+from dmgal.files import atomic_write
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, read_split, split_of
 from dmgal.recipes.run.layers import from_mapping, put_back, set_apart, to_mapping
@@ -291,19 +292,18 @@ def _finite(value: Any) -> Any:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file atomically."""
-    partial = path.with_name(f".{path.name}.partial")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+        with atomic_write(path) as temporary:
+            save_file(tensors, temporary)
     except SafetensorError as error:  # it wraps the message of the system error
         raise OSError(str(error)) from error
-    partial.replace(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Literal, TextIO, cast, get_args
 
 from ...errors import DmgalError
-from ...files import listed, printable
+from ...files import atomic_write, listed, printable
 
 SAMPLE = 64  # number of lines looked up on disk if several formats fit
 EXTENSIONS = (".txt", ".csv", ".list", ".lst", ".tsv", ".csv.gz", ".txt.gz")
@@ -216,15 +215,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
 def write_rows(path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
     """Write a CSV file, by default a split file. The file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        with opened_text(temporary, "wt") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, opened_text(temporary, "wt") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def looks_like_split_file(path: Path) -> bool:

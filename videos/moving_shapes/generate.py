@@ -9,7 +9,6 @@ the settings. No download is needed.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -22,7 +21,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ...errors import DmgalError
-from ...files import exclusively
+from ...files import atomic_write, exclusively
 from ...parallel import completed
 from ...progress import progress_bar
 from ..catalog.lists import SPLITS, write_rows
@@ -109,7 +108,7 @@ def _generate(root: Path, shapes: MovingShapes, clips: list[Clip], workers: int 
     with progress_bar(progress=progress, total=len(clips), desc="moving shapes", unit="clip") as bar:
         for count in completed(partial(_write_clips, root, shapes), tasks, workers):
             bar.update(count)
-    for leftover in root.glob(f"*/*/.*{UNFINISHED}"):  # of killed runs
+    for leftover in root.glob("*/*/.*.mp4"):  # of killed runs
         leftover.unlink(missing_ok=True)
     write_rows(root / SPLIT_FILE, _rows(shapes))
     sizes = {path: (root / path).stat().st_size for _, _, path in _clips(shapes)}
@@ -209,16 +208,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 FRAMES_PER_SECOND = 10
 # The quality preserves colors and edges. Without zerolatency, x264 looks ahead at later frames to distribute bits,
 # and its output for small pictures differs between runs.
 OPTIONS = {"crf": "18", "preset": "veryfast", "tune": "zerolatency"}
-UNFINISHED = ".part"
 
 
 def write_video(path: Path, clip: Tensor) -> None:
@@ -229,12 +226,8 @@ def write_video(path: Path, clip: Tensor) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
-    try:
-        _encode(unfinished, clip)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as temporary:
+        _encode(temporary, clip)
 
 
 def _encode(path: Path, clip: Tensor) -> None:

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import DmgalError
-from ...files import listed
+from ...files import atomic_write, listed
 from ..decoding.base import StaleFrameCountError, VideoDecoder, VideoError
 from ..decoding.clip import TestTransform, short_side_to, uniform_frames
 from ..decoding.images import FrameImages
@@ -242,12 +242,10 @@ def claim(part: Path, description: dict[str, Any]) -> None:
     if foreign_files:
         received = f"{listed(foreign_files)}, but no {KEY}"
         refuse(f"Cannot build a store in {part}.", received, "an empty folder", "Choose an empty folder.")
-    unfinished = part / f".{KEY}.part"
-    with unfinished.open("w", encoding="utf-8") as file:
+    with atomic_write(part / KEY) as temporary, temporary.open("w", encoding="utf-8") as file:
         json.dump(description, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(unfinished, part / KEY)
 
 
 def read_key(part: Path) -> dict[str, Any]:
