@@ -9,7 +9,6 @@
 All of PEFT's own functions work with the result.
 """
 
-from ..backbones import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before peft imports torchvision)
 from .aim import AIMConfig, AIMModel
 from .base import BlockAdapterConfig
 from .bitfit import BitFitConfig, BitFitModel

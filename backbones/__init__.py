@@ -1,6 +1,5 @@
 """Frozen foundation models: loading, description of their parts, and encoding of frames into features."""
 
-from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip, timm, transformers or peft)
 from .encoder import FrameEncoder, make_encoder
 from .finding import describe_backbone, find_spec
 from .loading import load_backbone

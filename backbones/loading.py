@@ -18,7 +18,6 @@ from torch import nn
 
 from ..errors import DmgalError
 from . import tiny_clip
-from . import torchvision_cpu as _torchvision_cpu  # noqa: F401  (before open_clip and transformers import torchvision)
 
 EXPECTED = (
     "tiny-clip, open_clip:MODEL or open_clip:MODEL/WEIGHTS, hf:REPOSITORY, timm:MODEL or timm:MODEL.WEIGHTS, "

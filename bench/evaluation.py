@@ -86,7 +86,7 @@ class Options:
 
 def recognizer(case: str, backbone: str = "tiny-clip") -> FewShotRecognizer:
     """Return a recognizer with reproducible adapter weights that have an effect."""
-    import peft  # after dmgal, which fixes the import with a CUDA torchvision on a CPU
+    import peft
 
     torch.manual_seed(0)
     model: Any = load_backbone(backbone)

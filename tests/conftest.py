@@ -19,8 +19,6 @@ os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 
-import dmgal.backbones.torchvision_cpu  # noqa: E402, F401  (before a test imports open_clip, transformers or peft)
-
 pytest_plugins = ["video_fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}

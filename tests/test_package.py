@@ -37,7 +37,7 @@ LAYERS = {
     "episodes": 4,
     "recipes": 5,
 }
-LAYERS |= {"bench": 6, "testing": 6, "cli": 6, "__main__": 7, "torchvision_hook": 7}
+LAYERS |= {"bench": 6, "testing": 6, "cli": 6, "__main__": 7}
 SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so they name the package in full
 DATA = (
     "backbones/tiny_clip/*.json",

@@ -6,10 +6,10 @@ import json
 
 import torch
 import torch.distributed as dist
+from test_training_mechanics import CASES, awake
 from torch.nn.parallel import DistributedDataParallel
 
-from dmgal.backbones import FrameEncoder  # isort: skip  (before transformers imports torchvision)
-from test_training_mechanics import CASES, awake
+from dmgal.backbones import FrameEncoder
 
 
 def differences(name: str) -> tuple[float, float]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
-import dmgal.backbones  # isort: skip  (before peft)
 import peft
 import torch
 import torch.nn.functional as F
 
+import dmgal.backbones
 from dmgal.adapters import SmgaConfig
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM

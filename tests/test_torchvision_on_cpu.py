@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torchvision_on_cpu
 
 torch = pytest.importorskip("torch")
 
@@ -22,17 +23,22 @@ pytestmark = pytest.mark.skipif(
 )
 
 STATE = """
-import sys, torch
-from dmgal.backbones import torchvision_cpu
-print(torchvision_cpu._definitions is not None, *(hasattr(torch.ops.torchvision, n) for n in ("nms", "qnms")),
+import torch
+print(make_torchvision_importable(), *(hasattr(torch.ops.torchvision, n) for n in ("nms", "qnms")),
       "torchvision" in sys.modules)
 """
 
 
 def run(code: str, folder: Path | None = None) -> list[str]:
     """Run code in a fresh process, with ``folder`` first on the path, and return the words that it printed."""
-    first = f"import sys; sys.path.insert(0, {str(folder)!r})\n" if folder else ""
-    result = subprocess.run([sys.executable, "-c", first + code], capture_output=True, text=True)
+    path = [str(folder)] * (folder is not None) + [str(Path(torchvision_on_cpu.__file__).parent)]
+    start = f"""
+import sys
+sys.path[:0] = {path}
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "_BeforeTorchvision"]
+from torchvision_on_cpu import make_torchvision_importable
+"""
+    result = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout.split()
 
@@ -97,28 +103,27 @@ for name in ("nms", "qnms"):
 
 def test_repeated_calls_do_nothing(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=False)
-    again = "from dmgal.backbones.torchvision_cpu import make_torchvision_importable as f; print(f(), f())"
-    assert run(again, folder) == ["False", "False"]
+    twice = "print(make_torchvision_importable(), make_torchvision_importable())"
+    assert run(twice, folder) == ["True", "False"]
 
 
 def test_no_schemas_are_defined_without_torchvision() -> None:
-    hide = """
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "torchvision" else find_spec(name, package)
-"""
+    hide = "import torchvision_on_cpu; torchvision_on_cpu.find_spec = lambda name: None\n"
     assert run(hide + STATE) == ["False", "False", "False", "False"]
 
 
-def test_torchvision_imports_after_dmgal_backbones() -> None:
+def test_installed_hook_makes_torchvision_importable(tmp_path: Path) -> None:
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")
-    code = """
-import sys
-import dmgal.backbones
-print("torchvision" in sys.modules)
+    torchvision_on_cpu.main(tmp_path)
+    code = f"""
+import site
+sys.modules.pop({torchvision_on_cpu.NAME!r}, None)
+before = len(sys.meta_path)
+site.addsitedir({str(tmp_path)!r})
+print(len(sys.meta_path) - before, "torch" in sys.modules)
 import torchvision.transforms
 from torchvision.models import resnet18
-print(resnet18().training)
+print(resnet18().training, sys.modules[{torchvision_on_cpu.NAME!r}].__file__)
 """
-    assert run(code) == ["False", "True"]
+    assert run(code, tmp_path) == ["1", "False", "True", str(tmp_path / f"{torchvision_on_cpu.NAME}.py")]
