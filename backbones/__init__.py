@@ -3,6 +3,7 @@
 from .encoder import FrameEncoder, make_encoder
 from .finding import describe_backbone, find_spec
 from .loading import load_backbone
+from .quick_gelu import use_memory_efficient_gelu
 from .spec import BackboneSpec, BlockParts
 from .state import VideoState
 
@@ -15,4 +16,5 @@ __all__ = [
     "find_spec",
     "load_backbone",
     "make_encoder",
+    "use_memory_efficient_gelu",
 ]

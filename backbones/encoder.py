@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import DmgalError
 from .cnn import MapEncoder, find_cnn
 from .finding import find_spec
-from .quick_gelu import use_quick_gelu
 from .spec import BackboneSpec, base_model
 from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
 
@@ -28,8 +27,8 @@ POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")
 class FrameEncoder(nn.Module):
     """An encoder around a backbone, which may be wrapped by PEFT and may contain adapters.
 
-    The encoder changes one thing in the backbone: it replaces the QuickGELU modules of the blocks. The new modules
-    are bit-identical and save half as much for backward (see ``quick_gelu``).
+    The encoder does not modify the backbone. To train with CLIP's QuickGELU in less memory, pass
+    ``use_memory_efficient_gelu(backbone)``.
 
     Args:
         backbone: an image model.
@@ -62,8 +61,7 @@ class FrameEncoder(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.checkpoint_blocks = checkpoint_blocks
-        self.spec = spec or find_spec(backbone)
-        use_quick_gelu(self._blocks())
+        self.spec = spec or find_spec(backbone, store=False)
         self.register_buffer("mean", torch.tensor(self.spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.spec.std).view(3, 1, 1), persistent=False)
 

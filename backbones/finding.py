@@ -18,11 +18,11 @@ from .replay import call_model
 from .spec import BackboneSpec, base_model
 
 
-def find_spec(model: nn.Module) -> BackboneSpec:
+def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
     """Return the spec of a backbone, which may be wrapped by PEFT.
 
     ``model.dmgal_spec`` takes precedence, followed by the known libraries. Any other vision transformer is run on five
-    dummy images to find its parts. The spec is then stored as its ``dmgal_spec``.
+    dummy images to find its parts. If ``store``, the spec is then stored as its ``dmgal_spec``.
 
     Raises:
         DmgalError: the parts were not found. The message lists the stacks of equal blocks in the model and explains
@@ -37,7 +37,7 @@ def find_spec(model: nn.Module) -> BackboneSpec:
         spec = describe(inner)
         if spec is not None:
             return spec
-    return describe_backbone(inner)
+    return describe_backbone(inner) if store else any_vit.describe(inner, call_model, None, None, {})
 
 
 def _check_depth(model: nn.Module, spec: BackboneSpec) -> None:

@@ -7,8 +7,7 @@ sigmoid, which is cheaper than writing it to new memory and reading it again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 SLOPE = 1.702
 NAMES = ("QuickGELU", "QuickGELUActivation")
 """Names of the class in open_clip and timm, and in transformers."""
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class QuickGELU(nn.Module):
@@ -60,15 +60,15 @@ class _QuickGELU(torch.autograd.Function):
         return result
 
 
-def use_quick_gelu(blocks: Iterable[nn.Module]) -> None:
-    """Replace the libraries' QuickGELU modules in blocks by this one, without a change of results or weights.
+def use_memory_efficient_gelu(model: Model) -> Model:
+    """Replace the libraries' QuickGELU modules inside a model by this one, and return the model.
 
-    Modules with hooks are left alone.
+    Results are bit-identical and the state dict stays the same. Modules with hooks are left alone.
     """
-    for block in blocks:
-        for name, module in list(block.named_modules()):
-            if type(module).__name__ in NAMES and not isinstance(module, QuickGELU) and _is_replaceable(module):
-                block.set_submodule(name, QuickGELU().train(module.training))
+    for name, module in list(model.named_modules()):
+        if type(module).__name__ in NAMES and not isinstance(module, QuickGELU) and _is_replaceable(module):
+            model.set_submodule(name, QuickGELU().train(module.training))
+    return model
 
 
 @torch.no_grad()

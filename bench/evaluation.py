@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
-from dmgal.backbones import FrameEncoder, VideoState, load_backbone
+from dmgal.backbones import FrameEncoder, VideoState, load_backbone, use_memory_efficient_gelu
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate
@@ -95,7 +95,7 @@ def recognizer(case: str, backbone: str = "tiny-clip") -> FewShotRecognizer:
     for name, parameter in model.named_parameters():
         if "dmgal_" in name:
             parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
-    return FewShotRecognizer(FrameEncoder(model), BiMHM("video", 10.0, eps=0.0)).eval()
+    return FewShotRecognizer(FrameEncoder(use_memory_efficient_gelu(model)), BiMHM("video", 10.0, eps=0.0)).eval()
 
 
 def random_clips(count: int, size: tuple[int, int], seed: int) -> Tensor:

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmgal.backbones import FrameEncoder, VideoState, load_backbone
+from dmgal.backbones import FrameEncoder, VideoState, load_backbone, use_memory_efficient_gelu
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
@@ -163,7 +163,9 @@ def seconds() -> dict[str, Any]:
     from dmgal.adapters import DmgalConfig
 
     model = peft.get_peft_model(load_backbone("open_clip:ViT-B-16"), DmgalConfig())
-    recognizer = FewShotRecognizer(FrameEncoder(model), BiMHM(center="video", logit_scale=10.0, eps=0.0)).eval()
+    recognizer = FewShotRecognizer(
+        FrameEncoder(use_memory_efficient_gelu(model)), BiMHM(center="video", logit_scale=10.0, eps=0.0)
+    ).eval()
     clip = torch.randint(0, 256, (1, 8, 3, 224, 224), dtype=torch.uint8)
     query = _encode(recognizer, clip)
     tasks = {}

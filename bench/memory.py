@@ -37,7 +37,7 @@ import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from dmgal.backbones import FrameEncoder
+from dmgal.backbones import FrameEncoder, use_memory_efficient_gelu
 from dmgal.bench.measuring import hardware
 from dmgal.bench.memory_table import reasoned_table
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
@@ -119,7 +119,7 @@ def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: boo
     model.requires_grad_(trained == "everything")
     if trained == "adapters":
         model = peft.get_peft_model(model, DmgalConfig(num_frames=frames))
-    encoder = FrameEncoder(model, checkpoint_blocks=checkpointed)
+    encoder = FrameEncoder(use_memory_efficient_gelu(model), checkpoint_blocks=checkpointed)
     whole = FewShotRecognizer(encoder, BiMHM(center="video", logit_scale=10.0)).train()
     for name, parameter in whole.named_parameters():
         if "dmgal_" in name:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dmgal.backbones import FrameEncoder, load_backbone
+from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
 
@@ -34,7 +34,9 @@ def recognizer() -> FewShotRecognizer:
     from dmgal.adapters import DmgalConfig
 
     model = peft.get_peft_model(load_backbone("tiny-clip"), DmgalConfig())
-    return FewShotRecognizer(FrameEncoder(model), BiMHM(center="video", logit_scale=10.0, eps=0.0)).train()
+    return FewShotRecognizer(
+        FrameEncoder(use_memory_efficient_gelu(model)), BiMHM(center="video", logit_scale=10.0, eps=0.0)
+    ).train()
 
 
 def random_task(seed: int) -> Episode:

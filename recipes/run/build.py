@@ -14,7 +14,7 @@ from torch import nn
 
 from dmgal.adapters import is_added
 from dmgal.adapters.model_card import command_line
-from dmgal.backbones import load_backbone, make_encoder
+from dmgal.backbones import load_backbone, make_encoder, use_memory_efficient_gelu
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
@@ -36,6 +36,7 @@ def build_recognizer(
     backbone.requires_grad_(recipe.backbone.trainable)
     if recipe.adapter is not None:
         backbone = _adapted(backbone, recipe, adapter)
+    use_memory_efficient_gelu(backbone)
     encoder = make_encoder(backbone, recipe.backbone.pooling, recipe.backbone.checkpoint_blocks)
     if head is None:
         head = build_head(recipe.head, channels=encoder.feature_width, num_frames=recipe.data.num_frames)

@@ -73,6 +73,24 @@ def test_state_without_task_layer_is_features_of_each_video(tiny_clip, clips):
         torch.testing.assert_close(alone[0], together[video], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["tiny-clip", *TINY_BACKBONES])
+def test_construction_does_not_modify_the_backbone(name):
+    backbone = load_backbone(name) if name == "tiny-clip" else TINY_BACKBONES[name].make()
+    before = snapshot(backbone)
+    FrameEncoder(backbone, "patch_mean")
+    assert snapshot(backbone) == before
+
+
+def snapshot(model):
+    """Return the identities of everything that a model consists of, and the version and values of its tensors."""
+    attributes = {
+        (path, name): {key: id(item) for key, item in value.items()} if isinstance(value, dict) else id(value)
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+    }
+    return attributes, {name: (tensor._version, tensor.sum().item()) for name, tensor in model.state_dict().items()}
+
+
 def test_unknown_pooling_error_lists_valid_ones(tiny_clip):
     with pytest.raises(DmgalError, match="'patch_mean'"):
         FrameEncoder(tiny_clip, "max")

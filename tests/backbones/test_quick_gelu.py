@@ -10,8 +10,8 @@ import transformers.activations
 from tiny_backbones import TINY_BACKBONES, of_transformers, timm_vit
 from torch import nn
 
-from dmgal.backbones import FrameEncoder, find_spec
-from dmgal.backbones.quick_gelu import NAMES, QuickGELU, use_quick_gelu
+from dmgal.backbones import use_memory_efficient_gelu
+from dmgal.backbones.quick_gelu import NAMES, QuickGELU
 from dmgal.episodes.two_pass.memory import LiveBytes
 
 LIBRARIES = {
@@ -89,15 +89,15 @@ def test_compiled_results_are_equal():
 
 
 @pytest.mark.parametrize("library", BACKBONES)
-def test_encoder_replaces_activation_in_every_block_bit_identically(library):
+def test_activation_is_replaced_in_every_block_bit_identically(library):
     torch.manual_seed(0)
     backbone = BACKBONES[library]().eval()
     blocks, images = 3, torch.randn(2, 3, 32, 32)
     names = list(backbone.state_dict())
     before = backbone(images)
     assert sum(type(module).__name__ in NAMES for module in backbone.modules()) == blocks
-    encoder = FrameEncoder(backbone)
-    assert sum(isinstance(module, QuickGELU) for module in encoder.modules()) == blocks
+    assert use_memory_efficient_gelu(backbone) is backbone
+    assert sum(isinstance(module, QuickGELU) for module in backbone.modules()) == blocks
     assert list(backbone.state_dict()) == names
     after = backbone(images)
     for tensor_before, tensor_after in zip(_tensors(before), _tensors(after), strict=True):
@@ -110,14 +110,14 @@ def test_module_with_another_slope_is_not_replaced():
             return x * torch.sigmoid(1.7 * x)
 
     block = nn.Sequential(QuickGELU())
-    use_quick_gelu([block])
+    use_memory_efficient_gelu(block)
     assert type(block[0]) is QuickGELU
 
 
 def test_module_with_hooks_is_not_replaced():
     block = nn.Sequential(transformers.activations.QuickGELUActivation())
     block[0].register_forward_hook(lambda *arguments: None)
-    use_quick_gelu([block])
+    use_memory_efficient_gelu(block)
     assert not isinstance(block[0], QuickGELU)
 
 
@@ -135,11 +135,10 @@ def test_double_backward_and_vmap():
 @pytest.mark.parametrize("name", TINY_BACKBONES)
 def test_other_modules_are_not_replaced(name):
     model = TINY_BACKBONES[name].make()
-    spec = find_spec(model)
     before = dict(model.named_modules())
-    FrameEncoder(model, spec=spec)
+    use_memory_efficient_gelu(model)
     for path, module in model.named_modules():
-        replaced = path.startswith(spec.blocks) and type(before[path]).__name__ in NAMES
+        replaced = type(before[path]).__name__ in NAMES
         assert isinstance(module, QuickGELU) if replaced else module is before[path]
 
 
