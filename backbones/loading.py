@@ -1,6 +1,6 @@
 """Loading of backbones by name: the bundled one, from a library's hub, or from a local folder.
 
-The network is checked ahead of downloads, because without a network the libraries retry for half a minute.
+The network is checked ahead of downloads, because without a network the libraries retry for minutes.
 """
 
 from __future__ import annotations
@@ -93,6 +93,7 @@ def _open_clip(name: str) -> Any:
         known = open_clip.list_pretrained_tags_by_model(model)
         if weights.lower().replace("-", "_") not in known:
             raise _unknown_name("open_clip", f"weights of {model}", weights, ", ".join(known), example)
+        require_hub()
     # by default, open_clip uses another activation for OpenAI's weights than they were trained with
     quick = get_pretrained_cfg(model, weights).get("quick_gelu", False)
     return open_clip.create_model(model, pretrained=weights or None, force_quick_gelu=quick).visual.eval()
@@ -107,6 +108,8 @@ def _timm(name: str) -> Any:
     known = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
     if weights and weights not in known:
         raise _unknown_name("timm", f"weights of {model}", weights, ", ".join(known) or "none", example)
+    if weights:
+        require_hub()
     return timm.create_model(name, pretrained=bool(weights), num_classes=0).eval()
 
 
@@ -133,6 +136,8 @@ def _transformers(source: str) -> Any:
     import torch
     import transformers
 
+    if not Path(source).is_dir():
+        require_hub()
     config: Any = transformers.AutoConfig.from_pretrained(source)
     kind: Any = transformers.AutoModel
     if config.model_type in ("clip", "clip_vision_model"):
@@ -208,8 +213,7 @@ def _unknown_name(library: str, what: str, received: str, known: str, example: s
 def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
     """Load a model and turn the various errors of libraries, e.g. without a network, into one message."""
     try:
-        with offline_if_unreachable():
-            return load()
+        return load()
     except DmgalError:
         raise
     except Exception as error:
@@ -218,26 +222,24 @@ def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
             "This backbone could not be loaded.",
             received=f"{name}: {type(error).__name__}: {reason[:300]}",
             expected="weights that are reachable over the network, in the local cache, or in a folder",
-            remedy="To download it, go online once. Or download the model elsewhere and pass its folder.",
+            remedy="To download it, go online once. Set HF_HUB_OFFLINE=1 to load it from the local cache. "
+            "Or download it elsewhere and pass its folder.",
         ) from error
 
 
-@contextmanager
-def offline_if_unreachable() -> Iterator[None]:
-    """Put Hugging Face's hub into offline mode inside the context if its host name cannot be resolved.
+def require_hub() -> None:
+    """Raise an error if the host name of Hugging Face's hub cannot be resolved.
 
-    Files in the local cache are still found. If there is a proxy, which resolves names itself, nothing changes.
+    In offline mode the libraries read their local cache, and a proxy resolves names itself. Both skip the check.
+
+    Raises:
+        ConnectionError: the name cannot be resolved.
     """
     from huggingface_hub import constants
 
-    if constants.is_offline_mode() or getproxies() or _is_resolvable(urlsplit(constants.ENDPOINT).hostname):
-        yield
-        return
-    constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
+    host = urlsplit(constants.ENDPOINT).hostname
+    if not (constants.HF_HUB_OFFLINE or getproxies() or _is_resolvable(host)):
+        raise ConnectionError(f"the host name {host} cannot be resolved")
 
 
 def _is_resolvable(host: str | None) -> bool:

@@ -98,26 +98,26 @@ class Positioned(Attention):
 
 class TestFoundAutomatically:
     @pytest.mark.parametrize("norm_first", [True, False])
-    def test_torch_transformer_encoder(self, norm_first):
+    def test_torch_transformer_encoder_is_found(self, norm_first):
         model = frozen(FromTorch(norm_first))
         spec = find_spec(model)
         torch.testing.assert_close(encoded(model), model(images()))
         assert not spec.batch_first and spec.num_prefix_tokens == 0
         assert spec.parts == (BlockParts("norm1", "self_attn", "norm2", None) if norm_first else None)
 
-    def test_torchvision_blocks_with_names(self):
+    def test_torchvision_blocks_with_names_are_found(self):
         model = frozen(VisionTransformer(32, 8, 3, 2, 32, 64, num_classes=5))
         spec = find_spec(model)
         assert torch.equal(encoded(model), model(images()))
         assert spec.block_names()[2] == "encoder.layers.encoder_layer_2"
         assert spec.parts == BlockParts("ln_1", "self_attention", "ln_2", "mlp")
 
-    def test_blocks_that_return_tuples(self):
+    def test_blocks_that_return_tuples_are_found(self):
         model = frozen(Pairs())
         assert torch.equal(encoded(model), model(images()))
         assert find_spec(model).parts == BlockParts("norm", "attention", None, None)
 
-    def test_unlisted_transformers_family(self):
+    def test_unlisted_transformers_family_is_found(self):
         """Check transformers' BEiT, with relative positions in its attention and a preprocessor config."""
         options = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
         model = frozen(BeitModel(BeitConfig(**options, image_size=32, patch_size=8, use_relative_position_bias=True)))
@@ -126,7 +126,7 @@ class TestFoundAutomatically:
         assert (spec.mean, spec.std, spec.num_prefix_tokens) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6), 1)
         assert torch.equal(encoded(model), model(images()).pooler_output)
 
-    def test_blocks_of_two_residual_modules(self):
+    def test_blocks_of_two_residual_modules_are_found(self):
         model = hand_written()
         model.blocks = nn.ModuleList(
             nn.Sequential(Residual(b.norm1, b.attn), Residual(b.norm2, b.mlp)) for b in model.blocks
@@ -166,7 +166,7 @@ class TestFoundAutomatically:
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
         assert all(isinstance(block, Block) for block in model.blocks)
 
-    def test_half_precision(self):
+    def test_half_precision_model_is_found(self):
         model, frames = hand_written().bfloat16(), images().bfloat16()
         assert torch.equal(FrameEncoder(model).encode(frames[None])["features"][0], model(frames))
 
@@ -283,21 +283,21 @@ class TestRefused:
         if "none" not in message:
             assert "blocks (3 x" in str(error.value) and "width 32)" in str(error.value)
 
-    def test_unknown_image_size(self):
+    def test_unknown_image_size_is_refused(self):
         model = hand_written()
         del model.position
         with pytest.raises(DmgalError, match="give image_size="):
             find_spec(model)
 
-    def test_wrong_image_size(self):
+    def test_wrong_image_size_is_refused(self):
         with pytest.raises(DmgalError, match=r"could not be run on images \(2, 3, 40, 40\)"):
             describe_backbone(hand_written(), image_size=(40, 40))
 
-    def test_unknown_blocks_path(self):
+    def test_unknown_blocks_path_is_refused(self):
         with pytest.raises(DmgalError, match=r"named 'layers'.*blocks \(3 x Block, width 32\)"):
             describe_backbone(hand_written(), blocks="layers")
 
-    def test_unknown_fields(self):
+    def test_unknown_fields_are_refused(self):
         with pytest.raises(DmgalError, match=r"received: gird\n.*grid"):
             describe_backbone(hand_written(), gird=(4, 4))
 

@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from tiny_backbones import TINY_BACKBONES, of_transformers_whole, root
 
 from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
-from dmgal.backbones.loading import offline_if_unreachable
+from dmgal.backbones.loading import require_hub
 from dmgal.errors import DmgalError
 
 SAVED_BY_TRANSFORMERS = (
@@ -47,7 +47,7 @@ def frames():
 
 class TestTransformersFolders:
     @pytest.mark.parametrize("name", SAVED_BY_TRANSFORMERS)
-    def test_visual_tower(self, name, tmp_path, frames):
+    def test_saved_visual_tower_has_equal_features(self, name, tmp_path, frames):
         backbone = TINY_BACKBONES[name]
         model = backbone.make()
         model.save_pretrained(tmp_path)
@@ -70,7 +70,7 @@ class TestTransformersFolders:
         assert not any("text" in parameter for parameter, _ in loaded.named_parameters())
         torch.testing.assert_close(features_of(loaded, frames), expected(model, frames), rtol=0, atol=1e-6)
 
-    def test_missing_pooler_is_not_random(self, tmp_path, frames):
+    def test_pooler_without_saved_weights_is_removed(self, tmp_path, frames):
         """Check a saved classifier, which lacks the pooler of a bare model."""
         torch.manual_seed(0)
         config = TINY_BACKBONES["ViT"].make().config
@@ -147,7 +147,7 @@ class TestTimm:
 
 
 class TestOpenClip:
-    def test_name_without_weights_loads(self):
+    def test_name_without_weights_gives_a_random_model(self):
         assert FrameEncoder(load_backbone("open_clip:ViT-S-32-alt")).spec.num_blocks == 12
 
     @pytest.mark.parametrize(("weights", "quick"), [("openai", True), ("laion2b_s34b_b88k", False), ("OpenAI", True)])
@@ -184,7 +184,7 @@ def test_folder_without_a_model_is_refused(tmp_path):
         load_backbone(str(tmp_path))
 
 
-class TestOffline:
+class TestUnreachableHub:
     @pytest.fixture(autouse=True)
     def online(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -192,22 +192,41 @@ class TestOffline:
             monkeypatch.delenv(name, raising=False)
             monkeypatch.delenv(name.upper(), raising=False)
 
-    def test_unresolvable_host_sets_offline_mode(self, monkeypatch):
-        def unknown(*arguments):
+    @pytest.fixture
+    def lookups(self, monkeypatch):
+        """The looked-up names, none of which is found."""
+        names = []
+
+        def unknown(host, *arguments, **options):
+            names.append(host)
             raise socket.gaierror("Name or service not known")
 
         monkeypatch.setattr(socket, "getaddrinfo", unknown)
-        with pytest.raises(KeyError), offline_if_unreachable():
-            assert constants.is_offline_mode()
-            raise KeyError
-        assert not constants.is_offline_mode()
+        return names
 
-    def test_resolvable_host_keeps_online_mode(self, monkeypatch):
-        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: ["an address"])
-        with offline_if_unreachable():
-            assert not constants.is_offline_mode()
+    @pytest.mark.parametrize(
+        "name",
+        ["hf:facebook/dinov2-base", "timm:vit_tiny_patch16_224.augreg_in21k", "open_clip:ViT-B-32/laion400m_e32"],
+    )
+    def test_unresolvable_host_raises_without_retries(self, name, lookups):
+        with pytest.raises(DmgalError, match=r"huggingface\.co cannot be resolved\n.*\n.*HF_HUB_OFFLINE=1"):
+            load_backbone(name)
+        assert lookups == ["huggingface.co"]
 
-    def test_proxy_keeps_online_mode_without_lookup(self, monkeypatch):
+    def test_models_without_weights_need_no_hub(self, lookups):
+        load_backbone("timm:test_vit")
+        assert lookups == []
+
+    def test_offline_mode_skips_the_lookup(self, lookups, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        require_hub()
+        assert lookups == []
+
+    def test_proxy_skips_the_lookup(self, lookups, monkeypatch):
         monkeypatch.setenv("https_proxy", "http://proxy:80")
-        with offline_if_unreachable():  # a lookup would fail the test
-            assert not constants.is_offline_mode()
+        require_hub()
+        assert lookups == []
+
+    def test_resolvable_host_is_accepted(self, monkeypatch):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: ["an address"])
+        require_hub()
