@@ -7,14 +7,13 @@ from the catalog instead. Each bad video is logged when it is first met, with th
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..backbones.state import VideoState
 from ..files import printable
@@ -102,7 +101,7 @@ class BadVideos:
         self._is_bad[video] = True
         reason = (error.received or "").partition("\n")[0]
         path = printable(str(self.catalog.path(video)))
-        tqdm.write(f"bad video {int(self._is_bad.sum())}: {path}: {reason}; {consequence}", file=sys.stderr)
+        logging.getLogger(__name__).warning(f"bad video {int(self._is_bad.sum())}: {path}: {reason}; {consequence}")
 
 
 def without_bad(catalog: VideoCatalog, states: VideoState, bad: Sequence[int]) -> tuple[VideoCatalog, VideoState]:

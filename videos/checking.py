@@ -1,7 +1,8 @@
 """Checks of many videos in separate processes. A video that crashes or hangs the decoder is recorded as a problem.
 
 Each process receives a few videos at a time and reports their results one by one, so the video that killed it is known.
-The dead process is replaced and the check continues. The number of videos in flight is bounded.
+The dead process is replaced and the check continues. The number of videos in flight is bounded. Each process has a pipe
+of its own, because one that dies with the lock of a shared queue would block the others.
 """
 
 from __future__ import annotations

@@ -47,17 +47,17 @@ def shown(episode, frame_numbers) -> list[int]:
     return [frame_numbers(clip)[0] for clip in torch.cat([episode.support, episode.query])]
 
 
-def test_next_unused_videos_of_the_class_replace_bad_ones(catalog, frame_numbers, capsys):
+def test_next_unused_videos_of_the_class_replace_bad_ones(catalog, frame_numbers, caplog):
     episode = EpisodeIndices((0, 1), (1, 9), (0, 1), (2, 3, 6, 10), (0, 0, 1, 1))
     data = episodes(catalog, "skip", episode)
     # Videos 2 and 3 after 1 are used, so 4 replaces it. For 2, 3 and 4 are used, so 5. For 9, 10 is used, so 11.
     assert shown(data[0], frame_numbers) == [4, 11, 5, 3, 6, 10]
     assert data.bad_videos.met == [1, 2, 9]
-    logged = capsys.readouterr().err.splitlines()
+    logged = [record.getMessage() for record in caplog.records]
     assert len(logged) == 3
     assert logged[0].startswith("bad video 1: ") and "class0/video01: frame frame1.png" in logged[0]
     assert shown(data[0], frame_numbers) == [4, 11, 5, 3, 6, 10]
-    assert capsys.readouterr().err == "", "each is logged once"
+    assert len(caplog.records) == 3, "each is logged once"
 
 
 def test_replacement_wraps_around_the_class(catalog, frame_numbers):
@@ -71,7 +71,7 @@ def test_replacement_wraps_around_the_class(catalog, frame_numbers):
     assert [int(clip) for clip in bad.clips((5, 0, 7), read)] == [1, 0, 7]
 
 
-def test_episodes_do_not_depend_on_the_workers(catalog, frame_numbers, capfd):
+def test_episodes_do_not_depend_on_the_workers(catalog, frame_numbers, caplog):
     found = []
     for workers in (0, 2):
         data = episodes(catalog, "skip")
@@ -84,7 +84,7 @@ def test_episodes_do_not_depend_on_the_workers(catalog, frame_numbers, capfd):
         assert len(set(clips)) == len(clips) and not set(clips) & set(BAD)
         assert [clip // PER_CLASS for clip in clips] == [video // PER_CLASS for video in videos]
         assert all(clip == video for clip, video in zip(clips, videos, strict=True) if video not in BAD)
-    assert "bad video 1: " in capfd.readouterr().err
+    assert "bad video 1: " in caplog.text
 
 
 def test_error_names_the_file_and_the_remedy(catalog):

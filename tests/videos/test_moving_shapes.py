@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import shutil
 import signal
 import subprocess
@@ -76,7 +77,7 @@ class TestGenerate:
             assert seen.shape == (8, 3, 16, 16)
             assert (seen - drawn).abs().mean() < 10 < (seen.flip(0) - drawn).abs().mean()
 
-    def test_finished_dataset_is_unchanged(self, copied_set, capsys):
+    def test_finished_dataset_is_unchanged(self, copied_set):
         before = times_of_change(copied_set)
         (copied_set / LOCK_FILE).unlink()
         generate_moving_shapes(copied_set, **SMALL)
@@ -120,20 +121,20 @@ class TestGenerate:
         assert [process.returncode for process in processes] == [0, 0], messages
         assert contents(root) == contents(small_set)
 
-    def test_second_run_waits_and_logs(self, tmp_path, small_set, capsys):
+    def test_second_run_waits_and_logs(self, tmp_path, small_set, caplog):
         root = tmp_path / "shapes"
         root.mkdir()
         second = threading.Thread(target=generate_moving_shapes, args=(root,), kwargs=SMALL)
-        said = ""
+        caplog.set_level(logging.INFO, "dmgal")
         with exclusively(root / LOCK_FILE, lambda: pytest.fail("nobody else holds the lock")):
             second.start()
-            while "Waiting" not in (said := said + capsys.readouterr().err):
+            while "Waiting" not in caplog.text:
                 assert second.is_alive()
                 time.sleep(0.01)
             shutil.copytree(small_set, root, dirs_exist_ok=True, ignore=shutil.ignore_patterns(LOCK_FILE))
             before = times_of_change(root)
         second.join()
-        assert "found finished" in capsys.readouterr().err
+        assert "found finished" in caplog.text
         assert times_of_change(root) == before
 
     @pytest.mark.parametrize("other", [{"seed": 101}, {"frames": 16}, {"pixels": 32}, {"clips_per_class": 2}])

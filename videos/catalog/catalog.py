@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 
 from ...errors import DmgalError
 from ...files import NAMES_SHOWN, listed, printable
-from .columns import CatalogColumns
+from .columns import collect_columns, pair_classes
 from .files import VIDEO_EXTENSIONS, VideoFinder, subfolders, videos_in
 from .lists import SPLITS, looks_like_split_file, read_lists, read_rows, write_rows
 
@@ -169,11 +168,11 @@ class VideoCatalog:
         counts = np.bincount(self.labels[stays], minlength=len(self.class_names))
         empty = [self.class_names[c] for c in np.flatnonzero(counts == 0)]
         if empty:
-            _refuse(
+            raise DmgalError(
                 f"Classes of {self.root} are left without a video.",
-                f"{len(empty)} after leaving out {np.count_nonzero(~stays)} of {len(self)} videos: {listed(empty)}",
-                "at least one video in each class",
-                "Replace the videos that cannot be read, or remove these classes from the split.",
+                received=f"{len(empty)} after leaving out {(~stays).sum()} of {len(self)} videos: {listed(empty)}",
+                expected="at least one video in each class",
+                remedy="Replace the videos that cannot be read, or remove these classes from the split.",
             )
         return replace(self, videos=tuple(compress(self.videos, stays)), labels=self.labels[stays])
 
@@ -186,11 +185,11 @@ class VideoCatalog:
         classes = [c for c, split in enumerate(self.class_splits or ()) if split == name]
         if not classes:
             present = sorted(set(self.class_splits or ()), key=SPLITS.index)
-            _refuse(
+            raise DmgalError(
                 f"The catalog of {self.root} has no split {name!r}.",
-                f"the splits {', '.join(present)}" if present else "classes without a split",
-                f"one of {', '.join(SPLITS)}, with at least one class",
-                "Choose another split, or create one by catalog.with_seeded_split(seed).",
+                received=f"the splits {', '.join(present)}" if present else "classes without a split",
+                expected=f"one of {', '.join(SPLITS)}, with at least one class",
+                remedy="Choose another split, or create one by catalog.with_seeded_split(seed).",
             )
         return self._select_classes(classes, (name,) * len(classes))
 
@@ -228,11 +227,11 @@ class VideoCatalog:
             DmgalError: fractions that do not add up to 1, or a split that gets no class.
         """
         if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-            _refuse(
+            raise DmgalError(
                 "The classes cannot be split.",
-                f"fractions={fractions}",
-                "shares that add up to 1",
-                "Change the fractions.",
+                received=f"fractions={fractions}",
+                expected="shares that add up to 1",
+                remedy="Change the fractions.",
             )
         paired = {c for pair in self.reversal_pairs for c in pair}
         groups = [*self.reversal_pairs, *((c,) for c in range(len(self.class_names)) if c not in paired)]
@@ -247,11 +246,11 @@ class VideoCatalog:
             num_assigned += len(group)
         empty = [name for name, share in zip(SPLITS, fractions, strict=True) if share and name not in class_splits]
         if empty:
-            _refuse(
+            raise DmgalError(
                 f"There is no class left for {' and '.join(empty)}.",
-                f"{len(self.class_names)} classes and fractions={fractions}",
-                "at least one class in each split",
-                "Add classes, or change the fractions.",
+                received=f"{len(self.class_names)} classes and fractions={fractions}",
+                expected="at least one class in each split",
+                remedy="Add classes, or change the fractions.",
             )
         return replace(self, class_splits=tuple(class_splits))
 
@@ -262,11 +261,11 @@ class VideoCatalog:
             DmgalError: the catalog has no splits.
         """
         if self.class_splits is None:
-            _refuse(
+            raise DmgalError(
                 "The split file cannot be written.",
-                f"the catalog of {self.root}, without splits",
-                "classes that belong to train, val or test",
-                "Create a split by catalog.with_seeded_split(seed).",
+                received=f"the catalog of {self.root}, without splits",
+                expected="classes that belong to train, val or test",
+                remedy="Create a split by catalog.with_seeded_split(seed).",
             )
         splits, names = self.class_splits, self.class_names
         reversal = {a: names[b] for a, b in self.reversal_pairs} | {b: names[a] for a, b in self.reversal_pairs}
@@ -278,10 +277,9 @@ def _catalog_from_rows(
     root: Path, rows: Iterator[tuple[str, str, str | None]], reversals: Mapping[str, str], source: str
 ) -> VideoCatalog:
     """Return the catalog of rows. Reading the rows may fill ``reversals``."""
-    columns = CatalogColumns(source)
-    videos = columns.add_rows(rows)
-    pairs = columns.reversal_pairs(reversals)
-    return VideoCatalog(root, videos, columns.labels, columns.class_names, columns.class_splits, pairs)
+    videos, labels, class_names, class_splits = collect_columns(rows, source)
+    pairs = pair_classes(class_names, reversals, source)
+    return VideoCatalog(root, videos, labels, class_names, class_splits, pairs)
 
 
 def _resolve_videos(
@@ -309,11 +307,11 @@ def _resolve_videos(
             if len(shown) < NAMES_SHOWN:
                 shown.append(video)
     if num_missing and on_missing is None:
-        _refuse(
+        raise DmgalError(
             f"Videos of {source} are missing.",
-            f"{num_missing} of {num_listed} not found in {root}: {listed(shown, num_missing)}",
-            f"each as a frame folder or a file, with its extension or one of {' '.join(VIDEO_EXTENSIONS)}",
-            "Check the root folder, remove the missing videos from the split file, or let 'dmgal prepare' find them.",
+            received=f"{num_missing} of {num_listed} not found in {root}: {listed(shown, num_missing)}",
+            expected=f"each as a frame folder or a file, with its extension or one of {' '.join(VIDEO_EXTENSIONS)}",
+            remedy="Check the root folder, remove the videos from the split file, or let 'dmgal prepare' find them.",
         )
 
 
@@ -321,19 +319,19 @@ def _rows_of_folders(root: Path) -> Iterator[tuple[str, str, str | None]]:
     folders = subfolders(root)
     class_root = _class_root_below(root, folders)
     if class_root is not None:
-        _refuse(
+        raise DmgalError(
             f"{root} has no classes of videos.",
-            f"one folder, {printable(folders[0])}, and no video directly in it",
-            "root/class/video or root/{train,val,test}/class/video",
-            f"Did you mean the root {printable(str(class_root))}?",
+            received=f"one folder, {printable(folders[0])}, and no video directly in it",
+            expected="root/class/video or root/{train,val,test}/class/video",
+            remedy=f"Did you mean the root {printable(str(class_root))}?",
         )
     named_as_split = [name for name in folders if name in SPLITS]
     if named_as_split and len(named_as_split) < len(folders):
-        _refuse(
+        raise DmgalError(
             f"Splits and classes cannot be distinguished in {root}.",
-            f"the folders {listed(folders)}",
-            f"either only {', '.join(SPLITS)}, or only classes",
-            "Move the other folders away, or write a split file and use it instead.",
+            received=f"the folders {listed(folders)}",
+            expected=f"either only {', '.join(SPLITS)}, or only classes",
+            remedy="Move the other folders away, or write a split file and use it instead.",
         )
     for split in [split for split in SPLITS if split in folders] or [""]:
         for name in subfolders(root / split) if split else folders:
@@ -355,9 +353,10 @@ def _class_root_below(root: Path, folders: list[str]) -> Path | None:
 
 def _existing_folder(root: str | os.PathLike[str]) -> Path:
     if not Path(root).is_dir():
-        _refuse("The folder of the videos is missing.", str(root), "an existing folder", "Check the path.")
+        raise DmgalError(
+            "The folder of the videos is missing.",
+            received=str(root),
+            expected="an existing folder",
+            remedy="Check the path.",
+        )
     return Path(root)
-
-
-def _refuse(problem: str, received: str, expected: str, remedy: str) -> NoReturn:
-    raise DmgalError(problem, received=received, expected=expected, remedy=remedy)

@@ -10,6 +10,10 @@ names may have any bytes, everything else is UTF-8. The lists of the field have 
     class/video             TRX on HMDB51, UCF101 and Kinetics; train/class/video also names the split
 
 A line may fit several formats. The first one that fits all lines is used, unless the disk has the videos of another.
+
+The standard splits are the lists that the field's released code uses. Their numbers of videos agree with the papers,
+except for SSv2-Full: OTAM (arXiv 1906.11415) states 77,500, 1,925 and 2,854 videos, and the released list has 67,013,
+1,926 and 2,857. That list does not name its validation classes. ``val0`` to ``val11`` are our names for them.
 """
 
 from __future__ import annotations

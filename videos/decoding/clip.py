@@ -126,7 +126,12 @@ class TestTransform:
     def __post_init__(self) -> None:
         _check_size(self.size)
         if self.resize is not None and not self.resize >= 1:
-            _refuse(f"resize={self.resize}", "resize at least 1, or None", "Use 1 or more: a crop fits in the frame.")
+            raise DmgalError(
+                "Cannot build a video transform.",
+                received=f"resize={self.resize}",
+                expected="resize at least 1, or None",
+                remedy="Use 1 or more: a crop fits in the frame.",
+            )
 
     def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``. ``generator`` is ignored."""
@@ -158,9 +163,19 @@ class TrainTransform:
     def __post_init__(self) -> None:
         _check_size(self.size)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            _refuse(f"scale={self.scale}", "0 < smallest <= largest <= 1", "Give fractions of the frame's area.")
+            raise DmgalError(
+                "Cannot build a video transform.",
+                received=f"scale={self.scale}",
+                expected="0 < smallest <= largest <= 1",
+                remedy="Give fractions of the frame's area.",
+            )
         if not 0 <= self.color_jitter <= 1:
-            _refuse(f"color_jitter={self.color_jitter}", "from 0 to 1", "Use 0 for no jitter; 0.4 is strong.")
+            raise DmgalError(
+                "Cannot build a video transform.",
+                received=f"color_jitter={self.color_jitter}",
+                expected="from 0 to 1",
+                remedy="Use 0 for no jitter; 0.4 is strong.",
+            )
 
     def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``, with ``generator`` for all randomness."""
@@ -219,8 +234,9 @@ def _uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 def _check_size(size: int) -> None:
     if size < 1:
-        _refuse(f"size={size}", "at least 1 pixel", "Use the backbone's input size.")
-
-
-def _refuse(received: str, expected: str, remedy: str) -> None:
-    raise DmgalError("Cannot build a video transform.", received=received, expected=expected, remedy=remedy)
+        raise DmgalError(
+            "Cannot build a video transform.",
+            received=f"size={size}",
+            expected="at least 1 pixel",
+            remedy="Use the backbone's input size.",
+        )

@@ -46,7 +46,12 @@ class MovingShapes:
         _check("frames", self.frames, 8, 64)
         _check("pixels", self.pixels, 16, 512)
         if self.pixels % 2:
-            _refuse("pixels", self.pixels, "an even number: H.264 halves the resolution of color")
+            raise DmgalError(
+                "Cannot generate moving shapes with these values.",
+                received=f"pixels={self.pixels}",
+                expected="pixels: an even number: H.264 halves the resolution of color",
+                remedy="Change pixels.",
+            )
 
     def poses(self, motion: int, clip: int) -> Poses:
         """Return the true trajectory of a clip, each quantity ``(1, T)``. ``motion`` is an index into `all_motions`."""
@@ -102,13 +107,9 @@ def _truncated_normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 def _check(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        _refuse(name, value, f"an integer from {low} to {high}")
-
-
-def _refuse(name: str, value: object, expected: str) -> None:
-    raise DmgalError(
-        "Cannot generate moving shapes with these values.",
-        received=f"{name}={value!r}",
-        expected=f"{name}: {expected}",
-        remedy=f"Change {name}.",
-    )
+        raise DmgalError(
+            "Cannot generate moving shapes with these values.",
+            received=f"{name}={value!r}",
+            expected=f"{name}: an integer from {low} to {high}",
+            remedy=f"Change {name}.",
+        )

@@ -9,7 +9,7 @@ the settings. No download is needed.
 from __future__ import annotations
 
 import json
-import sys
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -74,7 +74,7 @@ def generate_moving_shapes(
             expected="at least 1, or None for one per core",
             remedy="Change workers.",
         )
-    log = partial(print, file=sys.stderr) if progress else _discard
+    log = partial(logging.getLogger(__name__).log, logging.INFO if progress else logging.DEBUG)
     try:
         root.mkdir(parents=True, exist_ok=True)
         if (root / MANIFEST).exists() and _is_finished(root, shapes) and not _damaged_clips(root, shapes):
@@ -93,10 +93,6 @@ def generate_moving_shapes(
             remedy="Choose another root, or fix the cause and run again. The next run resumes this one.",
         ) from error
     return root / SPLIT_FILE
-
-
-def _discard(message: str) -> None:
-    """Discard a log message."""
 
 
 def _generate(root: Path, shapes: MovingShapes, clips: list[Clip], workers: int | None, progress: bool) -> None:
@@ -173,26 +169,23 @@ def _is_finished(root: Path, shapes: MovingShapes) -> bool:
     if file is None:
         foreign_files = [name for name in (*SPLITS, SPLIT_FILE) if (root / name).exists()]
         if foreign_files:
-            _refuse(root, f"{', '.join(foreign_files)}, but no {MANIFEST}", "an empty folder or a generated dataset")
+            raise DmgalError(
+                f"Cannot generate moving shapes in {root}.",
+                received=f"{', '.join(foreign_files)}, but no {MANIFEST}",
+                expected="an empty folder or a generated dataset",
+                remedy="Choose another root, use the values of the existing dataset, or delete it.",
+            )
         return False
     stored, wanted = _read_json(file), _description(shapes)
     other = [name for name, value in wanted.items() if stored.get(name) != value]
     if other:
-        _refuse(
-            root,
-            ", ".join(f"a dataset with {name}={stored.get(name)!r}" for name in other),
-            ", ".join(f"{name}={wanted[name]!r}" for name in other),
+        raise DmgalError(
+            f"Cannot generate moving shapes in {root}.",
+            received=", ".join(f"a dataset with {name}={stored.get(name)!r}" for name in other),
+            expected=", ".join(f"{name}={wanted[name]!r}" for name in other),
+            remedy="Choose another root, use the values of the existing dataset, or delete it.",
         )
     return file.name == MANIFEST
-
-
-def _refuse(root: Path, received: str, expected: str) -> None:
-    raise DmgalError(
-        f"Cannot generate moving shapes in {root}.",
-        received=received,
-        expected=expected,
-        remedy="Choose another root, use the values of the existing dataset, or delete it.",
-    )
 
 
 def _description(shapes: MovingShapes) -> dict[str, Any]:
