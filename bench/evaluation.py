@@ -33,6 +33,7 @@ import torch
 import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from xxhash import xxh3_64_hexdigest
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone, use_memory_efficient_gelu
@@ -45,7 +46,6 @@ from dmgal.episodes.evaluation.identity import describe
 from dmgal.episodes.evaluation.states import compare_tasks, encode_sides, sides, videos_at_a_time
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.sampler import EpisodeIndices
-from dmgal.videos.store.blocks import checksum
 
 FRAMES, WAYS, CLASSES, SHOTS = 8, 5, 24, (1, 5)
 WANTED = {("smga", 1): 38.0, ("smga", 5): 100.0, ("cmga", 1): 33.0, ("cmga", 5): 80.0}
@@ -223,7 +223,7 @@ def write_states(states: VideoState, path: Path) -> None:
     with path.open("wb") as file:
         for tensor in states.values():
             data = tensor.contiguous().flatten().view(torch.uint8).numpy()
-            checksum(data)
+            xxh3_64_hexdigest(data)
             file.write(memoryview(data))  # type: ignore[arg-type]
 
 

@@ -24,8 +24,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
 from dmgal.recipes.run.data import build_catalog, test_transform
-from dmgal.videos import VideoCatalog
-from dmgal.videos.store.build import PartReport, build_store
+from dmgal.videos.store.build import build_store
 from dmgal.videos.store.content import EvaluationClips, TrainingFrames
 
 
@@ -50,25 +49,6 @@ class Store:
     """Hide progress bars."""
 
 
-def build_from_recipe(
-    recipe: Recipe,
-    catalog: VideoCatalog,
-    folder: Path,
-    size: int | None = None,
-    frames: TrainingFrames | None = None,
-    workers: int | None = None,
-    check: bool = False,
-    progress: bool = True,
-) -> tuple[PartReport, ...]:
-    """Build the store for runs of a recipe. ``size`` None means the image size of the recipe's backbone."""
-    if size is None:
-        encoder = make_encoder(load_backbone(recipe.backbone.name), recipe.backbone.pooling)
-        size = encoder.image_size[0]
-    clips = EvaluationClips(recipe.data.num_frames, test_transform(recipe, (size, size)), recipe.data.decoder)
-    frames = frames or TrainingFrames(decoder=recipe.data.decoder)
-    return build_store(catalog, folder, clips, frames, workers=workers, check=check, progress=progress)
-
-
 def main(argv: list[str] | None = None) -> int | None:
     """Build the store named on the command line."""
     options, _ = parse(argv, prog="dmgal store", description=as_description(__doc__), wrapper=Store)
@@ -81,18 +61,15 @@ def main(argv: list[str] | None = None) -> int | None:
             expected="a folder that does not exist yet, or that holds the store",
             remedy="To build it, pass --out FOLDER, then --data.store FOLDER to dmgal train and dmgal evaluate.",
         )
+    decoder, size, progress = recipe.data.decoder, options.size, not options.quiet
     with resumable():
-        catalog = build_catalog(recipe.data, progress=not options.quiet)
-        reports = build_from_recipe(
-            recipe,
-            catalog,
-            folder,
-            options.size,
-            TrainingFrames(options.short_side, options.quality, recipe.data.decoder),
-            options.workers,
-            options.check,
-            progress=not options.quiet,
-        )
+        catalog = build_catalog(recipe.data, progress)
+        if size is None:
+            encoder = make_encoder(load_backbone(recipe.backbone.name), recipe.backbone.pooling)
+            size = encoder.image_size[0]
+        clips = EvaluationClips(recipe.data.num_frames, test_transform(recipe, (size, size)), decoder)
+        frames = TrainingFrames(options.short_side, options.quality, decoder)
+        reports = build_store(catalog, folder, clips, frames, options.workers, options.check, progress)
     for report in reports:
         print(report)
     print(f"read it with: {shlex.join(['--data.store', str(folder)])}")

@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from xxhash import xxh3_64_hexdigest
 
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ...files import atomic_write, exclusively, listed, printable
 from ...progress import progress_bar
-from ...videos.store.blocks import checksum
 from ..recognizer import FewShotRecognizer
 from .identity import differences, refuse_other
 from .states import check_states_can_be_kept, encode_sides
@@ -221,7 +221,7 @@ class StateCache:
         checksums, indices = {}, self._videos_of(block)
         for name, tensor in states.items():
             data = tensor.contiguous().flatten().view(torch.uint8).numpy()
-            checksums[name] = f"{checksum(data):016x}"
+            checksums[name] = xxh3_64_hexdigest(data)
             offset, unwritten = indices.start * (len(data) // len(indices)), memoryview(data)  # type: ignore[arg-type]
             while unwritten:
                 written = os.pwrite(self._files[name], unwritten, offset)
@@ -287,7 +287,7 @@ class StateCache:
             data = self._bytes_of(name, tensor, block)
             if data is None:
                 return f"{name}.raw is truncated"
-            if f"{checksum(data):016x}" != record.get("checksums", {}).get(name):
+            if xxh3_64_hexdigest(data) != record.get("checksums", {}).get(name):
                 return f"{name}.raw differs from its checksum"
         return None
 

@@ -16,25 +16,24 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
+from xxhash import xxh3_64_intdigest
 
 from dmgal.errors import DmgalError
 from dmgal.videos import VideoCatalog
 from dmgal.videos.decoding.clip import TestTransform
-from dmgal.videos.store import blocks as store_blocks
 from dmgal.videos.store import build as store_build
-from dmgal.videos.store.blocks import BlockReader, checksum, read_records
 from dmgal.videos.store.build import build_store
 from dmgal.videos.store.content import EvaluationClips
-from dmgal.videos.store.store import StoredClips, StoredFrames
+from dmgal.videos.store.store import DATA, INDEX, StoredClips, StoredFrames, read_records
 
 CLIPS = EvaluationClips(4, TestTransform(32))
 PARTS = ("test", "train")
 
 
 def build(catalog: VideoCatalog, folder: Path) -> None:
-    store_build.VIDEOS_PER_TASK = 2
     build_store(catalog, folder, CLIPS, workers=1, progress=False)
 
 
@@ -58,7 +57,7 @@ def run_in_child(work: Callable[[], object]) -> int:
 def kill_at(moment: int) -> None:
     """Kill this process at the ``moment``-th change of a file: before, during or after it."""
     count = 0
-    fsync, replace, write_all = os.fsync, os.replace, store_blocks._write_all
+    fsync, replace = os.fsync, os.replace
 
     def step() -> None:
         nonlocal count
@@ -66,12 +65,20 @@ def kill_at(moment: int) -> None:
         if count > moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def killing_write(file, data: bytes) -> None:
-        for start, end in ((0, 0), (0, 1), (1, len(data) // 2), (len(data) // 2, len(data))):
-            write_all(file, data[start:end])
-            step()
+    def killing_open(path: Path, mode: str) -> BinaryIO:
+        file = open(path, mode)  # noqa: SIM115 (the caller closes it)
+        write = file.write
 
-    store_blocks._write_all = killing_write
+        def killing_write(data: bytes) -> None:
+            for start, end in ((0, 0), (0, 1), (1, len(data) // 2), (len(data) // 2, len(data))):
+                write(data[start:end])
+                file.flush()
+                step()
+
+        file.write = killing_write
+        return file
+
+    store_build.open = killing_open
     os.fsync = lambda handle: (fsync(handle), step())
     os.replace = lambda one, two: (step(), replace(one, two), step())
 
@@ -80,11 +87,11 @@ def count_valid_blocks(folder: Path) -> int:
     """Return the number of blocks that a reader would find, after verifying their checksums."""
     found = 0
     for part in (folder / name for name in PARTS):
-        records = read_records(part)
-        reader = BlockReader(part, records)
-        for place in range(len(records)):
-            assert checksum(reader.view(place)) == reader.checksum(place), (part, place)
-        found += len(records)
+        for record in read_records(part).values():
+            with open(part / DATA, "rb") as data:
+                data.seek(record.offset)
+                assert xxh3_64_intdigest(data.read(record.length)) == record.checksum, (part, record)
+            found += 1
     return found
 
 
@@ -112,8 +119,8 @@ def run_killed(catalog: VideoCatalog, folder: Path, every: int) -> dict[str, obj
         assert second in (0, signal.SIGKILL), second
         assert count_valid_blocks(folder) >= found[-1]
         build(catalog, folder)
-        sizes = {part: (folder / part / "index.bin").stat().st_size for part in PARTS}
-        assert set(sizes.values()) == {len(catalog) * store_blocks.RECORD.itemsize}, sizes
+        lengths = {part: len((folder / part / INDEX).read_bytes().splitlines()) for part in PARTS}
+        assert set(lengths.values()) == {len(catalog)}, lengths
         again = read_content(catalog, folder)
         assert all(torch.equal(one, other) for one, other in zip(wanted, again, strict=True)), moment
         moment += every

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+from xxhash import xxh3_64_intdigest
 
-from ...files import exclusively, listed
+from ...errors import DmgalError
+from ...files import atomic_write, exclusively, listed
 from ...parallel import completed
 from ...progress import progress_bar
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import content_hash, stamp
-from .blocks import Block, BlockReader, BlockWriter, Source, checksum, latest, read_records, video_key
-from .content import Content, EvaluationClips, TrainingFrames, claim, refuse
+from ..decoding.base import VideoError
+from .content import Content, EvaluationClips, TrainingFrames
+from .store import DATA, INDEX, KEY, Record, read_records, require_key
 
 LOCK_FILE = ".store.lock"
-VIDEOS_PER_TASK = 4
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,31 +79,30 @@ def build_store(
             written, for example because the disk is full. Blocks stored before stay, and a later build resumes.
     """
     if workers is not None and workers < 1:
-        refuse("Cannot build a store like this.", f"workers={workers}", "at least 1, or None", "Change workers.")
-    parts: tuple[tuple[Content, tuple[str, ...]], ...] = (
+        raise DmgalError(
+            "Cannot build a store like this.",
+            received=f"workers={workers}",
+            expected="at least 1, or None",
+            remedy="Change workers.",
+        )
+    contents: tuple[tuple[Content, tuple[str, ...]], ...] = (
         (clips, ("val", "test")),
         (frames or TrainingFrames(), ("train",)),
     )
-    wanted = [(content, _videos(catalog, splits)) for content, splits in parts]
+    parts = [(content, _videos(catalog, splits)) for content, splits in contents]
     build = partial(_build_part, catalog.root, Path(folder), workers=workers, check=check, progress=progress)
-    return tuple(build(content, videos) for content, videos in wanted if videos)
+    return tuple(build(content, videos) for content, videos in parts if videos)
 
 
-class _Job(NamedTuple):
-    """A video to store, with the position of its record (-1 without one) and the content hash in that record."""
+def _videos(catalog: VideoCatalog, splits: Sequence[str]) -> list[str]:
+    if catalog.class_splits is None:
+        return list(catalog.videos)
+    present = [split for split in splits if split in catalog.class_splits]
+    return [video for split in present for video in catalog.split(split).videos]
 
-    video: str
-    position: int
-    content: int
 
-
-class _Result(NamedTuple):
-    """Result of a job. ``data`` is None if the content of the video is unchanged."""
-
-    job: _Job
-    source: Source
-    frames: int
-    data: bytes | None
+_Job = tuple[str, Record | None]
+"""A video to store, and the record of its intact block, if there is one."""
 
 
 def _build_part(
@@ -114,88 +116,101 @@ def _build_part(
 ) -> PartReport:
     part = folder / content.name
     num_decoded = 0
-    log: Callable[[str], Any] = partial(print, file=sys.stderr) if progress else str
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with exclusively(part / LOCK_FILE, lambda: log(f"Waiting for another process that builds the store {part}.")):
-            claim(part, content.description())
-            with BlockWriter(part) as writer:
-                jobs = _find_jobs(part, writer.records, root, videos, check, progress)
-                tasks = [jobs[start : start + VIDEOS_PER_TASK] for start in range(0, len(jobs), VIDEOS_PER_TASK)]
+        with exclusively(part / LOCK_FILE, lambda: logger.info("Waiting for another process that builds %s.", part)):
+            _claim(part, content)
+            records = read_records(part)
+            _delete_invalid(part, records)
+            with open(part / DATA, "a+b") as data, open(part / INDEX, "ab") as index:
+                jobs = _find_jobs(data, records, root, videos, check, progress)
                 num_current, name = len(videos) - len(jobs), f"store {content.name}"
-                with progress_bar(
-                    progress=progress, total=len(videos), initial=num_current, desc=name, unit="video"
-                ) as bar:
-                    for results in completed(partial(_encode, content, root), tasks, workers):
-                        num_decoded += _write(writer, results)
-                        bar.update(len(results))
-            return _report(part, content.name, videos, num_decoded)
+                bar = progress_bar(total=len(videos), initial=num_current, desc=name, unit="video", progress=progress)
+                with bar:
+                    for record, block in completed(partial(_encode, content, root), jobs, workers):
+                        if block is not None:
+                            record = record._replace(offset=data.seek(0, os.SEEK_END))
+                            data.write(block)
+                            data.flush()
+                            os.fsync(data.fileno())
+                            num_decoded += 1
+                        index.write(record.line())
+                        index.flush()
+                        records[record.video] = record
+                        bar.update()
     except BrokenPipeError:  # from printing, not from the store
         raise
     except OSError as error:
-        refuse(
+        raise DmgalError(
             f"Cannot write the store {part}.",
-            str(error),
-            f"a writable folder with space for {len(videos)} videos, of which {_size(part) / 2**20:.0f} MB are stored",
-            "Fix the cause, such as a full disk, and build the store again. It resumes from the stored videos.",
+            received=str(error),
+            expected=f"a writable folder with space for {len(videos)} videos, "
+            f"of which {_size(part) / 2**20:.0f} MB are stored",
+            remedy="Fix the cause, such as a full disk, and build the store again. It resumes from the stored videos.",
+        ) from error
+    unreadable = tuple(video for video in videos if not records[video].frames)
+    return PartReport(content.name, len(videos), num_decoded, unreadable, _size(part))
+
+
+def _claim(part: Path, content: Content) -> None:
+    """Write the key of an empty part, or raise DmgalError if the part has other content."""
+    if (part / KEY).exists():
+        require_key(part, content.description())
+        return
+    foreign_files = sorted(path.name for path in part.iterdir() if not path.name.startswith("."))
+    if foreign_files:
+        raise DmgalError(
+            f"Cannot build a store in {part}.",
+            received=f"{listed(foreign_files)}, but no {KEY}",
+            expected="an empty folder",
+            remedy="Choose an empty folder.",
         )
+    with atomic_write(part / KEY) as temporary:
+        temporary.write_text(json.dumps(content.description(), indent=1), encoding="utf-8")
+
+
+def _delete_invalid(part: Path, records: dict[str, Record]) -> None:
+    """Delete what a killed build or damage left: other lines of the index, and data after the last block."""
+    lines = b"".join(record.line() for record in records.values())
+    if (part / INDEX).exists() and (part / INDEX).read_bytes() != lines:
+        with atomic_write(part / INDEX) as temporary:
+            temporary.write_bytes(lines)
+    with open(part / DATA, "ab") as data:
+        data.truncate(max((record.offset + record.length for record in records.values()), default=0))
 
 
 def _find_jobs(
-    part: Path, records: NDArray[np.void], root: Path, videos: Sequence[str], check: bool, progress: bool
+    data: BinaryIO, records: dict[str, Record], root: Path, videos: Sequence[str], check: bool, progress: bool
 ) -> list[_Job]:
     """Return jobs for videos without a record, with a changed stamp or, if ``check``, with a damaged block."""
-    positions = latest(records, videos)
-    blocks = BlockReader(part, records)
-    jobs = []
-    bar = progress_bar(videos, progress=progress, desc=f"check {part.name}", unit="video", leave=False)
-    for video, position in zip(bar, positions.tolist(), strict=True):
-        if position < 0 or (check and checksum(blocks.view(position)) != blocks.checksum(position)):
-            jobs.append(_Job(video, -1, 0))
-        elif stamp(root / video) != (records[position]["source_bytes"], records[position]["source_time"]):
-            jobs.append(_Job(video, position, int(records[position]["source_hash"])))
+    jobs: list[_Job] = []
+    for video in progress_bar(videos, desc="check store", unit="video", leave=False, progress=progress):
+        record = records.get(video)
+        if record is None or (check and not _is_intact(data, record)):
+            jobs.append((video, None))
+        elif stamp(root / video) != (record.size, record.time):
+            jobs.append((video, record))
     return jobs
 
 
-def _encode(content: Content, root: Path, jobs: Sequence[_Job]) -> list[_Result]:
-    results = []
-    for job in jobs:
-        path = root / job.video
-        # Taken before decoding, so that a video that changes meanwhile counts as stale.
-        source = Source(*stamp(path), content_hash(path))
-        if job.position >= 0 and source.content == job.content != 0:
-            results.append(_Result(job, source, 0, None))
-        else:
-            results.append(_Result(job, source, *content.encode(path)))
-    return results
+def _is_intact(data: BinaryIO, record: Record) -> bool:
+    data.seek(record.offset)
+    return xxh3_64_intdigest(data.read(record.length)) == record.checksum
 
 
-def _write(writer: BlockWriter, results: Sequence[_Result]) -> int:
-    """Write the results and return the number of new blocks."""
-    unchanged = [result for result in results if result.data is None]
-    if unchanged:
-        writer.retime([result.job.position for result in unchanged], [result.source for result in unchanged])
-    blocks = [
-        Block(video_key(result.job.video), result.source, result.frames, result.data)
-        for result in results
-        if result.data is not None
-    ]
-    writer.append(blocks)
-    return len(blocks)
-
-
-def _report(part: Path, name: str, videos: Sequence[str], num_decoded: int) -> PartReport:
-    records = read_records(part)
-    unreadable = records["frames"][latest(records, videos)] == 0
-    bad = tuple(video for video, is_bad in zip(videos, unreadable.tolist(), strict=True) if is_bad)
-    return PartReport(name, len(videos), num_decoded, bad, _size(part))
-
-
-def _videos(catalog: VideoCatalog, splits: Sequence[str]) -> list[str]:
-    if catalog.class_splits is None:
-        return list(catalog.videos)
-    present = [split for split in splits if split in catalog.class_splits]
-    return [video for split in present for video in catalog.split(split).videos]
+def _encode(content: Content, root: Path, job: _Job) -> tuple[Record, bytes | None]:
+    """Return the record and block of a video, or None as the block if the content of the video is unchanged."""
+    video, record = job
+    path = root / video
+    # Taken before decoding, so that a video that changes meanwhile counts as stale.
+    (size, time), source = stamp(path), content_hash(path)
+    if record is not None and source == record.source != 0:
+        return record._replace(size=size, time=time), None
+    try:
+        frames, block, reason = content.encode(path)
+    except VideoError as error:
+        frames, block, reason = 0, b"", error.received or ""
+    return Record(video, size, time, source, 0, len(block), frames, xxh3_64_intdigest(block), reason), block
 
 
 def _size(part: Path) -> int:

@@ -1,21 +1,17 @@
-"""The content of a store: uncompressed fixed test clips, or all frames as JPEGs for training, and the key of each.
+"""The content of a store: uncompressed fixed test clips, or all frames as JPEGs for training.
 
-The key lists all settings that determine the content, as JSON. For a video that cannot be read, the reason is stored,
-so that reading from the store fails with the same message.
+Each kind of content has a description, which lists all settings that determine the stored bytes.
 """
 
 from __future__ import annotations
 
 import io
-import json
-import os
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,33 +19,23 @@ from einops import rearrange
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from xxhash import xxh3_64_intdigest
 
 from ...errors import DmgalError
-from ...files import atomic_write, listed
-from ..decoding.base import StaleFrameCountError, VideoDecoder, VideoError
+from ..decoding.base import StaleFrameCountError, VideoDecoder
 from ..decoding.clip import TestTransform, short_side_to, uniform_frames
 from ..decoding.images import FrameImages
 from ..decoding.pyav_video import PyAVVideo
 from ..decoding.video import DecoderName, decoder_class, open_video, read_clip
 
-VERSION = 2
-"""Increment on every change of the stored format, the checksums, the test transform or the choice of frames."""
+VERSION = 3
+"""Increment on every change of the stored format, the test transform or the choice of frames."""
 BYTES_AT_ONCE = 2**28
 """Bytes of decoded frames in memory. Longer videos are decoded in several passes."""
 
 
-class Content(Protocol):
-    """Kind of data stored for each video, with all settings that determine it."""
-
-    name: ClassVar[str]
-
-    def description(self) -> dict[str, Any]:
-        """Return JSON-compatible names and values that identify this kind of content."""
-        ...
-
-    def encode(self, path: Path) -> tuple[int, bytes]:
-        """Return the number of frames and their bytes, or 0 and a UTF-8 reason if the video cannot be read."""
-        ...
+Encoded = tuple[int, bytes, str]
+"""A video's number of frames, their bytes, and the reason why the rest of it cannot be read, or an empty text."""
 
 
 @dataclass(frozen=True)
@@ -74,23 +60,16 @@ class EvaluationClips:
         return self.num_frames, 3, self.transform.size, self.transform.size
 
     def description(self) -> dict[str, Any]:
-        """Return the identifying names and values (see `Content`)."""
+        """Return JSON-compatible names and values that identify this content."""
         resize = self.transform.resize or 1.0  # None means 1
-        return {
-            "num_frames": self.num_frames,
-            "size": self.transform.size,
-            "resize": resize,
-            **_decoder_and_versions(self.decoder),
-        }
+        frames = {"num_frames": self.num_frames, "size": self.transform.size, "resize": resize}
+        return {**frames, **_decoder_and_versions(self.decoder)}
 
-    def encode(self, path: Path) -> tuple[int, bytes]:
-        """Return the clip of a video (see `Content`)."""
-        try:
-            wanted = partial(uniform_frames, num_wanted=self.num_frames)
-            clip = read_clip(path, wanted, self.num_frames, self.decoder)
-        except VideoError as error:
-            return 0, _encode_reason(error)
-        return self.num_frames, self.transform(clip).numpy().tobytes()
+    def encode(self, path: Path) -> Encoded:
+        """Return the clip of a video, or raise a VideoError."""
+        wanted = partial(uniform_frames, num_wanted=self.num_frames)
+        clip = read_clip(path, wanted, self.num_frames, self.decoder)
+        return self.num_frames, self.transform(clip).numpy().tobytes(), ""
 
 
 @dataclass(frozen=True)
@@ -119,21 +98,17 @@ class TrainingFrames:
             )
 
     def description(self) -> dict[str, Any]:
-        """Return the identifying names and values (see `Content`)."""
+        """Return JSON-compatible names and values that identify this content."""
         return {"short_side": self.short_side, "quality": self.quality, **_decoder_and_versions(self.decoder)}
 
-    def encode(self, path: Path) -> tuple[int, bytes]:
-        """Return the JPEGs of a video (see `Content`), followed by the reason if it is damaged."""
+    def encode(self, path: Path) -> Encoded:
+        """Return the JPEGs of a video before its first unreadable frame, or raise a VideoError if there are none."""
         images: list[bytes] = []
-        try:
-            video = open_video(path, self.decoder)
-            for clip in _read_in_passes(video):
-                frames = rearrange(short_side_to(clip, self.short_side), "t c h w -> t h w c").numpy()
-                images += [self._encode_jpeg(frame) for frame in frames]
-        except VideoError as error:
-            return 0, _encode_reason(error)
-        damage = (video.damage or "").encode("utf-8", "replace")
-        return len(images), pack(images) + damage
+        video = open_video(path, self.decoder)
+        for clip in _read_in_passes(video):
+            frames = rearrange(short_side_to(clip, self.short_side), "t c h w -> t h w c").numpy()
+            images += [self._encode_jpeg(frame) for frame in frames]
+        return len(images), pack(images), video.damage or ""
 
     def _encode_jpeg(self, image: NDArray[np.uint8]) -> bytes:
         file = io.BytesIO()
@@ -141,80 +116,42 @@ class TrainingFrames:
         return file.getvalue()
 
 
-class DamagedBlockError(Exception):
-    """A block whose bytes differ from what was written."""
+Content = EvaluationClips | TrainingFrames
 
 
 def pack(images: Sequence[bytes]) -> bytes:
-    """Return the CRC-32 of a table, the table of the images' lengths and CRC-32s, and the images."""
-    table = np.array([(len(image), zlib.crc32(image)) for image in images], "<u4").tobytes()
-    return b"".join([zlib.crc32(table).to_bytes(4, "little"), table, *images])
+    """Return the table of the images' lengths and checksums, and the images."""
+    table = np.array([(len(image), xxh3_64_intdigest(image)) for image in images], "<u8")
+    return b"".join([table.tobytes(), *images])
 
 
-def unpack(block: NDArray[np.uint8], count: int, wanted: Sequence[int]) -> Tensor:
-    """Return the wanted ones of ``count`` images, uint8 ``(T, 3, H, W)``.
+def unpack(block: NDArray[np.uint8], count: int, wanted: Sequence[int]) -> Tensor | None:
+    """Return the wanted ones of ``count`` images, uint8 ``(T, 3, H, W)``, or None if their bytes differ from before.
 
     Channels are last in memory, because resizing is fastest like that.
-
-    Raises:
-        DamagedBlockError: the bytes differ from those packed.
     """
-    lengths, sums, starts = _table(block, count)
+    lengths, checksums = rearrange(block[: 16 * count].view("<u8"), "(frame column) -> column frame", column=2)
+    ends = 16 * count + np.cumsum(lengths)
     images: dict[int, NDArray[np.uint8]] = {}
     for index in set(wanted):
-        content = block[starts[index] : starts[index] + lengths[index]].tobytes()
-        if zlib.crc32(content) != sums[index]:
-            raise DamagedBlockError(f"frame {index} differs from its checksum")
-        images[index] = np.asarray(Image.open(io.BytesIO(content)))
-    clip = torch.from_numpy(np.stack([images[index] for index in wanted]))
-    return rearrange(clip, "t h w c -> t c h w")
-
-
-def damage(block: NDArray[np.uint8], count: int) -> str | None:
-    """Return the reason why only the beginning of a video was stored, or None.
-
-    Raises:
-        DamagedBlockError: the bytes differ from those packed.
-    """
-    lengths, _, starts = _table(block, count)
-    return block[starts[-1] + lengths[-1] :].tobytes().decode("utf-8", "replace") or None
-
-
-def _table(block: NDArray[np.uint8], count: int) -> tuple[list[int], list[int], list[int]]:
-    """Return the lengths, checksums and offsets of the images."""
-    end = 4 + 8 * count
-    table = block[4:end].tobytes()
-    if zlib.crc32(table).to_bytes(4, "little") != block[:4].tobytes():
-        raise DamagedBlockError("its table of frames differs from its checksum")
-    lengths, checksums = rearrange(np.frombuffer(table, "<u4"), "(frame column) -> column frame", column=2)
-    lengths = lengths.astype(np.int64)
-    offsets = end + np.cumsum(lengths) - lengths
-    return lengths.tolist(), checksums.tolist(), offsets.tolist()
+        image = block[ends[index] - lengths[index] : ends[index]].tobytes()
+        if xxh3_64_intdigest(image) != checksums[index]:
+            return None
+        images[index] = np.asarray(Image.open(io.BytesIO(image)))
+    return rearrange(torch.from_numpy(np.stack([images[index] for index in wanted])), "t h w c -> t c h w")
 
 
 def _read_in_passes(video: VideoDecoder) -> Iterator[Tensor]:
-    """Yield all frames in order, in as few passes as ``BYTES_AT_ONCE`` allows."""
-    start = 0
-    step = max(1, BYTES_AT_ONCE // _read_range(video, 0, 1).nbytes)
+    """Yield all frames in order: the first one, and the others in as few passes as ``BYTES_AT_ONCE`` allows."""
+    start, count = 0, 1
     while start < video.num_frames:
-        clip = _read_range(video, start, step)
+        try:
+            clip = video.read(range(start, min(video.num_frames, start + count)))
+        except StaleFrameCountError:
+            continue  # with the new count
         yield clip
         start += len(clip)
-
-
-def _read_range(video: VideoDecoder, start: int, count: int) -> Tensor:
-    """Return up to ``count`` frames from ``start``, or no frames if the video proves to end before it."""
-    while indices := range(start, min(video.num_frames, start + count)):
-        try:
-            return video.read(indices)
-        except StaleFrameCountError:
-            continue
-    return torch.empty(0, 3, 1, 1, dtype=torch.uint8)
-
-
-def _encode_reason(error: VideoError) -> bytes:
-    """Return the reason of an error as UTF-8."""
-    return (error.received or "").encode("utf-8", "replace")
+        count = max(1, BYTES_AT_ONCE // clip[0].nbytes)
 
 
 def _decoder_and_versions(decoder: DecoderName) -> dict[str, Any]:
@@ -227,54 +164,3 @@ def _decoder_and_versions(decoder: DecoderName) -> dict[str, Any]:
         "version of torch": version("torch").partition("+")[0],
         **{f"version of {name}": number for name, number in versions.items()},
     }
-
-
-KEY = "key.json"
-REMEDY = "Build it: run dmgal store with the options of this run. Only missing or changed videos are decoded."
-
-
-def claim(part: Path, description: dict[str, Any]) -> None:
-    """Write the key of an empty part, or raise DmgalError if the part has other content."""
-    if (part / KEY).exists():
-        refuse_other(part, read_key(part), description)
-        return
-    foreign_files = sorted(path.name for path in part.iterdir() if not path.name.startswith("."))
-    if foreign_files:
-        received = f"{listed(foreign_files)}, but no {KEY}"
-        refuse(f"Cannot build a store in {part}.", received, "an empty folder", "Choose an empty folder.")
-    with atomic_write(part / KEY) as temporary, temporary.open("w", encoding="utf-8") as file:
-        json.dump(description, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def read_key(part: Path) -> dict[str, Any]:
-    """Return the key of a part, or an empty one if it cannot be read.
-
-    Raises:
-        DmgalError: there is no store.
-    """
-    try:
-        key = json.loads((part / KEY).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        refuse(f"There is no store in {part}.", f"no {KEY}", "a folder created by dmgal store", REMEDY)
-    except ValueError:
-        key = None
-    return key if isinstance(key, dict) else {}
-
-
-def refuse_other(part: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raise a DmgalError that names all differences, if there are any."""
-    other = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
-    if other:
-        refuse(
-            f"The store {part} holds something else.",
-            ", ".join(f"{name}={stored.get(name)!r}" for name in other),
-            ", ".join(f"{name}={wanted.get(name)!r}" for name in other),
-            "Use the options of this store, choose another folder, or delete this store and build it again.",
-        )
-
-
-def refuse(problem: str, received: str, expected: str, remedy: str) -> NoReturn:
-    """Raise a DmgalError with these four parts."""
-    raise DmgalError(problem, received=received, expected=expected, remedy=remedy)

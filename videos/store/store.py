@@ -3,43 +3,151 @@
     FOLDER/test/   fixed test clips of validation and test videos, uncompressed
     FOLDER/train/  all frames of training videos as JPEGs
 
-Each part has one large file of frames, an index, and ``key.json`` with all settings that determine the content. The
-index records each video's size, modification time and content hash, so that a stale store is refused. An interrupted
-build can be resumed at any time. Videos that were only copied or touched are recognized by their content.
+Each part has one file with the blocks of all videos, an index, and ``key.json`` with all settings that determine the
+content. A line of the index is a checksum and a `Record` as JSON. It is written after its block has reached the disk,
+so an interrupted build can be resumed at any time. A record contains its video's size, modification time and content
+hash, so a stale store is refused, and videos that were only copied or touched are recognized.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from ...errors import DmgalError
 from ...files import listed
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import stamp
 from ..decoding.base import VideoError
 from ..decoding.video import ChooseFrames, DecoderName
-from .blocks import BlockReader, checksum, latest, read_records
-from .content import (
-    REMEDY,
-    DamagedBlockError,
-    EvaluationClips,
-    TrainingFrames,
-    damage,
-    read_key,
-    refuse,
-    refuse_other,
-    unpack,
-)
+from .content import Content, EvaluationClips, TrainingFrames, unpack
+
+DATA, INDEX, KEY = "blocks.bin", "index.txt", "key.json"
+REMEDY = "Build it: run dmgal store with the options of this run. Only missing or changed videos are decoded."
 
 
-class StoredClips:
+class Record(NamedTuple):
+    """Identity of a video (path, size, time and content hash), and its block.
+
+    ``frames`` is 0 if the video cannot be read. ``reason`` is why the rest of it cannot be read, or an empty text.
+    """
+
+    video: str
+    size: int
+    time: int
+    source: int
+    offset: int
+    length: int
+    frames: int
+    checksum: int
+    reason: str
+
+    def line(self) -> bytes:
+        """Return a line of the index."""
+        text = json.dumps(self).encode()
+        return b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)
+
+
+def read_records(part: Path) -> dict[str, Record]:
+    """Return the last valid record of each video. A record is invalid if its line or its block is incomplete."""
+    try:
+        lines = (part / INDEX).read_bytes().split(b"\n")
+        data_bytes = (part / DATA).stat().st_size
+    except FileNotFoundError:
+        return {}
+    checksums_and_texts = (line.partition(b" ")[::2] for line in lines)
+    texts = (text for checksum, text in checksums_and_texts if checksum == xxh3_64_hexdigest(text).encode())
+    records = (Record(*json.loads(text)) for text in texts)
+    return {record.video: record for record in records if record.offset + record.length <= data_bytes}
+
+
+def read_key(part: Path) -> dict[str, Any]:
+    """Return the key of a part, or an empty one if it cannot be read.
+
+    Raises:
+        DmgalError: there is no store.
+    """
+    try:
+        key = json.loads((part / KEY).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DmgalError(
+            f"There is no store in {part}.",
+            received=f"no {KEY}",
+            expected="a folder created by dmgal store",
+            remedy=REMEDY,
+        ) from error
+    except ValueError:
+        key = None
+    return key if isinstance(key, dict) else {}
+
+
+def require_key(part: Path, wanted: dict[str, Any]) -> None:
+    """Raise a DmgalError that names all differences between the key of a part and the wanted key."""
+    stored = read_key(part)
+    other = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
+    if other:
+        raise DmgalError(
+            f"The store {part} holds something else.",
+            received=", ".join(f"{name}={stored.get(name)!r}" for name in other),
+            expected=", ".join(f"{name}={wanted.get(name)!r}" for name in other),
+            remedy="Use the options of this store, choose another folder, or delete this store and build it again.",
+        )
+
+
+class _StoredPart:
+    """Part of a store, memory-mapped read-only. It can be pickled; each process maps the file itself."""
+
+    def __init__(self, part: Path, catalog: VideoCatalog, content: Content) -> None:
+        require_key(part, content.description())
+        records = read_records(part)
+        differences = list(_describe_differences(catalog, records))
+        if differences:
+            raise DmgalError(
+                f"The store {part} is stale.",
+                received=f"{len(differences)} of {len(catalog)} videos differ: {listed(differences)}",
+                expected="every video in the store, unchanged since it was built",
+                remedy=REMEDY,
+            )
+        self._part = part
+        self._catalog = catalog
+        self._records = [records[video] for video in catalog.videos]
+        self._map: NDArray[np.uint8] | None = None
+
+    def _record(self, video: int) -> Record:
+        """Return the record of a video, or raise a VideoError if the video could not be read."""
+        record = self._records[video]
+        if not record.frames:
+            raise VideoError(self._catalog.path(video), record.reason)
+        return record
+
+    def _block(self, record: Record) -> NDArray[np.uint8]:
+        """Return a view of a block, uint8 ``(length,)``, without verification."""
+        if self._map is None:
+            self._map = np.memmap(self._part / DATA, np.uint8, "r").view(np.ndarray)
+        return self._map[record.offset : record.offset + record.length]
+
+    def _damaged(self, video: int) -> DmgalError:
+        return DmgalError(
+            f"The store {self._part} is damaged.",
+            received=f"frames of {self._catalog.path(video)} that differ from their checksum",
+            expected="the bytes that were written",
+            remedy="Build it with --check, which rebuilds the damaged parts, and check the disk.",
+        )
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_map": None}
+
+
+class StoredClips(_StoredPart):
     """Fixed test clips of a catalog's videos, read from a store. Every read verifies the clip's checksum.
 
     Args:
@@ -52,10 +160,8 @@ class StoredClips:
     """
 
     def __init__(self, folder: str | os.PathLike[str], catalog: VideoCatalog, content: EvaluationClips) -> None:
+        super().__init__(Path(folder) / content.name, catalog, content)
         self.content = content
-        self._part = Path(folder) / content.name
-        self._catalog = catalog
-        self._blocks = _open_blocks(self._part, catalog, content.description())
 
     def read(self, video: int) -> Tensor:
         """Return a copy of a clip, uint8 ``(T, 3, size, size)``.
@@ -64,15 +170,14 @@ class StoredClips:
             VideoError: the video could not be read when the store was built.
             DmgalError: the store is damaged.
         """
-        block = self._blocks.view(video).copy()
-        if checksum(block) != self._blocks.checksum(video):
-            _refuse_damaged(self._part, self._catalog.path(video), "the clip differs from its checksum")
-        if not self._blocks.frames(video):
-            raise VideoError(self._catalog.path(video), block.tobytes().decode("utf-8", "replace"))
+        record = self._record(video)
+        block = self._block(record).copy()
+        if xxh3_64_intdigest(block) != record.checksum:
+            raise self._damaged(video)
         return torch.from_numpy(block).view(self.content.shape)
 
 
-class StoredFrames:
+class StoredFrames(_StoredPart):
     """Frames of a catalog's videos as JPEGs, read from a store. Every read verifies the checksum of each frame.
 
     Args:
@@ -86,12 +191,11 @@ class StoredFrames:
     """
 
     def __init__(self, folder: str | os.PathLike[str], catalog: VideoCatalog, decoder: DecoderName = "pyav") -> None:
-        self._part = Path(folder) / TrainingFrames.name
-        self._catalog = catalog
-        key = read_key(self._part)
+        part = Path(folder) / TrainingFrames.name
+        key = read_key(part)
         jpeg_options = {name: key[name] for name in ("short_side", "quality") if name in key}
         self.content = TrainingFrames(**jpeg_options, decoder=decoder)
-        self._blocks = _open_blocks(self._part, catalog, self.content.description())
+        super().__init__(part, catalog, self.content)
 
     def read(self, video: int, choose: ChooseFrames, at_least: int = 1) -> Tensor:
         """Return the chosen frames, uint8 ``(T, 3, H, W)``, like `read_clip`.
@@ -100,53 +204,22 @@ class StoredFrames:
             VideoError: the video, or enough of it, could not be read when the store was built.
             DmgalError: the store is damaged.
         """
-        path = self._catalog.path(video)
-        block = self._blocks.view(video)
-        count = self._blocks.frames(video)
-        if not count:
-            raise VideoError(path, block.tobytes().decode("utf-8", "replace"))
-        try:
-            if count < at_least and (reason := damage(block, count)) is not None:
-                raise VideoError(path, f"only {count} frames decode of {at_least} wanted; then {reason}")
-            return unpack(block, count, choose(count))
-        except DamagedBlockError as error:
-            _refuse_damaged(self._part, path, str(error))
+        record = self._record(video)
+        if record.frames < at_least and record.reason:
+            reason = f"only {record.frames} frames decode of {at_least} wanted; then {record.reason}"
+            raise VideoError(self._catalog.path(video), reason)
+        frames = unpack(self._block(record), record.frames, choose(record.frames))
+        if frames is None:
+            raise self._damaged(video)
+        return frames
 
 
-def _open_blocks(part: Path, catalog: VideoCatalog, description: dict[str, Any]) -> BlockReader:
-    """Return a reader of the blocks of a catalog's videos, in the catalog's order."""
-    refuse_other(part, read_key(part), description)
-    records = read_records(part)
-    positions = latest(records, catalog.videos)
-    differences = list(_describe_differences(catalog, records, positions))
-    if differences:
-        refuse(
-            f"The store {part} is stale.",
-            f"{len(differences)} of {len(catalog)} videos differ: {listed(differences)}",
-            "every video in the store, unchanged since it was built",
-            REMEDY,
-        )
-    return BlockReader(part, records[positions])
-
-
-def _describe_differences(
-    catalog: VideoCatalog, records: NDArray[np.void], positions: NDArray[np.int64]
-) -> Iterator[str]:
-    for video, position in zip(catalog.videos, positions.tolist(), strict=True):
-        if position < 0:
+def _describe_differences(catalog: VideoCatalog, records: dict[str, Record]) -> Iterator[str]:
+    for video in catalog.videos:
+        record, now = records.get(video), stamp(os.path.join(catalog.root, video))
+        if record is None:
             yield f"{video} is not in it"
-            continue
-        now, size = stamp(os.path.join(catalog.root, video)), int(records[position]["source_bytes"])
-        if now.size != size:
-            yield f"{video} had {size} bytes and has {now.size}"
-        elif now.time != records[position]["source_time"]:
+        elif now.size != record.size:
+            yield f"{video} had {record.size} bytes and has {now.size}"
+        elif now.time != record.time:
             yield f"{video} was changed or copied since"
-
-
-def _refuse_damaged(part: Path, video: Path, reason: str) -> NoReturn:
-    refuse(
-        f"The store {part} is damaged.",
-        f"{video}: {reason}",
-        "the bytes that were written",
-        "Build it with --check, which rebuilds the damaged parts, and check the disk.",
-    )
