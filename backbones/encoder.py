@@ -6,7 +6,9 @@ interact. Without a task layer, ``encode`` computes the features and ``relate`` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain, repeat
 from typing import Literal, cast
 
 import torch
@@ -132,22 +134,18 @@ class FrameEncoder(nn.Module):
         layers = [layer for block in self._blocks() if (layer := task_layer_after(block)) is not None]
         return bool(layers) and all(hasattr(type(layer), "relate_query") for layer in layers)
 
-    def support_side(self, state: VideoState) -> VideoState:
-        """Compute the support state of videos: their features, and everything that queries attend to.
-
-        Returns:
-            ``features (S, T, D)``, and for task layer ``i`` the tensors that queries attend to, as ``i.NAME``.
-        """
+    def support_side(self, state: VideoState) -> tuple[Tensor, tuple[VideoState, ...]]:
+        """Return the features ``(S, T, D)`` of support videos, and what queries attend to in each task layer."""
         layer: DividedTaskLayer | None
         index, layer = self._first_divided()
-        side, number = VideoState(), 0
+        attended = []
         while layer is not None:
-            tokens, attended = layer.support_side(state, self._rows_after(index))
-            side |= {f"{number}.{name}": tensor for name, tensor in attended.items()}
+            tokens, attended_here = layer.support_side(state, self._rows_after(index))
+            attended.append(attended_here)
             index, layer, (tokens,) = self._to_next_task_layer(index, tokens)
             if layer is not None:
-                state, number = layer.prepare(tokens, self._rows_after(index)), number + 1
-        return VideoState(side, features=self._pool(tokens))
+                state = layer.prepare(tokens, self._rows_after(index))
+        return self._pool(tokens), tuple(attended)
 
     def query_side(self, state: VideoState) -> VideoState:
         """Return the query state of videos: the entries of their state that they need as queries."""
@@ -155,29 +153,28 @@ class FrameEncoder(nn.Module):
         return layer.query_side(state, self._rows_after(index))
 
     def relate_query(
-        self, support: VideoState, query: VideoState, num_tasks: int = 1, places: Tensor | None = None
+        self, attended: Sequence[VideoState], query: VideoState, num_tasks: int = 1, places: Tensor | None = None
     ) -> Tensor:
-        """Return frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes.
+        """Return frame features ``(E*Q, T, D)`` of the queries of ``E`` tasks of equal sizes, task after task.
 
-        ``support`` and ``query`` are support states and query states, task after task. Together with the ``features``
-        of `support_side`, the result equals that of `relate` up to rounding, at the cost of the queries alone.
+        Together with the features of `support_side`, the result equals that of `relate` up to rounding, at the cost of
+        the queries alone.
 
         Args:
-            support: support states of ``E*S`` videos, or of any videos if ``places`` is given.
-            query: query states of ``E*Q`` videos.
+            attended: what queries attend to in each task layer, of ``E*S`` videos, or of any videos if ``places`` is
+                given. Layers without attention may be missing at the end.
+            query: query states of ``E*Q`` videos, from `query_side`.
             num_tasks: the number of tasks ``E``.
-            places: ``(E, S)``, indices of each task's support videos in ``support``.
+            places: ``(E, S)``, indices of each task's support videos in ``attended``.
         """
         layer: DividedTaskLayer | None
         index, layer = self._first_divided()
-        number = 0
+        remaining = chain(attended, repeat(VideoState()))
         while layer is not None:
-            prefix = f"{number}."
-            attended = {name.removeprefix(prefix): t for name, t in support.items() if name.startswith(prefix)}
-            tokens = layer.relate_query(VideoState(attended), query, num_tasks, places)
+            tokens = layer.relate_query(next(remaining), query, num_tasks, places)
             index, layer, (tokens,) = self._to_next_task_layer(index, tokens)
             if layer is not None:
-                rows, number = self._rows_after(index), number + 1
+                rows = self._rows_after(index)
                 query = layer.query_side(layer.prepare(tokens, rows), rows)
         return self._pool(tokens)
 

@@ -36,14 +36,14 @@ from torch import Tensor
 from xxhash import xxh3_64_hexdigest
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
-from dmgal.backbones import FrameEncoder, VideoState, load_backbone, use_memory_efficient_gelu
+from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate
 from dmgal.episodes.evaluation.accuracy import TASKS_AT_A_TIME
 from dmgal.episodes.evaluation.cache import StateCache
 from dmgal.episodes.evaluation.identity import describe
-from dmgal.episodes.evaluation.states import compare_tasks, encode_sides, sides, videos_at_a_time
+from dmgal.episodes.evaluation.states import PrecomputedStates, compare_tasks, precompute_states, videos_at_a_time
 from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.sampler import EpisodeIndices
 
@@ -154,7 +154,7 @@ def kept(options: Options) -> dict[str, Any]:
     clock = Clock()
     some = clips[: 20 * cache.block_size]
     for batch in some.split(cache.block_size):
-        encode_sides(model, batch)
+        precompute_states(model, batch)
     parts["encode_alone"] = clock.seconds()["cpu_seconds"] * len(clips) / len(some)
     count = min(options.plain_episodes, options.episodes)
     logits = logits_of(model, states, [sampler[number] for number in range(count)])
@@ -162,19 +162,23 @@ def kept(options: Options) -> dict[str, Any]:
     offered, told = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
     predicted = (offered == told[..., None]).int().argmax(2)  # (E, Q): indices of a task's classes
     save_file({"logits": logits, "predicted": predicted}, options.work / "kept.safetensors")
-    return {**seconds, "parts_cpu_seconds": parts, "cache_bytes": sum(tensor.nbytes for tensor in states.values())}
+    return {
+        **seconds,
+        "parts_cpu_seconds": parts,
+        "cache_bytes": sum(tensor.nbytes for tensor in states.tensors().values()),
+    }
 
 
-def logits_of(model: FewShotRecognizer, states: VideoState, some: list[EpisodeIndices]) -> Tensor:
+def logits_of(model: FewShotRecognizer, states: PrecomputedStates, some: list[EpisodeIndices]) -> Tensor:
     """Return logits ``(E, Q, n_way)`` as `evaluate` computes them."""
-    labels, (support_states, query_states) = torch.tensor(some[0].support_labels), sides(states)
+    labels = torch.tensor(some[0].support_labels)
     places = [
         tuple(torch.tensor([getattr(task, side) for task in part]) for side in ("support", "query"))
         for part in (some[start : start + TASKS_AT_A_TIME] for start in range(0, len(some), TASKS_AT_A_TIME))
     ]
     return torch.cat(
         [
-            compare_tasks(model, support_states, labels, query_states.select(query.flatten()), len(query), support)
+            compare_tasks(model, states.support, labels, states.query.select(query.flatten()), len(query), support)
             for support, query in places
         ]
     )
@@ -185,10 +189,10 @@ def pieces(options: Options) -> dict[str, Any]:
     """Measure the cost of a video and a 5-way task on a random ViT-B/16, and estimate the total."""
     model = recognizer(options.case, "open_clip:ViT-B-16")
     clips = random_clips(2, model.encoder.image_size, options.seed)
-    states = encode_sides(model, clips)
+    states = precompute_states(model, clips)
     video = {
         "encode": cpu_seconds(lambda: model.encode(clips), 2) / len(clips),
-        "encode_for_cache": cpu_seconds(lambda: encode_sides(model, clips), 2) / len(clips),
+        "encode_for_cache": cpu_seconds(lambda: precompute_states(model, clips), 2) / len(clips),
         "write": cpu_seconds(lambda: write_states(states, options.work / "states.raw"), 3) / len(clips),
     }
     hashing = cpu_seconds(lambda: describe(model), 1)
@@ -213,15 +217,15 @@ def pieces(options: Options) -> dict[str, Any]:
         "case": options.case,
         "seconds_to_hash_weights": hashing,
         "seconds_per_video": video,
-        "cache_bytes_per_video": sum(tensor[:1].nbytes for tensor in states.values()),
+        "cache_bytes_per_video": sum(tensor[:1].nbytes for tensor in states.tensors().values()),
         **by_shots,
     }
 
 
-def write_states(states: VideoState, path: Path) -> None:
+def write_states(states: PrecomputedStates, path: Path) -> None:
     """Write bytes and compute their checksum as a cache does."""
     with path.open("wb") as file:
-        for tensor in states.values():
+        for tensor in states.tensors().values():
             data = tensor.contiguous().flatten().view(torch.uint8).numpy()
             xxh3_64_hexdigest(data)
             file.write(memoryview(data))  # type: ignore[arg-type]

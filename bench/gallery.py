@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dmgal.backbones import FrameEncoder, VideoState, load_backbone, use_memory_efficient_gelu
+from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
 from dmgal.bench.measuring import hardware, median_with_interval
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
-from dmgal.episodes.evaluation.states import encode_sides
+from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
 from dmgal.episodes.gallery.task import GalleryTask, best_logits, find_rejection
 from dmgal.episodes.heads import BiMHM
 from dmgal.recipes.run.data import build_catalog, test_clips
@@ -170,7 +170,7 @@ def seconds() -> dict[str, Any]:
     query = _encode(recognizer, clip)
     tasks = {}
     for shots in (1, 5):
-        states = VideoState({name: _noisy(state, SECONDS_CLASSES * shots) for name, state in query.items()})
+        states = query.map(partial(_noisy, count=SECONDS_CLASSES * shots))
         labels = torch.arange(SECONDS_CLASSES).repeat_interleave(shots)
         for shortlist in (None, 10):
             name = f"{shots}-shot, {'whole gallery' if shortlist is None else f'shortlist of {shortlist}'}"
@@ -178,7 +178,7 @@ def seconds() -> dict[str, Any]:
 
     work: dict[str, Callable[[], object]] = {name: partial(task.logits, query) for name, task in tasks.items()}
     rounds = [_round(partial(_encode, recognizer, clip), work) for _ in range(ROUNDS + 1)][1:]
-    sizes = {name: sum(state.nbytes for state in task.states.values()) for name, task in tasks.items()}
+    sizes = {name: sum(state.nbytes for state in task.states.tensors().values()) for name, task in tasks.items()}
     return {
         "model": "ViT-B/16, 224 pixels, 8 frames, DMGAL-Adapter with a Cmga behind the last block; random weights",
         "classes": SECONDS_CLASSES,
@@ -203,8 +203,8 @@ def _cpu_seconds(work: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def _encode(recognizer: FewShotRecognizer, clip: Tensor) -> VideoState:
-    return encode_sides(recognizer, clip)
+def _encode(recognizer: FewShotRecognizer, clip: Tensor) -> PrecomputedStates:
+    return precompute_states(recognizer, clip)
 
 
 def _noisy(state: Tensor, count: int) -> Tensor:

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..backbones.state import VideoState
 from ..files import printable
 from .catalog.catalog import VideoCatalog
 from .decoding.base import VideoError
 
 OnBadVideo = Literal["error", "skip"]
+
+
+class _Selectable(Protocol):
+    """States of videos."""
+
+    def select(self, videos: Tensor, /) -> Self: ...
+
+
+States = TypeVar("States", bound=_Selectable)
 ReadClip = Callable[[int, int], Tensor]
 """A function that returns the clip of a video, given its position in the episode and the video."""
 
@@ -104,7 +112,7 @@ class BadVideos:
         logging.getLogger(__name__).warning(f"bad video {int(self._is_bad.sum())}: {path}: {reason}; {consequence}")
 
 
-def without_bad(catalog: VideoCatalog, states: VideoState, bad: Sequence[int]) -> tuple[VideoCatalog, VideoState]:
+def without_bad(catalog: VideoCatalog, states: States, bad: Sequence[int]) -> tuple[VideoCatalog, States]:
     """Return the catalog and the states of its videos without the bad videos.
 
     Raises:

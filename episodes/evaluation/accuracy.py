@@ -23,12 +23,13 @@ from ..recognizer import FewShotRecognizer
 from ..sampler import EpisodeIndices, TaskSampler
 from .states import (
     TABLE_GAIN,
+    PrecomputedStates,
+    SupportStates,
     check_states_can_be_kept,
     compare_tasks,
-    encode_sides,
     look_up,
     pair_table,
-    sides,
+    precompute_states,
     videos_at_a_time,
     why_no_pair_scores,
 )
@@ -113,7 +114,7 @@ def encode_videos(
     device: torch.device | str = "cpu",
     progress: bool = True,
     worker_init_fn: Callable[[int], None] | None = None,
-) -> VideoState:
+) -> PrecomputedStates:
     """Encode a data set of clips ``(T, 3, H, W)`` into states on the CPU, in the order of the data set.
 
     Args:
@@ -126,7 +127,7 @@ def encode_videos(
         worker_init_fn: passed on to torch's ``DataLoader``.
 
     Returns:
-        All that can be stored of the videos, see `sides`.
+        The states of all videos.
 
     Raises:
         DmgalError: a state would depend on the other videos of its batch.
@@ -138,13 +139,15 @@ def encode_videos(
         videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned, worker_init_fn=worker_init_fn
     )
     bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)
-    return VideoState.cat([encode_sides(recognizer, batch.to(device, non_blocking=pinned)).to("cpu") for batch in bar])
+    return PrecomputedStates.cat(
+        [precompute_states(recognizer, batch.to(device, non_blocking=pinned)).to("cpu") for batch in bar]
+    )
 
 
 @torch.no_grad()
 def evaluate(
     recognizer: FewShotRecognizer,
-    states: VideoState,
+    states: PrecomputedStates,
     sampler: TaskSampler,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -157,7 +160,7 @@ def evaluate(
 
     Args:
         recognizer: put into evaluation mode.
-        states: the result of `encode_videos`, of a cache or of `FewShotRecognizer.encode`.
+        states: the result of `encode_videos` or of a cache.
         sampler: the episodes.
         device: device that compares.
         progress: if True, show a progress bar.
@@ -212,13 +215,13 @@ class CompareTasks:
 
     Attributes:
         recognizer: in evaluation mode.
-        support_states, query_states: the two parts of `sides`.
+        support_states, query_states: states of all videos.
         device: device that compares.
         dtype: type that the states are converted to; None: as they are.
     """
 
     recognizer: FewShotRecognizer
-    support_states: VideoState
+    support_states: SupportStates
     query_states: VideoState
     device: torch.device | str
     dtype: torch.dtype | None
@@ -231,7 +234,8 @@ class CompareTasks:
             labels: class of each support video, ``(S,)``.
             query: indices of the query videos, ``(E, Q)``.
         """
-        bytes_per_task = support.shape[1] * _bytes_per_video(self.support_states)
+        support_layers = self.support_states.state, *(self.support_states.attended or ())
+        bytes_per_task = support.shape[1] * sum(map(_bytes_per_video, support_layers))
         bytes_per_task += query.shape[1] * _bytes_per_video(self.query_states)
         num_tasks = max(1, min(TASKS_AT_A_TIME, BYTES_AT_A_TIME // max(bytes_per_task, 1)))
         parts = []
@@ -271,14 +275,14 @@ class LookUpPairs:
 
 def _choose_comparison(
     recognizer: FewShotRecognizer,
-    states: VideoState,
+    states: PrecomputedStates,
     sampler: TaskSampler,
     device: torch.device | str,
     progress: bool,
     dtype: torch.dtype | None,
 ) -> CompareTasks | LookUpPairs:
     """Choose the cheaper way to answer the tasks, judged by the first one."""
-    compare = CompareTasks(recognizer, *sides(states), device, dtype)
+    compare = CompareTasks(recognizer, states.support, states.query, device, dtype)
     task = sampler[0]
     num_pairs = len(sampler) * len(task.support) * len(task.query)
     table_pays = states.num_videos**2 <= TABLE_GAIN * num_pairs

@@ -29,13 +29,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from xxhash import xxh3_64_hexdigest
 
-from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ...files import atomic_write, exclusively, listed, printable
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from .identity import differences, refuse_other
-from .states import check_states_can_be_kept, encode_sides
+from .states import PrecomputedStates, check_states_can_be_kept, precompute_states
 
 KEY = "key.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -62,7 +61,7 @@ class CachedStates:
         size: bytes on disk.
     """
 
-    states: VideoState
+    states: PrecomputedStates
     bad: tuple[int, ...]
     encoded: int
     size: int
@@ -179,8 +178,8 @@ class StateCache:
         try:
             for block, batch in zip(blocks, bar, strict=True):
                 with torch.no_grad():
-                    states = encode_sides(recognizer, batch.to(device, non_blocking=pinned)).to("cpu")
-                self._write(block, self._as_stored(states), set(bad()))
+                    states = precompute_states(recognizer, batch.to(device, non_blocking=pinned)).to("cpu")
+                self._write(block, self._as_stored(states.tensors()), set(bad()))
         finally:
             for handle in self._files.values():
                 os.close(handle)
@@ -190,10 +189,10 @@ class StateCache:
         processes.wait()  # until all processes have opened the files, before rank 0 releases the lock
         return opened
 
-    def _as_stored(self, states: VideoState) -> VideoState:
+    def _as_stored(self, states: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.half:
             return states
-        halves = VideoState({name: t.half() if t.is_floating_point() else t for name, t in states.items()})
+        halves = {name: t.half() if t.is_floating_point() else t for name, t in states.items()}
         large = [name for name, t in halves.items() if t.is_floating_point() and not t.isfinite().all()]
         if large:
             raise DmgalError(
@@ -204,7 +203,7 @@ class StateCache:
             )
         return halves
 
-    def _write(self, block: int, states: VideoState, bad: set[int]) -> None:
+    def _write(self, block: int, states: Mapping[str, Tensor], bad: set[int]) -> None:
         try:
             self._write_block(block, states, bad)
         except OSError as error:
@@ -215,7 +214,7 @@ class StateCache:
                 remedy="Free disk space and run again to resume, or choose another location for the states, or none.",
             ) from error
 
-    def _write_block(self, block: int, states: VideoState, bad: set[int]) -> None:
+    def _write_block(self, block: int, states: Mapping[str, Tensor], bad: set[int]) -> None:
         if not self._files:
             self._create_files(states)
         checksums, indices = {}, self._videos_of(block)
@@ -233,7 +232,7 @@ class StateCache:
         }
         _write_json(self._record_path(block), record)
 
-    def _create_files(self, states: VideoState) -> None:
+    def _create_files(self, states: Mapping[str, Tensor]) -> None:
         """Create and open the files. Every process calls this; existing content does not change."""
         layout = {
             name: {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": [*tensor.shape[1:]]}
@@ -299,7 +298,7 @@ class StateCache:
         return np.memmap(path, np.uint8, "r", indices.start * size, (len(indices) * size,))
 
     def _map_states(self, layout: Mapping[str, Any], encoded: int) -> CachedStates:
-        states = VideoState()
+        states = {}
         for name, entry in layout.items():
             try:
                 states[name] = _map_tensor(self._data_path(name), entry, len(self.videos))
@@ -313,7 +312,7 @@ class StateCache:
         records = [_read_json(self._record_path(block)) for block in range(self.num_blocks)]
         bad = tuple(index for record in records for index in record.get("bad", ()))
         size = sum(_bytes_per_video(entry) * len(self.videos) for entry in layout.values())
-        return CachedStates(states, bad, encoded, size)
+        return CachedStates(PrecomputedStates.from_tensors(states), bad, encoded, size)
 
     def _videos_of(self, block: int) -> range:
         return range(block * self.block_size, min((block + 1) * self.block_size, len(self.videos)))

@@ -1,13 +1,16 @@
 """Per-video states, precomputed for use as support and as query, and tables of the scores of all pairs of videos.
 
 Without a task layer, support and query states are the same: the head's state of the video. Task layers that do not
-change the support (a Cmga) split them. The support state then extends to the head, and the query state ends before the
-first task layer. A head has pair scores if its logit for a class depends only on the query and on that class's support:
+change the support (a Cmga) divide them: the support state then includes the head's part, and the query state ends
+before the first task layer. A head has pair scores if its logit for a class depends only on the query and on that
+class's support:
 ``"mean"`` over the logits of the shots, or ``"one_shot"`` if this holds for one shot only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,21 +23,95 @@ from ...progress import progress_bar
 from ..heads.frame_distance import class_members
 from ..recognizer import FewShotRecognizer
 
-ATTENDED, PREPARED, QUERY = "support.attended.", "support.prepared.", "query."
-"""Name prefixes of the three parts of a video's state, if support and query states differ."""
 NORMALIZES_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
-def encode_sides(recognizer: FewShotRecognizer, videos: Tensor) -> VideoState:
+@dataclass(frozen=True, eq=False)
+class SupportStates:
+    """States of videos for use as support.
+
+    Attributes:
+        state: support for ``head.compare``, or for ``recognizer.compare`` if ``attended`` is None.
+        attended: for each task layer, the tensors that queries attend to. None without divided task layers.
+    """
+
+    state: VideoState
+    attended: tuple[VideoState, ...] | None = None
+
+    def select(self, videos: Tensor | slice) -> SupportStates:
+        """Return the states of some videos, given by index tensor, mask or slice."""
+        attended = self.attended and tuple(layer.select(videos) for layer in self.attended)
+        return SupportStates(self.state.select(videos), attended)
+
+
+@dataclass(frozen=True, eq=False)
+class PrecomputedStates:
+    """States of videos for use in any later task. Without divided task layers, both states are the same object."""
+
+    support: SupportStates
+    query: VideoState
+
+    @staticmethod
+    def undivided(state: VideoState) -> PrecomputedStates:
+        """Return states that are the same for support and query, such as those of `FewShotRecognizer.encode`."""
+        return PrecomputedStates(SupportStates(state), state)
+
+    @staticmethod
+    def from_tensors(tensors: Mapping[str, Tensor]) -> PrecomputedStates:
+        """Return the states of `tensors`, for example as read from a file."""
+        query = _with_prefix(tensors, "query.")
+        if not query:
+            return PrecomputedStates.undivided(VideoState(tensors))
+        attended = _with_prefix(tensors, "support.attended.")
+        num_layers = 1 + max((int(name.partition(".")[0]) for name in attended), default=-1)
+        layers = tuple(_with_prefix(attended, f"{layer}.") for layer in range(num_layers))
+        return PrecomputedStates(SupportStates(_with_prefix(tensors, "support.prepared."), layers), query)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by name, for example to write them to a file."""
+        if self.support.attended is None:
+            return dict(self.query)
+        return {
+            **{
+                f"support.attended.{layer}.{name}": tensor
+                for layer, attended in enumerate(self.support.attended)
+                for name, tensor in attended.items()
+            },
+            **{f"support.prepared.{name}": tensor for name, tensor in self.support.state.items()},
+            **{f"query.{name}": tensor for name, tensor in self.query.items()},
+        }
+
+    @property
+    def num_videos(self) -> int:
+        """Number of videos."""
+        return self.query.num_videos
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> PrecomputedStates:
+        """Return the states with each tensor replaced by ``change(tensor)``."""
+        return self.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
+
+    def select(self, videos: Tensor | slice) -> PrecomputedStates:
+        """Return the states of some videos, given by index tensor, mask or slice."""
+        return self.map(lambda tensor: tensor[videos])
+
+    def to(self, *args: Any, **kwargs: Any) -> PrecomputedStates:
+        """Convert or move all tensors, as ``Tensor.to``."""
+        return self.map(lambda tensor: tensor.to(*args, **kwargs))
+
+    @staticmethod
+    def cat(states: Sequence[PrecomputedStates]) -> PrecomputedStates:
+        """Concatenate the videos of several states."""
+        return PrecomputedStates.from_tensors(VideoState.cat([VideoState(part.tensors()) for part in states]))
+
+
+def precompute_states(recognizer: FewShotRecognizer, videos: Tensor) -> PrecomputedStates:
     """Encode videos ``(V, T, 3, H, W)`` into states that can be stored for later tasks, see `compare_tasks`."""
     state = recognizer.encode(videos)
     if not has_divided_task_layers(recognizer):
-        return state
+        return PrecomputedStates.undivided(state)
     encoder: Any = recognizer.encoder
-    support = encoder.support_side(state)
-    prepared = recognizer.head.prepare(support.pop("features"))
-    parts = {ATTENDED: support, PREPARED: prepared, QUERY: encoder.query_side(state)}
-    return VideoState({prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()})
+    features, attended = encoder.support_side(state)
+    return PrecomputedStates(SupportStates(recognizer.head.prepare(features), attended), encoder.query_side(state))
 
 
 def has_divided_task_layers(recognizer: FewShotRecognizer) -> bool:
@@ -43,18 +120,10 @@ def has_divided_task_layers(recognizer: FewShotRecognizer) -> bool:
     return not wants_frames and getattr(getattr(recognizer, "encoder", None), "has_divided_task_layers", False)
 
 
-def sides(states: VideoState) -> tuple[VideoState, VideoState]:
-    """Split stored states into the part for support videos and the part for queries."""
-    query = VideoState({name: tensor for name, tensor in states.items() if name.startswith(QUERY)})
-    if not query:
-        return states, states
-    return VideoState({name: tensor for name, tensor in states.items() if name not in query}), query
-
-
 @torch.no_grad()
 def compare_tasks(
     recognizer: FewShotRecognizer,
-    support: VideoState,
+    support: SupportStates,
     labels: Tensor,
     query: VideoState,
     num_tasks: int,
@@ -67,29 +136,27 @@ def compare_tasks(
 
     Args:
         recognizer: in evaluation mode.
-        support: support part of `sides`, the videos of ``E`` tasks one after the other, ``E*S``.
+        support: support states of the videos of ``E`` tasks, task after task, ``E*S``.
         labels: ``(S,)``, the same for all tasks.
-        query: query part of `sides`, ``E*Q`` videos.
+        query: query states, ``E*Q`` videos.
         num_tasks: ``E``.
         places: indices of each task's videos in ``support``, ``(E, S)``. ``support`` can then hold any videos.
         dtype: convert the support states to this type, if they were stored in fewer bits.
     """
-    attended = _part(support, ATTENDED)
+    state = support.state
     if places is not None:
-        others = VideoState({name: tensor for name, tensor in support.items() if not name.startswith(ATTENDED)})
-        support = others.select(rearrange(places, "e s -> (e s)")).to(labels.device, dtype)
+        state = state.select(rearrange(places, "e s -> (e s)")).to(labels.device, dtype)
     encoder: Any = getattr(recognizer, "encoder", None)
-    if any(name.startswith(QUERY) for name in query):
-        features = encoder.relate_query(attended, _part(query, QUERY), num_tasks, places)
-        support, query = _part(support, PREPARED), recognizer.head.prepare(features)
+    if support.attended is not None:
+        query = recognizer.head.prepare(encoder.relate_query(support.attended, query, num_tasks, places))
         compare = recognizer.head.compare
     else:
         compare = recognizer.compare
         if getattr(encoder, "has_task_layer", False):
-            return _compare_one_by_one(compare, support, labels, query, num_tasks)
+            return _compare_one_by_one(compare, state, labels, query, num_tasks)
     if num_tasks == 1:
-        return _compare_one_by_one(compare, support, labels, query, num_tasks)
-    return _compare_vectorized(compare, support, labels, query, num_tasks)
+        return _compare_one_by_one(compare, state, labels, query, num_tasks)
+    return _compare_vectorized(compare, state, labels, query, num_tasks)
 
 
 def videos_at_a_time(device: torch.device | str) -> int:
@@ -113,8 +180,8 @@ def check_states_can_be_kept(model: nn.Module) -> None:
             )
 
 
-def _part(states: VideoState, prefix: str) -> VideoState:
-    return VideoState({n.removeprefix(prefix): tensor for n, tensor in states.items() if n.startswith(prefix)})
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
+    return VideoState({n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)})
 
 
 def _compare_one_by_one(compare: Any, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int) -> Tensor:
@@ -162,7 +229,7 @@ def why_no_pair_scores(recognizer: FewShotRecognizer, k_shot: int) -> str | None
 
 @torch.no_grad()
 def pair_table(
-    recognizer: FewShotRecognizer, states: VideoState, device: torch.device | str = "cpu", progress: bool = True
+    recognizer: FewShotRecognizer, states: PrecomputedStates, device: torch.device | str = "cpu", progress: bool = True
 ) -> Tensor:
     """Return the score of each pair of videos, ``(V, V)`` on the CPU: queries in rows, support videos in columns.
 
@@ -177,13 +244,14 @@ def pair_table(
             expected="no task layer, and a head with the attribute pair_scores",
             remedy="Evaluate episodes instead.",
         )
-    num_elements = sum(tensor[0].numel() for tensor in states.values())
+    state = states.query
+    num_elements = sum(tensor[0].numel() for tensor in state.values())
     size = max(1, min(MOST_AT_A_TIME, int((NUMBERS_AT_A_TIME / max(num_elements, 1)) ** 0.5)))
-    blocks = torch.arange(states.num_videos).split(size)
-    support = [states.select(videos).to(device) for videos in blocks]
+    blocks = torch.arange(state.num_videos).split(size)
+    support = [state.select(videos).to(device) for videos in blocks]
     rows = []
     for queries in progress_bar(blocks, progress=progress, desc="pairs", unit="block", leave=False):
-        query = states.select(queries).to(device)
+        query = state.select(queries).to(device)
         parts = [recognizer.compare(part, _one_class_each(part, device), query).logits.cpu() for part in support]
         rows.append(torch.cat(parts, dim=1))
     return torch.cat(rows)

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import __version__
-from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ...files import atomic_write, exclusively, listed, printable
+from ..evaluation.states import PrecomputedStates
 from .task import Rejection
 
 
@@ -39,7 +39,7 @@ class Gallery:
         labels: class of each clip, ``(S,)`` int64 in ``0..n_way-1``. Every class has a clip.
         clips: name of each clip, ``(S,)``.
         contents: hash of each clip's file, ``(S,)``, all different, because a clip cannot be enrolled twice.
-        states: states of the clips from `FewShotRecognizer.encode`.
+        states: states of the clips from `precompute_states`.
         views: states of augmented views of clips that are the only one of their class. They calibrate a threshold.
         view_clips: index of the clip of each view, ``(W,)`` int64.
         made_with: everything that shaped the states, by name: weight hashes, frames, transform.
@@ -53,8 +53,8 @@ class Gallery:
     labels: Tensor
     clips: tuple[str, ...]
     contents: tuple[int, ...]
-    states: VideoState
-    views: VideoState
+    states: PrecomputedStates
+    views: PrecomputedStates
     view_clips: Tensor
     made_with: Mapping[str, str] = field(default_factory=dict)
     rejection: Rejection | None = None
@@ -113,8 +113,8 @@ class Gallery:
             labels=torch.cat([self.labels, new_labels[other.labels]]),
             clips=(*self.clips, *other.clips),
             contents=(*self.contents, *other.contents),
-            states=VideoState.cat([self.states, other.states]),
-            views=VideoState.cat([self.views, other.views]),
+            states=PrecomputedStates.cat([self.states, other.states]),
+            views=PrecomputedStates.cat([self.views, other.views]),
             view_clips=torch.cat([self.view_clips, other.view_clips + len(self)]),
             rejection=None,
         )._without_needless_views()
@@ -230,8 +230,8 @@ def save_gallery(gallery: Gallery, path: Path) -> None:
         DmgalError: the file cannot be written, for example because the disk is full. An existing file stays unchanged.
     """
     tensors = {
-        **{f"state.{name}": tensor for name, tensor in gallery.states.items()},
-        **{f"view.{name}": tensor for name, tensor in gallery.views.items()},
+        **{f"state.{name}": tensor for name, tensor in gallery.states.tensors().items()},
+        **{f"view.{name}": tensor for name, tensor in gallery.views.tensors().items()},
         "labels": gallery.labels,
         "view_clips": gallery.view_clips,
     }
@@ -303,16 +303,18 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         labels=tensors["labels"],
         clips=tuple(content["clips"]),
         contents=tuple(int(value, 16) for value in content["contents"]),
-        states=_tensors_with_prefix(tensors, "state."),
-        views=_tensors_with_prefix(tensors, "view."),
+        states=_states_with_prefix(tensors, "state."),
+        views=_states_with_prefix(tensors, "view."),
         view_clips=tensors["view_clips"],
         made_with=content["made_with"],
         rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
     )
 
 
-def _tensors_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
-    return VideoState({name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)})
+def _states_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> PrecomputedStates:
+    return PrecomputedStates.from_tensors(
+        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    )
 
 
 def _cannot_be_written(path: Path, error: Exception) -> DmgalError:

@@ -21,7 +21,7 @@ from torch import Tensor
 from ...errors import DmgalError
 from ...videos.decoding.clip import uniform_frames
 from ...videos.decoding.stream import TimedFrame
-from ..evaluation.states import encode_sides
+from ..evaluation.states import precompute_states
 from .task import GalleryTask
 
 
@@ -63,7 +63,7 @@ class Recognition:
 def recognize_clips(task: GalleryTask, clips: Tensor, threshold: float | None) -> list[Recognition]:
     """Recognize clips ``(V, T, 3, size, size)`` on any device and return the results in order."""
     device = task.labels.device
-    logits = task.logits(encode_sides(task.recognizer, clips.to(device))).float().cpu()
+    logits = task.logits(precompute_states(task.recognizer, clips.to(device))).float().cpu()
     return [Recognition(row, threshold) for row in logits]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ...progress import progress_bar
-from ..evaluation.states import PREPARED, compare_tasks, has_divided_task_layers, sides
+from ..evaluation.states import PrecomputedStates, SupportStates, compare_tasks, has_divided_task_layers
 from ..recognizer import FewShotRecognizer
 
 
@@ -27,7 +27,7 @@ class GalleryTask:
 
     Args:
         recognizer: in evaluation mode, on the device of the states.
-        states: states of the ``S`` enrolled clips from `encode_sides`.
+        states: states of the ``S`` enrolled clips from `precompute_states`.
         labels: class of each enrolled clip, ``(S,)`` int64, all of ``0..n_way-1``.
         shortlist: number of classes to compare with. None: all classes.
 
@@ -36,7 +36,7 @@ class GalleryTask:
     """
 
     def __init__(
-        self, recognizer: FewShotRecognizer, states: VideoState, labels: Tensor, shortlist: int | None = None
+        self, recognizer: FewShotRecognizer, states: PrecomputedStates, labels: Tensor, shortlist: int | None = None
     ) -> None:
         if shortlist is not None:
             _check_shortlist(recognizer, shortlist)
@@ -44,7 +44,6 @@ class GalleryTask:
         self.states = states
         self.labels = labels
         self.shortlist = shortlist
-        self._support = sides(states)[0]
 
     @property
     def n_way(self) -> int:
@@ -52,18 +51,19 @@ class GalleryTask:
         return int(self.labels.max()) + 1
 
     @torch.no_grad()
-    def logits(self, query: VideoState) -> Tensor:
+    def logits(self, query: PrecomputedStates) -> Tensor:
         """Return the logits ``(Q, n_way)`` of ``Q`` clips, ``-inf`` for classes that are not on a clip's shortlist."""
         if self.shortlist is None or self.shortlist >= self.n_way:
-            return self._compare(self._support, self.labels, query)
-        first_logits = self.recognizer.head.compare(_own_state(self.states), self.labels, _own_state(query)).logits
+            return self._compare(self.states.support, self.labels, query.query)
+        # support states do not attend to other videos
+        first_logits = self.recognizer.head.compare(self.states.support.state, self.labels, query.support.state).logits
         shortlists = first_logits.topk(self.shortlist).indices.sort().values  # (Q, shortlist)
         logits = torch.full_like(first_logits, -torch.inf)
         for index, classes in enumerate(shortlists):
             mask = torch.isin(self.labels, classes)
             labels = torch.searchsorted(classes, self.labels[mask])
-            clip = query.select(slice(index, index + 1))
-            logits[index, classes] = self._compare(self._support.select(mask), labels, clip)[0]
+            clip = query.query.select(slice(index, index + 1))
+            logits[index, classes] = self._compare(self.states.support.select(mask), labels, clip)[0]
         return logits
 
     def subset(self, mask: Tensor) -> GalleryTask:
@@ -71,13 +71,8 @@ class GalleryTask:
         labels = self.labels[mask].unique(return_inverse=True)[1]
         return GalleryTask(self.recognizer, self.states.select(mask), labels, self.shortlist)
 
-    def _compare(self, support: VideoState, labels: Tensor, query: VideoState) -> Tensor:
-        return compare_tasks(self.recognizer, support, labels, sides(query)[1], num_tasks=1)[0]
-
-
-def _own_state(states: VideoState) -> VideoState:
-    """Return the head's state of videos that do not attend to other videos, as in the support."""
-    return VideoState({n.removeprefix(PREPARED): state for n, state in states.items() if n.startswith(PREPARED)})
+    def _compare(self, support: SupportStates, labels: Tensor, query: VideoState) -> Tensor:
+        return compare_tasks(self.recognizer, support, labels, query, num_tasks=1)[0]
 
 
 def _check_shortlist(recognizer: FewShotRecognizer, shortlist: int) -> None:
@@ -126,7 +121,7 @@ class Rejection:
 
 def find_rejection(
     task: GalleryTask,
-    views: VideoState,
+    views: PrecomputedStates,
     view_clips: Tensor,
     most: int = 200,
     progress: bool = True,

@@ -16,10 +16,10 @@ from accelerate.utils import broadcast, gather
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from dmgal.backbones import VideoState
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate
 from dmgal.episodes.evaluation.accuracy import LOOK_EVERY, Answers
+from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.sampler import EpisodeIndices, TaskSampler
 
 CHUNK = 32
@@ -33,7 +33,7 @@ def encode_shared(
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
-) -> VideoState:
+) -> PrecomputedStates:
     """Return states of all clips ``(T, 3, H, W)`` in order on every process, after each encoded its share."""
     process, videos = PartialState(), range(len(clips))  # type: ignore[arg-type]
     shares = [_chunks_of(videos, rank, process.num_processes, CHUNK) for rank in range(process.num_processes)]
@@ -42,12 +42,12 @@ def encode_shared(
     states = encode_videos(recognizer, Subset(clips, mine), worker_init_fn=ignore_in_worker, **options)  # type: ignore[arg-type]
     if process.num_processes == 1:
         return states
-    return VideoState({name: _merge(tensor, shares, process.device) for name, tensor in states.items()})
+    return states.map(lambda tensor: _merge(tensor, shares, process.device))
 
 
 def evaluate_shared(
     recognizer: FewShotRecognizer,
-    states: VideoState,
+    states: PrecomputedStates,
     sampler: TaskSampler,
     device: torch.device | str = "cpu",
     progress: bool = True,

@@ -10,12 +10,11 @@ from typing import Literal
 
 import torch
 
-from dmgal.backbones import VideoState
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.cache import CachedStates, Processes, StateCache
 from dmgal.episodes.evaluation.identity import describe
-from dmgal.episodes.evaluation.states import videos_at_a_time
+from dmgal.episodes.evaluation.states import PrecomputedStates, videos_at_a_time
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
@@ -46,7 +45,7 @@ class EncodedSplit:
     """
 
     catalog: VideoCatalog
-    states: VideoState
+    states: PrecomputedStates
     dtype: torch.dtype | None = None
 
 

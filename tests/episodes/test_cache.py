@@ -102,7 +102,7 @@ def test_states_are_opened_before_lock_is_released(whole, tmp_path, monkeypatch)
 
     monkeypatch.setattr(cache_module, "exclusively", followed_at_once)
     states = cache(tmp_path / "cache", model).fill(model, Clips(-1), progress=False).states
-    torch.testing.assert_close(dict(states), dict(cache(whole, model).open().states))
+    torch.testing.assert_close(states.tensors(), cache(whole, model).open().states.tensors())
     assert cache(tmp_path / "cache", other).open()
 
 
@@ -110,10 +110,9 @@ def test_mapped_states_equal_states_in_memory(whole) -> None:
     model = recognizer()
     found = cache(whole, model).open()
     in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
-    assert found.states.keys() == in_memory.keys() and found.encoded == 0 and found.bad == ()
-    for name, tensor in in_memory.items():
-        torch.testing.assert_close(found.states[name], tensor, rtol=0, atol=1e-5)
-    assert found.size == sum(tensor.nbytes for tensor in in_memory.values())
+    assert found.encoded == 0 and found.bad == ()
+    torch.testing.assert_close(found.states.tensors(), in_memory.tensors(), rtol=0, atol=1e-5)
+    assert found.size == sum(tensor.nbytes for tensor in in_memory.tensors().values())
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs the system's list of mappings")
@@ -122,7 +121,7 @@ def test_mappings_are_read_only(whole) -> None:
     found = cache(whole, recognizer()).open()
     mappings = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(whole) in line]
     assert mappings and {permissions for _, permissions, *_ in mappings} <= {"r--p", "r--s"}
-    assert found.states["frames"].isfinite().all()
+    assert found.states.query["frames"].isfinite().all()
 
 
 @pytest.mark.filterwarnings("error")
@@ -131,7 +130,7 @@ def test_every_dtype_round_trips(tmp_path, dtype) -> None:
     values = torch.arange(2 * 3 * 5).view(2, 3, 5).to(dtype)
     (tmp_path / "x.raw").write_bytes(values.view(torch.uint8).numpy().tobytes())
     layout = {"x": {"dtype": str(dtype).removeprefix("torch."), "shape": [3, 5]}}
-    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._map_states(layout, 0).states["x"], values)
+    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._map_states(layout, 0).states.query["x"], values)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5])])
@@ -185,7 +184,7 @@ def test_states_of_another_model_are_rejected(filled, what, change, capsys) -> N
     assert cache(filled, model).fill(model, Clips(-1)).encoded == VIDEOS
     assert what in capsys.readouterr().err and (filled / "not_ours.raw").exists()
     in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
-    torch.testing.assert_close(dict(cache(filled, model).open().states), dict(in_memory))
+    torch.testing.assert_close(cache(filled, model).open().states.tensors(), in_memory.tensors())
 
 
 def test_full_disk_raises_and_keeps_written_blocks(tmp_path, monkeypatch) -> None:
@@ -210,7 +209,7 @@ def test_half_precision_has_its_own_key(whole, tmp_path) -> None:
     half = cache(tmp_path / "half", model, half=True)
     found = half.fill(model, Clips(-1), progress=False)
     exact = cache(whole, model).open()
-    assert found.states["frames"].dtype == torch.float16 and 2 * found.size == exact.size
+    assert found.states.query["frames"].dtype == torch.float16 and 2 * found.size == exact.size
     assert "inexact" in json.loads((tmp_path / "half" / KEY).read_text())["kept_as"]
     with pytest.raises(DmgalError, match="kept_as"):
         cache(tmp_path / "half", model).open()

@@ -13,7 +13,7 @@ from dmgal.backbones import VideoState
 from dmgal.episodes import EpisodeOutput, EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import accuracy as evaluation_module
 from dmgal.episodes.evaluation import encode_videos, evaluate
-from dmgal.episodes.evaluation.states import compare_tasks, look_up, pair_table, sides, why_no_pair_scores
+from dmgal.episodes.evaluation.states import PrecomputedStates, compare_tasks, look_up, pair_table, why_no_pair_scores
 from dmgal.errors import DmgalError
 
 RECOGNIZERS = {f"head {name}": lambda name=name: of_head(name) for name in HEADS}
@@ -40,14 +40,14 @@ def plain_logits(recognizer: FewShotRecognizer, videos: Tensor, sampler: Episode
     return torch.stack(found)
 
 
-def cached_logits(recognizer: FewShotRecognizer, states: VideoState, sampler: EpisodeSampler) -> Tensor:
+def cached_logits(recognizer: FewShotRecognizer, states: PrecomputedStates, sampler: EpisodeSampler) -> Tensor:
     """Compare all tasks at once."""
     episodes = list(sampler)
     support, query = (torch.tensor([getattr(e, side) for e in episodes]) for side in ("support", "query"))
     labels = torch.tensor(episodes[0].support_labels)
-    parts = [part.select(places.flatten()) for part, places in zip(sides(states), (support, query), strict=True)]
-    logits = compare_tasks(recognizer, parts[0], labels, parts[1], len(episodes))
-    from_all = compare_tasks(recognizer, sides(states)[0], labels, parts[1], len(episodes), places=support)
+    query_states = states.query.select(query.flatten())
+    logits = compare_tasks(recognizer, states.support.select(support.flatten()), labels, query_states, len(episodes))
+    from_all = compare_tasks(recognizer, states.support, labels, query_states, len(episodes), places=support)
     assert torch.equal(from_all, logits)
     return logits
 
@@ -89,8 +89,8 @@ def test_query_only_runs_from_the_first_cmga_on(adapter: str, monkeypatch) -> No
     """After a Cmga in the last block, no block runs in a task, and only the class token of a query is stored."""
     recognizer = of_adapter(adapter)
     states = encode_videos(recognizer, list(clips()), progress=False)
-    assert states["query.hidden"].shape[2] == (1 if adapter in ("DMGAL", "Cmga") else 17)
-    assert states["query.hidden"].shape[2] == states["query.forward"].shape[2]
+    assert states.query["hidden"].shape[2] == (1 if adapter in ("DMGAL", "Cmga") else 17)
+    assert states.query["hidden"].shape[2] == states.query["forward"].shape[2]
     ran = []
     run = type(recognizer.encoder)._run_block
     monkeypatch.setattr(
@@ -129,7 +129,7 @@ def test_tokens_before_a_foreign_task_layer_are_reused(head: str) -> None:
     recognizer, videos = of_head(head), clips()
     recognizer.encoder.backbone.blocks[-1].add_module("own", OwnTaskLayer())
     states = encode_videos(recognizer, list(videos), progress=False)
-    assert list(states) == ["tokens"]
+    assert list(states.tensors()) == ["tokens"]
     assert_same(cached_logits(recognizer, states, tasks(3)), plain_logits(recognizer, videos, tasks(3)))
     assert why_no_pair_scores(recognizer, 1) is not None
 
@@ -221,4 +221,4 @@ def test_why_a_head_has_no_pair_scores() -> None:
     assert "HyRSM" in why_no_pair_scores(of_head("HyRSM"), 1)
     assert "task layer" in why_no_pair_scores(of_adapter("DMGAL"), 1)
     with pytest.raises(DmgalError, match="HyRSM"):
-        pair_table(of_head("HyRSM"), VideoState(), progress=False)
+        pair_table(of_head("HyRSM"), PrecomputedStates.undivided(VideoState()), progress=False)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
-from dmgal.episodes.evaluation.states import encode_sides
+from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
 from dmgal.episodes.gallery.gallery import Gallery, load_gallery, refuse_other_model, save_gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.heads import BiMHM, DmgalFT
@@ -43,12 +43,16 @@ RECOGNIZERS = {
 }
 
 
+def undivided(**tensors):
+    return PrecomputedStates.undivided(VideoState(tensors))
+
+
 def gallery(counts, seed=0, **changes):
     """Make a gallery with ``counts`` clips per class, and one view of each clip that is the only one of its class."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.tensor([label for label, count in enumerate(counts.values()) for _ in range(count)])
     clips = [f"{name}/{place}" for name, count in counts.items() for place in range(count)]
-    states = VideoState(
+    states = undivided(
         frames=torch.randn(len(clips), FRAMES, 6, generator=generator),
         other=torch.randn(len(clips), 2, generator=generator),
     )
@@ -61,7 +65,7 @@ def gallery(counts, seed=0, **changes):
         clips=tuple(clips),
         contents=tuple(hash((seed, clip)) % 2**64 for clip in clips),
         states=states,
-        views=VideoState({name: state + 0.01 for name, state in states.select(alone).items()}),
+        views=states.select(alone).map(lambda tensor: tensor + 0.01),
         view_clips=alone,
         made_with={"backbone": "tiny", "frames": str(FRAMES)},
     )
@@ -79,8 +83,8 @@ def episode():
 def test_gallery_logits_equal_episode(name):
     model, task = RECOGNIZERS[name](), episode()
     expected = model(task).logits
-    one_by_one = VideoState.cat([encode_sides(model, video.unsqueeze(0)) for video in task.support])
-    logits = GalleryTask(model, one_by_one, task.support_labels).logits(encode_sides(model, task.query))
+    one_by_one = PrecomputedStates.cat([precompute_states(model, video.unsqueeze(0)) for video in task.support])
+    logits = GalleryTask(model, one_by_one, task.support_labels).logits(precompute_states(model, task.query))
     assert torch.equal(logits.argmax(1), expected.argmax(1))
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -89,7 +93,7 @@ def test_gallery_logits_equal_episode(name):
 @torch.no_grad()
 def test_shortlist_is_the_task_of_the_best_classes_without_attention(name):
     model, task = RECOGNIZERS[name](), episode()
-    support, query = (encode_sides(model, videos) for videos in (task.support, task.query))
+    support, query = (precompute_states(model, videos) for videos in (task.support, task.query))
     logits = GalleryTask(model, support, task.support_labels, shortlist=2).logits(query)
     assert (logits.isfinite().sum(1) == 2).all()
     alone = []  # support videos do not attend to others, so their features are those without attention
@@ -109,9 +113,9 @@ def test_shortlist_is_the_task_of_the_best_classes_without_attention(name):
 def test_useless_shortlist_raises():
     model = RECOGNIZERS["no task layer"]()
     with pytest.raises(DmgalError, match="without a Cmga"):
-        GalleryTask(model, VideoState(), torch.tensor([0, 1]), shortlist=2)
+        GalleryTask(model, undivided(), torch.tensor([0, 1]), shortlist=2)
     with pytest.raises(DmgalError, match="at least 1"):
-        GalleryTask(RECOGNIZERS["cmga"](), VideoState(), torch.tensor([0, 1]), shortlist=0)
+        GalleryTask(RECOGNIZERS["cmga"](), undivided(), torch.tensor([0, 1]), shortlist=0)
 
 
 def kept_states(made):
@@ -124,7 +128,8 @@ def kept_states(made):
 
 def assert_same(one, other):
     assert one.keys() == other.keys()
-    assert all(torch.equal(one[key][name], other[key][name]) for key in one for name in one[key])
+    for key in one:
+        torch.testing.assert_close(one[key].tensors(), other[key].tensors(), rtol=0, atol=0)
 
 
 @settings(max_examples=40, deadline=None)
@@ -245,7 +250,7 @@ def test_failed_write_leaves_old_gallery(tmp_path: Path):
 
 def task(made, shortlist=None):
     """Make the task of a gallery for a Bi-MHM that compares the states directly."""
-    states = VideoState(frames=made.states["frames"])
+    states = undivided(frames=made.states.query["frames"])
     return GalleryTask(FewShotRecognizer(NoEncoder(), BiMHM(center="none", eps=0.0)), states, made.labels, shortlist)
 
 
@@ -260,10 +265,10 @@ def clustered(counts, spread=0.05):
     made = gallery(counts)
     generator = torch.Generator().manual_seed(5)
     centers = 10 * torch.eye(6)[: made.n_way, None]  # (n_way, 1, 6)
-    noise = spread * torch.randn(made.states["frames"].shape, generator=generator)
-    states = VideoState(frames=centers[made.labels] + noise)
+    noise = spread * torch.randn(made.states.query["frames"].shape, generator=generator)
+    states = undivided(frames=centers[made.labels] + noise)
     views = states.select(made.view_clips)
-    return replace(made, states=states, views=VideoState(frames=views["frames"] + 0.01))
+    return replace(made, states=states, views=views.map(lambda tensor: tensor + 0.01))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +285,7 @@ def test_threshold_separates_known_from_unknown(counts, source, known):
     assert (found.source, found.known, found.unknown) == (source, known, len(made))
     assert found.known_kept == 1 and found.unknown_accepted == 0
     inside = task(made).logits(made.states)
-    outside = task(made).logits(VideoState(frames=10 * torch.eye(6)[5].expand(1, FRAMES, 6)))
+    outside = task(made).logits(undivided(frames=10 * torch.eye(6)[5].expand(1, FRAMES, 6)))
     assert (inside.max(1).values >= found.threshold).all() and outside.max() < found.threshold
 
 
