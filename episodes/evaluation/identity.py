@@ -14,7 +14,7 @@ from ...backbones.spec import base_model
 from ...errors import DmgalError
 from ..recognizer import FewShotRecognizer
 
-FORMAT = 3
+FORMAT = 4
 SETTINGS = (bool, int, float, str, type(None))
 OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes of every module, such as ``training`` and hooks, whose ids differ between processes."""

@@ -2,7 +2,20 @@
 
 A method may be several runs that differ in their training seed. An interval over episodes only holds for these trained
 models and these classes. The spread over seeds and the bootstrap over classes show how far the difference generalizes.
-The exact accuracy (our own method) applies to heads with pair scores and draws no episode.
+
+The exact accuracy (our own method) applies to heads with pair scores and draws no episode. If a query's score for a
+support video depends only on these two videos, the probability of a correct answer has a closed form. Let d be the
+query's score for the support video of its own class. For every other class k let ``below_k`` and ``not_above_k`` be the
+shares of its videos with scores ``< d`` and ``<= d``. Support videos are drawn independently. With the other classes M
+of the task, the probability is the product of the shares over M. If M is drawn from all classes, it is an elementary
+symmetric polynomial of the shares, divided by the number of choices of M.
+
+Ties count as in ``argmax``: the first of the largest scores wins, and the classes of a task come in random order. A
+tied class therefore beats the query's own class if it comes earlier. The position of the own class is uniform, so the
+probability is the integral over u from 0 to 1 of the product of ``u below_k + (1 - u) not_above_k`` (a Beta integral).
+This is a polynomial in u, which Gauss-Legendre quadrature integrates exactly.
+
+Classes may be drawn in groups, such as reversal pairs. The number of queries does not change an expected value.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ order of one process. So the result is bit-identical for equal thread counts.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from hashlib import blake2b
 
 import torch
@@ -20,7 +19,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate
 from dmgal.episodes.evaluation.accuracy import LOOK_EVERY, Answers
 from dmgal.episodes.evaluation.states import PrecomputedStates
-from dmgal.episodes.sampler import EpisodeIndices, TaskSampler
+from dmgal.episodes.sampler import TaskSampler
 
 CHUNK = 32
 """Number of videos encoded in one batch."""
@@ -63,8 +62,7 @@ def evaluate_shared(
         return evaluate(recognizer, states, sampler, device, progress, data, dtype=dtype)
     shares = [_chunks_of(range(len(sampler)), rank, world, LOOK_EVERY) for rank in range(world)]
     mine = shares[process.process_index] or shares[0]  # a process without tasks learns the shapes from these
-    tasks: TaskSampler = _PartialSampler(sampler, mine)  # type: ignore[assignment]
-    evaluation = evaluate(recognizer, states, tasks, device, progress, dtype=dtype)
+    evaluation = evaluate(recognizer, states, sampler, device, progress, dtype=dtype, tasks=mine)
     fingerprint = blake2b(data.encode(), digest_size=8)
     for task in sampler:
         fingerprint.update(repr(task).encode())
@@ -98,25 +96,6 @@ def any_process(flags: Tensor) -> Tensor:
         return flags
     everywhere = gather(flags.to(process.device, torch.uint8)[None])  # (processes, N)
     return everywhere.amax(0).bool().cpu()
-
-
-class _PartialSampler:
-    """Iterator over some tasks of a sampler.
-
-    The length stays that of all tasks: `evaluate` chooses by it how to compare, and all processes must choose alike.
-    """
-
-    def __init__(self, sampler: TaskSampler, numbers: list[int]) -> None:
-        self._sampler, self._numbers = sampler, numbers
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def __iter__(self) -> Iterator[EpisodeIndices]:
-        return (self._sampler[number] for number in self._numbers)
-
-    def __getitem__(self, number: int) -> EpisodeIndices:
-        return self._sampler[number]
 
 
 def _chunks_of(items: range, rank: int, world: int, size: int) -> list[int]:

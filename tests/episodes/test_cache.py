@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from dmgal.episodes import EpisodeSampler
 from dmgal.episodes.evaluation import cache as cache_module
 from dmgal.episodes.evaluation import encode_videos, evaluate
-from dmgal.episodes.evaluation.cache import KEY, StateCache
+from dmgal.episodes.evaluation.cache import KEY, StateCache, StateFiles
 from dmgal.episodes.evaluation.identity import describe
 from dmgal.errors import DmgalError
 from dmgal.files import exclusively
@@ -128,17 +129,21 @@ def test_mappings_are_read_only(whole) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.int64, torch.bool])
 def test_every_dtype_round_trips(tmp_path, dtype) -> None:
     values = torch.arange(2 * 3 * 5).view(2, 3, 5).to(dtype)
-    (tmp_path / "x.raw").write_bytes(values.view(torch.uint8).numpy().tobytes())
-    layout = {"x": {"dtype": str(dtype).removeprefix("torch."), "shape": [3, 5]}}
-    assert torch.equal(StateCache(tmp_path, {}, ["a", "b"])._map_states(layout, 0).states.query["x"], values)
+    files = StateFiles(tmp_path, ["a", "b"], block_size=1)
+    files.create({}, {"x": values[:1]})
+    for block in (1, 0):
+        files.write(block, {"x": values[block : block + 1]}, set())
+    assert files.problem(0) is None and torch.equal(files.open()[0].query["x"], values)
+    if dtype != torch.bfloat16:  # numpy has no such type
+        assert np.array_equal(np.load(tmp_path / "x.npy"), values.numpy())
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(path.read_bytes()[:-5])])
 def test_lost_or_truncated_file_raises(filled, spoil, monkeypatch) -> None:
     found = cache(filled, recognizer())
-    monkeypatch.setattr(found, "_problem", lambda block: None)
-    spoil(filled / "frames.raw")
-    with pytest.raises(DmgalError, match=r"cannot be opened(.|\n)*frames.raw"):
+    monkeypatch.setattr(found.files, "problem", lambda block: None)
+    spoil(filled / "frames.npy")
+    with pytest.raises(DmgalError, match=r"cannot be opened(.|\n)*frames.npy"):
         found.open()
 
 
@@ -151,15 +156,15 @@ def test_complete_cache_encodes_nothing(filled) -> None:
 
 def test_unusable_blocks_are_named_and_encoded_again(filled, whole, capsys) -> None:
     model = recognizer()
-    data = filled / "frames.raw"
+    data = filled / "frames.npy"
     spoiled = bytearray(data.read_bytes())
-    spoiled[0] ^= 1  # of block 0
+    spoiled[np.load(data, mmap_mode="r").offset] ^= 1  # of block 0
     data.write_bytes(spoiled[:-5])  # of the last block
     record = filled / "blocks" / "00002.json"
     record.write_text(record.read_text().replace("video 9", "another 9"))
     with pytest.raises(DmgalError, match="3 of 6 blocks differ") as error:
         cache(filled, model).open()
-    for words in ("block 0: frames.raw differs from its checksum", "changed: video 9", "block 5: frames.raw is trunc"):
+    for words in ("block 0: frames.npy differs from its checksum", "changed: video 9", "block 5: frames.npy is trunc"):
         assert words in str(error.value)
     assert cache(filled, model).fill(model, Clips(-1)).encoded == BLOCK + BLOCK + VIDEOS % BLOCK
     assert "3 blocks are encoded again" in capsys.readouterr().err
@@ -180,24 +185,24 @@ def test_states_of_another_model_are_rejected(filled, what, change, capsys) -> N
     change(model)
     with pytest.raises(DmgalError, match=what):
         cache(filled, model).open()
-    (filled / "not_ours.raw").write_text("kept")
+    (filled / "not_ours.npy").write_text("kept")
     assert cache(filled, model).fill(model, Clips(-1)).encoded == VIDEOS
-    assert what in capsys.readouterr().err and (filled / "not_ours.raw").exists()
+    assert what in capsys.readouterr().err and (filled / "not_ours.npy").exists()
     in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
     torch.testing.assert_close(cache(filled, model).open().states.tensors(), in_memory.tensors())
 
 
 def test_full_disk_raises_and_keeps_written_blocks(tmp_path, monkeypatch) -> None:
-    model, pwrite, calls = recognizer(), os.pwrite, []
+    model, seek, calls = recognizer(), cache_module._seek_row, []
 
     def full(*arguments) -> int:
         calls.append(arguments)
         if len(calls) > 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return pwrite(*arguments)
+        return seek(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "pwrite", full)
+        patch.setattr(cache_module, "_seek_row", full)  # called before each write
         with pytest.raises(DmgalError, match="The disk is full") as error:
             cache(tmp_path / "cache", model).fill(model, Clips(-1), progress=False)
     assert "4 of 6 blocks" in str(error.value)

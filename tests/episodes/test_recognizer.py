@@ -12,6 +12,8 @@ from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, Evaluation, evaluate, paired_difference
+from dmgal.episodes.evaluation.accuracy import normal_or_t_quantile
+from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.heads import BiMHM, DmgalFT
 
 FRAMES = 4
@@ -110,7 +112,7 @@ def test_evaluation_counts_right_answers_of_each_episode():
             return EpisodeOutput(torch.where(is_odd, first, same).float())
 
     labels = [c for c in range(4) for _ in range(6)]
-    states = VideoState(label=torch.tensor(labels), video=torch.arange(24))
+    states = PrecomputedStates.undivided(VideoState(label=torch.tensor(labels), video=torch.arange(24)))
     sampler = EpisodeSampler(labels, n_way=3, k_shot=1, n_query=2, num_episodes=50, seed=3)
     result = evaluate(Oracle(), states, sampler, progress=False)
     for index, indices in enumerate(sampler):
@@ -118,13 +120,37 @@ def test_evaluation_counts_right_answers_of_each_episode():
         assert result.accuracies[index] == pytest.approx(sum(right) / 6)
 
 
-def test_an_estimate_is_a_mean_with_its_normal_interval():
+def test_estimate_of_few_values_has_the_interval_of_student():
     values = torch.tensor([1.0, 0.0, 1.0, 1.0])
     estimate = Estimate.of(values)
     assert estimate.mean == 75.0
-    assert estimate.half_width == pytest.approx(
-        1.96 * 50 / math.sqrt(4)
-    )  # the sample's standard deviation is 50 points
+    sample_deviation = 50
+    assert estimate.half_width == pytest.approx(3.1824463053 * sample_deviation / math.sqrt(4))
+
+
+def test_estimate_of_one_value_has_no_finite_interval():
+    assert math.isinf(Estimate.of(torch.tensor([1.0])).half_width)
+
+
+STUDENT = {1: 12.7062047362, 2: 4.3026527297, 3: 3.1824463053, 4: 2.7764451052, 9: 2.2621571628, 30: 2.0422724563}
+STUDENT |= {100: 1.9839715185, 999: 1.9623414611}
+
+
+def test_quantiles_of_few_degrees_of_freedom_are_those_of_the_tables():
+    assert {count: normal_or_t_quantile(count) for count in STUDENT} == pytest.approx(STUDENT, abs=1e-8)
+
+
+def test_quantile_falls_to_the_normal_one():
+    quantiles = [normal_or_t_quantile(count) for count in (1, 2, 3, 10, 100, 500, 999, 1000, 9999)]
+    assert quantiles == sorted(quantiles, reverse=True) and quantiles[-2:] == [1.96, 1.96]
+
+
+def test_interval_of_five_normal_values_has_nominal_coverage():
+    generator = torch.Generator().manual_seed(0)
+    samples = 0.01 * torch.randn(20_000, 5, generator=generator, dtype=torch.float64)
+    half_widths = torch.tensor([Estimate.of(sample).half_width for sample in samples], dtype=torch.float64)
+    covered = ((100 * samples.mean(1)).abs() <= half_widths).double().mean()
+    assert 0.945 < covered < 0.955
 
 
 def test_interval_has_nominal_coverage():
