@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
-_FOUR_PARTS = re.compile(
-    r"(?P<problem>.*?)\n  received: (?P<received>.*?)\n  expected: (?P<expected>.*?)\n  what to do: (?P<remedy>.*)",
-    re.DOTALL,
-)
+MOST_DIFFERENCES = 20
+"""Maximum number of differences listed in a message."""
 
 
 class DmgalError(ValueError):
     """A mistake that the user can correct. The command line prints it without a traceback and exits with 2.
 
     The four parts are attributes of the same names. Errors of this class and of its subclasses can be pickled.
-
-    torch rebuilds an error of a loader worker from the text of the worker's traceback alone. A ``problem`` without
-    other parts may therefore be such a traceback. The message at its end is used, and the parts are restored from it.
 
     Args:
         problem: what could not be done, as one sentence.
@@ -26,24 +21,12 @@ class DmgalError(ValueError):
         remedy: what the user can do now.
     """
 
-    problem: str
-    received: str | None
-    expected: str | None
-    remedy: str | None
-
     def __init__(
         self, problem: str, *, received: str | None = None, expected: str | None = None, remedy: str | None = None
     ) -> None:
-        if received is None and expected is None and remedy is None:
-            message = problem.rpartition(f"{type(self).__name__}: ")[2].strip()
-            super().__init__(message)
-            parts = _FOUR_PARTS.fullmatch(message)
-            if parts is None:
-                problem = message
-            else:
-                problem, received, expected, remedy = parts.group("problem", "received", "expected", "remedy")
-        else:
-            super().__init__(f"{problem}\n  received: {received}\n  expected: {expected}\n  what to do: {remedy}")
+        parts = {"received": received, "expected": expected, "what to do": remedy}
+        lines = [f"\n  {name}: {part}" for name, part in parts.items() if part is not None]
+        super().__init__(problem + "".join(lines))
         self.problem = problem
         self.received = received
         self.expected = expected
@@ -57,6 +40,25 @@ class DmgalError(ValueError):
 def _rebuild(kind: type[DmgalError], message: str) -> DmgalError:
     """Return an error with this message, without calling ``__init__``."""
     return kind.__new__(kind, message)
+
+
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the saved and the current value of each entry that differs, by name. A missing entry is None."""
+    names = sorted({*saved, *current})
+    return {name: (saved.get(name), current.get(name)) for name in names if saved.get(name) != current.get(name)}
+
+
+def refuse_differences(changes: Mapping[str, tuple[Any, Any]], problem: str, remedy: str) -> None:
+    """Raise a DmgalError that lists the current and the saved values of `differences`, if there are any."""
+    if changes:
+        listed = list(changes.items())[:MOST_DIFFERENCES]
+        more = f" and {len(changes) - MOST_DIFFERENCES} more" if len(changes) > MOST_DIFFERENCES else ""
+        raise DmgalError(
+            problem,
+            received=", ".join(f"{name}={current!r}" for name, (_, current) in listed) + more,
+            expected=", ".join(f"{name}={saved!r}" for name, (saved, _) in listed) + more + ", as saved",
+            remedy=remedy,
+        )
 
 
 def first_line(error: Exception) -> str:

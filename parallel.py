@@ -1,4 +1,4 @@
-"""A function applied to many pieces of work in several spawned processes with one torch thread each."""
+"""Work in several processes: a function applied to many pieces, and a data loader that preserves the user's errors."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch.utils.data import DataLoader, default_collate
 
 from .errors import DmgalError
 
@@ -107,6 +109,55 @@ def _single_threaded_children() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+class Loader(DataLoader[Any]):
+    """A torch ``DataLoader`` that raises the DmgalError of a worker unchanged.
+
+    torch raises a new error with the traceback of the worker as its text. Here the worker returns the error as a value
+    instead, and this process raises it.
+
+    Args:
+        dataset: items by index.
+        collate_fn: combines the items of a batch.
+        options: those of ``DataLoader``.
+    """
+
+    def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] = default_collate, **options: Any) -> None:
+        super().__init__(_ErrorsAsItems(dataset), collate_fn=partial(_collate_or_error, collate_fn), **options)
+
+    def __iter__(self) -> Any:
+        """Start the workers, and return the batches."""
+        return map(_raise_error, super().__iter__())
+
+
+class _ErrorsAsItems:
+    """A data set that returns a DmgalError instead of raising it."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> Any:
+        try:
+            return self._dataset[index]
+        except DmgalError as error:
+            return error
+
+
+def _collate_or_error(collate: Callable[[Any], Any], items: Any) -> Any:
+    for item in items if isinstance(items, list) else [items]:
+        if isinstance(item, DmgalError):
+            return item
+    return collate(items)
+
+
+def _raise_error(batch: Any) -> Any:
+    if isinstance(batch, DmgalError):
+        raise batch
+    return batch
 
 
 def available_cores() -> int:

@@ -198,12 +198,12 @@ class AIMConfig(BlockAdapterConfig):
 
     def complete(self, spec: BackboneSpec) -> None:
         if spec.rotary:
-            raise self.refuse_backbone(
+            raise self.unsupported_backbone(
                 "its attention rotates queries and keys by their image position, and AIM would apply it over frames",
                 "Use a backbone with learned positions, or another adapter.",
             )
         if spec.attend is None or spec.parts is None or None in (*vars(spec.parts).values(),):
-            raise self.refuse_backbone(
+            raise self.unsupported_backbone(
                 "the norms, the attention and the MLP of its blocks are not all known",
                 "Name them in the spec's `parts` and `attend`, or use another adapter.",
             )

@@ -128,7 +128,7 @@ class BlockAdapterConfig(PeftConfig):
             )
         return sorted({index % depth for index in blocks})
 
-    def refuse_backbone(self, reason: str, remedy: str) -> DmgalError:
+    def unsupported_backbone(self, reason: str, remedy: str) -> DmgalError:
         """Return the error for a backbone that the method does not support."""
         return DmgalError(
             f"{type(self).__name__} is not supported on this backbone.",

@@ -47,7 +47,7 @@ class BitFitConfig(BlockAdapterConfig):
         if block not in self.blocks:
             return None
         if next(_biases(module), None) is None:
-            raise self.refuse_backbone(f"block {block} has no bias", "Use another adapter.")
+            raise self.unsupported_backbone(f"block {block} has no bias", "Use another adapter.")
         return BiasDeltas(module)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,21 +48,21 @@ def describe(
     candidates = [stack for stack in stacks(model) if blocks in (None, stack.path)]
     size = size or image_size(model)
     if not candidates:
-        refuse(model, "no stack of equal blocks" + (f" is named {blocks!r}" if blocks else " was found"))
+        raise not_found(model, "no stack of equal blocks" + (f" is named {blocks!r}" if blocks else " was found"))
     if size is None:
-        refuse(model, "the size of its images is unknown; give image_size=")
+        raise not_found(model, "the size of its images is unknown; give image_size=")
     if any(parameter.is_meta for parameter in model.parameters()):
-        refuse(model, "its weights are on the meta device, so it cannot be run")
+        raise not_found(model, "its weights are on the meta device, so it cannot be run")
     with evaluating(model):
         observation = _observe(model, run, candidates, size)
         return _assemble(model, run, observation, size, given or {})
 
 
-def refuse(model: nn.Module, reason: str) -> NoReturn:
-    """Raise an error that lists the stacks of blocks in a model and explains how to describe it by hand."""
+def not_found(model: nn.Module, reason: str) -> DmgalError:
+    """Return an error that lists the stacks of blocks in a model and explains how to describe it by hand."""
     model_class = f"{type(model).__module__}.{type(model).__qualname__}"
     found_stacks = ", ".join(map(str, stacks(model))) or "none"
-    raise DmgalError(
+    return DmgalError(
         "The parts of this backbone were not found.",
         received=f"{model_class}: {reason}; stacks of equal blocks: {found_stacks}",
         expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks "
@@ -111,14 +111,15 @@ def _observe(model: nn.Module, run: Run, candidates: list[Stack], size: tuple[in
             runs.append((images, *watch(model, run, images, paths)))
         except Exception as error:  # models fail in many ways on unsupported images
             reason = " ".join(str(error).split())[:200]
-            refuse(model, f"it could not be run on images {tuple(images.shape)}: {type(error).__name__}: {reason}")
+            reason = f"it could not be run on images {tuple(images.shape)}: {type(error).__name__}: {reason}"
+            raise not_found(model, reason) from error
     images, calls, output = runs[-1]
     called_with_tokens = {call.path for call in calls if call.keeps_shape}
     matches = [stack for stack in candidates if stack.block_paths[0] in called_with_tokens]
     if not matches:
-        refuse(model, "no stack is called with tokens")
+        raise not_found(model, "no stack is called with tokens")
     if len(matches) > 1:
-        refuse(model, f"{' and '.join(stack.path for stack in matches)} are all called with tokens")
+        raise not_found(model, f"{' and '.join(stack.path for stack in matches)} are all called with tokens")
     first_path = matches[0].block_paths[0]
     two, three = (next(call for call in calls if call.path == first_path).input for _, calls, _ in runs)
     return _Observation(matches[0], (two, three), calls, images, output)
@@ -142,7 +143,7 @@ def _assemble(
     embedding = next((c.path for c in observation.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))), None)
     embedding = given.get("patch_embedding", embedding)
     if embedding is None:
-        refuse(model, "no convolution or linear layer embeds its patches; give patch_embedding=")
+        raise not_found(model, "no convolution or linear layer embeds its patches; give patch_embedding=")
     parts, attend, rotary = find_parts(observation.in_first_block, observation.blocks[0], batch_first)
     norm = next((c.path for c in observation.after_blocks if is_norm(c)), None)
     stem = [call.path for call in observation.before_blocks if call.path]
@@ -182,7 +183,8 @@ def _assemble(
         except DmgalError:
             raise
         except Exception as error:  # models may access their blocks in many ways
-            refuse(model, f"its parts cannot be called in sequence: {type(error).__name__}: {error}")
+            reason = f"its parts cannot be called in sequence: {type(error).__name__}: {error}"
+            raise not_found(model, reason) from error
     return spec
 
 
@@ -191,27 +193,28 @@ def _layout(model: nn.Module, observation: _Observation, given: dict[str, Any]) 
     dimension = batch_dimension(*observation.block_inputs)
     if dimension is None:
         shapes = " and ".join(str(tuple(tokens.shape)) for tokens in observation.block_inputs)
-        refuse(model, f"the inputs of its blocks are {shapes} for two and three images")
+        raise not_found(model, f"the inputs of its blocks are {shapes} for two and three images")
     two, three = (tokens.transpose(0, dimension) for tokens in observation.block_inputs)  # (B, N, C)
     if "grid" in given:
         rows, columns = given["grid"]
         return dimension == 0, two.shape[1] - rows * columns, (rows, columns)
     prefix_and_grid = places(two, three)
     if prefix_and_grid is None:
-        refuse(model, "its tokens are not prefix tokens and then the patches row by row; give grid= if they are")
+        reason = "its tokens are not prefix tokens and then the patches row by row; give grid= if they are"
+        raise not_found(model, reason)
     return dimension == 0, *prefix_and_grid
 
 
 def _check_blocks(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> None:
     stack, blocks = observation.stack, observation.blocks
     if [call.path for call in blocks] != stack.block_paths or not all(call.keeps_shape for call in blocks):
-        refuse(model, f"the blocks of {stack.path} are not called once each, in order, from tokens to tokens")
+        raise not_found(model, f"the blocks of {stack.path} are not called once each, in order, from tokens to tokens")
     if "run_block" in given:
         return
     if not all(call.is_plain for call in blocks):
-        refuse(model, f"the blocks of {stack.path} receive more than the tokens; give run_block=")
+        raise not_found(model, f"the blocks of {stack.path} receive more than the tokens; give run_block=")
     if any(call.other_arguments != blocks[0].other_arguments for call in blocks):
-        refuse(model, f"the blocks of {stack.path} are called with different arguments; give run_block=")
+        raise not_found(model, f"the blocks of {stack.path} are called with different arguments; give run_block=")
 
 
 @torch.no_grad()
@@ -226,7 +229,7 @@ def _verify(model: nn.Module, spec: BackboneSpec, observation: _Observation) -> 
         tokens = spec.run_block(model, model.get_submodule(name), tokens)
     tokens = tokens if spec.batch_first else tokens.transpose(0, 1)
     if not _close(spec.pool(model, tokens), expected):
-        refuse(model, "its blocks called in sequence do not give what it gives; give stem=, run_block=, pool=")
+        raise not_found(model, "its blocks called in sequence do not give what it gives; give stem=, run_block=, pool=")
     try:
         pools_prefix = spec.num_prefix_tokens > 0 and _close(spec.pool(model, tokens[:, :1]), expected)
         return replace(spec, pools_prefix=pools_prefix)

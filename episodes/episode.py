@@ -45,9 +45,11 @@ class Episode:
         empty_classes = [name for name, shots in zip(self.class_names, self.shots, strict=True) if not shots]
         if empty_classes:
             names = ", ".join(map(repr, empty_classes))
-            _refuse(f"no support video of {names}", "at least one support video of each class")
+            raise _inconsistent(f"no support video of {names}", "at least one support video of each class")
         if self.classes is not None and (self.classes.dtype, self.classes.shape) != (torch.int64, (self.n_way,)):
-            _refuse(f"classes {tuple(self.classes.shape)} {self.classes.dtype}", f"({self.n_way},) {torch.int64}")
+            raise _inconsistent(
+                f"classes {tuple(self.classes.shape)} {self.classes.dtype}", f"({self.n_way},) {torch.int64}"
+            )
 
     @property
     def n_way(self) -> int:
@@ -64,7 +66,9 @@ class Episode:
         """Number of support videos per class; raises DmgalError if classes differ (see `shots`)."""
         shots = self.shots
         if len(set(shots)) != 1:
-            _refuse(f"shots per class {shots}", "the same number of shots in each class", "Use episode.shots instead.")
+            raise _inconsistent(
+                f"shots per class {shots}", "the same number of shots in each class", "Use episode.shots instead."
+            )
         return shots[0]
 
     @property
@@ -146,9 +150,11 @@ def _check_videos(episode: Episode) -> None:
     support, query = episode.support, episode.query
     for name, videos in (("support", support), ("query", query)):
         if videos.ndim != 5 or videos.shape[2] != 3 or 0 in videos.shape:
-            _refuse(f"{name} of shape {tuple(videos.shape)}", "(videos, frames, 3, height, width), all above 0")
+            raise _inconsistent(
+                f"{name} of shape {tuple(videos.shape)}", "(videos, frames, 3, height, width), all above 0"
+            )
     if support.shape[1:] != query.shape[1:] or (support.dtype, support.device) != (query.dtype, query.device):
-        _refuse(
+        raise _inconsistent(
             f"support {tuple(support.shape)} {support.dtype} on {support.device}, "
             f"query {tuple(query.shape)} {query.dtype} on {query.device}",
             "videos of the same frames, size, dtype and device",
@@ -158,14 +164,18 @@ def _check_videos(episode: Episode) -> None:
 
 def _check_labels(name: str, videos: Tensor, labels: Tensor, n_way: int) -> None:
     if labels.dtype != torch.int64 or labels.shape != videos.shape[:1] or labels.device != videos.device:
-        _refuse(
+        raise _inconsistent(
             f"{name}_labels {tuple(labels.shape)} {labels.dtype} on {labels.device}",
             f"({videos.shape[0]},) {torch.int64} on {videos.device}: one label per {name} video",
         )
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= n_way:
-        _refuse(f"{name}_labels from {lowest} to {highest} for {n_way} class names", f"labels from 0 to {n_way - 1}")
+        raise _inconsistent(
+            f"{name}_labels from {lowest} to {highest} for {n_way} class names", f"labels from 0 to {n_way - 1}"
+        )
 
 
-def _refuse(received: str, expected: str, remedy: str = "Fix the code or sampler that builds the episode.") -> None:
-    raise DmgalError("The parts of an episode are inconsistent.", received=received, expected=expected, remedy=remedy)
+def _inconsistent(
+    received: str, expected: str, remedy: str = "Fix the code or sampler that builds the episode."
+) -> DmgalError:
+    return DmgalError("The parts of an episode are inconsistent.", received=received, expected=expected, remedy=remedy)

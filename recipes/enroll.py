@@ -21,7 +21,7 @@ from typing import Annotated
 
 import tyro
 
-from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery, refuse_other_model, save_gallery
+from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery, save_gallery
 from dmgal.episodes.gallery.task import Rejection
 from dmgal.errors import DmgalError
 from dmgal.files import printable
@@ -87,7 +87,7 @@ def run(options: Enroll) -> Gallery:
         gallery = _existing(options)
         shortlist = options.shortlist
         if gallery is not None:
-            refuse_other_model(gallery.made_with, made_with(recipe, recognizer), "The run")
+            gallery.check_model(made_with(recipe, recognizer))
             if shortlist is None and gallery.rejection is not None:
                 shortlist = gallery.rejection.shortlist
             gallery = gallery.removed([printable(name) for name in options.remove]) if options.remove else gallery

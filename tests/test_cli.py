@@ -13,6 +13,7 @@ import dmgal
 from dmgal import recipes
 from dmgal.cli import COMMANDS, main
 from dmgal.errors import DmgalError
+from dmgal.parallel import Loader
 from dmgal.videos.decoding.base import VideoError
 
 
@@ -116,8 +117,18 @@ def test_errors_are_pickled_with_their_parts(error: DmgalError) -> None:
     assert (type(copied), str(copied), vars(copied)) == (type(error), str(error), vars(error))
 
 
-def test_parts_are_restored_from_the_traceback_of_a_loader_worker() -> None:
+class DamagedVideos(list):
+    def __getitem__(self, index: int) -> int:
+        if index == 3:
+            raise VideoError("/videos/1.mp4", "damaged")
+        return index
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"batch_size": None, "collate_fn": str}])
+def test_error_of_a_loader_worker_keeps_its_parts(workers: int, options: dict) -> None:
+    with pytest.raises(VideoError) as caught:
+        list(Loader(DamagedVideos(range(5)), num_workers=workers, **options))
     error = VideoError("/videos/1.mp4", "damaged")
-    rebuilt = VideoError(f"Caught VideoError in worker 0.\nTraceback:\n  line\ndmgal.VideoError: {error}\n")
-    assert (str(rebuilt), vars(rebuilt)) == (str(error), vars(error))
-    assert rebuilt.received == "damaged"
+    assert (str(caught.value), vars(caught.value)) == (str(error), vars(error))
+    assert caught.value.received == "damaged" and "Traceback" not in str(caught.value)

@@ -280,7 +280,7 @@ def test_no_script_hides_a_module_that_others_import() -> None:
     """The folder of a file that is run as a script is the first place where Python looks for modules."""
     requirements = (
         "accelerate av decord einops filelock numpy open_clip peft PIL safetensors timm torch tqdm"
-        " transformers tyro yaml"
+        " transformers tyro xxhash yaml"
     )
     taken = sys.stdlib_module_names | set(requirements.split())
     scripts = {path.stem for name in SCRIPT_FLOORS for path in (ROOT / name).glob("*.py")}

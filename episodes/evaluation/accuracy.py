@@ -16,9 +16,10 @@ from itertools import islice
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from ...backbones.state import VideoState
+from ...parallel import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from ..sampler import EpisodeIndices, TaskSampler
@@ -152,7 +153,7 @@ def encode_videos(
         num_workers: processes that read clips.
         device: device that encodes.
         progress: if True, show a progress bar.
-        worker_init_fn: passed on to torch's ``DataLoader``.
+        worker_init_fn: passed on to `Loader`.
 
     Returns:
         The states of all videos.
@@ -163,7 +164,7 @@ def encode_videos(
     check_states_can_be_kept(recognizer.eval())
     pinned = torch.device(device).type == "cuda"
     batch_size = batch_size or videos_at_a_time(device)
-    loader = DataLoader(
+    loader = Loader(
         videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned, worker_init_fn=worker_init_fn
     )
     bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)

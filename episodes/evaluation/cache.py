@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ import torch
 import xxhash
 from numpy.lib import format as npy
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
 
-from ...errors import DmgalError
+from ...errors import DmgalError, differences, refuse_differences
 from ...files import atomic_write, exclusively, listed, printable
+from ...parallel import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
-from .identity import differences, refuse_other
 from .states import PrecomputedStates, check_states_can_be_kept, precompute_states
 
+_LOG = logging.getLogger(__name__)
 KEY = "key.json"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 BadOf = Callable[[], Sequence[int]]
@@ -236,7 +236,7 @@ class StateCache:
             clips: ``(T, 3, H, W)`` of each video, in the order of ``videos``.
             num_workers: processes that read clips, per encoding process.
             device: device that encodes.
-            progress: if True, show progress bars and log which blocks are encoded again.
+            progress: if True, show progress bars.
             processes: this process among all that encode. None: the only one.
             bad: returns the indices of the videos that this process could not read so far.
             no_longer_bad: indices of videos that are bad in the cache but readable now. They are encoded again.
@@ -250,10 +250,10 @@ class StateCache:
         if processes.rank:
             processes.wait()  # until rank 0 holds the lock and has deleted the unusable blocks
             return self._encode_missing(recognizer, clips, num_workers, device, False, processes, bad)
-        with exclusively(self.folder / ".lock", lambda: _log(f"Waiting for another process in {self.folder}.")):
+        name = printable(str(self.folder))
+        with exclusively(self.folder / ".lock", lambda: _LOG.info("Waiting for another process in %s.", name)):
             for reason in self._delete_unusable(no_longer_bad):
-                if progress:
-                    _log(f"{self.folder}: {reason}")
+                _LOG.info("%s: %s", name, reason)
             processes.wait()
             return self._encode_missing(recognizer, clips, num_workers, device, progress, processes, bad)
 
@@ -263,7 +263,11 @@ class StateCache:
         Raises:
             DmgalError: the cache is incomplete, damaged, stale or has another key. The error names the differences.
         """
-        refuse_other(f"The cache {self.folder}", self.files.key(), self.key)
+        refuse_differences(
+            differences(self.files.key(), self.key),
+            f"The cache {self.folder} was made by another model or from other input.",
+            "Use the model and input that made it, or choose another folder to make a new one.",
+        )
         reasons = map(self.files.problem, range(len(self.files.blocks)))
         problems = [f"block {block}: {reason}" for block, reason in enumerate(reasons) if reason]
         if problems:
@@ -290,7 +294,7 @@ class StateCache:
         processes.wait()  # until all processes have listed the missing blocks, before the first one writes
         batches = [list(self.files.blocks[block]) for block in blocks]
         pinned = torch.device(device).type == "cuda"
-        loader = DataLoader(clips, batch_sampler=batches, num_workers=num_workers, pin_memory=pinned)
+        loader = Loader(clips, batch_sampler=batches, num_workers=num_workers, pin_memory=pinned)
         bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)
         for block, batch in zip(blocks, bar, strict=True):
             with torch.no_grad():
@@ -382,7 +386,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _log(text: str) -> None:
-    tqdm.write(printable(text), file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from hashlib import blake2b
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ...adapters import is_added
 from ...backbones.spec import base_model
-from ...errors import DmgalError
 from ..recognizer import FewShotRecognizer
 
 FORMAT = 4
@@ -55,23 +54,6 @@ def normalization(recognizer: FewShotRecognizer) -> dict[str, list[float]]:
     """
     tensors = ((name, getattr(recognizer.encoder, name, None)) for name in ("mean", "std"))
     return {name: tensor.flatten().tolist() for name, tensor in tensors if isinstance(tensor, Tensor)}
-
-
-def differences(stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return the names of the entries that differ between two descriptions."""
-    return [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
-
-
-def refuse_other(what: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise a DmgalError that names every difference between two descriptions, if they differ."""
-    names = differences(stored, wanted)
-    if names:
-        raise DmgalError(
-            f"{what} was made by another model or from other input.",
-            received=", ".join(f"{name}={stored.get(name)!r}" for name in names),
-            expected=", ".join(f"{name}={wanted.get(name)!r}" for name in names),
-            remedy="Use the model and input that made it, or choose another folder to make a new one.",
-        )
 
 
 def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import compress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import __version__
-from ...errors import DmgalError
+from ...errors import DmgalError, differences, refuse_differences
 from ...files import atomic_write, exclusively, listed, printable
 from ..evaluation.states import PrecomputedStates
 from .task import Rejection
@@ -61,20 +61,29 @@ class Gallery:
 
     def __post_init__(self) -> None:
         if not self.class_names:
-            _raise(
+            raise DmgalError(
                 "The gallery has no class.",
-                "no class names",
-                "at least one class with a clip",
-                "Enroll clips of a class.",
+                received="no class names",
+                expected="at least one class with a clip",
+                remedy="Enroll clips of a class.",
             )
         repeated = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
         if repeated:
-            _raise("Classes have the same name.", listed(repeated), "different names", "Rename one class of each name.")
+            raise DmgalError(
+                "Classes have the same name.",
+                received=listed(repeated),
+                expected="different names",
+                remedy="Rename one class of each name.",
+            )
         empty = [name for name, count in zip(self.class_names, self.shots, strict=True) if not count]
         if empty:
-            remedy = "Add clips or omit these classes."
-            _raise("Classes have no clip.", listed(empty), "at least one clip of each class", remedy)
-        self._refuse_repeated_clips()
+            raise DmgalError(
+                "Classes have no clip.",
+                received=listed(empty),
+                expected="at least one clip of each class",
+                remedy="Add clips or omit these classes.",
+            )
+        self._check_contents()
 
     def __len__(self) -> int:
         """Return ``S``."""
@@ -104,7 +113,7 @@ class Gallery:
         Raises:
             DmgalError: another model made it (the error names the differences), or a clip is in both.
         """
-        refuse_other_model(self.made_with, other.made_with, "The clips to add")
+        self.check_model(other.made_with, "The clips to add")
         names = (*self.class_names, *(name for name in other.class_names if name not in self.class_names))
         new_labels = torch.tensor([names.index(name) for name in other.class_names])
         return replace(
@@ -119,6 +128,19 @@ class Gallery:
             rejection=None,
         )._without_needless_views()
 
+    def check_model(self, made_with: Mapping[str, str], what: str = "The run") -> None:
+        """Raise a DmgalError that names the differences if another model made this gallery.
+
+        Args:
+            made_with: description of the current model.
+            what: subject of the message.
+        """
+        refuse_differences(
+            differences(self.made_with, made_with),
+            f"{what} and the gallery belong to different models, so their states cannot be compared.",
+            "Use the run that the gallery was made with, or enroll the clips again with this run.",
+        )
+
     def removed(self, class_names: Sequence[str]) -> Gallery:
         """Return the gallery without some of its classes.
 
@@ -127,12 +149,20 @@ class Gallery:
         """
         unknown = [name for name in class_names if name not in self.class_names]
         if unknown:
-            expected = f"one of {listed(self.class_names)}"
-            _raise("The gallery has no such class.", listed(unknown), expected, "Correct the name.")
+            raise DmgalError(
+                "The gallery has no such class.",
+                received=listed(unknown),
+                expected=f"one of {listed(self.class_names)}",
+                remedy="Correct the name.",
+            )
         remaining = [label for label, name in enumerate(self.class_names) if name not in class_names]
         if not remaining:
-            remedy = "Delete the file instead."
-            _raise("Nothing would be left of the gallery.", listed(class_names), "at least one other class", remedy)
+            raise DmgalError(
+                "Nothing would be left of the gallery.",
+                received=listed(class_names),
+                expected="at least one other class",
+                remedy="Delete the file instead.",
+            )
         new_labels = _new_indices(torch.tensor(remaining), self.n_way)
         clip_mask = torch.isin(self.labels, torch.tensor(remaining))
         new_clips = _new_indices(clip_mask.nonzero().flatten(), len(self))
@@ -154,39 +184,21 @@ class Gallery:
         is_needed = torch.isin(self.view_clips, self.single_clips)
         return replace(self, views=self.views.select(is_needed), view_clips=self.view_clips[is_needed])
 
-    def _refuse_repeated_clips(self) -> None:
+    def _check_contents(self) -> None:
         first_clips: dict[int, int] = {}
         for clip, content in enumerate(self.contents):
             first = first_clips.setdefault(content, clip)
             if first != clip:
                 names = (f"{printable(self.clips[c])} of {printable(self._class_of(c))}" for c in (first, clip))
-                _raise(
+                raise DmgalError(
                     "A clip is enrolled twice.",
-                    " and ".join(names) + ", which contain the same bytes",
-                    "each clip once, in one class",
-                    "Omit one of them.",
+                    received=" and ".join(names) + ", which contain the same bytes",
+                    expected="each clip once, in one class",
+                    remedy="Omit one of them.",
                 )
 
     def _class_of(self, clip: int) -> str:
         return self.class_names[int(self.labels[clip])]
-
-
-def refuse_other_model(gallery: Mapping[str, str], now: Mapping[str, str], what: str) -> None:
-    """Raise a DmgalError that names the differences between a gallery's model and the current one, if any.
-
-    Args:
-        gallery: ``made_with`` of the gallery.
-        now: the same entries of the current model.
-        what: subject of the message, such as ``"The run"``.
-    """
-    names = [name for name in {**gallery, **now} if gallery.get(name) != now.get(name)]
-    if names:
-        _raise(
-            f"{what} and the gallery belong to different models, so their states cannot be compared.",
-            "; ".join(f"{name} {now.get(name, 'nothing')}" for name in names),
-            "; ".join(f"{name} {gallery.get(name, 'nothing')}" for name in names) + ", as the gallery was made with",
-            "Use the run that the gallery was made with, or enroll the clips again with this run.",
-        )
 
 
 def _new_indices(remaining: Tensor, count: int) -> Tensor:
@@ -194,10 +206,6 @@ def _new_indices(remaining: Tensor, count: int) -> Tensor:
     indices = torch.full((count,), -1, dtype=torch.int64)
     indices[remaining] = torch.arange(len(remaining))
     return indices
-
-
-def _raise(problem: str, received: str, expected: str, remedy: str) -> NoReturn:
-    raise DmgalError(problem, received=received, expected=expected, remedy=remedy)
 
 
 FORMAT = 1
@@ -262,19 +270,20 @@ def load_gallery(path: Path) -> Gallery:
         DmgalError: the file does not exist, is not a gallery, or is damaged.
     """
     if not path.is_file():
-        _raise_file("There is no such gallery.", path, "no such file", "Enroll clips with 'dmgal enroll' first.")
+        raise _unusable("There is no such gallery.", path, "no such file", "Enroll clips with 'dmgal enroll' first.")
     try:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
-        _raise_file("The gallery cannot be read.", path, str(error), "Copy the file again, or enroll its clips again.")
+        remedy = "Copy the file again, or enroll its clips again."
+        raise _unusable("The gallery cannot be read.", path, str(error), remedy) from error
     if "gallery" not in metadata:
-        _raise_file(
+        raise _unusable(
             "This file is not a gallery.", path, "safetensors without a gallery's metadata", "Correct the path."
         )
     if checksum(metadata["gallery"], tensors) != metadata.get("checksum"):
-        _raise_file(
+        raise _unusable(
             "The gallery is damaged.",
             path,
             "its content differs from its checksum",
@@ -283,7 +292,7 @@ def load_gallery(path: Path) -> Gallery:
     content = json.loads(metadata["gallery"])
     if content["format"] != FORMAT:
         received = f"format {content['format']}, written by dmgal {content['dmgal']}"
-        _raise_file("The gallery was written by another version.", path, received, "Enroll its clips again.")
+        raise _unusable("The gallery was written by another version.", path, received, "Enroll its clips again.")
     return _to_gallery(content, tensors)
 
 
@@ -326,8 +335,8 @@ def _cannot_be_written(path: Path, error: Exception) -> DmgalError:
     )
 
 
-def _raise_file(problem: str, path: Path, received: str, remedy: str) -> NoReturn:
-    raise DmgalError(
+def _unusable(problem: str, path: Path, received: str, remedy: str) -> DmgalError:
+    return DmgalError(
         problem,
         received=f"{printable(str(path))}: {received}",
         expected="a complete file written by 'dmgal enroll'",

@@ -40,7 +40,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dmgal import __version__
-from dmgal.errors import DmgalError
+from dmgal.errors import DmgalError, differences, refuse_differences
 from dmgal.files import atomic_write
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, read_split, split_of
@@ -52,8 +52,6 @@ try:
 except ImportError:  # Windows has none
     resource = None  # type: ignore[assignment]
 
-MOST_CHANGES = 20
-"""Maximum number of changes listed in an error message."""
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
 
 
@@ -103,14 +101,19 @@ class Run:
                     expected="a folder that does not exist yet",
                     remedy="Pass --resume to continue the run, or another --out.",
                 )
-            changes = _differences(to_mapping(self.recipe()), to_mapping(recipe))
+            changes = differences(dict(flat(to_mapping(self.recipe()))), dict(flat(to_mapping(recipe))))
             saved_split = read_split(self.split) if catalog is not None else {}
             if saved_split and catalog is not None:
-                changes |= _differences({"split": saved_split}, {"split": split_of(catalog)})
+                saved, current = (dict(flat({"split": split})) for split in (saved_split, split_of(catalog)))
+                changes |= differences(saved, current)
             if not changes:
                 return changes
             if not accept_changes:
-                raise _other_recipe(changes)
+                refuse_differences(
+                    changes,
+                    "This run was started with another recipe or other classes.",
+                    "Resume with the run's own recipe, pass --accept-changes to use the new one, or another --out.",
+                )
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if catalog is not None:
@@ -201,25 +204,6 @@ class Run:
             "seconds_per_step": statistics.median(steps) if steps else None,
             "peak_memory_mb": max(peaks) if peaks else None,
         }
-
-
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the old and new values that differ, by dotted key."""
-    old, new = dict(flat(before)), dict(flat(now))
-    keys = sorted({*old, *new})
-    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
-
-
-def _other_recipe(changes: Mapping[str, tuple[Any, Any]]) -> DmgalError:
-    received = [f"{key}={now!r}" for key, (_, now) in changes.items()]
-    expected = [f"{key}={before!r}" for key, (before, _) in changes.items()]
-    more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
-    return DmgalError(
-        "This run was started with another recipe or other classes.",
-        received=", ".join(received[:MOST_CHANGES]) + more,
-        expected=", ".join(expected[:MOST_CHANGES]) + more,
-        remedy="Resume with the run's own recipe, pass --accept-changes to use the new one, or pass another --out.",
-    )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
-from dmgal.episodes.gallery.gallery import Gallery, refuse_other_model
+from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import (
     Recognition,
     Segment,
@@ -187,7 +187,7 @@ class ClipRecognizer:
         unknown: bool = True,
         progress: bool = True,
     ) -> None:
-        refuse_other_model(gallery.made_with, made_with(recipe, recognizer), "The run")
+        gallery.check_model(made_with(recipe, recognizer))
         own = gallery.rejection.shortlist if gallery.rejection is not None else None
         wanted = own if shortlist is None else shortlist or None
         if gallery.rejection is None or wanted != own:

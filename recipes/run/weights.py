@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
-from dmgal.errors import DmgalError
+from dmgal.errors import differences, refuse_differences
 from dmgal.recipes.run.checkpoints import put_in_place, restore_replaced
 from dmgal.recipes.run.folder import Run, write_tensors
 
@@ -32,22 +32,12 @@ def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
 def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Load a trained state. Raise a DmgalError if its names or shapes do not match the model."""
     current = recognizer.state_dict()
-    unknown = sorted(set(state) - set(current))
-    if unknown:
-        raise DmgalError(
-            "Saved weights do not fit the model that the recipe describes.",
-            received=f"{source}: {', '.join(unknown[:3])}, ... ({len(unknown)} names)",
-            expected="names of the model's parameters",
-            remedy="Use the recipe.yaml that was saved with the weights.",
-        )
-    other = [name for name, value in state.items() if value.shape != current[name].shape]
-    if other:
-        raise DmgalError(
-            "Saved weights have other shapes than the model that the recipe describes.",
-            received=f"{source}: {other[0]} {tuple(state[other[0]].shape)} ({len(other)} such names)",
-            expected=f"{tuple(current[other[0]].shape)}",
-            remedy="Use the recipe.yaml that was saved with the weights.",
-        )
+    saved_shapes = {name: tuple(value.shape) for name, value in state.items()}
+    refuse_differences(
+        differences(saved_shapes, {name: tuple(current[name].shape) for name in state if name in current}),
+        f"The weights in {source} do not fit the model that the recipe describes.",
+        "Use the recipe.yaml that was saved with the weights.",
+    )
     recognizer.load_state_dict(placed_like(state, current), strict=False)
 
 

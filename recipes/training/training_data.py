@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader
 
 from dmgal.episodes import Episode, EpisodeSampler
 from dmgal.episodes.episode_dataset import EpisodeDataset
+from dmgal.parallel import Loader
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import tell_skipped
 from dmgal.recipes.run.distributed import ignore_in_worker
@@ -49,7 +49,7 @@ class TrainingData:
         train = self._recipe.train
         tasks = train.tasks_per_step
         indices = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(first, train.steps)]
-        loader = DataLoader(
+        loader = Loader(
             self._dataset,
             batch_sampler=indices,
             collate_fn=_as_list,

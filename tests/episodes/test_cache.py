@@ -154,7 +154,8 @@ def test_complete_cache_encodes_nothing(filled) -> None:
     assert content(filled) == before
 
 
-def test_unusable_blocks_are_named_and_encoded_again(filled, whole, capsys) -> None:
+def test_unusable_blocks_are_named_and_encoded_again(filled, whole, caplog) -> None:
+    caplog.set_level("INFO")
     model = recognizer()
     data = filled / "frames.npy"
     spoiled = bytearray(data.read_bytes())
@@ -167,7 +168,7 @@ def test_unusable_blocks_are_named_and_encoded_again(filled, whole, capsys) -> N
     for words in ("block 0: frames.npy differs from its checksum", "changed: video 9", "block 5: frames.npy is trunc"):
         assert words in str(error.value)
     assert cache(filled, model).fill(model, Clips(-1)).encoded == BLOCK + BLOCK + VIDEOS % BLOCK
-    assert "3 blocks are encoded again" in capsys.readouterr().err
+    assert "3 blocks are encoded again" in caplog.text
     assert content(filled).keys() == content(whole).keys() and cache(filled, model).open()
 
 
@@ -180,14 +181,15 @@ def test_unusable_blocks_are_named_and_encoded_again(filled, whole, capsys) -> N
         ("backbone_weights", lambda model: next(model.parameters()).data.add_(1.0)),
     ],
 )
-def test_states_of_another_model_are_rejected(filled, what, change, capsys) -> None:
+def test_states_of_another_model_are_rejected(filled, what, change, caplog) -> None:
+    caplog.set_level("INFO")
     model = recognizer()
     change(model)
     with pytest.raises(DmgalError, match=what):
         cache(filled, model).open()
     (filled / "not_ours.npy").write_text("kept")
     assert cache(filled, model).fill(model, Clips(-1)).encoded == VIDEOS
-    assert what in capsys.readouterr().err and (filled / "not_ours.npy").exists()
+    assert what in caplog.text and (filled / "not_ours.npy").exists()
     in_memory = encode_videos(model, Clips(-1), batch_size=BLOCK, progress=False)
     torch.testing.assert_close(cache(filled, model).open().states.tensors(), in_memory.tensors())
 

@@ -10,8 +10,9 @@ import torch
 
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import FewShotRecognizer
-from dmgal.episodes.evaluation.identity import describe, differences
+from dmgal.episodes.evaluation.identity import describe
 from dmgal.episodes.heads import BiMHM
+from dmgal.errors import differences
 
 VIDEO = torch.randint(0, 256, (1, 4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -32,7 +33,7 @@ def with_lora(alpha: int) -> FewShotRecognizer:
 def key_differences(one: FewShotRecognizer, other: FewShotRecognizer) -> list[str]:
     """Return the differing key entries of two recognizers whose states differ."""
     assert (one.encode(VIDEO)["frames"] - other.encode(VIDEO)["frames"]).abs().max() > 1e-3
-    return differences(describe(one), describe(other))
+    return list(differences(describe(one), describe(other)))
 
 
 class WithoutWeights:
@@ -65,12 +66,12 @@ def test_dictionary_order_and_hooks_do_not_change_key() -> None:
     assert describe(one) == describe(other)
     handle.remove()
     other.head.options["b"][2] = 3
-    assert differences(describe(one), describe(other)) == ["settings"]
+    assert list(differences(describe(one), describe(other))) == ["settings"]
 
 
 def test_head_without_module_is_identified_by_class_and_settings() -> None:
     encoder = normalizing(0.5, 0.2).encoder
     keys = [describe(FewShotRecognizer(encoder, head)) for head in map(WithoutWeights, ("video", "none", "video"))]
     assert keys[0]["head_weights"] is None and keys[0] == keys[2]
-    assert differences(keys[0], keys[1]) == ["settings"]
+    assert list(differences(keys[0], keys[1])) == ["settings"]
     assert "settings" in differences(keys[0], describe(FewShotRecognizer(encoder, BiMHM())))

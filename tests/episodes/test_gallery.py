@@ -18,7 +18,7 @@ from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
-from dmgal.episodes.gallery.gallery import Gallery, load_gallery, refuse_other_model, save_gallery
+from dmgal.episodes.gallery.gallery import Gallery, load_gallery, save_gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.heads import BiMHM, DmgalFT
 from dmgal.errors import DmgalError
@@ -179,10 +179,9 @@ def test_invalid_gallery_raises():
 def test_other_model_error_names_differences():
     made = gallery({"a": 1})
     with pytest.raises(DmgalError) as caught:
-        refuse_other_model(made.made_with, {"backbone": "large", "frames": str(FRAMES)}, "The run")
-    assert "backbone large" in str(caught.value) and "backbone tiny" in str(caught.value)
-    assert "frames" not in str(caught.value)
-    with pytest.raises(DmgalError, match="frames 16"):
+        made.check_model({"backbone": "large", "frames": str(FRAMES)})
+    assert caught.value.received == "backbone='large'" and caught.value.expected == "backbone='tiny', as saved"
+    with pytest.raises(DmgalError, match="frames='16'"):
         made.added(gallery({"b": 1}, seed=1, made_with={"backbone": "tiny", "frames": "16"}))
 
 

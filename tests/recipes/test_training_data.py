@@ -21,7 +21,7 @@ def test_pin_memory_is_passed_to_loader(frame_folders: Path, monkeypatch, pinned
         given.update(options)
         return DataLoader(*arguments, **{**options, "pin_memory": False})  # a machine without a GPU has no such memory
 
-    monkeypatch.setattr(training_data, "DataLoader", loader)
+    monkeypatch.setattr(training_data, "Loader", loader)
     recipe = Recipe(
         data=DataConfig(num_workers=0), episode=EpisodeConfig(n_way=2, n_query=1), train=TrainConfig(steps=2)
     )

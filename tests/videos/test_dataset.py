@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_convert
 
 from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.episodes.sampler import EpisodeSampler, ReversalSampler
 from dmgal.errors import DmgalError
+from dmgal.parallel import Loader
 from dmgal.videos import VideoCatalog
 from dmgal.videos import dataset as dataset_module
 from dmgal.videos.dataset import CACHE_BYTES, ClipReader, ClipSource, VideoDataset
@@ -216,7 +217,7 @@ def test_unreadable_video_is_named(catalog, tmp_path, workers):
     sampler = EpisodeSampler(bad.labels, 2, 1, 1, 2, seed=0)
     data = EpisodeDataset(ClipSource(bad), sampler, FrameSampler(4, as_decoded))
     with pytest.raises(VideoError, match=r"^Cannot read the video .*[ab]/1\.mp4\.\n(.|\n)*what to do:") as caught:
-        list(DataLoader(data, batch_size=None, num_workers=workers))
+        list(Loader(data, batch_size=None, collate_fn=default_convert, num_workers=workers))
     assert "Traceback" not in str(caught.value)
 
 

@@ -266,7 +266,7 @@ class TestOtherContent:
         assert contents(built) == before
 
     def test_other_frames_raise(self, catalog, built):
-        with pytest.raises(DmgalError, match=r"quality=90, short_side=256\n.*quality=80, short_side=128"):
+        with pytest.raises(DmgalError, match=r"quality=80, short_side=128\n.*quality=90, short_side=256"):
             rebuild(catalog, built, frames=TrainingFrames(128, 80))
 
     def test_store_of_an_earlier_version_raises(self, catalog, built, tmp_path):

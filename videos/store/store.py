@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
-from ...errors import DmgalError
+from ...errors import DmgalError, differences, refuse_differences
 from ...files import listed
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import stamp
@@ -92,15 +92,11 @@ def read_key(part: Path) -> dict[str, Any]:
 
 def require_key(part: Path, wanted: dict[str, Any]) -> None:
     """Raise a DmgalError that names all differences between the key of a part and the wanted key."""
-    stored = read_key(part)
-    other = [name for name in sorted({*stored, *wanted}) if stored.get(name) != wanted.get(name)]
-    if other:
-        raise DmgalError(
-            f"The store {part} holds something else.",
-            received=", ".join(f"{name}={stored.get(name)!r}" for name in other),
-            expected=", ".join(f"{name}={wanted.get(name)!r}" for name in other),
-            remedy="Use the options of this store, choose another folder, or delete this store and build it again.",
-        )
+    refuse_differences(
+        differences(read_key(part), wanted),
+        f"The store {part} holds something else.",
+        "Use the options of this store, choose another folder, or delete this store and build it again.",
+    )
 
 
 class _StoredPart:
