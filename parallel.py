@@ -148,10 +148,8 @@ class _ErrorsAsItems:
 
 
 def _collate_or_error(collate: Callable[[Any], Any], items: Any) -> Any:
-    for item in items if isinstance(items, list) else [items]:
-        if isinstance(item, DmgalError):
-            return item
-    return collate(items)
+    errors = [item for item in (items if isinstance(items, list) else [items]) if isinstance(item, DmgalError)]
+    return errors[0] if errors else collate(items)
 
 
 def _raise_error(batch: Any) -> Any:

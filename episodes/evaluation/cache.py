@@ -174,10 +174,6 @@ class StateFiles:
         records = [_read_json(self._record(block)) for block in range(len(self.blocks))]
         return PrecomputedStates.from_tensors(states), tuple(i for record in records for i in record.get("bad", ()))
 
-    def has_records(self) -> bool:
-        """Return True if a block was ever written."""
-        return (self.folder / "blocks").exists()
-
     def forget(self, block: int) -> None:
         """Delete the record of a block, so that it is encoded again."""
         self._record(block).unlink()
@@ -324,11 +320,8 @@ class StateCache:
     def _delete_unusable(self, no_longer_bad: Sequence[int]) -> list[str]:
         """Delete what cannot be used, and return a message for each reason."""
         files, stored = self.files, self.files.key()
-        if not stored:
-            if not files.has_records():
-                return []
-            files.clear()
-            return ["Deleted states without a key. Encoding all videos."]
+        if not stored and len(files.missing()) == len(files.blocks):
+            return []
         changed = differences(stored, self.key)
         if changed:
             files.clear()

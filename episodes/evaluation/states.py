@@ -71,15 +71,9 @@ class PrecomputedStates:
         """Return all tensors by name, for example to write them to a file."""
         if self.support.attended is None:
             return dict(self.query)
-        return {
-            **{
-                f"support.attended.{layer}.{name}": tensor
-                for layer, attended in enumerate(self.support.attended)
-                for name, tensor in attended.items()
-            },
-            **{f"support.prepared.{name}": tensor for name, tensor in self.support.state.items()},
-            **{f"query.{name}": tensor for name, tensor in self.query.items()},
-        }
+        parts = {f"support.attended.{layer}.": state for layer, state in enumerate(self.support.attended)}
+        parts |= {"support.prepared.": self.support.state, "query.": self.query}
+        return {prefix + name: tensor for prefix, state in parts.items() for name, tensor in state.items()}
 
     @property
     def num_videos(self) -> int:

@@ -16,12 +16,12 @@ def test_golden(read_golden, assert_relatively_close) -> None:
     assert not output.losses
 
 
-def test_by_hand() -> None:
+def test_distances_computed_by_hand() -> None:
     distances = torch.tensor([[1.0, 5.0, 4.0], [2.0, 3.0, 6.0]])
     assert bi_mhm(distances).item() == (1 + 2) + (1 + 3 + 4)
 
 
-def test_blind_to_the_order_of_frames() -> None:
+def test_order_of_frames_does_not_change_logits() -> None:
     generator = torch.Generator().manual_seed(0)
     query, support = (torch.randn(2, 5, 8, generator=generator) for _ in range(2))
     expected = bi_mhm(frame_distances(query, support))

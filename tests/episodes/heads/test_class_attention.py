@@ -12,7 +12,7 @@ from dmgal.errors import DmgalError
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 1, 0, 2], [1, 1, 0, 1, 2, 1], [0, 0, 0, 0, 0, 0], [5, 4, 3, 2, 1, 0]])
-def test_equal_to_class_by_class(labels: list[int]) -> None:
+def test_attention_equals_a_loop_over_classes(labels: list[int]) -> None:
     torch.manual_seed(0)
     query, keys, values = torch.randn(3, 4, 6), torch.randn(6, 5, 6), torch.randn(6, 5, 7)
     ours = class_attention(query, keys, values, torch.tensor(labels))
@@ -31,6 +31,6 @@ def test_shots_are_padded_to_the_largest_class() -> None:
 
 
 @pytest.mark.parametrize(("labels", "message"), [([0, 2], "no support video"), ([0], "one label")])
-def test_labels_that_do_not_fit(labels: list[int], message: str) -> None:
+def test_invalid_labels_raise(labels: list[int], message: str) -> None:
     with pytest.raises(DmgalError, match=message):
         shots_of_classes(torch.tensor(labels), 2)

@@ -27,7 +27,7 @@ def maps(videos: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("matcher", [BiMHM(center="video", logit_scale=10.0), OTAM(), None])
-def test_equal_to_its_parts_in_sequence(matcher, assert_relatively_close) -> None:
+def test_logits_equal_the_parts_in_sequence(matcher, assert_relatively_close) -> None:
     head, support, query, labels = awake_head(matcher), maps(4, 1), maps(3, 2), torch.tensor([0, 1, 1, 0])
     related = head.cross_attention(*(head.mixer(head.self_attention(videos)) for videos in (support, query)))
     pooled = [head.matcher.prepare(features.mean(dim=(-2, -1))) for features in related]
@@ -35,7 +35,7 @@ def test_equal_to_its_parts_in_sequence(matcher, assert_relatively_close) -> Non
     assert_relatively_close(head.compare(head.prepare(support), labels, head.prepare(query)).logits, expected)
 
 
-def test_released_weights_of_the_three_parts_make_the_whole(read_golden, assert_relatively_close) -> None:
+def test_released_weights_of_the_three_parts_load(read_golden, assert_relatively_close) -> None:
     parts = {"s_mga": "dmgal_s_mga", "mixer": "sact_tmixer_frame_mixing", "c_mga": "dmgal_c_mga"}
     weights = {part: read_golden(golden)[1] for part, golden in parts.items()}
     channels, frames = len(weights["mixer"]["fc_d2.bias"]), len(weights["mixer"]["fc_t2.bias"])
@@ -52,7 +52,7 @@ def test_released_weights_of_the_three_parts_make_the_whole(read_golden, assert_
         head.load_reference_state_dict({"s_mga.conv1.weight": weights["s_mga"]["conv1.weight"]})
 
 
-def test_preparing_videos_alone_or_together(assert_relatively_close) -> None:
+def test_single_videos_are_prepared_as_in_a_batch(assert_relatively_close) -> None:
     head, videos = awake_head().double(), maps(3, 1).double()  # in float32 weights this large miss 1e-5 by rounding
     alone = VideoState.cat([head.prepare(video[None]) for video in videos])
     together = head.prepare(videos)
@@ -60,7 +60,7 @@ def test_preparing_videos_alone_or_together(assert_relatively_close) -> None:
         assert_relatively_close(together[name], tensor, 1e-12)
 
 
-def test_parameters_of_the_paper() -> None:
+def test_number_of_parameters_is_that_of_the_paper() -> None:
     parts = DmgalFT(2048)
     millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in (parts.self_attention, parts.mixer)]
     millions.append(sum(p.numel() for p in parts.cross_attention.parameters()) / 1e6)
@@ -70,7 +70,7 @@ def test_parameters_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize(("mixing", "sees_the_arrow"), [(False, False), (True, True)])
-def test_mixing_gives_the_arrow_of_time(mixing: bool, sees_the_arrow: bool) -> None:
+def test_only_mixing_distinguishes_reversed_videos(mixing: bool, sees_the_arrow: bool) -> None:
     """Two classes that are each other's reversal: without weights over frames no query can prefer one of them."""
     head = awake_head()
     if not mixing:

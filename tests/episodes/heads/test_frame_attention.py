@@ -12,20 +12,20 @@ from dmgal.episodes.heads.frame_attention import FrameAttention, scaled_position
 from dmgal.errors import DmgalError
 
 
-def test_the_code_of_the_released_models(read_golden) -> None:
+def test_position_code_equals_the_released_models(read_golden) -> None:
     _, weights, _ = read_golden("hyrsm_1shot")
     code = weights["pe.pe"]
     torch.testing.assert_close(scaled_position_code(torch.zeros_like(code)), code)
 
 
-def test_features_are_enlarged_and_the_code_is_weighted() -> None:
+def test_features_and_position_code_are_scaled() -> None:
     frames = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0))
     code = scaled_position_code(torch.zeros(1, 4, 7))
     expected = frames * math.sqrt(7 / 5.0) + 0.5 * code
     torch.testing.assert_close(scaled_position_code(frames, feature_scale=5.0, code_scale=0.5), expected)
 
 
-def test_equal_to_torch_s_own_attention() -> None:
+def test_attention_equals_that_of_torch() -> None:
     torch.manual_seed(0)
     ours, plain = FrameAttention(12, num_heads=3), torch.nn.MultiheadAttention(12, 3, bias=False, batch_first=True)
     with torch.no_grad():
@@ -37,6 +37,6 @@ def test_equal_to_torch_s_own_attention() -> None:
     torch.testing.assert_close(ours(frames), expected)
 
 
-def test_heads_that_do_not_divide_the_width() -> None:
+def test_width_not_divisible_by_heads_raises() -> None:
     with pytest.raises(DmgalError, match="width 12, 5 heads"):
         FrameAttention(12, 5)

@@ -29,7 +29,7 @@ def test_golden(golden, assert_relatively_close) -> None:
     assert_relatively_close(base.flatten(0, 1), tensors["base_class_logits"])
 
 
-def test_every_frame_names_the_base_class_of_its_video(golden) -> None:
+def test_every_frame_predicts_the_base_class_of_its_video(golden) -> None:
     head, support, query, tensors, _ = golden
     support_classes, query_classes = torch.tensor([4, 2, 6, 0, 1]), torch.tensor([0, 4, 4])
     targets = TaskTargets(torch.tensor([3, 0, 0]), support_classes, query_classes)
@@ -48,7 +48,7 @@ def test_without_base_classes_the_loss_is_absent(golden) -> None:
     assert not golden[0].compare(support, tensors["labels"], query, TaskTargets(torch.tensor([0, 1, 2]))).losses
 
 
-def test_each_query_alone_relates_the_support(golden) -> None:
+def test_support_is_related_for_each_query_separately(golden) -> None:
     head, support, query, _, _ = golden
     support_means, query_means = support["frames"].mean(dim=1), query["frames"].mean(dim=1)
     seen, related = head.relation(support_means, query_means)
@@ -59,11 +59,11 @@ def test_each_query_alone_relates_the_support(golden) -> None:
     torch.testing.assert_close(related_alone[0], related[1])
 
 
-def test_heads_that_do_not_divide_the_width() -> None:
+def test_width_not_divisible_by_heads_raises() -> None:
     with pytest.raises(DmgalError, match="width 30, 8 heads"):
         HyRSM(30)
 
 
-def test_patch_maps_are_refused() -> None:
+def test_patch_maps_raise() -> None:
     with pytest.raises(DmgalError, match="pooling"):
         HyRSM(16).prepare(torch.zeros(2, 4, 16, 7, 7))

@@ -63,7 +63,7 @@ class TestGolden:
 
 class TestContrast:
     @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [2, 0, 1, 1, 0, 2], [1, 0, 1, 1, 2, 0], [0, 0, 0, 1, 1]])
-    def test_equals_the_loops(self, labels: list[int], assert_relatively_close) -> None:
+    def test_contrast_equals_plain_loops(self, labels: list[int], assert_relatively_close) -> None:
         labels = torch.tensor(labels)
         query, support = tuples(3, 1), tuples(len(labels), 2)
         inputs = tuple_distances(query, support), tuple_distances(support, support), labels
@@ -71,7 +71,7 @@ class TestContrast:
         assert torch.equal(unrelated_tuples(*inputs), unrelated) and unrelated.any()
         assert_relatively_close(tuple_contrast(*inputs), expected)
 
-    def test_the_farthest_tuple_is_found(self) -> None:
+    def test_farthest_tuple_is_selected(self) -> None:
         labels = torch.tensor([1, 0, 1])
         distances = tuple_distances(tuples(2, 1), tuples(3, 2))
         largest, place = largest_distances(distances, labels)
@@ -79,18 +79,18 @@ class TestContrast:
         assert (labels[place // 6] == torch.arange(2)).all()
         torch.testing.assert_close(largest[..., 1], distances[:, :, labels == 1].flatten(2).amax(dim=2))
 
-    def test_one_class_has_nothing_to_be_told_from(self) -> None:
+    def test_contrast_of_a_single_class_is_one(self) -> None:
         support = tuples(2, 2)
         inputs = tuple_distances(tuples(3, 1), support), tuple_distances(support, support), torch.tensor([0, 0])
         torch.testing.assert_close(tuple_contrast(*inputs), torch.ones(3, 1))
 
-    def test_equal_tuples_are_finite(self) -> None:
+    def test_equal_tuples_have_finite_gradients(self) -> None:
         same = torch.ones(4, 6, 5, requires_grad=True)
         contrast = tuple_contrast(tuple_distances(same, same), tuple_distances(same, same), torch.tensor([0, 1, 2, 1]))
         contrast.sum().backward()
         assert contrast.isfinite().all() and same.grad.isfinite().all()
 
-    def test_gradients_are_those_of_the_loops(self) -> None:
+    def test_gradients_equal_plain_loops(self) -> None:
         labels, support = torch.tensor([0, 1, 2, 1]), tuples(4, 2)
         gradients = []
         for compute in (tuple_contrast, lambda *inputs: contrast_in_loops(*inputs)[0]):
@@ -127,7 +127,7 @@ class TestHead:
         expected = functional.cross_entropy(sum(contrasts) / 2, answers)
         assert_relatively_close(output.losses["contrast"], expected)
 
-    def test_the_contrast_trains_the_embeddings(self) -> None:
+    def test_contrast_trains_the_embeddings(self) -> None:
         """In the released code they are no part of the model."""
         head = M2ACL(16, width=8)
         support, query = self.states(head)
@@ -137,7 +137,7 @@ class TestHead:
         assert len(gradients) == 4
         assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
 
-    def test_released_names(self, read_golden) -> None:
+    def test_released_weights_load(self, read_golden) -> None:
         head = M2ACL(24, cardinalities=(2,), width=24)
         _, motion, _ = read_golden("m2acl_tdsam")
         before = head.embeddings[0].linear.weight.clone()

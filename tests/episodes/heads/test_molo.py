@@ -72,13 +72,13 @@ class TestGolden:
 
 
 class TestReconstruction:
-    def test_uint8_frames_are_those_normalized(self) -> None:
+    def test_uint8_and_normalized_frames_give_equal_differences(self) -> None:
         frames = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8)
         normalized = (frames / 255 - 0.45) / FRAME_STD
         torch.testing.assert_close(frame_differences(frames), frame_differences(normalized))
         assert frame_differences(frames).shape == (2, 2, 3, 8, 8)
 
-    def test_of_each_video_alone(self) -> None:
+    def test_error_of_a_video_does_not_depend_on_the_batch(self) -> None:
         head, features, frames = MoLo(16).eval(), maps(3), torch.randn(3, FRAMES, 3, 16, 32)
         together = head.prepare(features, frames)["reconstruction"]
         assert together.shape == (3,) and together.unique().numel() == 3
@@ -86,18 +86,18 @@ class TestReconstruction:
         torch.testing.assert_close(together, torch.cat(alone))
 
     @pytest.mark.parametrize("size", [(32, 64), (21, 50), (224, 224), (1, 1)])
-    def test_frames_of_any_size(self, size: tuple[int, int]) -> None:
+    def test_frames_of_any_size_are_reconstructed(self, size: tuple[int, int]) -> None:
         error = MoLo(16).eval().prepare(maps(1), torch.zeros(1, FRAMES, 3, *size))["reconstruction"]
         assert error.shape == (1,) and (error > 0).all()
 
-    def test_the_sizes_of_the_paper(self) -> None:
+    def test_stages_have_the_sizes_of_the_paper(self) -> None:
         decoder, sizes = MotionDecoder(4).eval(), []
         for stage in decoder.stages:
             stage.register_forward_hook(lambda *call: sizes.append(tuple(call[2].shape)))
         assert decoder(torch.zeros(1, 4, 7, 7), (224, 224)).shape == (1, 3, 224, 224)
         assert sizes == [(1, 128, 14, 14), (1, 32, 56, 56), (1, 16, 224, 224)]
 
-    def test_only_with_frames_and_targets(self) -> None:
+    def test_loss_requires_frames_and_targets(self) -> None:
         head, labels = MoLo(16).eval(), torch.tensor([0, 1])
         targets = TaskTargets(labels)
         plain, drawn = head.prepare(maps(2)), head.prepare(maps(2), torch.zeros(2, FRAMES, 3, 8, 8))
@@ -145,13 +145,13 @@ def test_dropout_is_the_same_for_all_videos() -> None:
 
 
 @pytest.mark.parametrize("frames", [2, 3, 16])
-def test_any_number_of_frames(frames: int) -> None:
+def test_numbers_of_frames_may_differ(frames: int) -> None:
     head, labels = MoLo(16).eval(), torch.tensor([0, 1, 1])
     logits = head.compare(head.prepare(maps(3, frames)), labels, head.prepare(maps(2, frames, seed=1))).logits
     assert logits.shape == (2, 2) and logits.isfinite().all()
 
 
-def test_released_weights_without_a_base_classifier(read_golden) -> None:
+def test_released_weights_load_without_a_base_classifier(read_golden) -> None:
     _, weights, _ = read_golden("molo_head")
     head = MoLo(32, num_heads=4, mlp_width=96)
     head.load_reference_state_dict(weights)
@@ -159,10 +159,10 @@ def test_released_weights_without_a_base_classifier(read_golden) -> None:
 
 
 class TestMistakes:
-    def test_one_frame_has_no_motion(self) -> None:
+    def test_single_frame_raises(self) -> None:
         with pytest.raises(DmgalError, match="two frames"):
             MoLo(16).prepare(maps(2, frames=1))
 
-    def test_no_channels_of_motion(self) -> None:
+    def test_motion_without_channels_raises(self) -> None:
         with pytest.raises(DmgalError, match="reduction=17"):
             MoLo(16, reduction=17)

@@ -55,7 +55,7 @@ def test_golden(read_golden, assert_relatively_close, relaxation: float, name: s
 
 @pytest.mark.parametrize("shape", [(8, 8), (1, 1), (1, 4), (4, 1), (2, 2), (3, 5), (16, 16)])
 @pytest.mark.parametrize("relaxation", [0.01, 0.1, 0.5, 5.0])
-def test_plain_recurrence(shape: tuple[int, int], relaxation: float) -> None:
+def test_distance_equals_the_plain_recurrence(shape: tuple[int, int], relaxation: float) -> None:
     distances = random_distances(3, 2, *shape).double()
     ours = otam(distances, relaxation)
     expected = [[plain_otam(pair.tolist(), relaxation) for pair in row] for row in distances]
@@ -64,7 +64,7 @@ def test_plain_recurrence(shape: tuple[int, int], relaxation: float) -> None:
     torch.testing.assert_close(otam_both_directions(distances, relaxation), both)
 
 
-def test_a_small_relaxation_finds_the_cheapest_path() -> None:
+def test_small_relaxation_finds_the_cheapest_path() -> None:
     distances = torch.tensor([[0.0, 9.0, 9.0], [9.0, 1.0, 9.0], [9.0, 9.0, 2.0]])
     assert otam(distances, 1e-3).item() == pytest.approx(3.0, abs=0.02)
 
@@ -82,13 +82,13 @@ def test_extreme_distances_stay_finite() -> None:
         assert cost.isfinite().all() and distances.grad.isfinite().all()
 
 
-def test_order_counts() -> None:
+def test_order_of_frames_changes_logits() -> None:
     video = torch.randn(1, 6, 8, generator=torch.Generator().manual_seed(0))
     same, reversed_ = (otam_both_directions(frame_distances(other, video)) for other in (video, video.flip(1)))
     assert same < reversed_
 
 
 @pytest.mark.parametrize("relaxation", [0.0, -0.1])
-def test_impossible_relaxation(relaxation: float) -> None:
+def test_invalid_relaxation_raises(relaxation: float) -> None:
     with pytest.raises(DmgalError, match="relaxation"):
         otam(random_distances(2, 2), relaxation)

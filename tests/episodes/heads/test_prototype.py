@@ -22,7 +22,7 @@ def logits(head: Prototype, support: Tensor, labels: list[int], query: Tensor) -
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_by_hand(metric: str) -> None:
+def test_logits_computed_by_hand(metric: str) -> None:
     support, query = videos(4), videos(3, seed=1)
     ours = logits(Prototype(metric), support, [0, 1, 0, 0], query)
     means = torch.stack((support[[0, 2, 3]].mean((0, 1)), support[1].mean(0)))
@@ -36,12 +36,12 @@ def test_by_hand(metric: str) -> None:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_blind_to_the_order_of_frames(metric: str) -> None:
+def test_order_of_frames_does_not_change_logits(metric: str) -> None:
     support, query, head = videos(2), videos(2, seed=1), Prototype(metric)
     torch.testing.assert_close(logits(head, support, [0, 1], query.flip(1)), logits(head, support, [0, 1], query))
 
 
-def test_the_scale_is_an_exponent_and_divides_by_the_width() -> None:
+def test_learned_scale_is_a_logarithm_and_distances_are_divided_by_the_width() -> None:
     task = videos(2), [0, 1], videos(2, seed=1)
     head = Prototype("euclidean", logit_scale=4.0)
     torch.testing.assert_close(logits(head, *task), logits(Prototype("euclidean"), *task) * 4 / 8)
@@ -51,12 +51,12 @@ def test_the_scale_is_an_exponent_and_divides_by_the_width() -> None:
     assert not list(Prototype().parameters())
 
 
-def test_the_mean_is_not_rounded_to_bfloat16() -> None:
+def test_mean_is_not_rounded_to_bfloat16() -> None:
     features = (videos(2) * 0.1 + 10).bfloat16()
     torch.testing.assert_close(Prototype().prepare(features)["mean"], features.float().mean(dim=1))
 
 
 @pytest.mark.parametrize("options", [{"metric": "dot"}, {"logit_scale": 0.0}], ids=str)
-def test_impossible_options(options: dict) -> None:
+def test_invalid_options_raise(options: dict) -> None:
     with pytest.raises(DmgalError, match=next(iter(options))):
         Prototype(**options)

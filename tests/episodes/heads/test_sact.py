@@ -52,7 +52,7 @@ def test_golden(read_golden, assert_relatively_close) -> None:
     assert_relatively_close(-distances(module, support, tensors["labels"], query), tensors["logits"])
 
 
-def test_whole_head_takes_both_released_parts(read_golden, assert_relatively_close) -> None:
+def test_both_released_parts_load(read_golden, assert_relatively_close) -> None:
     _, mixing, info = read_golden("sact_tmixer_frame_mixing")
     tensors, attending, _ = read_golden("sact_spatial_cross_attention")
     head = SACT(32, info["frames"], width=24, form="released")
@@ -65,7 +65,7 @@ def test_whole_head_takes_both_released_parts(read_golden, assert_relatively_clo
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_one_query_class_and_frame_at_a_time(form, assert_relatively_close) -> None:
+def test_logits_equal_a_loop_over_queries_classes_and_frames(form, assert_relatively_close) -> None:
     torch.manual_seed(0)
     module = SpatialCrossAttention(8, 5, form)
     support, query = maps(3), maps(2, seed=1)
@@ -73,7 +73,7 @@ def test_one_query_class_and_frame_at_a_time(form, assert_relatively_close) -> N
     assert_relatively_close(distances(module, support, LABELS, query), expected)
 
 
-def test_the_papers_values_see_no_position_code() -> None:
+def test_values_of_the_paper_form_have_no_position_code() -> None:
     torch.manual_seed(0)
     still = maps(1, grid=(1, 1)).expand(-1, -1, -1, 2, 3)  # all patches alike: only a code tells them apart
     for form, alike in (("paper", True), ("released", False)):
@@ -81,7 +81,7 @@ def test_the_papers_values_see_no_position_code() -> None:
         assert torch.allclose(values, values[:, :, :1].expand_as(values), atol=1e-6) == alike
 
 
-def test_patches_find_each_other_where_they_moved_to() -> None:
+def test_moved_patches_are_matched() -> None:
     """A class whose shot is the query with its patches elsewhere is near: no code, so position is not compared."""
     torch.manual_seed(0)
     module = SpatialCrossAttention(8, 32)
@@ -96,27 +96,27 @@ def test_patches_find_each_other_where_they_moved_to() -> None:
     assert near < 1e-3 * far
 
 
-def test_every_parameter_matters() -> None:
+def test_parameters_without_effect_are_absent() -> None:
     """Biases that a softmax or a difference cannot see are left out."""
     names = {name for name, _ in SpatialCrossAttention(8, 5).named_parameters()}
     assert not {"key_norm.bias", "to_values.bias"} & names and "query_norm.bias" in names
 
 
 class TestMistakes:
-    def test_paper_form_takes_no_released_weights(self) -> None:
+    def test_released_weights_of_the_paper_form_raise(self) -> None:
         for module in (SACT(8, 4, 5), SpatialCrossAttention(8, 5)):
             with pytest.raises(DmgalError, match="form='paper'"):
                 module.load_reference_state_dict({})
 
-    def test_unknown_form(self) -> None:
+    def test_unknown_form_raises(self) -> None:
         with pytest.raises(DmgalError, match="form='seed'"):
             SACT(8, form="seed")
 
-    def test_other_numbers_of_frames(self) -> None:
+    def test_wrong_number_of_frames_raises(self) -> None:
         module = SpatialCrossAttention(8, 5)
         with pytest.raises(DmgalError, match="3 support frames, 4 query frames"):
             distances(module, maps(1, frames=3), torch.tensor([0]), maps(1))
 
-    def test_frame_features(self) -> None:
+    def test_frame_features_raise(self) -> None:
         with pytest.raises(DmgalError, match=r"\(2, 4, 8\)"):
             SACT(8, 4, 5).prepare(torch.zeros(2, 4, 8))

@@ -33,7 +33,7 @@ def test_golden(golden, assert_relatively_close) -> None:
     assert not output.losses
 
 
-def test_both_metrics_are_trained_apart(golden) -> None:
+def test_both_metrics_are_trained_by_their_own_loss(golden) -> None:
     head, support, query, tensors, _ = golden
     answers = torch.tensor([2, 0, 1])
     losses = head.compare(support, tensors["labels"], query, TaskTargets(answers)).losses
@@ -42,7 +42,7 @@ def test_both_metrics_are_trained_apart(golden) -> None:
     assert set(losses) == {"cross_entropy", "nearest_tuples"} and head.loss_weights == {"nearest_tuples": 0.1}
 
 
-def test_released_checkpoints_lack_the_layer_that_is_not_registered_there(golden) -> None:
+def test_released_checkpoints_without_the_unregistered_layer_load(golden) -> None:
     head, _, _, _, weights = golden
     released = {name: tensor for name, tensor in weights.items() if "tuple_classifier" not in name}
     fresh = STRM(24, 8, width=16)
@@ -52,7 +52,7 @@ def test_released_checkpoints_lack_the_layer_that_is_not_registered_there(golden
     assert torch.equal(fresh.enrichment.query.weight, head.enrichment.query.weight)
 
 
-def test_the_attention_among_patches_starts_closed() -> None:
+def test_patch_attention_starts_at_zero() -> None:
     torch.manual_seed(0)
     head, maps = STRM(8, 4, width=8).eval(), torch.randn(1, 4, 8, 5, 5)
     before = head.prepare(maps)["tuples"]
@@ -83,6 +83,6 @@ def test_equal_tuples_have_distance_zero_and_finite_gradients() -> None:
     assert torch.equal(distance, torch.zeros(1, 2))
 
 
-def test_frames_without_patches_are_refused() -> None:
+def test_frame_features_raise() -> None:
     with pytest.raises(DmgalError, match="pooling='map'"):
         STRM(8, 4, width=8).prepare(torch.zeros(2, 4, 8))

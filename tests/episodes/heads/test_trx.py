@@ -47,7 +47,7 @@ def test_several_cardinalities_are_averaged(read_golden, assert_relatively_close
     assert_relatively_close(ours, (alone[0] + alone[1]) / 2)
 
 
-def test_the_paper_s_widths() -> None:
+def test_widths_are_those_of_the_paper() -> None:
     head = TRX(2048)
     assert head.cardinalities == (2, 3)
     sizes = [tuple(projection.keys.weight.shape) for projection in head.projections]
@@ -55,7 +55,7 @@ def test_the_paper_s_widths() -> None:
 
 
 @pytest.mark.parametrize("cardinalities", [(2,), (1,)])
-def test_the_order_of_frames_counts(cardinalities: tuple[int, ...]) -> None:
+def test_order_of_frames_changes_logits(cardinalities: tuple[int, ...]) -> None:
     """The order within a tuple counts. With single frames, only the position code does."""
     torch.manual_seed(0)
     head, support, query = TRX(12, cardinalities, 8).eval(), videos(4, 1), videos(2, 2)
@@ -81,12 +81,12 @@ def test_logits_are_float32_and_the_same_under_autocast() -> None:
 @pytest.mark.parametrize(
     ("shape", "message"), [((2, 2, 12), "2 frames for tuples of 3"), ((2, 4, 12, 7, 7), "pooling")]
 )
-def test_features_that_do_not_fit(shape: tuple[int, ...], message: str) -> None:
+def test_invalid_features_raise(shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(DmgalError, match=message):
         TRX(12, width=8).prepare(torch.zeros(shape))
 
 
-def test_weights_of_other_cardinalities_are_refused(read_golden) -> None:
+def test_weights_of_other_cardinalities_raise(read_golden) -> None:
     _, weights, _ = read_golden("trx_cardinality3")
     with pytest.raises(DmgalError, match="other shapes"):
         TRX(32, (2,), 24).load_reference_state_dict(weights)

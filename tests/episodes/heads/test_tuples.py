@@ -13,12 +13,12 @@ from dmgal.errors import DmgalError
 
 
 @pytest.mark.parametrize(("frames", "cardinality"), [(8, 2), (8, 3), (4, 4), (5, 1)])
-def test_all_tuples_in_order(frames: int, cardinality: int) -> None:
+def test_tuples_are_all_ordered_combinations(frames: int, cardinality: int) -> None:
     assert frame_tuples(frames, cardinality).tolist() == [list(t) for t in combinations(range(frames), cardinality)]
 
 
 @pytest.mark.parametrize("cardinality", [1, 2, 3])
-def test_the_layer_equals_a_linear_on_concatenated_frames(cardinality: int) -> None:
+def test_layer_equals_a_linear_on_concatenated_frames(cardinality: int) -> None:
     torch.manual_seed(0)
     ours, plain = TupleLinear(6, 5, cardinality), nn.Linear(6 * cardinality, 5)
     ours.load_state_dict(plain.state_dict())
@@ -28,6 +28,6 @@ def test_the_layer_equals_a_linear_on_concatenated_frames(cardinality: int) -> N
 
 
 @pytest.mark.parametrize(("frames", "cardinality"), [(2, 3), (4, 0)])
-def test_too_few_frames(frames: int, cardinality: int) -> None:
+def test_too_few_frames_raise(frames: int, cardinality: int) -> None:
     with pytest.raises(DmgalError, match=f"{frames} frames for tuples of {cardinality}"):
         frame_tuples(frames, cardinality)
