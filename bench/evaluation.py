@@ -152,8 +152,8 @@ def kept(options: Options) -> dict[str, Any]:
     list(sampler)
     parts["of_which_draw"] = clock.seconds()["cpu_seconds"]
     clock = Clock()
-    some = clips[: 20 * cache.block_size]
-    for batch in some.split(cache.block_size):
+    some = clips[: 20 * videos_at_a_time("cpu")]
+    for batch in some.split(videos_at_a_time("cpu")):
         precompute_states(model, batch)
     parts["encode_alone"] = clock.seconds()["cpu_seconds"] * len(clips) / len(some)
     count = min(options.plain_episodes, options.episodes)

@@ -232,7 +232,7 @@ class StateCache:
             clips: ``(T, 3, H, W)`` of each video, in the order of ``videos``.
             num_workers: processes that read clips, per encoding process.
             device: device that encodes.
-            progress: if True, show progress bars.
+            progress: if True, show progress bars and log which blocks are encoded again.
             processes: this process among all that encode. None: the only one.
             bad: returns the indices of the videos that this process could not read so far.
             no_longer_bad: indices of videos that are bad in the cache but readable now. They are encoded again.
@@ -249,7 +249,8 @@ class StateCache:
         name = printable(str(self.folder))
         with exclusively(self.folder / ".lock", lambda: _LOG.info("Waiting for another process in %s.", name)):
             for reason in self._delete_unusable(no_longer_bad):
-                _LOG.info("%s: %s", name, reason)
+                if progress:
+                    _LOG.info("%s: %s", name, reason)
             processes.wait()
             return self._encode_missing(recognizer, clips, num_workers, device, progress, processes, bad)
 
