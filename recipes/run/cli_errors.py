@@ -12,6 +12,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import NoReturn
 
 from dmgal.errors import DmgalError
@@ -49,6 +50,9 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
             raise
         return CLOSED_PIPE
     except DmgalError as error:
+        # The frames hold data loaders. A loader that only the garbage collector frees cannot end its workers, because
+        # its queues are closed first.
+        clear_frames(error.__traceback__)
         close_bars()
         print(f"{_process()}error: {error}", file=sys.stderr)
         return BAD_INPUT

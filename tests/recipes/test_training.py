@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 
@@ -225,6 +226,7 @@ def test_a_missing_video_an_empty_class_and_an_unreadable_video(tmp_path, frame_
     assert main(["train", "method/smga", *flags, "--out", str(out)]) == 2
     message = capsys.readouterr().err
     assert str(video) in message and "Traceback" not in message
+    assert multiprocessing.active_children() == []
     shutil.rmtree(out, ignore_errors=True)
     split_file = ["--data.split-file", str(root / "split.csv")]
     shutil.rmtree(video)
