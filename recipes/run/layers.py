@@ -10,19 +10,20 @@ Without ``paths.yaml``, the path in the recipe is relative to the working folder
 
 from __future__ import annotations
 
-import collections.abc
 import contextlib
 import copy
 import dataclasses
+import functools
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
+import dacite
 import yaml
 
 from dmgal.errors import DmgalError
@@ -142,20 +143,78 @@ def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list
     return rest, tree
 
 
-def from_mapping(cls: type[T], tree: Mapping[str, Any], where: str = "") -> T:
+def from_mapping(cls: type[T], tree: Mapping[str, Any]) -> T:
     """Return a dataclass built from nested mappings. Unknown keys raise a DmgalError with a suggestion."""
-    hints = typing.get_type_hints(cls)
-    known = {entry.name for entry in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    for key in tree:
-        if key not in known:
-            nearest = get_close_matches(str(key), known, n=1)
+    _check_keys(cls, tree)
+    try:
+        return dacite.from_dict(cls, tree, dacite.Config(type_hooks=TYPE_HOOKS))
+    except dacite.WrongTypeError as error:
+        raise _bad_value(str(error.field_path), error.value, _described(error.field_type)) from None
+
+
+def _check_keys(cls: type[Any], tree: Mapping[str, Any], where: str = "") -> None:
+    kinds = typing.get_type_hints(cls)
+    for key, value in tree.items():
+        if key not in kinds:
+            nearest = get_close_matches(str(key), kinds, n=1)
             raise DmgalError(
                 "The recipe has an unknown key.",
                 received=f"{where}{key}",
-                expected=f"one of {', '.join(sorted(known))}",
+                expected=f"one of {', '.join(sorted(kinds))}",
                 remedy=f"Check the key: did you mean {where}{nearest[0]}?" if nearest else "Remove the key.",
             )
-    return cls(**{key: _converted(hints[key], value, f"{where}{key}") for key, value in tree.items()})
+        if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
+            _check_keys(kinds[key], value, f"{where}{key}.")
+
+
+def _whole_number(value: Any) -> Any:
+    if isinstance(value, bool):  # an int in Python
+        raise dacite.WrongTypeError(int, value)
+    return value
+
+
+def _number(value: Any, key: str | None = None) -> float:
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(value, bool):
+            return float(value)  # YAML reads 1e-3 as a string
+    raise dacite.WrongTypeError(float, value, key)
+
+
+def _pair(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return tuple(value)
+    raise dacite.WrongTypeError(tuple[float, float], value)
+
+
+def _options(value: Any) -> Mapping[str, Any]:
+    if isinstance(value, Mapping):
+        return value
+    raise dacite.WrongTypeError(Mapping, value)
+
+
+TYPE_HOOKS: dict[Any, Callable[[Any], Any]] = {
+    int: _whole_number,
+    float: _number,
+    tuple[float, float]: _pair,
+    Path: lambda value: Path(value) if isinstance(value, str) else value,
+    Mapping[str, Any]: _options,
+    Mapping[str, float]: lambda value: {key: _number(entry, key) for key, entry in _options(value).items()},
+}
+"""Conversions of YAML values to the types of fields."""
+PLAIN_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
+
+
+def _described(kind: Any) -> str:
+    """Return the values that a field of this type accepts, for an error message."""
+    origin, arguments = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not type(None)]
+    if origin in (types.UnionType, typing.Union):
+        return _described(arguments[-1])
+    texts = {
+        typing.Literal: f"one of {', '.join(map(repr, arguments))}",
+        tuple: f"a list of {len(arguments)}",
+        Mapping: "a mapping of options, e.g. {name: BiMHM}",
+    }
+    return "a mapping" if dataclasses.is_dataclass(kind) else (texts | PLAIN_TYPES).get(origin or kind, str(kind))
 
 
 def to_mapping(value: Any) -> Any:
@@ -167,52 +226,6 @@ def to_mapping(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_mapping(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def _converted(kind: Any, value: Any, where: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is typing.Annotated:
-        return _converted(arguments[0], value, where)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        *others, last = (a for a in arguments if a is not type(None))
-        for other in others:
-            with contextlib.suppress(DmgalError):
-                return _converted(other, value, where)
-        return _converted(last, value, where)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        if not isinstance(value, Mapping):
-            raise _bad_value(where, value, "a mapping")
-        return from_mapping(kind, value, f"{where}.")
-    if origin is collections.abc.Mapping:
-        if not isinstance(value, Mapping):
-            raise _bad_value(where, value, "a mapping of options, e.g. {name: BiMHM}")
-        return {key: _converted(arguments[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if kind is Any:
-        return value
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise _bad_value(where, value, f"one of {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(arguments):
-            raise _bad_value(where, value, f"a list of {len(arguments)}")
-        return tuple(_converted(a, entry, where) for a, entry in zip(arguments, value, strict=True))
-    return _plain(kind, value, where)
-
-
-def _plain(kind: Any, value: Any, where: str) -> Any:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        try:
-            return float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
-            raise _bad_value(where, value, "a number") from None
-    if isinstance(kind, type) and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
-        raise _bad_value(where, value, {int: "a whole number", str: "text", bool: "true or false"}.get(kind, str(kind)))
-    return value
 
 
 def _scalar(flag: str, text: str) -> Any:
@@ -249,35 +262,26 @@ def _bad_layer(name: str, received: str) -> DmgalError:
     )
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the values of nested mappings by dotted key."""
+    pairs: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
+    return pairs
+
+
 def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
     """Return the mapping with absolute paths shortened to their last part, and the full paths by dotted key."""
-    shared: Tree = copy.deepcopy(dict(tree))
-    paths = dict(_absolute(shared))
-    for key, path in paths.items():
-        _put(shared, key, Path(path).name)
-    return shared, paths
+    paths = {
+        key: value for key, value in flat(tree) if isinstance(value, str) and os.path.isabs(value) and Path(value).name
+    }
+    return put_back(tree, {key: Path(path).name for key, path in paths.items()}), paths
 
 
 def put_back(tree: Mapping[str, Any], paths: Mapping[str, str]) -> Tree:
-    """Return the mapping with its absolute paths restored. The inverse of ``set_apart``."""
+    """Return a copy of the mapping with its absolute paths restored. The inverse of ``set_apart``."""
     restored: Tree = copy.deepcopy(dict(tree))
     for key, path in paths.items():
-        _put(restored, key, path)
+        *sections, last = key.split(".")
+        functools.reduce(dict.__getitem__, sections, restored)[last] = path
     return restored
-
-
-def _absolute(tree: Tree, prefix: str = "") -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            found += _absolute(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and os.path.isabs(value) and Path(value).name:
-            found.append((f"{prefix}{key}", value))
-    return found
-
-
-def _put(tree: Tree, key: str, value: str) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        tree = tree[section]
-    tree[last] = value

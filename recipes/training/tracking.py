@@ -16,8 +16,8 @@ from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError
 from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.folder import Run, flat, peak_memory_mb
-from dmgal.recipes.run.layers import set_apart, to_mapping
+from dmgal.recipes.run.folder import Run, peak_memory_mb
+from dmgal.recipes.run.layers import flat, set_apart, to_mapping
 
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 

@@ -18,13 +18,13 @@ TREES = st.recursive(
 
 @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TREES)
-def test_what_is_set_apart_comes_back(tree):
+def test_set_apart_paths_round_trip(tree):
     shared, paths = set_apart(tree)
     assert put_back(shared, paths) == tree
     assert "/disk" not in str(shared)
 
 
-def test_a_path_is_shortened_to_its_last_part():
+def test_absolute_path_is_shortened_to_its_last_part():
     tree = {"data": {"root": "/disk/ssv2", "split_file": "splits/a.csv"}, "backbone": {"name": "/weights/clip"}}
     shared, paths = set_apart(tree)
     assert shared == {"data": {"root": "ssv2", "split_file": "splits/a.csv"}, "backbone": {"name": "clip"}}
