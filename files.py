@@ -1,4 +1,4 @@
-"""Files that several processes use: locks and atomic writes. Also lists of names in messages.
+"""Files that several processes use: locks, atomic writes, exchange of folders. Also lists of names in messages.
 
 The operating system releases a lock when its process ends, even if the process is killed.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,40 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def replace_folder(new: Path, place: Path) -> None:
+    """Move the folder ``new`` to ``place`` and delete the previous folder there.
+
+    A kill at any time leaves one of the two complete, at ``place`` or beside it. `complete_folder` finds it.
+    """
+    if place.exists():
+        shutil.rmtree(_aside(place), ignore_errors=True)
+        place.rename(_aside(place))
+    new.rename(place)
+    shutil.rmtree(_aside(place), ignore_errors=True)
+
+
+def complete_folder(place: Path) -> Path:
+    """Return ``place``, or the path of the previous folder if a kill between two renames left only that."""
+    return place if place.exists() or not _aside(place).exists() else _aside(place)
+
+
+def restore_folder(place: Path) -> None:
+    """Return the previous folder to ``place`` if a kill left only that, and delete it otherwise."""
+    if complete_folder(place) != place:
+        _aside(place).rename(place)
+    shutil.rmtree(_aside(place), ignore_errors=True)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}.old")
 
 
 NAMES_SHOWN = 5

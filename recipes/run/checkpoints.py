@@ -1,40 +1,38 @@
-"""Checkpoints of a run with checksums, and the lock of the run folder. The newest few checkpoints are kept.
+"""Checkpoints of a run, with checksums. The newest few are kept.
 
     checkpoints/step_00000400/checkpoint.json        format, progress, size and hash of each file
     checkpoints/step_00000400/model.safetensors      trained weights and batch norm statistics
     checkpoints/step_00000400/optimizer.safetensors
     checkpoints/step_00000400/average.safetensors    if train.ema is set
 
-A folder is replaced atomically. A damaged checkpoint is skipped with a warning, and the one before it is used.
+A kill at any time leaves the earlier checkpoints complete. A damaged one is skipped with a warning, and the one before
+it is used.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import re
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
 from dmgal import __version__
 from dmgal.errors import DmgalError
-from dmgal.files import exclusively
-from dmgal.recipes.run.folder import read_tensors, write_tensors, write_text
+from dmgal.files import replace_folder, restore_folder, write_text
+from dmgal.recipes.run.folder import read_tensors, write_tensors
 
 FORMAT = 1
 """Format version of ``checkpoint.json``, raised if older versions cannot read new files."""
 INDEX = "checkpoint.json"
-NAME = re.compile(r"\.?(step_\d{8})(\.\w+)?")
+NAME = "step_" + 8 * "[0-9]"
 BLOCK = 2**22
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -77,7 +75,7 @@ class Checkpoints:
         except OSError:
             shutil.rmtree(partial, ignore_errors=True)  # free the space on a full disk
             raise
-        put_in_place(partial, folder)
+        replace_folder(partial, folder)
         _to_disk(self.folder)
         self._prune(step)
 
@@ -92,8 +90,8 @@ class Checkpoints:
         Raises:
             DmgalError: all are damaged, or one was written by a newer version.
         """
-        folders = sorted((p for p in self._folders() if not p.name.startswith(".")), reverse=True)
-        for folder in folders:
+        folders = self._folders()
+        for folder in reversed(folders):
             try:
                 return _read(folder)
             except (_DamagedError, OSError) as damage:
@@ -109,14 +107,13 @@ class Checkpoints:
 
     def clean_up(self) -> None:
         """Remove incomplete folders of a killed run. Only the process that writes here may call it."""
-        for folder in self._folders():
-            restore_replaced(self.folder / NAME.fullmatch(folder.name)[1])  # type: ignore[index]
-        for folder in self._folders():
-            if folder.name.startswith("."):
-                shutil.rmtree(folder, ignore_errors=True)
+        for old in self.folder.glob(f".{NAME}.old"):
+            restore_folder(self.folder / old.stem.removeprefix("."))
+        for partial in self.folder.glob(f".{NAME}.*"):
+            shutil.rmtree(partial, ignore_errors=True)
 
     def _prune(self, newest: int) -> None:
-        up_to_here = sorted(p for p in self._folders() if not p.name.startswith(".") and p <= self._folder(newest))
+        up_to_here = [folder for folder in self._folders() if folder <= self._folder(newest)]
         for folder in up_to_here[: -self.keep]:
             trash = folder.with_name(f".{folder.name}.partial")
             folder.rename(trash)  # so that a kill leaves nothing that looks complete
@@ -126,9 +123,7 @@ class Checkpoints:
         return self.folder / f"step_{step:08d}"
 
     def _folders(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        return [path for path in self.folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name)]
+        return sorted(path for path in self.folder.glob(NAME) if path.is_dir())
 
 
 class _DamagedError(Exception):
@@ -204,75 +199,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder, the file ``.lock``, which is not deleted.
-
-    Raises:
-        DmgalError: another process holds the lock, or the file system has no locks.
-        OSError: the file cannot be created.
-    """
-    lock_file = folder / ".lock"
-
-    def refuse() -> NoReturn:
-        raise DmgalError(
-            "This run folder is in use.",
-            received=f"{folder}, where process {lock_file.read_text(errors='replace').strip() or 'unknown'} trains",
-            expected="a folder that no other process trains in",
-            remedy="Wait for that process or end it, or pass another --out.",
-        )
-
-    with exclusively(lock_file, refuse):
-        lock_file.write_text(f"{os.getpid()}\n")
-        yield
-
-
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2
-RENAME_SWAP = 2
-
-
-def put_in_place(new: Path, place: Path) -> None:
-    """Move the folder ``new`` to ``place`` and delete the previous folder.
-
-    Linux and macOS swap two folders in one step. Other systems and some file systems need two renames. A kill between
-    them leaves the old folder beside ``place``. `restore_replaced` restores it.
-    """
-    if not place.exists():
-        new.rename(place)
-        return
-    if _swap(new, place):
-        shutil.rmtree(new)
-        return
-    old = _aside(place)
-    shutil.rmtree(old, ignore_errors=True)
-    place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old)
-
-
-def restore_replaced(place: Path) -> None:
-    """Restore the folder that a kill between two renames left aside."""
-    old = _aside(place)
-    if old.exists() and not place.exists():
-        old.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _aside(place: Path) -> Path:
-    return place.with_name(f".{place.name}.old")
-
-
-def _swap(one: Path, other: Path) -> bool:
-    """Return True if the system has exchanged the two names."""
-    names = os.fsencode(one), os.fsencode(other)
-    try:
-        library = ctypes.CDLL(None)
-        if sys.platform == "darwin":
-            return bool(library.renamex_np(*names, ctypes.c_uint(RENAME_SWAP)) == 0)
-        at = ctypes.c_int(AT_FDCWD)
-        return bool(library.renameat2(at, names[0], at, names[1], ctypes.c_uint(RENAME_EXCHANGE)) == 0)
-    except (AttributeError, OSError, TypeError):  # the function or, on Windows, the library is missing
-        return False

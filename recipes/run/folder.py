@@ -27,11 +27,11 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import yaml
@@ -41,16 +41,11 @@ from torch import Tensor
 
 from dmgal import __version__
 from dmgal.errors import DmgalError, differences, refuse_differences
-from dmgal.files import atomic_write
+from dmgal.files import atomic_write, complete_folder, exclusively, write_text
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import SAVED_SPLIT, read_split, split_of
-from dmgal.recipes.run.layers import from_mapping, put_back, set_apart, to_mapping
+from dmgal.recipes.run.data import SAVED_SPLIT, has_split_file, read_split, split_of
+from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
 from dmgal.videos import VideoCatalog
-
-try:
-    import resource
-except ImportError:  # Windows has none
-    resource = None  # type: ignore[assignment]
 
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")
 
@@ -60,8 +55,12 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.adapter = folder / "adapter"
         self.checkpoints = folder / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        """Path of the best adapter, which may not exist."""
+        return complete_folder(self.folder / "adapter")
 
     @property
     def split(self) -> Path:
@@ -83,7 +82,7 @@ class Run:
             recipe: the complete recipe of the run.
             resume: continue the run in the folder if there is one.
             accept_changes: continue although the recipe or the split differs, and save the new one.
-            catalog: the split to save and to compare. None if the data has a split file.
+            catalog: the split to save and to compare, unless the data has a split file.
 
         Returns:
             The accepted changes: old and new value by the recipe's key. The split of a class is ``split.CLASS``.
@@ -92,6 +91,8 @@ class Run:
             DmgalError: the folder holds a run and ``resume`` is off, its recipe or split differs, or the folder cannot
                 be written.
         """
+        if has_split_file(recipe.data):
+            catalog = None
         changes: dict[str, tuple[Any, Any]] = {}
         if (self.folder / "recipe.yaml").exists():
             if not resume:
@@ -129,11 +130,36 @@ class Run:
             write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
         return changes
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Create the folder and hold its lock, the file ``.lock``, which is not deleted.
+
+        Raises:
+            DmgalError: another process holds the lock, the folder cannot be written, or the file system has no locks.
+        """
+        lock_file = self.folder / ".lock"
+
+        def refuse() -> NoReturn:
+            holder = lock_file.read_text(errors="replace").strip() or "unknown"
+            raise DmgalError(
+                "This run folder is in use.",
+                received=f"{self.folder}, where process {holder} trains",
+                expected="a folder that no other process trains in",
+                remedy="Wait for that process or end it, or pass another --out.",
+            )
+
+        with ExitStack() as locks:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(exclusively(lock_file, refuse))
+                lock_file.write_text(f"{os.getpid()}\n")
+            yield
+
     def tracker_id(self) -> str | None:
         """Return the random id of the run, by which trackers distinguish folders of the same name."""
         path = self.folder / "environment.json"
-        saved = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return saved.get("tracker_id")  # type: ignore[no-any-return]
+        saved: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return saved.get("tracker_id")
 
     def recipe(self) -> Recipe:
         """Return the saved recipe with this machine's paths."""
@@ -255,8 +281,10 @@ def peak_memory_mb() -> float:
     """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    if resource is None:
+    if sys.platform == "win32":
         return 0.0
+    import resource  # Windows has none
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -272,12 +300,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [*map(_finite, value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -303,14 +325,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the values of nested mappings by dotted key."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
-    return pairs
-
-
 def _git_revision() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
@@ -321,9 +335,6 @@ def _git_revision() -> str | None:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-        if cpuinfo.is_file()
-        else []
-    )
-    return names[0] if names else platform.processor()
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import differences, refuse_differences
-from dmgal.recipes.run.checkpoints import put_in_place, restore_replaced
+from dmgal.files import replace_folder, restore_folder
 from dmgal.recipes.run.folder import Run, write_tensors
 
 BACKBONE = "encoder.backbone."
@@ -50,8 +50,8 @@ def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
 def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
     """Write the best state: the adapter to ``adapter/``, all other weights to ``adapter/weights.safetensors``.
 
-    The folder is replaced atomically, so adapter and weights are always of the same step. A run without an adapter has
-    only ``weights.safetensors``, beside ``recipe.yaml``.
+    The folder is replaced as one, so adapter and weights are always of the same step. A run without an adapter has only
+    ``weights.safetensors``, beside ``recipe.yaml``.
     """
     backbone: Any = recognizer.encoder.backbone
     rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
@@ -68,12 +68,12 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
     backbone.save_pretrained(str(partial), state_dict=adapter, save_embedding_layers=False)
     if rest:
         write_tensors(partial / "weights.safetensors", rest)
-    put_in_place(partial, run.adapter)
+    replace_folder(partial, run.folder / "adapter")
 
 
 def clean_up_best(run: Run) -> None:
     """Restore the best adapter after a kill, and delete incomplete files."""
-    restore_replaced(run.adapter)
+    restore_folder(run.folder / "adapter")
     shutil.rmtree(run.folder / ".adapter.partial", ignore_errors=True)
 
 

@@ -26,7 +26,7 @@ def names(checkpoints):
     return sorted(path.name for path in checkpoints.folder.iterdir())
 
 
-def test_the_newest_comes_back_bit_for_bit_and_the_last_ones_are_kept(checkpoints):
+def test_newest_checkpoint_is_bit_identical_and_oldest_is_deleted(checkpoints):
     found = checkpoints.newest()
     assert found.progress == {"step": 6, "best": 0.1 + 0.2}
     assert torch.equal(found.tensors["model"]["w"], TENSORS["model"]["w"] + 6)
@@ -59,7 +59,7 @@ def truncate_to_half(path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_named_and_the_one_before_is_used(checkpoints, damage, capsys):
+def test_damaged_checkpoint_is_reported_and_skipped(checkpoints, damage, capsys):
     place = checkpoints.folder / "step_00000006"
     DAMAGES[damage](place)
     assert checkpoints.newest().progress["step"] == 4
@@ -68,7 +68,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(checkpoints, damage, 
     assert checkpoints.newest().progress == {"step": 6}
 
 
-def test_one_that_the_disk_does_not_give_back_is_passed_over(checkpoints, monkeypatch, capsys):
+def test_unreadable_checkpoint_is_reported_and_skipped(checkpoints, monkeypatch, capsys):
     content, place = module._content, checkpoints.folder / "step_00000006"
 
     def unreadable(path):
@@ -81,7 +81,7 @@ def test_one_that_the_disk_does_not_give_back_is_passed_over(checkpoints, monkey
     assert f"{place} is damaged ([Errno 5] Input/output error" in capsys.readouterr().err
 
 
-def test_no_undamaged_one_is_an_error_and_none_at_all_is_not(checkpoints, tmp_path):
+def test_only_damaged_checkpoints_raise(checkpoints, tmp_path):
     for place in checkpoints.folder.iterdir():
         truncate(place / "model.safetensors")
     with pytest.raises(DmgalError, match="2 damaged"):
@@ -89,14 +89,14 @@ def test_no_undamaged_one_is_an_error_and_none_at_all_is_not(checkpoints, tmp_pa
     assert Checkpoints(tmp_path / "nothing").newest() is None
 
 
-def test_a_newer_format_is_refused(checkpoints):
+def test_newer_format_raises(checkpoints):
     index = checkpoints.folder / "step_00000006" / INDEX
     index.write_text(json.dumps({**json.loads(index.read_text()), "format": 99, "dmgal": "9.9"}))
     with pytest.raises(DmgalError, match=r"format 99, dmgal 9\.9"):
         checkpoints.newest()
 
 
-def test_progress_is_amended_and_the_tensors_stay(checkpoints):
+def test_amending_progress_keeps_tensors(checkpoints):
     checkpoints.amend(6, {"step": 6, "best": 0.9})
     found = checkpoints.newest()
     assert found.progress == {"step": 6, "best": 0.9} and torch.equal(
@@ -104,7 +104,7 @@ def test_progress_is_amended_and_the_tensors_stay(checkpoints):
     )
 
 
-def test_what_a_kill_leaves_half_is_cleaned_up(checkpoints):
+def test_incomplete_folders_of_a_kill_are_cleaned_up(checkpoints):
     """Half written, half deleted, and moved aside where the system cannot swap folders."""
     for name in (".step_00000008.partial", ".step_00000002.partial"):
         (checkpoints.folder / name).mkdir()
@@ -115,7 +115,7 @@ def test_what_a_kill_leaves_half_is_cleaned_up(checkpoints):
     assert checkpoints.newest().progress["step"] == 6
 
 
-def test_a_disk_that_is_full_leaves_the_others(checkpoints, monkeypatch):
+def test_full_disk_keeps_earlier_checkpoints(checkpoints, monkeypatch):
     def full(path, tensors):
         raise OSError(28, "No space left on device")
 

@@ -205,8 +205,8 @@ def test_folder_in_use_raises(words, whole, capsys):
     hold = f"""
 import sys, time
 from pathlib import Path
-from dmgal.recipes.run.checkpoints import locked
-with locked(Path({str(whole)!r})):
+from dmgal.recipes.run.folder import Run
+with Run(Path({str(whole)!r})).locked():
     print("locked", flush=True)
     time.sleep(60)
 """
