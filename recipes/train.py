@@ -5,15 +5,14 @@
     torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes --train.tasks-per-step 2
 
 Flags override layers, and layers override defaults. --resume continues a stopped or killed run, bit-identical on CPUs.
-After SIGTERM or SIGUSR1 the training process saves a checkpoint within a step and exits with code 75. Run the same
-command again with --resume. torchrun and accelerate launch replace this exit code by their own.
+After SIGTERM or SIGUSR1 a training saves a checkpoint within a step and exits with code 75. Run the same command again
+with --resume. torchrun and accelerate launch replace this exit code by their own.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,19 +25,16 @@ from torch import nn
 
 from dmgal.errors import DmgalError, first_line
 from dmgal.recipes.run.build import build_recognizer, with_base_classes
-from dmgal.recipes.run.checkpoints import locked
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
-from dmgal.recipes.run.data import build_catalog, has_split_file
-from dmgal.recipes.run.folder import Run, writing
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import bundled_layers
-from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_missing, warn_of_precision
+from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_launcher
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tracking import check_tracker
 from dmgal.recipes.training.trainer import Trainer
 from dmgal.videos import VideoCatalog
-
-LAUNCH = Path(__file__).parent / "configs" / "launch"
 
 
 @dataclass(frozen=True)
@@ -73,17 +69,13 @@ def run(
     """Train by a recipe into a run folder.
 
     Args:
-        recipe: all settings of the run.
-        out: the run folder.
+        recipe, out: all settings of the run, and its folder.
         backbone, head, catalog: replace those of the recipe.
-        resume: continue the run in the folder if there is one.
-        accept_changes: continue although that run's recipe or class split differs.
-        quiet: hide progress bars.
+        resume, accept_changes, quiet: see the options of the command.
         trackers: instances of Accelerate's ``GeneralTracker`` that also receive the log.
 
     Raises:
-        DmgalError: the arguments do not fit together, the folder is in use or cannot be written, or training
-            diverged.
+        DmgalError: the arguments do not fit together, the folder cannot be used, or training diverged.
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
     folder = Run(out)
@@ -91,62 +83,48 @@ def run(
         set_seed(recipe.train.seed)
         check_tracker(recipe)
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
-        if head is None:
-            recipe = with_base_classes(recipe, catalog)
+        recipe = with_base_classes(recipe, catalog) if head is None else recipe
         recognizer = build_recognizer(recipe, backbone=backbone, head=head)
         accelerator = make_accelerator(recipe, out, trackers)
-        # harmless: gradients of depth-wise convolutions have another memory layout than DDP's buckets
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # set on purpose for the sake of DDP's buckets, see make_accelerator
-        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-        # FSDP warns of in-place writes to reshaped block outputs, which never happen here
-        warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-        # the schedule also counts skipped steps and those that the fp16 scaler controls
-        warnings.filterwarnings("ignore", message=r".*`optimizer\.step\(\)`")
         trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet)
         changes = {}
         if trainer.main:
-            with writing(out):
-                out.mkdir(parents=True, exist_ok=True)
-                locks.enter_context(locked(out))
-            split_catalog = None if has_split_file(recipe.data) else catalog
-            changes = folder.start(recipe, resume, accept_changes, split_catalog)
+            locks.enter_context(folder.locked())
+            changes = folder.start(recipe, resume, accept_changes, catalog)
         accelerator.wait_for_everyone()
-        warn_of_missing(accelerator)
-        warn_of_precision(accelerator, recipe)
+        warn_of_launcher(accelerator, recipe)
         trainer.prepare(resume)
         trainer.tracking.say(start_line(accelerator, recipe, recognizer))
         if changes:
             trainer.tracking.note(trainer.progress.step, recipe_changes=changes)
-        try:
-            _train(trainer)
-        except Preempted as preempted:
-            trainer.tracking.say(f"{preempted.name}: {trainer.what_is_saved()} ({out})")
-            raise
-        except KeyboardInterrupt as interruption:
-            raise KeyboardInterrupt(f"{trainer.what_is_saved()} ({out})") from interruption
-        except torch.OutOfMemoryError as error:
-            raise _no_memory(error) from error
+        with _explained_end(trainer, out):
+            if recipe.train.steps:
+                trainer.fit()  # validates, and saves checkpoints and the best weights
+            elif trainer.selection.best is None:
+                trainer.validate()
         trainer.release()
         accelerator.end_training()
     return folder
 
 
-def _no_memory(error: torch.OutOfMemoryError) -> DmgalError:
-    return DmgalError(
-        "The device is out of memory.",
-        received=first_line(error),
-        expected="memory for the activations of one pass, in addition to weights and optimizer state",
-        remedy="Use --train.tasks-per-pass 1, --train.precision bf16, --backbone.checkpoint-blocks, "
-        "or --train.two-pass auto, which needs the least memory.",
-    )
-
-
-def _train(trainer: Trainer) -> None:
-    if trainer.recipe.train.steps:
-        trainer.fit()
-    elif trainer.selection.best is None:
-        trainer.validate()
+@contextmanager
+def _explained_end(trainer: Trainer, out: Path) -> Iterator[None]:
+    """Add what is saved, or what needs less memory, to whatever ends the training early."""
+    try:
+        yield
+    except Preempted as preempted:
+        trainer.tracking.say(f"{preempted.name}: {trainer.what_is_saved()} ({out})")
+        raise
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(f"{trainer.what_is_saved()} ({out})") from interruption
+    except torch.OutOfMemoryError as error:
+        raise DmgalError(
+            "The device is out of memory.",
+            received=first_line(error),
+            expected="memory for the activations of one pass, in addition to weights and optimizer state",
+            remedy="Use --train.tasks-per-pass 1, --train.precision bf16, --backbone.checkpoint-blocks, "
+            "or --train.two-pass auto, which needs the least memory.",
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -154,7 +132,7 @@ def main(argv: list[str] | None = None) -> int | None:
     options, names = parse(argv, prog="dmgal train", description=as_description(__doc__), wrapper=Train)
     if options.list:
         print("\n".join(bundled_layers()))
-        print(f"\nfor accelerate launch --config_file, and for sbatch: {LAUNCH}")
+        print(f"\nfor accelerate launch --config_file, and for sbatch: {Path(__file__).parent / 'configs' / 'launch'}")
         return 0
     out = options.out or Path("runs") / "_".join(Path(name).stem for name in names or ["default"])
     try:

@@ -1,20 +1,20 @@
 """Start of a training: Accelerate, precision and compilation, with a line that describes them.
 
-``warn_of_missing`` warns about a launcher that ignores a request. For example, ``accelerate launch --cpu
---num_processes 2`` silently starts one process.
+A launcher may ignore a request: ``accelerate launch --cpu --num_processes 2`` silently starts one process.
+``warn_of_launcher`` reports this as far as environment variables show it.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, parse_flag_from_env
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -28,7 +28,7 @@ from dmgal.recipes.training.fsdp import blocks_of
 
 COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
 """Environment variables in which launchers pass the number of processes."""
-ASKED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+REQUESTED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 """Environment variable in which ``accelerate launch`` passes the requested precision."""
 
 
@@ -40,6 +40,7 @@ def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[Any] = ()
         project: the run folder, where TensorBoard writes.
         trackers: ``GeneralTracker`` objects of Accelerate, in addition to the recipe's tracker.
     """
+    _ignore_harmless_warnings()
     on_cpu = _belongs_on_cpu()
     process = PartialState(cpu=True) if on_cpu else PartialState()
     mixed_precision = autocast_of(recipe, process.device)
@@ -64,6 +65,16 @@ def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[Any] = ()
     return accelerator
 
 
+def _ignore_harmless_warnings() -> None:
+    for message in (
+        "Grad strides do not match bucket view strides",  # depth-wise convolutions differ from DDP's buckets
+        "find_unused_parameters=True was specified",  # on purpose, see make_accelerator
+        "FSDP2-wrapped module",  # about in-place writes to reshaped block outputs, which never happen here
+        r".*`optimizer\.step\(\)`",  # the schedule also counts skipped steps and those that the fp16 scaler controls
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def _belongs_on_cpu() -> bool:
     """Return True if the launcher requested the CPU, or if several processes have no devices that can communicate.
 
@@ -76,40 +87,37 @@ def _belongs_on_cpu() -> bool:
     return cannot_communicate and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def is_launcher(parent: int) -> bool:
-    """Return True if the parent process is torchrun or ``accelerate launch``, with which this process should end."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or _is_accelerate(_command_line(parent))
+def is_launched() -> bool:
+    """Return True if torchrun or ``accelerate launch`` started this process, which should then end with its parent."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or REQUESTED_PRECISION in os.environ
 
 
-def asked_processes() -> int:
-    """Return the number of processes requested from the launcher, or 1 without a launcher."""
+def requested_processes() -> int:
+    """Return the smallest number of processes that the launcher may have been asked for, or 1 without a launcher."""
     counts = [int(os.environ[name]) for name in COUNTS if os.environ.get(name, "").isdigit()]
-    counts += _processes_of_accelerate(_command_line(os.getppid()))
-    if {"MASTER_ADDR", ASKED_PRECISION} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
-        counts.append(2)  # accelerate launch sets only the former if it was asked for several processes
+    if {"MASTER_ADDR", REQUESTED_PRECISION} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        counts.append(2)  # accelerate launch sets an address, but no number, if it was asked for several processes
     return max(counts, default=1)
 
 
-def warn_of_missing(accelerator: Accelerator) -> None:
-    """Warn on the main process if fewer processes started than were requested."""
-    requested, started = asked_processes(), accelerator.num_processes
-    if started < requested and accelerator.is_main_process:
+def warn_of_launcher(accelerator: Accelerator, recipe: Recipe) -> None:
+    """Warn on the main process if the launcher requested more processes than started, or another precision."""
+    if not accelerator.is_main_process:
+        return
+    requested, started = requested_processes(), accelerator.num_processes
+    if started < requested:
         print(
-            f"warning: {requested} processes were requested, {started} started. On CPUs, start several with "
+            f"warning: at least {requested} processes were requested, {started} started. On CPUs, start several with "
             f"'torchrun --nproc_per_node {requested} -m dmgal.recipes.train ...' "
             f"or 'accelerate launch --multi_gpu --num_processes {requested} -m dmgal.recipes.train ...'.",
             file=sys.stderr,
             flush=True,
         )
-
-
-def warn_of_precision(accelerator: Accelerator, recipe: Recipe) -> None:
-    """Warn on the main process if the launcher's precision differs from the recipe's, which is used."""
-    requested, used = os.environ.get(ASKED_PRECISION, "no"), recipe.train.precision
-    if requested not in ("no", used) and accelerator.is_main_process:
+    precision = os.environ.get(REQUESTED_PRECISION, "no")
+    if precision not in ("no", recipe.train.precision):
         print(
-            f"warning: the launcher requests precision {requested}, the recipe {used}. The recipe's is used. "
-            f"Set --train.precision to one of {', '.join(get_args(Precision))}.",
+            f"warning: the launcher requests precision {precision}, the recipe {recipe.train.precision}. The recipe's "
+            f"is used. Set --train.precision to one of {', '.join(get_args(Precision))}.",
             file=sys.stderr,
             flush=True,
         )
@@ -129,45 +137,6 @@ def start_line(accelerator: Accelerator, recipe: Recipe, recognizer: FewShotReco
         f"{recipe.train.precision}{backbone}, {tasks} task(s) a step of {videos} videos, "
         f"{num_trained:,} of {num_parameters:,} parameters trained"
     )
-
-
-def _command_line(process: int) -> list[str]:
-    """Return the arguments of another process, or an empty list on systems without ``/proc``."""
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return []
-
-
-def _is_accelerate(words: list[str]) -> bool:
-    """Return True if a command line is a form of ``accelerate launch``, not just a program in a folder of that name."""
-    return any(
-        word.startswith("accelerate.commands.launch") or Path(word).name in ("accelerate", "accelerate-launch")
-        for word in words[:8]
-    )
-
-
-def _processes_of_accelerate(words: list[str]) -> list[int]:
-    """Return the number of processes in the flags of ``accelerate launch``, else in its config file."""
-    if not _is_accelerate(words):
-        return []
-    options = _options(words)
-    if "num_processes" in options:
-        return [int(options["num_processes"])] if options["num_processes"].isdigit() else []
-    file = options.get("config_file") or (None if "--cpu" in words else default_config_file)
-    if file is None or not Path(file).is_file():
-        return []
-    return [load_config_from_file(file).num_processes]
-
-
-def _options(words: list[str]) -> dict[str, str]:
-    """Return flags with their values, by name with underscores. The launcher's precede the script's."""
-    options: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            options.setdefault(name[2:].replace("-", "_"), value if equals else following)
-    return options
 
 
 def autocast_of(recipe: Recipe, device: torch.device) -> str:

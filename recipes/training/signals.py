@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from dmgal.recipes.run.distributed import SIGNALS
-from dmgal.recipes.training.launching import is_launcher
+from dmgal.recipes.training.launching import is_launched
 
 PREEMPTED = 75
 """Exit code of a temporary failure (EX_TEMPFAIL). The same command with ``--resume`` continues the run."""
@@ -56,9 +56,8 @@ class StopSignal:
         self._workers.enter_context(_workers_end_with_python())
         if threading.current_thread() is threading.main_thread():  # Python allows handlers in this thread only
             self._old_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
-            parent = os.getppid()
-            if is_launcher(parent):
-                threading.Thread(target=self._watch_launcher, args=(parent,), daemon=True).start()
+            if is_launched():
+                threading.Thread(target=self._watch_launcher, args=(os.getppid(),), daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -26,7 +26,7 @@ from dmgal.cli import main
 from dmgal.recipes.run.checkpoints import Checkpoints
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.layers import bundled_layers
-from dmgal.recipes.training.launching import ASKED_PRECISION, COUNTS, asked_processes
+from dmgal.recipes.training.launching import COUNTS, REQUESTED_PRECISION, is_launched, requested_processes
 
 LAUNCH = Path(str(files("dmgal.recipes").joinpath("configs", "launch")))
 CONFIGS = {
@@ -66,49 +66,34 @@ def test_launch_config_comments_start_with_limits_and_command(path):
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """Set an empty environment, and a parent command line chosen by the test."""
-    for name in (*COUNTS, "MASTER_ADDR"):
+def environment(monkeypatch):
+    """Set environment variables in the absence of all that launchers set."""
+    for name in (*COUNTS, "MASTER_ADDR", REQUESTED_PRECISION, "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
-
-    def parent(*words):
-        monkeypatch.setattr(launching, "_command_line", lambda process: list(words))
-
-    parent("bash")
-    return parent
-
-
-@pytest.mark.parametrize(
-    ("words", "asked"),
-    [
-        (["bash"], 1),
-        (["python", "/bin/accelerate", "launch", "--cpu", "--num_processes", "2", "train.py"], 2),
-        (["python", "-m", "accelerate.commands.launch", "--num-processes=3", "-m", "dmgal.recipes.train"], 3),
-        (["accelerate", "launch", "--config_file", str(LAUNCH / "ddp.yaml"), "train.py"], 8),
-        (["accelerate", "launch", "--cpu", "train.py"], 1),
-        (["python", "train.py", "--num_processes", "4"], 1),
-        (["/opt/accelerate-env/bin/python", "driver.py", "--num_processes", "4"], 1),
-        (["bash", "-c", "cd accelerate && dmgal train --num_processes 4"], 1),
-        (["python", "-X", "dev", "-W", "error", "-m", "accelerate.commands.launch", "--num_processes", "2"], 2),
-    ],
-)
-def test_process_count_of_launcher_command(told, words, asked):
-    told(*words)
-    assert asked_processes() == asked
+    return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_process_count_of_environment(told, monkeypatch, name):
-    monkeypatch.setenv(name, "4")
-    assert asked_processes() == 4
+def test_requested_processes_of_a_launcher(environment, name):
+    assert requested_processes() == 1
+    environment(**{name: "4"})
+    assert requested_processes() == 4
 
 
-def test_address_without_count_means_several_processes(told, monkeypatch):
-    monkeypatch.delenv(ASKED_PRECISION, raising=False)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert asked_processes() == 1
-    monkeypatch.setenv(ASKED_PRECISION, "no")
-    assert asked_processes() == 2
+def test_address_without_count_means_several_processes(environment):
+    environment(MASTER_ADDR="127.0.0.1")
+    assert requested_processes() == 1
+    environment(**{REQUESTED_PRECISION: "no"})
+    assert requested_processes() == 2
+    environment(WORLD_SIZE="1")
+    assert requested_processes() == 1
+
+
+@pytest.mark.parametrize("variable", ["TORCHELASTIC_RUN_ID", REQUESTED_PRECISION])
+def test_launched_process_knows_it_by_the_environment(environment, variable):
+    assert not is_launched()
+    environment(**{variable: "no"})
+    assert is_launched()
 
 
 @pytest.mark.parametrize(
@@ -131,13 +116,21 @@ def test_device_of_several_processes(monkeypatch, device, processes, flag, on_cp
     assert launching._belongs_on_cpu() == on_cpu
 
 
-@pytest.mark.parametrize(("asked", "warned"), [("bf16", True), ("no", False), ("float32", False)])
-def test_ignored_launcher_precision_warns(monkeypatch, capsys, asked, warned):
-    monkeypatch.setenv(ASKED_PRECISION, asked)
-    launching.warn_of_precision(SimpleNamespace(is_main_process=True), Recipe())
-    assert (
-        "launcher requests precision bf16, the recipe float32. The recipe's is used" in capsys.readouterr().err
-    ) == warned
+@pytest.mark.parametrize(("requested", "warned"), [("bf16", True), ("no", False), ("float32", False)])
+def test_ignored_launcher_precision_warns(environment, capsys, requested, warned):
+    environment(**{REQUESTED_PRECISION: requested})
+    launching.warn_of_launcher(SimpleNamespace(is_main_process=True, num_processes=1), Recipe())
+    warning = "launcher requests precision bf16, the recipe float32. The recipe's is used"
+    assert (warning in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize(("started", "main", "warned"), [(1, True, True), (1, False, False), (2, True, False)])
+def test_fewer_processes_than_requested_warn_on_the_main_process(environment, capsys, started, main, warned):
+    environment(MASTER_ADDR="127.0.0.1", **{REQUESTED_PRECISION: "no"})
+    launching.warn_of_launcher(SimpleNamespace(is_main_process=main, num_processes=started), Recipe())
+    printed = capsys.readouterr().err
+    assert ("warning: at least 2 processes were requested, 1 started" in printed) == warned
+    assert ("torchrun --nproc_per_node 2" in printed) == warned
 
 
 # ---- launchers ----
@@ -179,7 +172,7 @@ def test_fewer_processes_than_requested_warn(tmp_path, data_flags):
     words = ["method/smga", *data_flags, "--train.steps", "1", "--out", str(tmp_path / "run")]
     result = launched([*launcher, "-m", "dmgal.recipes.train", *words])
     assert result.returncode == 0, result.stderr[-3000:]
-    assert "warning: 2 processes were requested, 1 started" in result.stderr
+    assert "warning: at least 2 processes were requested, 1 started" in result.stderr
     assert "torchrun --nproc_per_node 2" in result.stderr
 
 
