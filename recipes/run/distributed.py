@@ -13,13 +13,15 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, gather
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate
 from dmgal.episodes.evaluation.accuracy import LOOK_EVERY, Answers
 from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.sampler import TaskSampler
+from dmgal.recipes.run.data import RememberedClips
+from dmgal.videos.dataset import VideoDataset
 
 CHUNK = 32
 """Number of videos encoded in one batch."""
@@ -27,18 +29,25 @@ CHUNK = 32
 
 def encode_shared(
     recognizer: FewShotRecognizer,
-    clips: Dataset[Tensor],
+    clips: VideoDataset | RememberedClips,
     *,
     num_workers: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> PrecomputedStates:
     """Return states of all clips ``(T, 3, H, W)`` in order on every process, after each encoded its share."""
-    process, videos = PartialState(), range(len(clips))  # type: ignore[arg-type]
+    process, videos = PartialState(), range(len(clips))
     shares = [_chunks_of(videos, rank, process.num_processes, CHUNK) for rank in range(process.num_processes)]
     mine = shares[process.process_index] or shares[0]  # a process without chunks learns the shapes from these
-    options = {"batch_size": CHUNK, "num_workers": num_workers, "device": device, "progress": progress}
-    states = encode_videos(recognizer, Subset(clips, mine), worker_init_fn=ignore_in_worker, **options)  # type: ignore[arg-type]
+    states = encode_videos(
+        recognizer,
+        Subset(clips, mine),
+        batch_size=CHUNK,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+        worker_init_fn=ignore_in_worker,
+    )
     if process.num_processes == 1:
         return states
     return states.map(lambda tensor: _merge(tensor, shares, process.device))
