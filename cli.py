@@ -6,6 +6,7 @@ Recipes are imported on demand, so ``dmgal --help`` does not import torch.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
 
@@ -75,7 +76,8 @@ def _dispatch(argv: list[str] | None) -> int | None:
         return 0
     if command not in COMMANDS:
         raise _unknown_command(command)
-    return import_module(f"dmgal.recipes.{command}").main(arguments)  # type: ignore[no-any-return]
+    run: Callable[[list[str]], int | None] = import_module(f"dmgal.recipes.{command}").main
+    return run(arguments)
 
 
 def _unknown_command(command: str) -> DmgalError:

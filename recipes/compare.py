@@ -12,7 +12,6 @@ the JSON file of --out and the web page of --page.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ from typing import Any
 import tyro
 
 from dmgal.errors import DmgalError
+from dmgal.files import write_text
 from dmgal.recipes.reports.comparison import methods_as_json, methods_as_text
 from dmgal.recipes.reports.page import comparison_page
 from dmgal.recipes.reports.runs import Comparison, compare_in_depth, rows_as_json
 from dmgal.recipes.reports.table import as_text
-from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataOverrides
 from dmgal.recipes.run.encoding import Kept
 from dmgal.recipes.run.evaluation import Protocol, samplers
-from dmgal.recipes.run.folder import environment, json_text, write_text
+from dmgal.recipes.run.folder import environment, json_text
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,7 @@ def _write(path: Path, text: str) -> None:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Compare the runs named on the command line."""
-    options = tyro.cli(
-        Compare, prog="dmgal compare", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
-    )
+    options = parse_options(Compare, argv, "compare", __doc__)
     if not options.runs:
         raise DmgalError(
             "No runs to compare.", received="no run", expected="folders of runs", remedy="Run dmgal compare RUN RUN ..."

@@ -16,17 +16,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from dmgal.errors import DmgalError
+from dmgal.files import write_text
 from dmgal.recipes.reports.page import as_page
 from dmgal.recipes.reports.runs import compare, rows_as_json
 from dmgal.recipes.reports.table import Row, as_text
-from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataConfig
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol
-from dmgal.recipes.run.folder import environment, json_text, write_text
+from dmgal.recipes.run.folder import environment, json_text
 
 METHODS = ("frozen", "smga", "dmgal_adapter", "dmgal_ft")
 
@@ -112,11 +111,7 @@ def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Run the demo with command line options."""
-    run(
-        tyro.cli(
-            Demo, prog="dmgal demo", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
-        )
-    )
+    run(parse_options(Demo, argv, "demo", __doc__))
     return 0
 
 

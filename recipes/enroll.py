@@ -14,7 +14,6 @@ or more clips per action give a better threshold.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,16 +21,14 @@ from typing import Annotated
 import tyro
 
 from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery, save_gallery
-from dmgal.episodes.gallery.task import Rejection
 from dmgal.errors import DmgalError
 from dmgal.files import printable
-from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.reports.recognition import print_gallery
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.gallery import list_clips, made_with, make_gallery, with_rejection
 from dmgal.videos.bad_videos import OnBadVideo
-
-CLASSES_SHOWN = 30
 
 
 @dataclass(frozen=True)
@@ -59,15 +56,6 @@ class Enroll:
     """What to do if a clip cannot be read. error: stop. skip: continue without it and report it."""
     quiet: bool = False
     """Hide progress bars."""
-
-
-def rejection_text(rejection: Rejection) -> str:
-    """Return one line with the threshold and the clips it was computed from."""
-    text = f"best logit below {rejection.threshold:.3g}, from {rejection.known} {rejection.source}"
-    text += f", of which {100 * rejection.known_kept:.0f} % pass"
-    if rejection.unknown_accepted is None:
-        return text + "; a single class leaves no unknown clips to evaluate"
-    return text + f"; of {rejection.unknown} clips of held-out classes {100 * rejection.unknown_accepted:.0f} % pass"
 
 
 def run(options: Enroll) -> Gallery:
@@ -122,33 +110,10 @@ def _check(options: Enroll) -> None:
         )
 
 
-def tell(gallery: Gallery, path: Path) -> None:
-    """Print the classes and the threshold of a gallery."""
-    size = path.stat().st_size / 1024
-    print(
-        f"{printable(str(path))}: {_counted(gallery.n_way, 'class')}, {_counted(len(gallery), 'clip')}, {size:,.0f} KB"
-    )
-    rows: Sequence[tuple[str, int]] = list(zip(gallery.class_names, gallery.shots, strict=True))
-    width = max(len(printable(name)) for name, _ in rows[:CLASSES_SHOWN])
-    for name, shots in rows[:CLASSES_SHOWN]:
-        print(f"  {printable(name):<{width}}  {_counted(shots, 'clip')}")
-    if len(rows) > CLASSES_SHOWN:
-        print(f"  and {len(rows) - CLASSES_SHOWN} more")
-    assert gallery.rejection is not None
-    print(f"unknown: {rejection_text(gallery.rejection)}")
-
-
-def _counted(count: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count} {noun if count == 1 else plural}"
-
-
 def main(argv: list[str] | None = None) -> int | None:
     """Enroll the clips named on the command line."""
-    options = tyro.cli(
-        Enroll, prog="dmgal enroll", args=sys.argv[1:] if argv is None else argv, description=as_description(__doc__)
-    )
-    tell(run(options), options.out)
+    options = parse_options(Enroll, argv, "enroll", __doc__)
+    print_gallery(run(options), options.out)
     print(f"next: dmgal recognize {options.run} {printable(str(options.out))} CLIP")
     return 0
 

@@ -13,7 +13,6 @@ of two pairs. A model that ignores the order of frames cannot exceed 50 % in eit
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 import tyro
 
 from dmgal.files import printable
-from dmgal.recipes.run.cli_errors import as_description, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
@@ -61,12 +60,7 @@ class Evaluate:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Evaluate the run named on the command line."""
-    options = tyro.cli(
-        Evaluate,
-        prog="dmgal evaluate",
-        args=sys.argv[1:] if argv is None else argv,
-        description=as_description(__doc__),
-    )
+    options = parse_options(Evaluate, argv, "evaluate", __doc__)
     run, protocol, progress = Run(options.run), options.protocol, not options.quiet
     recipe, recognizer = load_run(run)
     recipe = options.data.over(recipe)

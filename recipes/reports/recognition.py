@@ -1,14 +1,52 @@
-"""Recognition results as text and as JSON."""
+"""Galleries and recognition results as text and as JSON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import Recognition, Segment, WindowScore
+from dmgal.episodes.gallery.task import Rejection
+from dmgal.files import printable
+from dmgal.recipes.run.recognition import ClipRecognizer, Recognized
 
 UNKNOWN = "(unknown)"
+CLASSES_SHOWN = 30
+
+
+def rejection_text(rejection: Rejection) -> str:
+    """Return one line with the threshold and the clips it was computed from."""
+    text = f"best logit below {rejection.threshold:.3g}, from {rejection.known} {rejection.source}"
+    text += f", of which {100 * rejection.known_kept:.0f} % pass"
+    if rejection.unknown_accepted is None:
+        return text + "; a single class leaves no unknown clips to evaluate"
+    return text + f"; of {rejection.unknown} clips of held-out classes {100 * rejection.unknown_accepted:.0f} % pass"
+
+
+def gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
+    """Return the classes of a gallery and the threshold in use."""
+    gallery, rejection = ready.gallery, ready.gallery.rejection
+    assert rejection is not None
+    names = [printable(name) for name in gallery.class_names]
+    details = {name: value for name, value in vars(rejection).items() if name != "shortlist"} | {"score": "best logit"}
+    return {
+        "classes": names,
+        "clips_per_class": list(gallery.shots),
+        "shortlist": ready.task.shortlist,
+        "rejection": details if ready.threshold is not None else None,
+    }
+
+
+def video_as_json(gallery: Gallery, one: Recognized) -> dict[str, Any]:
+    """Return the result of one video."""
+    names = [printable(name) for name in gallery.class_names]
+    if one.clip is not None:
+        return {"video": printable(str(one.path)), **clip_as_json(one.clip, names)}
+    timeline = timeline_as_json(one.segments, one.windows, names)
+    return {"video": printable(str(one.path)), **timeline, "damage": one.damage and printable(one.damage)}
 
 
 def clip_as_json(clip: Recognition, names: Sequence[str]) -> dict[str, Any]:
@@ -52,6 +90,52 @@ def timeline_as_json(
             for window in windows
         ],
     }
+
+
+def print_gallery(gallery: Gallery, path: Path) -> None:
+    """Print the classes and the threshold of a gallery."""
+    size = path.stat().st_size / 1024
+    print(
+        f"{printable(str(path))}: {_counted(gallery.n_way, 'class')}, {_counted(len(gallery), 'clip')}, {size:,.0f} KB"
+    )
+    rows: Sequence[tuple[str, int]] = list(zip(gallery.class_names, gallery.shots, strict=True))
+    width = max(len(printable(name)) for name, _ in rows[:CLASSES_SHOWN])
+    for name, shots in rows[:CLASSES_SHOWN]:
+        print(f"  {printable(name):<{width}}  {_counted(shots, 'clip')}")
+    if len(rows) > CLASSES_SHOWN:
+        print(f"  and {len(rows) - CLASSES_SHOWN} more")
+    assert gallery.rejection is not None
+    print(f"unknown: {rejection_text(gallery.rejection)}")
+
+
+def _counted(count: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count} {noun if count == 1 else plural}"
+
+
+def print_results(ready: ClipRecognizer, results: Sequence[Recognized], report: Mapping[str, Any], top: int) -> None:
+    """Print the results of all videos, and a ``report``'s accuracy and shortlist."""
+    names = [printable(name) for name in ready.gallery.class_names]
+    clips = [(printable(str(one.path)), one.clip) for one in results if one.clip is not None]
+    if clips:
+        print_clips(clips, names, top)
+    for one in results:
+        if one.clip is None:
+            print_timeline(printable(str(one.path)), one.segments, names)
+            if one.damage:
+                print(f"  only part of it could be used: {printable(one.damage)}")
+    accuracy = report.get("accuracy")
+    if accuracy and len(results) > 1:
+        enrolled = f"; {accuracy['enrolled']} enrolled clips not counted" if accuracy["enrolled"] else ""
+        print(
+            f"right: {accuracy['right']} of {accuracy['clips']} clips in folders named as classes "
+            f"({accuracy['percent']:.1f} %), the {accuracy['called_unknown']} called unknown included{enrolled}"
+        )
+    if report["shortlist"] is not None:
+        print(f"shortlist: compared with {min(report['shortlist'], len(names))} of {len(names)} classes")
+    rejection = ready.gallery.rejection
+    assert rejection is not None
+    print(f"unknown: {rejection_text(rejection)}" if ready.threshold is not None else "unknown: never, as asked")
 
 
 def print_clips(clips: Sequence[tuple[str, Recognition]], names: Sequence[str], top: int) -> None:

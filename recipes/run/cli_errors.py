@@ -1,4 +1,4 @@
-"""Exit codes of recipes, the same for all ways to start one.
+"""Options and exit codes of recipes, the same for all ways to start one.
 
 The exit code is 2 with a message for mistakes of the user, 130 with one line for an interruption, and 141 without a
 message if the reader of the output closes the pipe (``| head``). Other exceptions keep their traceback. The ways are
@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from traceback import clear_frames
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from dmgal.errors import DmgalError
 from dmgal.progress import close_bars, printed_messages
+
+Options = TypeVar("Options")
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -86,6 +88,20 @@ def _is_closed_pipe(handle: int) -> bool:
     poll = select.poll()
     poll.register(handle, 0)  # errors are always reported
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def parse_options(kind: type[Options], argv: list[str] | None, command: str, docstring: str | None) -> Options:
+    """Return the options of a command from ``argv``, or from this process's arguments if it is None.
+
+    Args:
+        kind: dataclass of the options.
+        command: name of the command.
+        docstring: that of its module, for ``--help``.
+    """
+    import tyro  # slow to import, and not needed by ``dmgal --help``
+
+    words = sys.argv[1:] if argv is None else argv
+    return tyro.cli(kind, prog=f"dmgal {command}", args=words, description=as_description(docstring))
 
 
 def as_description(docstring: str | None) -> str:

@@ -67,7 +67,7 @@ class DataConfig:
     keep_in_memory: bool = False
     """Keep decoded clips in memory. For small data sets."""
     decoder: DecoderName = "pyav"
-    """Decoder of video files. decord returns wrong frames for some videos, see the README."""
+    """Decoder of video files. decord returns wrong frames for some videos, see docs/performance.md."""
     store: Path | None = None
     """Folder of decoded frames, written by dmgal store. None: decode the videos each time."""
     num_workers: int = 2

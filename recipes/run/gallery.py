@@ -1,4 +1,4 @@
-"""Galleries of a run: construction from clips with views and threshold, and recognition of clips and long videos.
+"""Galleries of a run, made from clips with augmented views and a threshold.
 
 Augmented views replace a second clip in classes that only have one. They have other frames, another crop and other
 colors, but are never mirrored, because labels may depend on left and right. A gallery stores the fingerprint of the
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -24,21 +24,12 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
 from dmgal.episodes.gallery.gallery import Gallery
-from dmgal.episodes.gallery.recognition import (
-    Recognition,
-    Segment,
-    WindowPlan,
-    WindowScore,
-    recognize_clips,
-    recognize_windows,
-    sliding_windows,
-)
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.errors import DmgalError
 from dmgal.files import printable
-from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import tell_skipped, test_transform
+from dmgal.recipes.run.encoding import launched_device
 from dmgal.recipes.run.layers import to_mapping
 from dmgal.recipes.run.weights import without_folder
 from dmgal.videos import VideoCatalog
@@ -46,8 +37,6 @@ from dmgal.videos.bad_videos import OnBadVideo, without_bad
 from dmgal.videos.catalog.files import content_hash, subfolders, videos_in
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
 from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
-from dmgal.videos.decoding.stream import TimedFrames
-from dmgal.videos.decoding.video import read_clip
 
 
 def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
@@ -97,7 +86,7 @@ def make_gallery(
     size, data = recognizer.encoder.image_size, recipe.data
     source = ClipSource(catalog, data.decoder, on_bad_video=on_bad_video)
     clips = VideoDataset(source, FrameSampler(data.num_frames, test_transform(recipe, size)))
-    device = _device(recognizer)
+    device = make_ready(recognizer)
     states = encode_videos(recognizer, clips, num_workers=data.num_workers, device=device, progress=progress)
     bad = clips.bad_videos.met
     if bad:
@@ -128,8 +117,8 @@ def with_rejection(
     gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None, progress: bool = True
 ) -> Gallery:
     """Return the gallery with a threshold for its task."""
-    device = _device(recognizer)
-    task = gallery_task(gallery, recognizer.to(device).eval(), shortlist)
+    device = make_ready(recognizer)
+    task = gallery_task(gallery, recognizer, shortlist)
     rejection = find_rejection(task, gallery.views.to(device), gallery.view_clips, progress=progress)
     return replace(gallery, rejection=rejection)
 
@@ -140,85 +129,11 @@ def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int
     return GalleryTask(recognizer, gallery.states.to(device), gallery.labels.to(device), shortlist)
 
 
-def _device(recognizer: FewShotRecognizer) -> torch.device:
-    """Move the recognizer to the GPU if there is one, and return its device."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    recognizer.to(device)
+def make_ready(recognizer: FewShotRecognizer) -> torch.device:
+    """Move the recognizer to the GPU if there is one, set it to evaluation mode, and return its device."""
+    device = launched_device()
+    recognizer.to(device).eval()
     return device
-
-
-@dataclass(frozen=True, eq=False)
-class Recognized:
-    """Result of one video, either for the whole clip or as a timeline of windows."""
-
-    path: Path
-    clip: Recognition | None = None
-    segments: tuple[Segment, ...] = ()
-    windows: tuple[WindowScore, ...] = ()
-    damage: str | None = None
-    """Reason why only the beginning of a long video could be used."""
-
-    @property
-    def folder(self) -> str:
-        """Class name by the parent folder."""
-        return printable(self.path.absolute().parent.name)
-
-
-class ClipRecognizer:
-    """Recognizer of clips and long videos with a run and a gallery.
-
-    Args:
-        recipe, recognizer: recipe and recognizer of the run.
-        gallery: made with this run.
-        shortlist: see `GalleryTask`. None: that of the gallery's threshold. 0: no shortlist.
-        unknown: allow unknown clips.
-        progress: show a bar while the threshold for another shortlist is computed.
-
-    Raises:
-        DmgalError: the gallery was made with another model. The message lists the differences.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        recognizer: FewShotRecognizer,
-        gallery: Gallery,
-        shortlist: int | None = None,
-        unknown: bool = True,
-        progress: bool = True,
-    ) -> None:
-        gallery.check_model(made_with(recipe, recognizer))
-        own = gallery.rejection.shortlist if gallery.rejection is not None else None
-        wanted = own if shortlist is None else shortlist or None
-        if gallery.rejection is None or wanted != own:
-            gallery = with_rejection(gallery, recognizer, wanted, progress)
-        recognizer.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self.gallery = gallery
-        self.frames = FrameSampler(recipe.data.num_frames, test_transform(recipe, recognizer.encoder.image_size))
-        self.task: GalleryTask = gallery_task(gallery, recognizer, wanted)
-        self.threshold = gallery.rejection.threshold if unknown and gallery.rejection is not None else None
-        self._decoder = recipe.data.decoder
-
-    def clip(self, path: Path) -> Recognition:
-        """Recognize a clip. Raise a VideoError if it cannot be read."""
-        read = partial(read_clip, path, at_least=self.frames.num_frames, decoder=self._decoder)
-        return recognize_clips(self.task, self.frames.clip(read).unsqueeze(0), self.threshold)[0]
-
-    def long_video(
-        self, path: Path, plan: WindowPlan, frames_per_second: float | None = None, progress: bool = True
-    ) -> Recognized:
-        """Recognize the actions in a long video. Raise a VideoError if none of it can be read."""
-        frames, kept = TimedFrames(path, frames_per_second), list[WindowScore]()
-
-        def keep(window: WindowScore) -> None:
-            kept.append(window)
-            bar.update(round(min(window.end, bar.total or window.end), 2) - bar.n)
-
-        title, total = printable(path.name), None if frames.seconds is None else round(frames.seconds, 2)
-        with progress_bar(progress=progress, total=total, desc=title, unit="s", leave=False) as bar:
-            windows = sliding_windows(frames, plan, self.frames.num_frames, self.frames.transform)
-            segments = recognize_windows(self.task, windows, self.threshold, plan.stride, on_window=keep)
-        return Recognized(path, segments=tuple(segments), windows=tuple(kept), damage=frames.damage)
 
 
 def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
