@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from dmgal.recipes.run.build import build_recognizer
+from dmgal.recipes.run.config import parse
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.weights import best_state, save_best
+from dmgal.recipes.train import Train
 from dmgal.videos.moving_shapes.clips import MovingShapes
 from dmgal.videos.moving_shapes.motions import all_motions
 
@@ -42,3 +50,22 @@ def data_flags(frame_folders: Path) -> list[str]:
         *("--data.num-workers", "0", "--data.keep-in-memory", "--ways", "2", "--queries", "1"),
         *("--train.validation-episodes", "8", "--quiet"),
     ]
+
+
+@pytest.fixture(scope="session")
+def save_run(data_flags: list[str]) -> Callable[..., Path]:
+    """Write a run folder as training leaves it, with random steps instead of training. Return its path."""
+
+    def save(out: Path, method: str, *flags: str) -> Path:
+        words = [f"method/{method}", *data_flags, *flags]
+        recipe = parse(words, prog="test", description="", wrapper=Train)[0].recipe
+        run, generator = Run(out), torch.Generator().manual_seed(recipe.train.seed)
+        run.start(recipe, resume=False, catalog=build_catalog(recipe.data))
+        recognizer = build_recognizer(recipe)
+        for parameter in recognizer.parameters():
+            if parameter.requires_grad and recipe.train.steps:
+                parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
+        save_best(recognizer, best_state(recognizer), run)
+        return out
+
+    return save

@@ -27,7 +27,7 @@ tell_met(bad, "train")
 """
 
 
-def test_a_split_has_one_line_over_all_processes(tmp_path: Path) -> None:
+def test_skipped_videos_of_all_processes_are_one_line(tmp_path: Path) -> None:
     for number in range(6):
         (tmp_path / "videos" / f"class{number // 3}" / f"{number}.mp4").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / f"class{number // 3}" / f"{number}.mp4").touch()

@@ -45,13 +45,13 @@ def test_success_is_silent(recipe: Path) -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_a_mistake_is_printed_without_traceback(recipe: Path) -> None:
+def test_user_error_is_printed_without_traceback(recipe: Path) -> None:
     result = launch(recipe, "wrong")
     assert result.returncode == 2
     assert result.stderr.startswith("error: cannot\n  received: ['wrong']") and "Traceback" not in result.stderr
 
 
-def test_one_of_several_processes_names_itself(recipe: Path) -> None:
+def test_error_of_several_processes_names_the_rank(recipe: Path) -> None:
     result = launch(recipe, "wrong", WORLD_SIZE="2", RANK="1")
     assert result.returncode == 2
     assert result.stderr.startswith("process 1: error: cannot")
@@ -77,7 +77,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("lines", [3, 200_000])
 @pytest.mark.parametrize("flags", [[], ["-u"]])
-def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, lines: int, flags: list[str]) -> None:
+def test_closed_output_pipe_exits_silently(tmp_path: Path, lines: int, flags: list[str]) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     read, write = os.pipe()
     os.close(read)
@@ -87,12 +87,12 @@ def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path, lines: int, f
     assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
 
 
-def test_a_pipe_to_another_process_is_one(tmp_path: Path) -> None:
+def test_broken_pipe_to_another_process_keeps_its_traceback(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     assert "BrokenPipeError" in launch(tmp_path / "talkative.py", "elsewhere").stderr
 
 
-def test_an_interruption_tells_that_nothing_is_lost(tmp_path: Path) -> None:
+def test_interruption_message_says_how_to_resume(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     done = launch(tmp_path / "talkative.py", "interrupted")
     assert (done.returncode, done.stderr) == (130, "interrupted: the same command resumes from here\n")

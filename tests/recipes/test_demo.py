@@ -12,7 +12,7 @@ METHODS = ["frozen", "smga", "dmgal_adapter", "dmgal_ft"]
 
 
 @pytest.mark.slow
-def test_the_demo_runs_and_goes_on_where_it_was(tmp_path, capfd):
+def test_demo_runs_and_resumes(tmp_path, capfd):
     words = ["demo", "--out", str(tmp_path), "--seed", "101", "--steps", "2", "--episodes", "40", "--quiet"]
     assert main(words) == 0
     result = json.loads((tmp_path / "results.json").read_text())

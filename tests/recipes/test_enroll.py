@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,9 @@ CLIPS = 4
 
 
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, data_flags: list[str]) -> Path:
-    """A run with a Cmga, hardly trained."""
-    out = tmp_path_factory.mktemp("runs") / "run"
-    flags = ["--train.steps", "1", "--train.validate-every", "1", "--train.validation-episodes", "2"]
-    assert main(["train", "method/dmgal_adapter", *data_flags, *flags, "--out", str(out)]) == 0
-    return out
+def run_folder(tmp_path_factory: pytest.TempPathFactory, save_run: Callable[..., Path]) -> Path:
+    """A run with a Cmga."""
+    return save_run(tmp_path_factory.mktemp("runs") / "run", "dmgal_adapter")
 
 
 @pytest.fixture
@@ -55,7 +53,7 @@ def states_by_clip(gallery):
     return {name: gallery.states.select(slice(place, place + 1)) for place, name in enumerate(names)}
 
 
-def test_a_folder_of_classes_is_enrolled_and_told(enroll, frame_folders, tmp_path):
+def test_class_folders_are_enrolled_and_printed(enroll, frame_folders, tmp_path):
     code, printed = enroll(copied(frame_folders, tmp_path / "clips", 2))
     gallery = load_gallery(tmp_path / "g.safetensors")
     assert code == 0 and printed.err == ""
@@ -65,14 +63,14 @@ def test_a_folder_of_classes_is_enrolled_and_told(enroll, frame_folders, tmp_pat
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".partial")]
 
 
-def test_single_clips_say_that_views_of_them_stand_in(enroll, frame_folders, tmp_path):
+def test_single_clips_get_a_threshold_from_augmented_views(enroll, frame_folders, tmp_path):
     code, printed = enroll(copied(frame_folders, tmp_path / "clips", 1), "--views", "3")
     gallery = load_gallery(tmp_path / "g.safetensors")
     assert code == 0 and "from 12 augmented views" in printed.out
     assert gallery.rejection.source == "augmented views" and gallery.view_clips.tolist() == sorted([0, 1, 2, 3] * 3)
 
 
-def test_adding_and_removing_leave_the_rest_bit_for_bit(enroll, frame_folders, tmp_path):
+def test_adding_and_removing_keep_other_states_bit_identical(enroll, frame_folders, tmp_path):
     test, names = frame_folders / "test", sorted(path.name for path in (frame_folders / "test").iterdir())
     assert enroll(copied(frame_folders, tmp_path / "clips", 1), "--shortlist", "2")[0] == 0
     before = states_by_clip(load_gallery(tmp_path / "g.safetensors"))
@@ -92,7 +90,7 @@ def test_adding_and_removing_leave_the_rest_bit_for_bit(enroll, frame_folders, t
         torch.testing.assert_close(now[key].tensors(), before[key].tensors(), rtol=0, atol=0)
 
 
-def test_two_additions_at_once_are_both_kept(enroll, frame_folders, tmp_path, monkeypatch):
+def test_concurrent_additions_are_both_saved(enroll, frame_folders, tmp_path, monkeypatch):
     """The second comes while the first encodes its clips."""
     clips, waits = frame_folders / "test", threading.Event()
     first, *others = sorted(path.name for path in clips.iterdir())[:3]
@@ -115,7 +113,7 @@ def test_two_additions_at_once_are_both_kept(enroll, frame_folders, tmp_path, mo
     assert set(load_gallery(tmp_path / "g.safetensors").class_names) == {first, *others}
 
 
-def test_names_that_are_no_utf8_and_accents_are_taken(enroll, frame_folders, tmp_path):
+def test_names_with_accents_and_invalid_utf8_are_accepted(enroll, frame_folders, tmp_path):
     folder = os.fsencode(tmp_path / "clips")
     try:
         os.makedirs(folder + b"/caf\xe9")
@@ -164,7 +162,7 @@ def refusals(tmp_path, frame_folders):
     ]
 
 
-def test_what_cannot_be_enrolled_is_refused_in_four_parts(enroll, frame_folders, tmp_path):
+def test_impossible_enrollment_raises_with_a_remedy(enroll, frame_folders, tmp_path):
     for words, said in refusals(tmp_path, frame_folders):
         code, printed = enroll(*words)
         assert code == 2, words
@@ -172,14 +170,14 @@ def test_what_cannot_be_enrolled_is_refused_in_four_parts(enroll, frame_folders,
         assert not (tmp_path / "g.safetensors").exists()
 
 
-def test_a_bad_clip_is_left_out_where_asked_to(enroll, frame_folders, tmp_path):
+def test_bad_clip_is_skipped_on_request(enroll, frame_folders, tmp_path):
     clips = copied(frame_folders, tmp_path / "clips", 1)
     (next(clips.iterdir()) / "broken.mp4").write_text("hello")
     code, printed = enroll(clips, "--on-bad-video", "skip")
     assert code == 0 and "broken.mp4" in printed.err and "4 classes, 4 clips" in printed.out
 
 
-def test_a_gallery_is_not_overwritten_nor_mixed_with_another_model(enroll, frame_folders, tmp_path, run_folder):
+def test_existing_gallery_and_other_model_raise(enroll, frame_folders, tmp_path, run_folder):
     clips = copied(frame_folders, tmp_path / "clips", 1)
     assert enroll(clips)[0] == 0
     before = (tmp_path / "g.safetensors").read_bytes()
@@ -197,7 +195,7 @@ def test_a_gallery_is_not_overwritten_nor_mixed_with_another_model(enroll, frame
     assert (tmp_path / "g.safetensors").read_bytes() == before
 
 
-def test_a_single_frame_folder_is_one_clip_not_a_class(enroll, tmp_path, frame_folders):
+def test_frame_folder_is_one_clip(enroll, tmp_path, frame_folders):
     folder = tmp_path / "clip"
     folder.mkdir()
     for place in range(8):

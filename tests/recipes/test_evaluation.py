@@ -18,22 +18,17 @@ import torch
 from dmgal.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = ["--train.steps", "1", "--train.checkpoint-every", "1", "--train.validate-every", "1"]
-STEPS += ["--train.warmup-steps", "0", "--train.learning-rate", "0.03"]  # one step that changes answers
 NUM_VIDEOS = 16
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, data_flags) -> Path:
+def runs(tmp_path_factory, save_run) -> Path:
     """A Cmga, a method without a task layer in two seeds, and the frozen backbone."""
     folder = tmp_path_factory.mktemp("runs")
-    for name, method, flags in (
-        ("cmga", "dmgal_adapter", STEPS),
-        ("smga0", "smga", STEPS),
-        ("smga1", "smga", [*STEPS, "--train.seed", "1"]),
-        ("frozen", "frozen", ["--train.steps", "0"]),
-    ):
-        assert main(["train", f"method/{method}", *data_flags, *flags, "--out", str(folder / name)]) == 0
+    save_run(folder / "cmga", "dmgal_adapter")
+    save_run(folder / "smga0", "smga")
+    save_run(folder / "smga1", "smga", "--train.seed", "1")
+    save_run(folder / "frozen", "frozen", "--train.steps", "0")
     return folder
 
 
@@ -56,7 +51,7 @@ def evaluated(run: Path, *flags: str, episodes: int = 60) -> dict:
 
 
 @pytest.mark.parametrize("name", ["cmga", "smga0"])
-def test_states_on_disk_give_what_states_in_memory_give(runs, name, capsys) -> None:
+def test_cached_states_give_the_results_of_states_in_memory(runs, name, capsys) -> None:
     run = runs / name
     first = evaluated(run)
     assert f"{NUM_VIDEOS} of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
@@ -81,7 +76,7 @@ def kept(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def test_two_launched_processes_encode_and_answer_together(runs, tmp_path, one_thread) -> None:
+def test_two_launched_processes_are_bit_identical_to_one(runs, tmp_path, one_thread) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -98,7 +93,7 @@ def test_two_launched_processes_encode_and_answer_together(runs, tmp_path, one_t
     assert kept(tmp_path / "cache") == kept(tmp_path / "alone") != {}
 
 
-def test_exact_is_near_many_episodes_and_refused_where_there_is_no_closed_form(runs, capsys) -> None:
+def test_exact_accuracy_is_near_sampled_accuracy_and_raises_without_closed_form(runs, capsys) -> None:
     run = runs / "smga0"
     assert main(["evaluate", str(run), "--exact"]) == 0
     exact = result(run, "allepisodes_seed0")["results"]
@@ -114,7 +109,7 @@ def test_exact_is_near_many_episodes_and_refused_where_there_is_no_closed_form(r
         assert reason in capsys.readouterr().err
 
 
-def test_an_interval_of_one_episode_is_null_in_files(runs, tmp_path, capsys) -> None:
+def test_interval_of_one_episode_is_null_in_json(runs, tmp_path, capsys) -> None:
     def refuse(name: str) -> None:
         pytest.fail(f"{name} is no JSON")
 
@@ -129,7 +124,7 @@ def test_an_interval_of_one_episode_is_null_in_files(runs, tmp_path, capsys) -> 
     assert both["rows"][0]["results"] == one["results"] and both["pairings"][0]["half_width_over_episodes"] is None
 
 
-def test_until_the_interval_is_narrow(runs, capsys) -> None:
+def test_until_adds_episodes_to_a_narrow_interval(runs, capsys) -> None:
     run = runs / "smga0"
     assert main(["evaluate", str(run), "--until", "1.5", "--episodes", "1000"]) == 0
     found = result(run, "until1.5_at_least_1000episodes_seed0")["results"]["accuracy"]
@@ -137,7 +132,7 @@ def test_until_the_interval_is_narrow(runs, capsys) -> None:
     assert f"{found['episodes']} episodes" in capsys.readouterr().out
 
 
-def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, capsys) -> None:
+def test_comparison_reports_seeds_classes_and_episodes(runs, tmp_path, capsys) -> None:
     out, page = tmp_path / "comparison.json", tmp_path / "pages" / "comparison.html"
     folders = [str(runs / name) for name in ("frozen", "smga0", "smga1")]
     files = ["--out", str(out), "--page", str(page)]
@@ -166,7 +161,7 @@ def test_methods_are_compared_over_seeds_classes_and_episodes(runs, tmp_path, ca
     assert all(query["video"] in html for one in pairing["disagreements"] for query in one["queries"])
 
 
-def test_states_of_compared_runs_may_be_kept_elsewhere_each_by_itself(runs, tmp_path, capsys) -> None:
+def test_compared_runs_have_separate_folders_in_a_cache(runs, tmp_path, capsys) -> None:
     folders = [tmp_path / place / "run" for place in ("a", "b")]
     for name, folder in zip(("frozen", "smga0"), folders, strict=True):
         shutil.copytree(runs / name, folder, ignore=shutil.ignore_patterns("states"))
@@ -180,7 +175,7 @@ def test_states_of_compared_runs_may_be_kept_elsewhere_each_by_itself(runs, tmp_
         assert capsys.readouterr().out.count(f"{encoded} of {NUM_VIDEOS} videos encoded") == 2
 
 
-def test_a_video_that_can_be_read_again_is_no_longer_bad(runs, frame_folders, tmp_path, capsys) -> None:
+def test_readable_again_video_is_no_longer_bad(runs, frame_folders, tmp_path, capsys) -> None:
     """For a while its bytes came wrong, as from a disk that is far away; size and date are what they were."""
     data, cache = tmp_path / "data", ["--cache", str(tmp_path / "cache"), "--data.root", str(tmp_path / "data")]
     shutil.copytree(frame_folders, data)
@@ -204,7 +199,7 @@ def test_a_video_that_can_be_read_again_is_no_longer_bad(runs, frame_folders, tm
     assert found == evaluated(runs / "frozen", *cache, *split_file) == evaluated(runs / "frozen", "--states", "memory")
 
 
-def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
+def test_states_in_memory_with_several_processes_raise(runs, capsys, monkeypatch) -> None:
     from dmgal.episodes.evaluation.cache import Processes
     from dmgal.recipes import evaluate
 
@@ -213,7 +208,7 @@ def test_several_processes_need_the_disk(runs, capsys, monkeypatch) -> None:
     assert "2 processes" in capsys.readouterr().err
 
 
-def test_names_that_are_no_utf8_are_evaluated_and_compared(runs, frame_folders, tmp_path, capsys) -> None:
+def test_names_with_invalid_utf8_are_evaluated_and_compared(runs, frame_folders, tmp_path, capsys) -> None:
     data, out, page = tmp_path / "data", tmp_path / "comparison.json", tmp_path / "comparison.html"
     shutil.copytree(frame_folders / "test", data / "test")
     try:

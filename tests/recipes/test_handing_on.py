@@ -49,7 +49,7 @@ def files(run: Path) -> list[Path]:
     return found
 
 
-def test_no_file_but_one_holds_a_path_of_this_machine(run, frame_folders):
+def test_only_paths_yaml_holds_paths_of_this_machine(run, frame_folders):
     texts = {path: path.read_bytes() for path in files(run) if path.name != "paths.yaml"}
     for folder in (frame_folders, run.parent, Path.cwd(), Path.home()):
         assert [path.name for path, text in texts.items() if f"{folder}/".encode() in text] == []
@@ -71,14 +71,14 @@ def test_every_file_is_text_or_safetensors(run):
     assert {".safetensors", ".json", ".jsonl", ".yaml"} <= kinds
 
 
-def test_it_evaluates_elsewhere_to_the_same_numbers(run, moved):
+def test_moved_run_evaluates_to_the_same_numbers(run, moved):
     folder, data = moved
     assert main(["evaluate", str(folder), *data, *EVALUATION]) == 0
     here, there = (json.loads((place / RESULT).read_text())["results"] for place in (run, folder))
     assert here == there
 
 
-def test_peft_loads_its_adapter(moved):
+def test_peft_loads_adapter_of_moved_run(moved):
     folder, _ = moved
     recipe, recognizer = load_run(Run(folder))
     model = PeftModel.from_pretrained(load_backbone("tiny-clip"), str(folder / "adapter")).eval()
@@ -91,6 +91,6 @@ def test_peft_loads_its_adapter(moved):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-def test_states_that_cannot_be_kept_are_told(run, capsys):
+def test_unwritable_cache_raises_with_a_remedy(run, capsys):
     assert main(["evaluate", str(run), *EVALUATION, "--cache", "/proc/states"]) == 2
     assert "--states memory" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from dmgal.recipes.run.config import BackboneConfig, Recipe
 from dmgal.recipes.run.gallery import made_with
 
 
-def test_what_images_are_normalized_with_counts() -> None:
+def test_fingerprint_depends_on_normalization() -> None:
     recipe = Recipe(backbone=BackboneConfig(name="tiny-clip"))
     recognizer = build_recognizer(recipe)
     before = made_with(recipe, recognizer)

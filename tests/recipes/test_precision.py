@@ -104,7 +104,7 @@ def test_compiled_blocks_train_alike_and_save_under_the_same_names(tmp_path, dat
     assert one.keys() == other.keys()
 
 
-def test_a_frozen_resnet_in_bf16_keeps_its_batch_norms_in_float32():
+def test_frozen_bf16_resnet_keeps_batch_norms_in_float32():
     resnet = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]))
     recipe = Recipe(backbone=BackboneConfig(dtype="bf16"), head={"name": "BiMHM"})
     recognizer = build_recognizer(recipe, backbone=resnet.requires_grad_(False))

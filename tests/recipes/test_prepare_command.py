@@ -20,7 +20,7 @@ from dmgal.cli import main
         (["--root", ".", "--seconds-per-video", "0"], "received: --seconds-per-video 0\n"),
     ],
 )
-def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
+def test_invalid_arguments_raise(tmp_path, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
     assert prepare(*words) == 2
     told = capsys.readouterr().err
@@ -28,7 +28,7 @@ def test_mistakes(tmp_path, monkeypatch, capsys, words, message):
     assert not list(tmp_path.iterdir()), "nothing is made before something was found"
 
 
-def test_a_download_of_something_else(tmp_path, capsys):
+def test_download_without_listed_videos_raises(tmp_path, capsys):
     (tmp_path / "holiday.mp4").write_bytes(b"")
     assert prepare("--dataset", "ucf101", "--root", tmp_path, "--out", tmp_path / "out") == 2
     told = capsys.readouterr().err
@@ -36,7 +36,7 @@ def test_a_download_of_something_else(tmp_path, capsys):
     assert "1 other video, such as holiday.mp4, is in " in told and not (tmp_path / "out").exists()
 
 
-def test_help_helps(capsys):
+def test_help_names_options_and_files(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["prepare", "--help"])
     assert not ended.value.code

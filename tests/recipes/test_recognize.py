@@ -25,11 +25,10 @@ SHOTS = 2
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory, frame_folders, data_flags) -> Path:
+def folders(tmp_path_factory, frame_folders, save_run) -> Path:
     """``run``, ``enrolled`` and ``others`` (class folders), and two galleries: with and without a shortlist."""
     root = tmp_path_factory.mktemp("galleries")
-    flags = ["--train.steps", "1", "--train.validate-every", "1", "--train.validation-episodes", "2"]
-    assert main(["train", "method/dmgal_adapter", *data_flags, *flags, "--out", str(root / "run")]) == 0
+    save_run(root / "run", "dmgal_adapter")
     for path in (frame_folders / "test").iterdir():
         for clip in sorted(path.iterdir()):
             part = "enrolled" if int(clip.name) < SHOTS else "others"
@@ -60,7 +59,7 @@ def clip_of(path):
     return transforms.TestTransform(48, resize=1.0)(read_clip(path, lambda count: uniform_frames(count, 8)))
 
 
-def test_answers_are_those_of_an_episode_with_the_same_clips(recognize, folders):
+def test_scores_equal_those_of_an_episode_with_the_same_clips(recognize, folders):
     report = recognize(folders / "others", "--json")
     names = report["classes"]
     paths = {
@@ -87,7 +86,7 @@ def test_answers_are_those_of_an_episode_with_the_same_clips(recognize, folders)
     assert report["accuracy"]["percent"] == 100 * right / 8 and report["accuracy"]["enrolled"] == 0
 
 
-def test_the_source_of_the_threshold_is_in_both_forms(recognize, folders):
+def test_text_and_json_name_the_source_of_the_threshold(recognize, folders):
     clip = next((folders / "others").iterdir()) / "2"
     assert "from 8 held-out clips" in recognize(clip)
     assert recognize(clip, "--json")["rejection"]["source"] == "held-out clips"
@@ -95,7 +94,7 @@ def test_the_source_of_the_threshold_is_in_both_forms(recognize, folders):
     assert "(unknown)" not in recognize(clip, "--no-unknown")
 
 
-def test_one_clip_shows_its_classes_and_several_a_row_each(recognize, folders):
+def test_one_clip_prints_classes_and_several_clips_print_rows(recognize, folders):
     name = next((folders / "others").iterdir()).name
     printed = recognize(folders / "others" / name / "2", "--top", "3")
     assert "class" in printed and "and 1 more classes" in printed and "margin" in printed
@@ -104,7 +103,7 @@ def test_one_clip_shows_its_classes_and_several_a_row_each(recognize, folders):
     assert "right: " in printed and "8 enrolled clips not counted" in printed
 
 
-def test_a_shortlist_leaves_the_other_classes_without_a_logit(recognize, folders):
+def test_classes_off_the_shortlist_have_no_logit(recognize, folders):
     report = recognize(folders / "others", "--json", gallery="short")
     assert report["shortlist"] == 2
     for one in report["videos"]:
@@ -123,7 +122,7 @@ def long_video(folders):
     return folders / "long.mp4"
 
 
-def test_a_long_video_becomes_segments(recognize, long_video):
+def test_long_video_becomes_segments(recognize, long_video):
     report = recognize(long_video, "--json", "--window", "0.8", "--stride", "0.4")
     [one] = report["videos"]
     assert [window["start"] for window in one["windows"]] == pytest.approx([0.4 * k for k in range(12)])
@@ -134,7 +133,7 @@ def test_a_long_video_becomes_segments(recognize, long_video):
     assert "0:00.0" in printed and "0:04.8" in printed and "action" in printed
 
 
-def test_a_window_is_recognized_as_a_clip_of_its_frames(recognize, tmp_path, long_video):
+def test_window_scores_equal_those_of_a_clip_of_its_frames(recognize, tmp_path, long_video):
     windows = recognize(long_video, "--json", "--window", "0.8")["videos"][0]["windows"]
     frames = open_video(long_video).read(range(24))
     for start, window in ((0, windows[0]), (12, windows[3])):
@@ -147,14 +146,14 @@ def test_a_window_is_recognized_as_a_clip_of_its_frames(recognize, tmp_path, lon
         assert window["best"] == clip["best"] and window["logit"] == pytest.approx(clip["logit"], abs=1e-4)
 
 
-def test_frames_without_times_are_recognized_at_a_rate(recognize, folders):
+def test_frame_folder_needs_fps_for_windows(recognize, folders):
     clip = next((folders / "others").iterdir()) / "2"
     assert "--fps" in recognize(clip, "--window", "0.4", code=2)
     report = recognize(clip, "--window", "0.4", "--fps", "10", "--json")
     assert [window["end"] for window in report["videos"][0]["windows"]] == pytest.approx([0.4, 0.6, 0.8, 0.8])
 
 
-def test_a_gallery_of_another_model_is_refused_by_name(recognize, folders, tmp_path):
+def test_gallery_of_another_model_raises_with_the_difference(recognize, folders, tmp_path):
     clip = next((folders / "others").iterdir()) / "2"
     for change in ("adapter", "head"):
         other = tmp_path / change
@@ -166,7 +165,7 @@ def test_a_gallery_of_another_model_is_refused_by_name(recognize, folders, tmp_p
         assert f"{change} weights" in said and "backbone" not in said and "enroll the clips again" in said
 
 
-def test_bad_input_is_refused_in_four_parts(recognize, folders, tmp_path):
+def test_bad_input_raises_with_a_remedy(recognize, folders, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("hello")
     clip = next((folders / "others").iterdir()) / "2"
@@ -188,7 +187,7 @@ def test_bad_input_is_refused_in_four_parts(recognize, folders, tmp_path):
     assert "no such gallery" in recognize(clip, gallery="missing", code=2)
 
 
-def test_bad_clips_of_a_folder_are_left_out_where_asked_to(recognize, folders, tmp_path):
+def test_bad_clips_are_skipped_on_request(recognize, folders, tmp_path):
     shutil.copytree(folders / "others", tmp_path / "clips")
     (next((tmp_path / "clips").iterdir()) / "text.mp4").write_text("hello")
     assert "text.mp4" in recognize(tmp_path / "clips", code=2)
@@ -196,7 +195,7 @@ def test_bad_clips_of_a_folder_are_left_out_where_asked_to(recognize, folders, t
     assert len(report["videos"]) == 8 and len(report["bad"]) == 1 and "text.mp4" in report["bad"][0]["video"]
 
 
-def test_a_gallery_of_one_class_says_this_or_unknown(recognize, folders):
+def test_gallery_of_one_class_answers_this_or_unknown(recognize, folders):
     name = next((folders / "enrolled").iterdir()).name
     out = folders / "one.safetensors"
     words = ["--class-name", "only", "--out", str(out), "--quiet"]

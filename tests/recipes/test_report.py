@@ -22,21 +22,21 @@ def row(name: str, accuracy: float, trained: int) -> Row:
 ROWS = [row("frozen", 0.4, 0), row("one", 0.90, 23_000), row("two", 0.905, 23_400), row("<full>", 0.88, 500_000)]
 
 
-def test_columns_of_the_table_are_aligned_and_complete():
+def test_table_columns_are_aligned_and_complete():
     lines = as_text(ROWS).splitlines()
     assert len(lines) == len(ROWS) + 2 and len({len(line) for line in lines}) == 1
     assert all(heading in lines[0] for heading in HEADINGS)
     assert "+50.0 ± 1.0" in lines[3] and "4.8 %" in lines[3]
 
 
-def test_the_page_is_whole_and_loads_nothing():
+def test_page_is_complete_and_loads_nothing():
     page = as_page(ROWS, "a & b", "summary", "notes")
     assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
     assert "a &amp; b" in page and "&lt;full&gt;" in page and "<full>" not in page
     assert not re.search(r"(src|href)=|url\(|@import", page)
 
 
-def test_marks_stand_at_their_values_and_labels_apart():
+def test_chart_marks_are_at_their_values_and_labels_do_not_overlap():
     picture = ElementTree.fromstring(chart(ROWS))
     circles = [(float(mark.get("cx")), float(mark.get("cy"))) for mark in picture.iter("circle")]
     assert len(circles) == len(ROWS)
@@ -49,5 +49,5 @@ def test_marks_stand_at_their_values_and_labels_apart():
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS[1:2], ROWS[:1] * 2])
-def test_any_rows_make_a_picture(rows):
+def test_chart_accepts_any_rows(rows):
     assert chart(rows).count("<circle") == len(rows)

@@ -20,10 +20,9 @@ def root(tmp_path, frame_folders):
     return tmp_path / "videos"
 
 
-def train(root, out, *flags):
-    data = ["--data.root", str(root), "--data.num-workers", "0", "--ways", "2", "--queries", "1"]
-    steps = ["--train.steps", "1", "--train.validation-episodes", "4"]
-    return main(["train", "method/smga", *data, *steps, "--quiet", "--out", str(out), *flags])
+def flags(root):
+    """Return flags for data without a split."""
+    return ["--data.root", str(root), "--data.split-file", "None", "--train.steps", "1"]
 
 
 def evaluated(out):
@@ -31,9 +30,8 @@ def evaluated(out):
     return json.loads((out / "results" / "test_2way_1shot_1query_10episodes_seed0.json").read_text())["results"]
 
 
-def test_a_new_class_is_left_out_of_what_is_measured_and_refused_where_a_run_goes_on(root, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert train(root, out) == 0
+def test_new_class_is_not_evaluated_and_raises_on_resume(root, tmp_path, data_flags, save_run, capsys):
+    out = save_run(tmp_path / "run", "smga", *flags(root))
     before, split = evaluated(out), read_split(out / "split.csv")
     assert len(split) == 13 and set(split.values()) == {"train", "val", "test"}
     for name in ("aaa", "zzz"):
@@ -44,15 +42,16 @@ def test_a_new_class_is_left_out_of_what_is_measured_and_refused_where_a_run_goe
     assert "new and left out: aaa, zzz" in capsys.readouterr().err
     assert main(["compare", str(out), str(out), "--episodes", "10", "--quiet"]) == 0
     assert "new and left out: aaa, zzz" in capsys.readouterr().err
-    assert train(root, out, "--resume") == 2
+    resume = ["train", "method/smga", *data_flags, *flags(root), "--out", str(out), "--resume"]
+    assert main(resume) == 2
     message = capsys.readouterr().err
     assert "split.aaa=" in message and "split.zzz=" in message and "--accept-changes" in message
     assert read_split(out / "split.csv") == split
-    assert train(root, out, "--resume", "--accept-changes") == 0
+    assert main([*resume, "--accept-changes"]) == 0
     assert {"aaa", "zzz"} < set(read_split(out / "split.csv"))
 
 
-def test_a_class_that_is_gone_is_named_and_other_data_gets_a_split_of_its_own(root, tmp_path, capsys):
+def test_removed_class_is_reported_and_other_data_gets_a_new_split(root, tmp_path, capsys):
     catalog, gone, saved = VideoCatalog.from_folders(root), next(root.iterdir()).name, tmp_path / "split.csv"
     catalog.with_seeded_split(0).to_csv(saved)
     shutil.rmtree(root / gone)
@@ -66,9 +65,9 @@ def test_a_class_that_is_gone_is_named_and_other_data_gets_a_split_of_its_own(ro
     assert split_of(with_saved_split(other, 0, saved)) == split_of(other.with_seeded_split(0))
 
 
-def test_lists_that_name_no_split_get_one_that_is_kept(root, tmp_path):
+def test_drawn_split_of_lists_is_saved(root, tmp_path, save_run):
     catalog = VideoCatalog.from_folders(root)
     lines = [f"{video} {label}\n" for video, label in zip(catalog.videos, catalog.labels, strict=True)]
     (tmp_path / "all.txt").write_text("".join(lines))
-    assert train(root, tmp_path / "run", "--data.split-file", str(tmp_path / "all.txt")) == 0
+    save_run(tmp_path / "run", "smga", *flags(root), "--data.split-file", str(tmp_path / "all.txt"))
     assert set(read_split(tmp_path / "run" / "split.csv").values()) == {"train", "val", "test"}

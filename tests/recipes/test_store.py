@@ -33,18 +33,18 @@ def recipe(frame_folders: Path, store: Path | None) -> Recipe:
 
 
 @pytest.mark.parametrize("layer", ["data/ssv2_small", "data/moving_shapes"])
-def test_data_whose_labels_know_left_from_right_is_never_mirrored(layer, capsys):
+def test_mirroring_data_with_left_and_right_raises(layer, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["train", "method/smga", layer, "--data.flip"])
     assert ended.value.code == 2 and "may not be mirrored" in capsys.readouterr().err
 
 
-def test_the_command_needs_a_folder(frame_folders, capsys):
+def test_store_without_folder_raises(frame_folders, capsys):
     assert main(["store", "--data.root", str(frame_folders), "--size", "48"]) == 2
     assert "pass --out FOLDER" in capsys.readouterr().err
 
 
-def test_the_folder_is_given_like_that_of_any_command(frame_folders, tmp_path, capsys):
+def test_out_overrides_data_store(frame_folders, tmp_path, capsys):
     data = ["--data.root", str(frame_folders), "--data.split-file", str(frame_folders / "split.csv")]
     flags = [*data, "--size", "48", "--workers", "1", "--quiet"]
     assert main(["store", *flags, "--out", str(tmp_path / "a b"), "--data.store", str(tmp_path / "other")]) == 0
@@ -52,7 +52,7 @@ def test_the_folder_is_given_like_that_of_any_command(frame_folders, tmp_path, c
     assert f"read it with: --data.store '{tmp_path / 'a b'}'" in capsys.readouterr().out
 
 
-def test_clips_are_those_of_decoding(frame_folders, store):
+def test_stored_clips_equal_decoded_clips(frame_folders, store):
     plain, stored = (recipe(frame_folders, folder) for folder in (None, store))
     catalog = build_catalog(plain.data).split("test")
     exact, read = (data.test_clips(catalog, one, (SIZE, SIZE)) for one in (plain, stored))
@@ -60,7 +60,7 @@ def test_clips_are_those_of_decoding(frame_folders, store):
     assert all(torch.equal(exact[video], read[video]) for video in range(len(exact)))
 
 
-def test_a_run_trains_and_is_evaluated_from_a_store(frame_folders, store, data_flags, tmp_path):
+def test_run_trains_and_evaluates_from_a_store(frame_folders, store, data_flags, tmp_path):
     flags = [*data_flags, "--data.store", str(store), "--train.steps", "2", "--out", str(tmp_path / "run")]
     assert main(["train", "method/smga", *flags]) == 0
     run_recipe, recognizer = load_run(Run(tmp_path / "run"))
@@ -73,7 +73,7 @@ def test_a_run_trains_and_is_evaluated_from_a_store(frame_folders, store, data_f
     assert torch.equal(with_store.accuracies, without.accuracies) and with_store.episodes == without.episodes
 
 
-def test_a_stale_store_ends_a_run_with_what_differs(frame_folders, store, data_flags, tmp_path, capsys):
+def test_stale_store_raises_with_the_difference(frame_folders, store, data_flags, tmp_path, capsys):
     flags = [*data_flags, "--data.store", str(store), "--out", str(tmp_path / "run")]
     assert main(["train", "method/smga", *flags, "--data.num-frames", "4"]) == 2
     assert "num_frames=8" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import dmgal.recipes.train as train
 from dmgal.backbones import load_backbone
 from dmgal.cli import main
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.training.trainer import Trainer
 
 STEPS = ["--train.steps", "4", "--train.checkpoint-every", "2", "--train.validate-every", "2"]
@@ -34,7 +35,7 @@ def adapter_run(tmp_path_factory, data_flags):
     return finished(tmp_path_factory.mktemp("runs") / "adapter", data_flags)
 
 
-def test_a_run_folder_is_complete_and_without_pickle(adapter_run):
+def test_run_folder_is_complete_and_without_pickle(adapter_run):
     names = {path.relative_to(adapter_run).as_posix() for path in adapter_run.rglob("*") if path.is_file()}
     assert {"recipe.yaml", "environment.json", "log.jsonl", "adapter/adapter_model.safetensors"} <= names
     saved = {"checkpoint.json", "model.safetensors", "optimizer.safetensors"}
@@ -50,8 +51,9 @@ def test_peft_loads_saved_adapter(adapter_run):
     assert model.peft_config["default"].backbone == "tiny-clip"
 
 
-@pytest.mark.parametrize("method", ["method/dmgal_adapter", "method/dmgal_ft"])
-def test_resume_is_bit_identical(tmp_path, data_flags, monkeypatch, method):
+def test_resumed_full_fine_tuning_is_bit_identical(tmp_path, data_flags, monkeypatch):
+    """test_resume.py checks the adapter."""
+    method = "method/dmgal_ft"
     whole = finished(tmp_path / "whole", data_flags, method=method)
     step = Trainer._train_step
 
@@ -96,8 +98,8 @@ def test_evaluation_is_reproducible_and_reports_reversals(adapter_run, capsys):
     assert "reversal four way" in capsys.readouterr().out
 
 
-def test_comparison_is_paired_on_the_same_episodes(adapter_run, tmp_path, data_flags, capsys):
-    frozen = finished(tmp_path / "frozen", data_flags, "--train.steps", "0", method="method/frozen")
+def test_comparison_is_paired_on_the_same_episodes(adapter_run, tmp_path, save_run, capsys):
+    frozen = save_run(tmp_path / "frozen", "frozen", "--train.steps", "0")
     out = tmp_path / "comparison.json"
     words = [
         "compare",
@@ -164,22 +166,22 @@ def test_damaged_weights_raise(adapter_run, tmp_path, capsys):
         assert "what to do" in capsys.readouterr().err
 
 
-def test_truncated_log_line_is_dropped(tmp_path, data_flags):
-    run = finished(tmp_path / "run", data_flags)
-    whole = log(run)
-    with (run / "log.jsonl").open("a") as file:
+def test_truncated_log_line_is_dropped(adapter_run, tmp_path):
+    whole = log(adapter_run)
+    shutil.copy(adapter_run / "log.jsonl", tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    finished(run, data_flags, "--resume")
-    assert log(run) == whole
+    assert Run(tmp_path).rewind_log(step=4, validated=4) == whole
+    assert log(tmp_path) == whole
 
 
-def test_runs_on_different_data_are_not_compared(adapter_run, tmp_path, data_flags, frame_folders, capsys):
+def test_runs_on_different_data_are_not_compared(adapter_run, tmp_path, save_run, frame_folders, capsys):
     root = tmp_path / "other"
     shutil.copytree(frame_folders, root)
     rows = (root / "split.csv").read_text().splitlines()
     (root / "split.csv").write_text("\n".join([rows[0], *reversed(rows[1:])]) + "\n")
     flags = ["--data.root", str(root), "--data.split-file", str(root / "split.csv")]
-    other = finished(tmp_path / "run", [*data_flags, *flags])
+    other = save_run(tmp_path / "run", "dmgal_adapter", *flags)
     assert main(["compare", str(adapter_run), str(other), "--episodes", "5", "--quiet"]) == 2
     assert "the same episodes" in capsys.readouterr().err
 
@@ -216,7 +218,7 @@ def test_nothing_to_train_raises(tmp_path, data_flags, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_missing_video_an_empty_class_and_an_unreadable_video(tmp_path, frame_folders, capsys):
+def test_missing_and_unreadable_videos_and_empty_classes_raise(tmp_path, frame_folders, capsys):
     root, out = tmp_path / "root", tmp_path / "run"
     shutil.copytree(frame_folders, root)
     flags = ["--data.root", str(root), "--ways", "2", "--queries", "1", "--data.num-workers", "1", "--quiet", *STEPS]
@@ -239,7 +241,7 @@ def test_a_missing_video_an_empty_class_and_an_unreadable_video(tmp_path, frame_
     assert not out.exists()
 
 
-def test_unknown_backbone_key_and_adapter_of_another_backbone(adapter_run, tmp_path, data_flags, capsys):
+def test_unknown_names_and_adapter_of_another_backbone_raise(adapter_run, tmp_path, data_flags, capsys):
     out, layer = tmp_path / "run", tmp_path / "layer.yaml"
     layer.write_text("backbone: {nmae: tiny-clip}")
     for words, message in (
