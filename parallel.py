@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .errors import DmgalError
 
@@ -131,7 +131,7 @@ class Loader(DataLoader[Any]):
         return map(_raise_error, super().__iter__())
 
 
-class _ErrorsAsItems:
+class _ErrorsAsItems(Dataset[Any]):
     """A data set that returns a DmgalError instead of raising it."""
 
     def __init__(self, dataset: Any) -> None:

@@ -122,7 +122,7 @@ class StateFiles:
         """Write the states of a block, then its record."""
         indices, checksums = self.blocks[block], {}
         for name, state in states.items():
-            rows = memoryview(_to_numpy(state)).cast("B")
+            rows = _to_numpy(state).data.cast("B")
             with self._data(name).open("r+b") as file:
                 _seek_row(file, indices.start)
                 file.write(rows)
