@@ -269,7 +269,7 @@ class _CallHooks:
         if requested_frames not in (None, num_frames):
             received = f"{requested_frames}, with videos of {num_frames} frames"
             raise _wrong_count("num_frames", received, "the number of frames of the videos")
-        self.layout.tell(num_frames, num_support)
+        self.layout.set_unknown(num_frames, num_support)
         return args, kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -18,7 +18,7 @@ from ..errors import DmgalError
 from .block_parts import find_parts, is_norm
 from .probing import Call, Run, Stack, batch_dimension, corner_images, evaluating, image_size, places, stacks, watch
 from .replay import Rerun, call_model, feature_of
-from .spec import IMAGENET, BackboneSpec, preprocessing, told_or
+from .spec import IMAGENET, BackboneSpec, fill_normalization, preprocessing
 
 REMEDY = """Pass what is missing, e.g. dmgal.backbones.describe_backbone(model, blocks="encoder.blocks",
     image_size=(224, 224), run=lambda model, images: model.encode_image(images)),
@@ -30,7 +30,7 @@ def describe(
     run: Run = call_model,
     blocks: str | None = None,
     size: tuple[int, int] | None = None,
-    given: dict[str, Any] | None = None,
+    known: dict[str, Any] | None = None,
 ) -> BackboneSpec:
     """Return the spec of a model.
 
@@ -39,7 +39,7 @@ def describe(
         run: runs the model on images.
         blocks: path of the stack of blocks, or None for the one that is called with tokens.
         size: height and width of images, or None to derive them from attributes or the position embedding.
-        given: fields of the spec, used without a check.
+        known: fields of the spec, used without a check.
 
     Raises:
         DmgalError: a part was not found. The message lists the stacks of blocks and explains how to describe the model
@@ -55,7 +55,7 @@ def describe(
         raise not_found(model, "its weights are on the meta device, so it cannot be run")
     with evaluating(model):
         observation = _observe(model, run, candidates, size)
-        return _assemble(model, run, observation, size, given or {})
+        return _assemble(model, run, observation, size, known or {})
 
 
 def not_found(model: nn.Module, reason: str) -> DmgalError:
@@ -135,13 +135,13 @@ def _is_deep(path: str, candidates: list[Stack]) -> bool:
 
 
 def _assemble(
-    model: nn.Module, run: Run, observation: _Observation, size: tuple[int, int], given: dict[str, Any]
+    model: nn.Module, run: Run, observation: _Observation, size: tuple[int, int], known: dict[str, Any]
 ) -> BackboneSpec:
     stack = observation.stack
-    batch_first, num_prefix_tokens, grid = _layout(model, observation, given)
-    _check_blocks(model, observation, given)
+    batch_first, num_prefix_tokens, grid = _layout(model, observation, known)
+    _check_blocks(model, observation, known)
     embedding = next((c.path for c in observation.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))), None)
-    embedding = given.get("patch_embedding", embedding)
+    embedding = known.get("patch_embedding", embedding)
     if embedding is None:
         raise not_found(model, "no convolution or linear layer embeds its patches; give patch_embedding=")
     parts, attend, rotary = find_parts(observation.in_first_block, observation.blocks[0], batch_first)
@@ -149,7 +149,7 @@ def _assemble(
     stem = [call.path for call in observation.before_blocks if call.path]
     rerun = Rerun(run, stack, batch_first, size, f"{embedding}.weight", observation.blocks[0], norm, stem)
     config, timm = preprocessing(model), getattr(model, "pretrained_cfg", None) or {}
-    mean, std = told_or(
+    mean, std = fill_normalization(
         IMAGENET, config.get("image_mean") or timm.get("mean"), config.get("image_std") or timm.get("std")
     )
     spec = BackboneSpec(
@@ -176,8 +176,8 @@ def _assemble(
         attend=attend,
         rotary=rotary,
     )
-    spec = replace(spec, **given)
-    if not {"stem", "run_block", "pool", "project"} & given.keys():
+    spec = replace(spec, **known)
+    if not {"stem", "run_block", "pool", "project"} & known.keys():
         try:
             spec = _verify(model, spec, observation)
         except DmgalError:
@@ -188,15 +188,15 @@ def _assemble(
     return spec
 
 
-def _layout(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> tuple[bool, int, tuple[int, int]]:
+def _layout(model: nn.Module, observation: _Observation, known: dict[str, Any]) -> tuple[bool, int, tuple[int, int]]:
     """Return whether the batch dimension is first, the number of prefix tokens and the grid."""
     dimension = batch_dimension(*observation.block_inputs)
     if dimension is None:
         shapes = " and ".join(str(tuple(tokens.shape)) for tokens in observation.block_inputs)
         raise not_found(model, f"the inputs of its blocks are {shapes} for two and three images")
     two, three = (tokens.transpose(0, dimension) for tokens in observation.block_inputs)  # (B, N, C)
-    if "grid" in given:
-        rows, columns = given["grid"]
+    if "grid" in known:
+        rows, columns = known["grid"]
         return dimension == 0, two.shape[1] - rows * columns, (rows, columns)
     prefix_and_grid = places(two, three)
     if prefix_and_grid is None:
@@ -205,11 +205,11 @@ def _layout(model: nn.Module, observation: _Observation, given: dict[str, Any]) 
     return dimension == 0, *prefix_and_grid
 
 
-def _check_blocks(model: nn.Module, observation: _Observation, given: dict[str, Any]) -> None:
+def _check_blocks(model: nn.Module, observation: _Observation, known: dict[str, Any]) -> None:
     stack, blocks = observation.stack, observation.blocks
     if [call.path for call in blocks] != stack.block_paths or not all(call.keeps_shape for call in blocks):
         raise not_found(model, f"the blocks of {stack.path} are not called once each, in order, from tokens to tokens")
-    if "run_block" in given:
+    if "run_block" in known:
         return
     if not all(call.is_plain for call in blocks):
         raise not_found(model, f"the blocks of {stack.path} receive more than the tokens; give run_block=")

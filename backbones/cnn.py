@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .spec import IMAGENET, Normalization, base_model, preprocessing, told_or
+from .spec import IMAGENET, Normalization, base_model, fill_normalization, preprocessing
 from .state import VideoState
 
 
@@ -42,7 +42,7 @@ def _describe_transformers(model: Any) -> CnnSpec:
         maps=lambda backbone, images: backbone(images).last_hidden_state,
         width=model.config.hidden_sizes[-1],
         image_size=(edge, edge),
-        normalization=told_or(IMAGENET, config.get("image_mean"), config.get("image_std")),
+        normalization=fill_normalization(IMAGENET, config.get("image_mean"), config.get("image_std")),
     )
 
 
@@ -53,7 +53,7 @@ def _describe_timm(model: Any) -> CnnSpec:
         maps=lambda backbone, images: backbone.forward_features(images),
         width=model.num_features,
         image_size=(height, width),
-        normalization=told_or(IMAGENET, config.get("mean"), config.get("std")),
+        normalization=fill_normalization(IMAGENET, config.get("mean"), config.get("std")),
     )
 
 

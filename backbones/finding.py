@@ -37,7 +37,7 @@ def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
         spec = describe(inner)
         if spec is not None:
             return spec
-    return describe_backbone(inner) if store else any_vit.describe(inner, call_model, None, None, {})
+    return describe_backbone(inner) if store else any_vit.describe(inner)
 
 
 def _check_depth(model: nn.Module, spec: BackboneSpec) -> None:
@@ -46,7 +46,7 @@ def _check_depth(model: nn.Module, spec: BackboneSpec) -> None:
         raise DmgalError(
             "The number of blocks in this backbone differs from its spec.",
             received=f"{blocks} blocks in {spec.blocks}",
-            expected=f"{spec.num_blocks}, as its dmgal_spec says",
+            expected=f"{spec.num_blocks}, as in its dmgal_spec",
             remedy="Delete model.dmgal_spec so that the spec is found again, or set a new one.",
         )
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import timm_vit
-from .spec import OPENAI, BackboneSpec, BlockParts, told_or
+from .spec import OPENAI, BackboneSpec, BlockParts, fill_normalization
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
@@ -63,7 +63,7 @@ def _describe_tower(tower: Any) -> BackboneSpec | None:
 
 def _normalization(tower: Any) -> Any:
     config = getattr(tower, "preprocess_cfg", {})
-    return told_or(OPENAI, config.get("mean"), config.get("std"))
+    return fill_normalization(OPENAI, config.get("mean"), config.get("std"))
 
 
 def _stem(tower: Any, images: Tensor) -> Tensor:

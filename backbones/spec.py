@@ -135,12 +135,12 @@ def preprocessing(model: nn.Module) -> dict[str, Any]:
     return getattr(model, "dmgal_preprocessing", None) or {}
 
 
-def told_or(default: Normalization, mean: Any, std: Any) -> Normalization:
+def fill_normalization(default: Normalization, mean: Any, std: Any) -> Normalization:
     """Return the mean and std of a configuration, falling back to ``default`` for missing values."""
     return Normalization(tuple(mean or default.mean), tuple(std or default.std))
 
 
-def unchanging(positions: nn.Module) -> Any:
+def without_jitter(positions: nn.Module) -> Any:
     """Return a module of rotary positions in evaluation mode.
 
     Positions must not change between calls, because a video may be encoded twice, and block by block.

@@ -125,7 +125,7 @@ class Layout:
             (outer_frames if num_frames is None else num_frames, outer_support if num_support is None else num_support)
         )
 
-    def tell(self, num_frames: int | None, num_support: int | None) -> None:
+    def set_unknown(self, num_frames: int | None, num_support: int | None) -> None:
         """Set values of the current call that were unknown when it began."""
         frames, support = self._calls[-1]
         self._calls[-1] = (

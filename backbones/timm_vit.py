@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .spec import IMAGENET, BackboneSpec, BlockParts, told_or, unchanging
+from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
 _ATTRIBUTES = (
@@ -30,7 +30,7 @@ def describe(model: nn.Module) -> BackboneSpec | None:
 
 def _describe(model: Any) -> BackboneSpec:
     config = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = told_or(IMAGENET, config.get("mean"), config.get("std"))
+    mean, std = fill_normalization(IMAGENET, config.get("mean"), config.get("std"))
     rotary = getattr(model, "rope", None) is not None
     is_pre_norm = all(type(block).__name__ in _PRE_NORM_BLOCKS for block in model.blocks)
     return BackboneSpec(
@@ -73,7 +73,7 @@ def _run_block(model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
 
 def _run_rotary_block(model: Any, block: nn.Module, tokens: Tensor) -> Tensor:
     has_fixed_grid = bool(getattr(model.rope, "feat_shape", None))
-    rope = unchanging(model.rope).get_embed(None if has_fixed_grid else model.patch_embed.grid_size)
+    rope = without_jitter(model.rope).get_embed(None if has_fixed_grid else model.patch_embed.grid_size)
     if model.rope_mixed:  # each block has its own positions
         rope = rope[next(index for index, other in enumerate(model.blocks) if other is block)]
     return block(tokens, rope=rope)

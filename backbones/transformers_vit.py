@@ -13,7 +13,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .spec import HALF, IMAGENET, OPENAI, BackboneSpec, BlockParts, Normalization, preprocessing, told_or, unchanging
+from .spec import (
+    HALF,
+    IMAGENET,
+    OPENAI,
+    BackboneSpec,
+    BlockParts,
+    Normalization,
+    fill_normalization,
+    preprocessing,
+    without_jitter,
+)
 
 _CLIP_PARTS = BlockParts("layer_norm1", "self_attn", "layer_norm2", "mlp")
 _VIT_PARTS = BlockParts("layernorm_before", "attention", "layernorm_after", "mlp")
@@ -62,7 +72,7 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: dict[str, Any]) -> Ba
     size = _image_size(tower.config.image_size, kind, preprocessor)
     patch = tower.get_submodule(kind.patch_embedding).kernel_size
     rotary = hasattr(tower, "rope_embeddings")
-    mean, std = told_or(kind.normalization, preprocessor.get("image_mean"), preprocessor.get("image_std"))
+    mean, std = fill_normalization(kind.normalization, preprocessor.get("image_mean"), preprocessor.get("image_std"))
     return BackboneSpec(
         library="transformers",
         tower="",
@@ -122,7 +132,7 @@ def _run_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
 def _run_rotary_block(tower: Any, block: nn.Module, tokens: Tensor) -> Tensor:
     weight = tower.embeddings.patch_embeddings.weight
     height, width = _image_size(tower.config.image_size, _DINOV2, preprocessing(tower))
-    positions = unchanging(tower.rope_embeddings)(weight.new_empty(1).expand(1, 3, height, width))
+    positions = without_jitter(tower.rope_embeddings)(weight.new_empty(1).expand(1, 3, height, width))
     return block(tokens, None, position_embeddings=positions)
 
 
