@@ -1,6 +1,6 @@
 """Frozen foundation models: loading, description of their parts, and encoding of frames into features."""
 
-from .encoder import FrameEncoder, make_encoder
+from .encoder import BlockInput, FrameEncoder, make_encoder
 from .finding import describe_backbone, find_spec
 from .loading import load_backbone
 from .quick_gelu import use_memory_efficient_gelu
@@ -9,6 +9,7 @@ from .state import VideoState
 
 __all__ = [
     "BackboneSpec",
+    "BlockInput",
     "BlockParts",
     "FrameEncoder",
     "VideoState",

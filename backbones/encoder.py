@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain, repeat
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -24,6 +24,13 @@ from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_a
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
 POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")
+
+
+class BlockInput(NamedTuple):
+    """The point of an encoding before a block: the block's index and its input tokens ``(V, T, N, C)``."""
+
+    block: int
+    tokens: Tensor
 
 
 class FrameEncoder(nn.Module):
@@ -95,24 +102,36 @@ class FrameEncoder(nn.Module):
         """True if an adapter relates the videos of a task."""
         return self.first_task_block is not None
 
-    def encode(self, videos: Tensor) -> VideoState:
+    def encode(self, videos: Tensor, start: BlockInput | None = None) -> VideoState:
         """Compute the part of the features that depends on each video alone.
 
         Args:
             videos: ``(V, T, 3, H, W)``. uint8 is normalized here. Floating-point videos have to be normalized.
+            start: the point of these videos' encoding to resume from, by default their `embed`.
 
         Returns:
             ``{"features": (V, T, D)}`` without a task layer, else the result of the task layer's ``prepare``.
         """
-        num_frames = videos.shape[1]
-        first = self.first_task_block
+        block, tokens = self.embed(videos) if start is None else start
+        num_frames, first = tokens.shape[1], self.first_task_block
+        tokens = rearrange(tokens, "v t n c -> (v t) n c")
+        if first is None:
+            tokens = self._run(tokens, block, self.spec.num_blocks, num_frames)
+            return VideoState(features=self._pool(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames)))
+        tokens, layer = self._run_up_to_task_layer(tokens, block, first, num_frames)
+        return layer.prepare(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames), self._rows_after(first))
+
+    def embed(self, videos: Tensor) -> BlockInput:
+        """Return the input of the first block for videos ``(V, T, 3, H, W)``, as in `encode`."""
         images = self._normalize(rearrange(videos, "v t c h w -> (v t) c h w"))
         tokens = self.spec.stem(self._model, images)
-        if first is None:
-            tokens = self._run(tokens, 0, self.spec.num_blocks, num_frames)
-            return VideoState(features=self._pool(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames)))
-        tokens, layer = self._run_up_to_task_layer(tokens, 0, first, num_frames)
-        return layer.prepare(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames), self._rows_after(first))
+        return BlockInput(0, rearrange(tokens, "(v t) n c -> v t n c", t=videos.shape[1]))
+
+    def advance(self, start: BlockInput, block: int) -> BlockInput:
+        """Run the blocks before ``block``, which is not after the first task layer's block, and return its input."""
+        num_frames = start.tokens.shape[1]
+        tokens = self._run(rearrange(start.tokens, "v t n c -> (v t) n c"), start.block, block, num_frames)
+        return BlockInput(block, rearrange(tokens, "(v t) n c -> v t n c", t=num_frames))
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
         """Return frame features ``(S, T, D)`` and ``(Q, T, D)`` of one task, from the first task layer on."""

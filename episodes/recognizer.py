@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..backbones.state import VideoState
+from ..backbones import BlockInput, VideoState
 from .episode import Episode, EpisodeOutput, TaskTargets
 
 
@@ -51,9 +51,13 @@ class FewShotRecognizer(nn.Module):
         self.encoder = encoder
         self.head = head
 
-    def encode(self, videos: Tensor) -> VideoState:
-        """Return the state, with first dimension ``V``, of videos ``(V, T, 3, H, W)``, uint8 or normalized."""
-        state = self.encoder.encode(videos)
+    def encode(self, videos: Tensor, start: BlockInput | None = None) -> VideoState:
+        """Return the state, with first dimension ``V``, of videos ``(V, T, 3, H, W)``, uint8 or normalized.
+
+        A `FrameEncoder` can resume the encoding of these videos from ``start``.
+        """
+        options: dict[str, Any] = {} if start is None else {"start": start}
+        state = self.encoder.encode(videos, **options)
         frames = videos if getattr(self.head, "wants_frames", False) else None
         if not self.encoder.has_task_layer:
             return self._prepare(state["features"], frames)

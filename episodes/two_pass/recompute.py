@@ -2,26 +2,25 @@
 
 Results of matrix products are selected by operations per byte, most expensive first. In a ViT, the first is the MLP's
 second layer. ``activation_memory_budget`` of torch.compile does the same in a graph; this module is for eager models.
-The output of the frozen start, the blocks before the first trained parameter, is also reused. The state of torch's
-random generators is restored for the second pass, so that dropout is the same.
+The blocks before the first trained parameter are not run again either. The state of torch's random generators is
+restored for the second pass, so that dropout is the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.flop_counter import flop_registry
 
-from ...backbones.spec import base_model
-from ..recognizer import FewShotRecognizer
+from ...backbones import FrameEncoder
+from ..recognizer import Encoder
 
 Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
 _PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default)
@@ -107,91 +106,28 @@ def _count_operations(operator: Any, args: Any, kwargs: Any, outcome: Any) -> fl
     return float(flop_registry[operator._overloadpacket](*args, **kwargs, out_val=outcome))
 
 
-class _EncodingStopped(Exception):
-    """The rest of the encoding is not needed."""
+def count_frozen_blocks(encoder: Encoder, video: Tensor) -> int:
+    """Return the number of first blocks whose results need no gradient. Zero if the encoder is no `FrameEncoder`.
 
-
-class FrozenStart:
-    """The first blocks of a recognizer's backbone whose results need no gradient, without the hooks of the last one.
+    Blocks that draw random numbers do not count, because skipping them would shift all later draws.
 
     Args:
-        blocks: the blocks in order. Empty if there is no such block, or if the start draws random numbers, because
-            skipping it would shift all later draws.
+        encoder: the encoder.
+        video: ``(1, T, 3, H, W)``, encoded up to the first block that does not count.
     """
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        self.blocks = blocks
-
-    @classmethod
-    def of(cls, recognizer: FewShotRecognizer, video: Tensor) -> FrozenStart:
-        """Find the start by encoding a video ``(1, T, 3, H, W)`` up to the first block that requires a gradient."""
-        spec = getattr(recognizer.encoder, "spec", None)
-        names = spec.block_names() if spec else []
-        blocks = [base_model(recognizer.encoder.backbone).get_submodule(name) for name in names]
-        frozen: list[nn.Module] = []
-        start = RandomState.now(video.device)
-
-        def record_frozen(block: nn.Module, forward: Any, *inputs: Any, **options: Any) -> Any:
-            result = forward(*inputs, **options)
-            if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_iter(result)):
-                raise _EncodingStopped
-            if not RandomState.now(video.device).equals(start):
-                raise _EncodingStopped
-            frozen.append(block)
-            return result
-
-        with torch.enable_grad(), _replaced_forward(blocks, record_frozen):
-            _encode_until_stopped(recognizer, video)
-        start.restore()
-        return cls(blocks[: len(frozen)] if frozen == blocks[: len(frozen)] else [])
-
-    def result(self, recognizer: FewShotRecognizer, videos: Tensor) -> Any:
-        """Return the result of the last block for videos, or None if there are no blocks."""
-        results: list[Any] = []
-
-        def stop(block: nn.Module, forward: Any, *inputs: Any, **options: Any) -> Any:
-            results.append(forward(*inputs, **options))
-            raise _EncodingStopped
-
-        if self.blocks:
-            with torch.no_grad(), _replaced_forward(self.blocks[-1:], stop):
-                _encode_until_stopped(recognizer, videos)
-        return results[0] if results else None
-
-    @contextmanager
-    def known(self, result: Any) -> Iterator[None]:
-        """Skip the blocks inside the context: each returns the last one's given result, and its hooks still run."""
-        with _replaced_forward(self.blocks, lambda block, forward, *inputs, **options: result):
-            yield
-
-
-@contextmanager
-def _replaced_forward(blocks: Sequence[nn.Module], act: Any) -> Iterator[None]:
-    """Call ``act(block, forward, ...)`` instead of each block's ``forward``."""
-    with ExitStack() as stack:
-        for block in blocks:
-            original = vars(block).get("forward")
-
-            def forward(*inputs: Any, _block: nn.Module = block, _forward: Any = block.forward, **options: Any) -> Any:
-                return act(_block, _forward, *inputs, **options)
-
-            vars(block)["forward"] = forward
-            stack.callback(_restore_forward, block, original)
-        yield
-
-
-def _restore_forward(block: nn.Module, forward: Any) -> None:
-    if forward is None:
-        del vars(block)["forward"]
-    else:
-        vars(block)["forward"] = forward
-
-
-def _encode_until_stopped(recognizer: FewShotRecognizer, videos: Tensor) -> None:
-    try:
-        recognizer.encode(videos)
-    except _EncodingStopped:
-        return
+    if not isinstance(encoder, FrameEncoder):
+        return 0
+    before, count = RandomState.now(video.device), 0
+    last = encoder.first_task_block
+    with torch.enable_grad():
+        point = encoder.embed(video)
+        while not point.tokens.requires_grad and RandomState.now(video.device).equals(before):
+            count = point.block
+            if count == (encoder.spec.num_blocks if last is None else last):
+                break
+            point = encoder.advance(point, count + 1)
+    before.restore()
+    return count
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,10 @@ def main() -> None:
     two_pass = TwoPass(model, VIDEOS)
     found = gradients(model, two_pass, episode)
     largest = max(gradient.abs().max() for gradient in expected)
-    assert two_pass.chunk < VIDEOS
+    assert two_pass.planner.plan.chunk < VIDEOS
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5 * largest.item())
-    print("same gradients", two_pass.chunk, f"{live.peak / 4e6:.1f} MB a video")
+    print("same gradients", two_pass.planner.plan.chunk, f"{live.peak / 4e6:.1f} MB a video")
 
 
 if __name__ == "__main__":

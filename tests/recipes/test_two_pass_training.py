@@ -10,7 +10,7 @@ from accelerate.utils import DistributedType
 from trainings import assert_same_bits, log, losses, trained_together
 
 from dmgal.cli import main
-from dmgal.episodes.two_pass import two_pass
+from dmgal.episodes.two_pass import plan
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.checkpoints import Checkpoints
 from dmgal.recipes.run.config import Recipe, TrainConfig
@@ -105,13 +105,13 @@ def test_layer_sets_chunk():
 def test_resumed_run_keeps_its_chunk(tmp_path, data_flags, monkeypatch):
     words = ["train", "method/dmgal_adapter", *data_flags, "--train.two-pass", "auto", "--train.checkpoint-every", "2"]
     words += ["--train.steps", "4", "--out", str(tmp_path / "run"), "--resume"]
-    monkeypatch.setattr(two_pass, "free_bytes", lambda device: 3e7)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 3e7)
     assert main(words) == 0
     shutil.copytree(tmp_path / "run", tmp_path / "whole")
     before = Checkpoints(tmp_path / "whole" / "checkpoints").newest().progress["two_pass"]
     assert before["chunk"] < 4 and before["kept"]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000004")
-    monkeypatch.setattr(two_pass, "free_bytes", lambda device: 1e12)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 1e12)
     assert main(words) == 0
     assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["two_pass"] == before
     assert_same_bits(tmp_path / "whole", tmp_path / "run")
