@@ -143,16 +143,7 @@ def demo_table(root: Path) -> str:
 def adapter_table(root: Path) -> str:
     """Compare the adapters at one shot, best first."""
     summary = load(root, "adapter_comparison")["summary"]["1-shot"]
-    rows = [
-        [
-            NAMES[name],
-            f"{row['trained_parameters'] - HEAD_SCALE:,}",
-            spread(row["accuracy"]),
-            "" if name == "dmgal_adapter" else spread(row["difference_to_first"]),
-            fixed(row["reversal_two_way"]["mean"]),
-        ]
-        for name, row in best_first(summary)
-    ]
+    rows = [comparison_row(name, row, HEAD_SCALE) for name, row in best_first(summary)]
     return markdown(["adapter", "parameters", "accuracy %", "to DMGAL-Adapter, points", "reversal, 2-way %"], rows)
 
 
@@ -160,18 +151,22 @@ def method_table(root: Path) -> str:
     """Compare the methods at one and five shots, best first."""
     shots = load(root, "method_comparison")["summary"]
     rows = [
-        [
-            NAMES[name],
-            f"{row['trained_parameters']:,}",
-            spread(row["accuracy"]),
-            "" if name == "dmgal_adapter" else spread(row["difference_to_first"]),
-            fixed(row["reversal_two_way"]["mean"]),
-            spread(shots["5-shot"][name]["accuracy"]),
-        ]
+        [*comparison_row(name, row), spread(shots["5-shot"][name]["accuracy"])]
         for name, row in best_first(shots["1-shot"])
     ]
     header = ["method", "trained", "1 shot %", "to DMGAL-Adapter, points", "reversal, 2-way %", "5 shots %"]
     return markdown(header, rows)
+
+
+def comparison_row(name: str, row: dict[str, Any], uncounted: int = 0) -> list[str]:
+    """Return the columns that adapters and methods share. ``uncounted`` parameters are not of the adapter."""
+    return [
+        NAMES[name],
+        f"{row['trained_parameters'] - uncounted:,}",
+        spread(row["accuracy"]),
+        "" if name == "dmgal_adapter" else spread(row["difference_to_first"]),
+        fixed(row["reversal_two_way"]["mean"]),
+    ]
 
 
 def best_first(summary: dict[str, Any]) -> list[tuple[str, Any]]:

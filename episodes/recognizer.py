@@ -86,7 +86,7 @@ class FewShotRecognizer(nn.Module):
         """Return the output of one episode, or of each of several.
 
         An accelerator encodes the videos of all episodes in one batch, a CPU encodes them episode by episode. One
-        batch is 10 % slower on a CPU (``bench/task_batching.py``); accelerators were not measured. All episodes of a
+        batch is 10 % slower on a CPU (``bench/step_cost.py``); accelerators were not measured. All episodes of a
         call use the same random numbers (dropout), so both ways give the same result.
 
         In training mode the head receives the episode's targets, and the output has its losses.
