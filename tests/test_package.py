@@ -45,6 +45,7 @@ DATA = (
     "videos/catalog/splits/*.csv.gz",
     "recipes/configs/**/*.yaml",
     "recipes/configs/launch/*.sh",
+    "recipes/reports/*.j2",
 )
 OTHER_FOLDERS = {"tests", "examples", "build", "dist", "__pycache__"}
 
@@ -279,8 +280,8 @@ def test_scripts_name_the_package_and_the_library_does_not() -> None:
 def test_no_script_hides_a_module_that_others_import() -> None:
     """The folder of a file that is run as a script is the first place where Python looks for modules."""
     requirements = (
-        "accelerate av decord einops filelock numpy open_clip peft PIL safetensors timm torch tqdm"
-        " transformers tyro xxhash yaml"
+        "accelerate av decord einops filelock jinja2 matplotlib numpy open_clip peft PIL "
+        "safetensors timm torch tqdm transformers tyro xxhash yaml"
     )
     taken = sys.stdlib_module_names | set(requirements.split())
     scripts = {path.stem for name in SCRIPT_FLOORS for path in (ROOT / name).glob("*.py")}

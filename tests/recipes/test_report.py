@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import re
 from xml.etree import ElementTree
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from dmgal.episodes.evaluation import Estimate, Evaluation
-from dmgal.recipes.reports.page import WIDTH, as_page, chart
+from dmgal.recipes.reports.page import as_page, as_svg
 from dmgal.recipes.reports.table import HEADINGS, Row, as_text
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def row(name: str, accuracy: float, trained: int) -> Row:
@@ -37,17 +40,29 @@ def test_page_is_complete_and_loads_nothing():
 
 
 def test_chart_marks_are_at_their_values_and_labels_do_not_overlap():
-    picture = ElementTree.fromstring(chart(ROWS))
-    circles = [(float(mark.get("cx")), float(mark.get("cy"))) for mark in picture.iter("circle")]
+    picture = ElementTree.fromstring(as_svg(ROWS))
+    marks = [group for group in picture.iter(f"{SVG}g") if group.get("id", "").startswith("mark")]
+    circles = [tuple(map(float, mark.find(f"{SVG}path").get("d").split()[1:3])) for mark in marks]
     assert len(circles) == len(ROWS)
-    assert circles[0][0] < circles[1][0] < circles[3][0] < WIDTH  # more parameters stand further right
+    width = float(picture.get("viewBox").split()[2])
+    assert circles[0][0] < circles[1][0] < circles[3][0] < width  # more parameters stand further right
     assert circles[0][1] > circles[3][1] > circles[1][1] > circles[2][1]  # better ones stand higher
-    labels = [text for text in picture.iter("text") if any(text.text.startswith(r.name) for r in ROWS)]
-    places = [(float(text.get("x")), float(text.get("y"))) for text in labels]
+    labels = [text for text in picture.iter(f"{SVG}text") if any(text.text.startswith(r.name) for r in ROWS)]
+    places = [(float(t.get("x")) - 60 * ("anchor: end" in t.get("style")), float(t.get("y"))) for t in labels]
     assert len(places) == len(ROWS)
-    assert abs(places[1][1] - places[2][1]) >= 16 or abs(places[1][0] - places[2][0]) >= 60
+    assert abs(places[1][1] - places[2][1]) >= 12 or abs(places[1][0] - places[2][0]) >= 60
 
 
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS[1:2], ROWS[:1] * 2])
 def test_chart_accepts_any_rows(rows):
-    assert chart(rows).count("<circle") == len(rows)
+    assert as_svg(rows).count('id="mark') == len(rows)
+
+
+def test_chart_is_deterministic():
+    picture = as_svg(ROWS)
+    assert picture == as_svg(ROWS) and str(datetime.date.today().year) not in picture
+
+
+def test_math_and_markup_are_escaped():
+    page = as_page([row("a$b$ & <c>", 0.5, 10)], "title", "summary", "notes")
+    assert page.count("a$b$ &amp; &lt;c&gt;") == 2
