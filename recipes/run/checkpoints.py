@@ -12,6 +12,7 @@ it is used.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from dmgal import __version__
 from dmgal.errors import DmgalError
 from dmgal.files import replace_folder, restore_folder, write_text
 from dmgal.recipes.run.folder import read_tensors, write_tensors
 
+logger = logging.getLogger(__name__)
 FORMAT = 1
 """Format version of ``checkpoint.json``, raised if older versions cannot read new files."""
 INDEX = "checkpoint.json"
@@ -95,7 +96,7 @@ class Checkpoints:
             try:
                 return _read(folder)
             except (_DamagedError, OSError) as damage:
-                tqdm.write(f"warning: the checkpoint {folder} is damaged ({damage}) and is skipped", file=sys.stderr)
+                logger.warning("warning: the checkpoint %s is damaged (%s) and is skipped", folder, damage)
         if not folders:
             return None
         raise DmgalError(

@@ -7,8 +7,8 @@ videos that fail later (``dmgal.videos.bad_videos``).
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from dmgal.videos.check_log import read_report
 from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding.clip import FrameSampler, TestTransform
 
+logger = logging.getLogger(__name__)
 SAVED_SPLIT = "split.csv"
 
 
@@ -60,7 +61,7 @@ def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> Vid
     if os.environ.get("RANK", "0") == "0":
         for names, what in ((new, "new and left out"), (gone, "no longer there")):
             if names:
-                print(f"classes by {path}, {what}: {listed(names)}", file=sys.stderr, flush=True)
+                logger.warning("classes by %s, %s: %s", path, what, listed(names))
     return catalog.with_split(saved)
 
 
@@ -84,14 +85,14 @@ def without_reported(catalog: VideoCatalog, data: DataConfig) -> VideoCatalog:
             expected=f"videos with at least {data.num_frames} decodable frames, or short videos without damage",
             remedy="Replace them and run dmgal prepare again, or pass --data.on-bad-video skip.",
         )
-    tell_skipped(len(bad), len(catalog), f"bad by {data.report}", bad)
+    log_skipped(len(bad), len(catalog), f"bad by {data.report}", bad)
     return catalog.without(bad)
 
 
-def tell_skipped(count: int, of: int, why: str, videos: Sequence[str], split: str = "") -> None:
-    """Print one line about skipped videos to stderr, from rank 0 only."""
+def log_skipped(count: int, of: int, why: str, videos: Sequence[str], split: str = "") -> None:
+    """Log one line about skipped videos, from rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
-        print(f"skipped {count:,} of {of:,} {split}videos, {why}: {listed(videos)}", file=sys.stderr, flush=True)
+        logger.warning(f"skipped {count:,} of {of:,} {split}videos, {why}: {listed(videos)}")
 
 
 def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | None = None) -> VideoCatalog:
@@ -106,7 +107,7 @@ def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | N
     on_missing = (lambda split, class_name, video: missing.append(video)) if data.on_bad_video == "skip" else None
     catalog = without_reported(list_catalog(data, progress, on_missing), data)
     if missing:
-        tell_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
+        log_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
     return catalog if catalog.class_splits is not None else with_saved_split(catalog, data.seed, saved_split)
 
 

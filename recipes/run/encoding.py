@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,12 +19,13 @@ from dmgal.episodes.evaluation.states import PrecomputedStates, videos_at_a_time
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import tell_skipped, test_clips, test_transform
+from dmgal.recipes.run.data import log_skipped, test_clips, test_transform
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import without_bad
 from dmgal.videos.catalog.files import stamp
 from dmgal.videos.store.content import EvaluationClips
 
+logger = logging.getLogger(__name__)
 Kept = Literal["disk", "float16", "memory"]
 
 
@@ -86,13 +88,13 @@ def encode_split(
             raise _cannot_write(cache.folder, error) from error
         states, bad = cached.states, cached.bad
         if progress and not keep.processes.rank:
-            _print_cached(cached, len(catalog), cache.folder)
+            _log_cached(cached, len(catalog), cache.folder)
         if keep.kept == "float16":
             dtype = next(p.dtype for p in recognizer.parameters() if p.is_floating_point())
     if bad:
         if not keep.processes.rank:
             names = [catalog.videos[video] for video in bad]
-            tell_skipped(len(bad), len(catalog), "which could not be read", names)
+            log_skipped(len(bad), len(catalog), "which could not be read", names)
         catalog, states = without_bad(catalog, states, bad)
     return EncodedSplit(catalog, states, dtype)
 
@@ -157,8 +159,8 @@ def _cannot_write(folder: Path, error: OSError) -> DmgalError:
     )
 
 
-def _print_cached(cached: CachedStates, num_videos: int, folder: Path) -> None:
+def _log_cached(cached: CachedStates, num_videos: int, folder: Path) -> None:
     already = num_videos - cached.encoded
     known = f", {already} were cached or encoded by other processes" if already else ""
     size = f"{cached.size / 2**20:,.1f} MiB"
-    print(f"{cached.encoded} of {num_videos} videos encoded{known}; {size} in {printable(str(folder))}")
+    logger.info(f"{cached.encoded} of {num_videos} videos encoded{known}; {size} in {printable(str(folder))}")

@@ -28,7 +28,7 @@ from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import tell_skipped, test_transform
+from dmgal.recipes.run.data import log_skipped, test_transform
 from dmgal.recipes.run.encoding import launched_device
 from dmgal.recipes.run.layers import to_mapping
 from dmgal.recipes.run.weights import without_folder
@@ -90,7 +90,7 @@ def make_gallery(
     states = encode_videos(recognizer, clips, num_workers=data.num_workers, device=device, progress=progress)
     bad = clips.bad_videos.met
     if bad:
-        tell_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])
+        log_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])
         catalog, states = without_bad(catalog, states, bad)
     contents = [content_hash(catalog.path(place)) for place in range(len(catalog))]
     gallery = Gallery(

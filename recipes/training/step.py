@@ -2,19 +2,17 @@
 
 Random numbers in the model (dropout) are the same for every task of a step, so the result depends neither on the number
 of processes nor on the number of tasks in a pass. Frozen batch norms of a new head are first calibrated on the videos
-of the first task: without statistics, the attention of S-MGA starts with a single winner in every row. A step whose
-loss explodes or is not finite is logged and skipped, and changes neither weights nor moments. Too many in a row end the
-run. Nothing is saved meanwhile, because bad weights may be the cause.
+of the first task: without statistics, the attention of S-MGA starts with a single winner in every row.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,17 +21,124 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import LambdaLR
 
 from dmgal.episodes import Episode, FewShotRecognizer
+from dmgal.episodes.sampler import hashed_seed
 from dmgal.episodes.two_pass.distributed import average_gradients
 from dmgal.episodes.two_pass.two_pass import TwoPass
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import freeze_batch_norm
-from dmgal.recipes.run.config import Recipe, TrainConfig
-from dmgal.recipes.training.optimization import task_loss
+from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.weights import whole
+from dmgal.recipes.training.optimization import loss_weights, task_loss
+from dmgal.recipes.training.signals import StopSignal
+from dmgal.recipes.training.training_state import TrainingState
 
+logger = logging.getLogger(__name__)
+SMALLEST_SCALE = 1.0
+"""Loss scale of fp16 at or below which an overflowing gradient counts as bad."""
 Numbers = dict[str, Tensor]
 """Means over tasks of ``loss``, ``accuracy`` and each loss by name, without gradients."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Outcome of one step, the same on all processes.
+
+    Attributes:
+        means: means over all tasks of ``loss``, ``accuracy`` and each loss by name.
+        gradient_norm: norm of the gradient before clipping.
+        learning_rate: learning rate of the first group of parameters.
+        problem: reason why the weights did not change, or None.
+        stopping: True if any process was asked to stop.
+    """
+
+    means: dict[str, float]
+    gradient_norm: float
+    learning_rate: float
+    problem: str | None
+    stopping: bool
+
+
+class TrainingStep:
+    """One step: gradient, clipping, and update of weights, moving average and learning rate.
+
+    Args:
+        recipe: the run's recipe.
+        recognizer: the model in training.
+        accelerator: the run's accelerator.
+        stop: requests of this process to stop.
+        state: state of the training.
+    """
+
+    schedule: LambdaLR
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        recognizer: FewShotRecognizer,
+        accelerator: Accelerator,
+        stop: StopSignal,
+        state: TrainingState,
+    ) -> None:
+        self._recipe, self._recognizer, self._accelerator = recipe, recognizer, accelerator
+        self._stop, self._state = stop, state
+        self._weights = loss_weights(recognizer.head, recipe.train.loss_weights)
+        self.model: nn.Module = recognizer
+        """The model as prepared by Accelerate."""
+        self.optimizer: Any = state.optimizer
+        """The optimizer as prepared by Accelerate."""
+
+    def run(self, episodes: Sequence[Episode]) -> StepResult:
+        """Train on this process's tasks of the next step. Every process must call this."""
+        train, accelerator, state = self._recipe.train, self._accelerator, self._state
+        self.model.train()
+        if self._recipe.backbone.freeze_batch_norm:
+            freeze_batch_norm(self._recognizer)
+        tasks = [episode.to(accelerator.device, non_blocking=True) for episode in episodes]
+        self.optimizer.zero_grad(set_to_none=True)
+        seed = hashed_seed(train.seed, state.progress.step, "step")  # the same on all processes and after resuming
+        if state.two_pass is None:
+            numbers = step_gradient(accelerator, self.model, tasks, self._weights, seed, train.tasks_per_pass)
+        else:
+            numbers = two_pass_gradient(accelerator, state.two_pass, tasks, self._weights, seed)
+        norm = self._clip()
+        means, stopping = self._over_processes(numbers)
+        state.progress.step += 1
+        problem = self._update(means["loss"], norm)
+        rate = float(self.schedule.get_last_lr()[0])
+        self.schedule.step()
+        return StepResult(means, norm, rate, problem, stopping)
+
+    def _clip(self) -> float:
+        """Clip the gradient and return its norm before clipping."""
+        max_norm = math.inf if self._recipe.train.clip_norm is None else self._recipe.train.clip_norm
+        parameters = list(self._recognizer.parameters())  # under FSDP Accelerate identifies a model by all of them
+        norm: Tensor | None = self._accelerator.clip_grad_norm_(parameters, max_norm)
+        return 0.0 if norm is None else float(whole(norm))  # DeepSpeed clips by itself
+
+    def _over_processes(self, numbers: Numbers) -> tuple[dict[str, float], bool]:
+        """Return means over all processes and whether any was asked to stop, with one exchange per step."""
+        exact = torch.float32 if self._accelerator.device.type == "mps" else torch.float64  # mps has no float64
+        local_means = torch.stack([value.to(exact) for value in numbers.values()])
+        stop_requested = local_means.new_tensor([float(self._stop.requested is not None)])
+        *means, stopping = self._accelerator.reduce(torch.cat([local_means, stop_requested]), "mean").tolist()
+        return dict(zip(numbers, means, strict=True)), stopping > 0
+
+    def _update(self, loss: float, norm: float) -> str | None:
+        """Update the weights and their average, or return what is wrong with the step."""
+        scaler = self._accelerator.scaler
+        # on overflow the scaler skips the step and halves its scale; at a small scale the gradient itself is bad
+        may_overflow = scaler is not None and scaler.get_scale() > SMALLEST_SCALE
+        problem = self._state.bad_losses.verdict(loss, 0.0 if may_overflow else norm)
+        if problem is None:
+            self.optimizer.step()
+            if self._state.average is not None and not self.optimizer.step_was_skipped:
+                self._state.average.update()
+        elif scaler is not None:
+            scaler.update()  # it has unscaled this gradient, and would reject the next one
+        return problem
 
 
 def seed_everything(seed: int) -> None:
@@ -88,9 +193,7 @@ def step_gradient(
 _UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
-def make_two_pass(
-    recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator, say: Callable[[str], object]
-) -> TwoPass | None:
+def make_two_pass(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator) -> TwoPass | None:
     """Return the two-pass training that the recipe asks for, or None.
 
     Raises:
@@ -112,7 +215,7 @@ def make_two_pass(
         memory_budget=None if train.memory_budget is None else 1e9 * train.memory_budget,
         keep_products=not train.compile,  # the choice of tensors saved for backward needs single operations
         autocast=accelerator.autocast,
-        notify=say,
+        notify=logger.info,
     )
 
 
@@ -154,69 +257,3 @@ def measure_head_norms(recognizer: FewShotRecognizer, episode: Episode) -> int:
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return len(norms)
-
-
-REMEMBERED = 100
-"""Number of recent good losses that define the usual loss."""
-NEEDED = 20
-"""Minimum number of good losses before a finite loss can count as exploding."""
-EXPLODING = 100.0
-"""Factor over the usual loss (at least the loss of guessing) that counts as exploding."""
-
-
-@dataclass
-class BadLosses:
-    """The policy and its counters. The fields with defaults are saved with a checkpoint.
-
-    Args:
-        train: training options, of which ``on_bad_loss`` and ``max_bad_losses`` are used.
-        guessing: loss of a model that guesses, ``ln(n_way)``.
-        in_row: number of bad steps since the last good one.
-        total: number of all bad steps.
-        recent: the latest good losses.
-    """
-
-    train: TrainConfig
-    guessing: float
-    in_row: int = 0
-    total: int = 0
-    recent: list[float] = field(default_factory=list)
-
-    def verdict(self, loss: float, gradient_norm: float) -> str | None:
-        """Count a step and return what is wrong with it, or None if it is good."""
-        problem = self._problem(loss, gradient_norm)
-        if problem is None:
-            self.in_row = 0
-            self.recent = [*self.recent, loss][-REMEMBERED:]
-        else:
-            self.in_row, self.total = self.in_row + 1, self.total + 1
-        return problem
-
-    def check(self, problem: str, step: int) -> None:
-        """Raise an error if the policy ends the run after a bad step.
-
-        Args:
-            problem: what is wrong with this step.
-            step: number of the step.
-
-        Raises:
-            DmgalError: the run ends here.
-        """
-        if self.train.on_bad_loss == "skip" and self.in_row < self.train.max_bad_losses:
-            return
-        raise DmgalError(
-            "Training diverged.",
-            received=f"{problem} at step {step}; {self.in_row} bad step(s) in a row, {self.total} in all",
-            expected="a finite loss that does not explode. Nothing was saved since the first of these bad steps",
-            remedy="Lower --train.learning-rate, or use --train.precision float32. Resuming repeats the same steps.",
-        )
-
-    def _problem(self, loss: float, gradient_norm: float) -> str | None:
-        if not math.isfinite(loss):
-            return f"the loss is not a finite number ({loss})"
-        if not math.isfinite(gradient_norm):
-            return f"the gradient is not a finite number ({gradient_norm})"
-        usual = max(statistics.median(self.recent), self.guessing) if len(self.recent) >= NEEDED else math.inf
-        if loss > EXPLODING * usual:
-            return f"the loss explodes ({loss:.3g}, usually {usual:.3g})"
-        return None

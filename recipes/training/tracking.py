@@ -1,16 +1,16 @@
-"""Output of a training: JSON lines, a progress bar, and optionally a tracker through Accelerate.
+"""Log of a training: JSON lines, a progress bar, and optionally a tracker through Accelerate.
 
 Only the main process writes.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from importlib.util import find_spec
 from typing import Any
 
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError
@@ -19,6 +19,7 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.folder import Run, peak_memory_mb
 from dmgal.recipes.run.layers import flat, set_apart, to_mapping
 
+logger = logging.getLogger(__name__)
 PACKAGES = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}
 
 
@@ -42,7 +43,7 @@ class Tracking:
         self._recipe, self._run, self._accelerator = recipe, run, accelerator
         self._main = accelerator.is_main_process
         self._quiet = quiet or not self._main
-        self._bar: tqdm[Any] | None = None
+        self._bar: Any = None
 
     def start(self, step: int) -> None:
         """Open the bar and the trackers for a training that starts or resumes at a step."""
@@ -90,7 +91,8 @@ class Tracking:
         if not self._main:
             return
         self._log(step, bad_step=problem, bad_steps_in_a_row=in_row)
-        self.say(f"step {step}: {problem}, so the step is skipped ({in_row} in a row, {most} end the run)")
+        message = "step %d: %s, so the step is skipped (%d in a row, %d end the run)"
+        logger.info(message, step, problem, in_row, most)
         if self._bar is not None:
             self._bar.update(self._recipe.train.tasks_per_step)
 
@@ -106,9 +108,8 @@ class Tracking:
             self._run.log(step=step, **entry)
 
     def say(self, message: str) -> None:
-        """Print a line above the bar."""
-        if self._main:
-            tqdm.write(message)
+        """Log a message."""
+        logger.info(message)
 
     def _log(self, step: int, **entry: Any) -> None:
         self._run.log(step=step, **entry)

@@ -10,8 +10,8 @@ from dmgal.episodes import Episode, EpisodeSampler
 from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.parallel import Loader
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import tell_skipped
-from dmgal.recipes.run.distributed import ignore_in_worker
+from dmgal.recipes.run.data import log_skipped
+from dmgal.recipes.run.distributed import any_process, ignore_in_worker
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import BadVideos
 from dmgal.videos.dataset import CACHE_BYTES, ClipSource
@@ -63,22 +63,20 @@ class TrainingData:
         """Return any task of the run, also one of another process."""
         return self._dataset[number]
 
-    def tell_skipped(self) -> None:
-        """Report the number of unreadable videos that any process met. Every process must call this."""
-        tell_met(self._dataset.bad_videos, "train")
+    def report_skipped(self) -> None:
+        """Log the number of unreadable videos that any process met. Every process must call this."""
+        report_skipped(self._dataset.bad_videos, "train")
 
 
 def _as_list(episodes: list[Episode]) -> list[Episode]:
     return episodes
 
 
-def tell_met(bad_videos: BadVideos, split: str) -> None:
-    """Print how many videos of a split could not be read by any process. All processes must call this function."""
-    from dmgal.recipes.run.distributed import any_process  # loads accelerate, slow and unused elsewhere
-
+def report_skipped(bad_videos: BadVideos, split: str) -> None:
+    """Log how many videos of a split could not be read by any process. Every process must call this."""
     catalog = bad_videos.catalog
     met = torch.zeros(len(catalog), dtype=torch.bool)
     met[bad_videos.met] = True
     videos = [catalog.videos[video] for video in any_process(met).nonzero().flatten().tolist()]
     if videos:
-        tell_skipped(len(videos), len(catalog), "which could not be read", videos, f"{split} ")
+        log_skipped(len(videos), len(catalog), "which could not be read", videos, f"{split} ")

@@ -15,7 +15,7 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import test_clips
 from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared
 from dmgal.recipes.training.fsdp import whole_weights
-from dmgal.recipes.training.training_data import tell_met
+from dmgal.recipes.training.training_data import report_skipped
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import without_bad
 
@@ -65,9 +65,9 @@ class Validation:
             evaluation = evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
             return evaluation.accuracies
 
-    def tell_skipped(self) -> None:
-        """Report the number of unreadable videos that any process met. Every process must call this."""
-        tell_met(self._clips.bad_videos, "val")
+    def report_skipped(self) -> None:
+        """Log the number of unreadable videos that any process met. Every process must call this."""
+        report_skipped(self._clips.bad_videos, "val")
 
     def _hash_of_tasks(self) -> str:
         """Hash everything that makes accuracies comparable: the tasks, and the frames of their videos."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -15,8 +16,8 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.checkpoints import Checkpoints
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.train import run
+from dmgal.recipes.training.optimization import NEEDED, BadLosses
 from dmgal.recipes.training.signals import Preempted
-from dmgal.recipes.training.step import NEEDED, BadLosses
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.videos import VideoCatalog
 
@@ -92,7 +93,8 @@ def trained_with(head, tmp_path, frame_folders, **options):
     return run(recipe, tmp_path / "run", catalog=catalog, head=head, quiet=True)
 
 
-def test_bad_steps_are_skipped_logged_and_counted(tmp_path, frame_folders, capsys):
+def test_bad_steps_are_skipped_logged_and_counted(tmp_path, frame_folders, caplog):
+    caplog.set_level(logging.INFO, "dmgal")
     folder = trained_with(Broken(2, 3), tmp_path, frame_folders)
     entries = log(folder.folder)
     assert [entry["step"] for entry in entries if "loss" in entry] == [1, 4, 5]
@@ -101,7 +103,7 @@ def test_bad_steps_are_skipped_logged_and_counted(tmp_path, frame_folders, capsy
         (3, 2),
     ]
     assert all(math.isfinite(entry["loss"]) for entry in entries if "loss" in entry)
-    printed = capsys.readouterr().out
+    printed = caplog.text
     assert (
         "step 3: the loss is not a finite number (nan), so the step is skipped (2 in a row, 10 end the run)" in printed
     )
@@ -120,7 +122,8 @@ def test_run_with_bad_last_steps_is_finished(tmp_path, frame_folders):
     assert log(folder)[-1]["step"] == 3 and "validation_accuracy" in log(folder)[-1]
 
 
-def test_stop_during_bad_steps_reports_last_checkpoint(tmp_path, frame_folders, monkeypatch, capsys):
+def test_stop_during_bad_steps_reports_last_checkpoint(tmp_path, frame_folders, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, "dmgal")
     tell = Tracking.bad_step
 
     def signaled(self, *arguments):
@@ -130,5 +133,5 @@ def test_stop_during_bad_steps_reports_last_checkpoint(tmp_path, frame_folders, 
     monkeypatch.setattr(Tracking, "bad_step", signaled)
     with pytest.raises(Preempted):
         trained_with(Broken(3, 4), tmp_path, frame_folders, checkpoint_every=2)
-    assert "SIGTERM: saved at step 2, from where" in capsys.readouterr().out
+    assert "SIGTERM: saved at step 2, from where" in caplog.text
     assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] == 2

@@ -13,7 +13,7 @@ import sys
 from dmgal.videos.bad_videos import BadVideos
 from dmgal.videos.catalog.catalog import VideoCatalog
 from dmgal.videos.decoding.video import VideoError
-from dmgal.recipes.training.training_data import tell_met
+from dmgal.recipes.training.training_data import report_skipped
 from accelerate import PartialState
 
 bad = BadVideos(VideoCatalog.from_folders(sys.argv[1]), "skip")
@@ -23,7 +23,7 @@ def read(video):
 
 for video in ((1, 3), (3, 4))[PartialState(cpu=True).process_index]:
     bad.clip_or_none(video, read)
-tell_met(bad, "train")
+report_skipped(bad, "train")
 """
 
 

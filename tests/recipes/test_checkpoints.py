@@ -59,16 +59,16 @@ def truncate_to_half(path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoint_is_reported_and_skipped(checkpoints, damage, capsys):
+def test_damaged_checkpoint_is_reported_and_skipped(checkpoints, damage, caplog):
     place = checkpoints.folder / "step_00000006"
     DAMAGES[damage](place)
     assert checkpoints.newest().progress["step"] == 4
-    assert str(place) in capsys.readouterr().err
+    assert str(place) in caplog.text
     checkpoints.save(6, TENSORS, {"step": 6})  # training comes here again
     assert checkpoints.newest().progress == {"step": 6}
 
 
-def test_unreadable_checkpoint_is_reported_and_skipped(checkpoints, monkeypatch, capsys):
+def test_unreadable_checkpoint_is_reported_and_skipped(checkpoints, monkeypatch, caplog):
     content, place = module._content, checkpoints.folder / "step_00000006"
 
     def unreadable(path):
@@ -78,7 +78,7 @@ def test_unreadable_checkpoint_is_reported_and_skipped(checkpoints, monkeypatch,
 
     monkeypatch.setattr(module, "_content", unreadable)
     assert checkpoints.newest().progress["step"] == 4
-    assert f"{place} is damaged ([Errno 5] Input/output error" in capsys.readouterr().err
+    assert f"{place} is damaged ([Errno 5] Input/output error" in caplog.text
 
 
 def test_only_damaged_checkpoints_raise(checkpoints, tmp_path):

@@ -19,7 +19,7 @@ def as_under_deepspeed(monkeypatch):
     def prepared(self, resume):
         prepare(self, resume)
         monkeypatch.setattr(self.accelerator.state, "distributed_type", DistributedType.DEEPSPEED)
-        for group in self.optimizer.param_groups:
+        for group in self.state.optimizer.param_groups:
             group["params"] = [torch.nn.Parameter(torch.cat([p.detach().flatten() for p in group["params"]]))]
 
     def step(self, episodes):
@@ -36,7 +36,7 @@ def test_deepspeed_run_saves_weights_but_cannot_be_resumed(tmp_path, data_flags,
     out = tmp_path / "run"
     words = ["train", "method/smga", *data_flags, "--train.steps", "2", "--out", str(out)]
     assert main(words) == 0
-    assert "The optimizer's state is not saved under DeepSpeed: this run cannot be resumed" in capsys.readouterr().out
+    assert "The optimizer's state is not saved under DeepSpeed: this run cannot be resumed" in capsys.readouterr().err
     assert set(Checkpoints(out / "checkpoints").newest().tensors) == {"model"}
     assert main(["evaluate", str(out), "--episodes", "4", "--quiet"]) == 0
     as_under_deepspeed.undo()

@@ -54,12 +54,12 @@ def evaluated(run: Path, *flags: str, episodes: int = 60) -> dict:
 def test_cached_states_give_the_results_of_states_in_memory(runs, name, capsys) -> None:
     run = runs / name
     first = evaluated(run)
-    assert f"{NUM_VIDEOS} of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
+    assert f"{NUM_VIDEOS} of {NUM_VIDEOS} videos encoded" in capsys.readouterr().err
     again = evaluated(run)
-    assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
+    assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().err
     assert first == again == evaluated(run, "--states", "memory")
     evaluated(run, "--shots", "2")
-    assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().out
+    assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().err
 
 
 def test_float16_is_marked_inexact(runs, capsys) -> None:
@@ -172,7 +172,7 @@ def test_compared_runs_have_separate_folders_in_a_cache(runs, tmp_path, capsys) 
     cache = ["--cache", str(tmp_path / "cache")]
     for encoded in (NUM_VIDEOS, 0):
         assert main([*words, *cache]) == 0
-        assert capsys.readouterr().out.count(f"{encoded} of {NUM_VIDEOS} videos encoded") == 2
+        assert capsys.readouterr().err.count(f"{encoded} of {NUM_VIDEOS} videos encoded") == 2
 
 
 def test_readable_again_video_is_no_longer_bad(runs, frame_folders, tmp_path, capsys) -> None:
@@ -195,7 +195,7 @@ def test_readable_again_video_is_no_longer_bad(runs, frame_folders, tmp_path, ca
     comes_as(content)
     found = evaluated(runs / "frozen", *cache, *split_file)
     said = capsys.readouterr()
-    assert "can be read now" in said.err and "skipped" not in said.err and " of 16 videos encoded" in said.out
+    assert "can be read now" in said.err and "skipped" not in said.err and " of 16 videos encoded" in said.err
     assert found == evaluated(runs / "frozen", *cache, *split_file) == evaluated(runs / "frozen", "--states", "memory")
 
 

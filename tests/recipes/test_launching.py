@@ -155,7 +155,7 @@ def test_fsdp_on_two_cpus_equals_one_process(tmp_path, data_flags):
     assert one.returncode == 0, one.stderr[-3000:]
     two = accelerate_launch("fsdp", [*words, str(tmp_path / "two")])
     assert two.returncode == 0, two.stderr[-3000:]
-    assert "2 process(es) on cpu with FSDP, float64, 2 task(s) a step of 8 videos" in two.stdout
+    assert "2 process(es) on cpu with FSDP, float64, 2 task(s) a step of 8 videos" in two.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-9)
     accuracies = [[e["validation_accuracy"] for e in log(tmp_path / n) if "half_width" in e] for n in ("one", "two")]
     assert accuracies[0] == accuracies[1] and len(accuracies[0]) == 2
@@ -163,7 +163,7 @@ def test_fsdp_on_two_cpus_equals_one_process(tmp_path, data_flags):
     shutil.rmtree(newest)
     again = accelerate_launch("several_gpus", [*words, str(tmp_path / "two"), "--resume"])
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "resumed at step 2" in again.stdout
+    assert "resumed at step 2" in again.stderr
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-9)
 
 
@@ -236,9 +236,9 @@ def test_slurm_script_trains_on_two_tasks_and_requeues(tmp_path, data_flags, sta
     told = {"SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "OMP_NUM_THREADS": "1"}
     told |= {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "REQUEUED": str(tmp_path / "requeued"), "STATE": state}
     script = ["bash", str(LAUNCH / "slurm.sh"), *words]
-    job = subprocess.Popen(script, env={**os.environ, **told}, stdout=subprocess.PIPE, text=True)
+    job = subprocess.Popen(script, env={**os.environ, **told}, stderr=subprocess.PIPE, text=True)
     try:
-        line = next(line for line in job.stdout if "process(es)" in line)
+        line = next(line for line in job.stderr if "process(es)" in line)
         assert "2 process(es) on cpu" in line
         children = Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()
         while not (tmp_path / "run" / "log.jsonl").exists():
@@ -247,7 +247,7 @@ def test_slurm_script_trains_on_two_tasks_and_requeues(tmp_path, data_flags, sta
         assert job.wait(timeout=600) == 75
     finally:
         job.kill()
-        job.stdout.close()
+        job.stderr.close()
     if state == "CANCELLED":
         assert not (tmp_path / "requeued").exists()
     else:

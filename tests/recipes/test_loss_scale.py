@@ -15,7 +15,7 @@ import dmgal.recipes.train as train
 from dmgal.episodes.heads import BiMHM
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
-from dmgal.recipes.training.trainer import Trainer
+from dmgal.recipes.training.step import TrainingStep
 from dmgal.videos import VideoCatalog
 
 
@@ -70,11 +70,11 @@ def test_training_continues_after_bad_loss(trained):
 
 
 def test_gradient_is_unscaled_once_under_fsdp(trained, monkeypatch):
-    clipped, lengths = Trainer._clipped_norm, []
+    clipped, lengths = TrainingStep._clip, []
 
     def under_fsdp(self):
-        of_trained = torch.nn.utils.get_total_norm([p.grad for p in self.recognizer.parameters() if p.requires_grad])
-        state = self.accelerator.state
+        of_trained = torch.nn.utils.get_total_norm([p.grad for p in self._recognizer.parameters() if p.requires_grad])
+        state = self._accelerator.state
         state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
         before, state.distributed_type = state.distributed_type, DistributedType.FSDP
         try:
@@ -83,7 +83,7 @@ def test_gradient_is_unscaled_once_under_fsdp(trained, monkeypatch):
             state.distributed_type = before
         return lengths[-1][0]
 
-    monkeypatch.setattr(Trainer, "_clipped_norm", under_fsdp)
+    monkeypatch.setattr(TrainingStep, "_clip", under_fsdp)
     trained(BiMHM(), steps=2)
     assert len(lengths) == 2
     for length, of_trained in lengths:

@@ -25,6 +25,7 @@ from preparing import prepare, report, summary
 
 from dmgal.cli import main
 from dmgal.errors import DmgalError
+from dmgal.progress import printed_messages
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.layers import from_mapping, read_layer
@@ -154,6 +155,7 @@ def test_values_of_the_users_layer_are_written(tmp_path, videos):
     assert prepare(*words, "--dataset", "ucf101") == 2, "mirrored, says the data set; never, says the user"
 
 
+@printed_messages()
 def test_catalog_skips_or_refuses_reported_videos(tmp_path, videos, capsys):
     out = tmp_path / "out"
     (videos / "test/third").mkdir(parents=True)
@@ -176,6 +178,7 @@ def test_catalog_skips_or_refuses_reported_videos(tmp_path, videos, capsys):
         build_catalog(DataConfig(root=videos, report=videos))
 
 
+@printed_messages()
 def test_missing_listed_videos_are_reported(tmp_path, videos, capsys):
     lists, out = tmp_path / "lists", tmp_path / "out"
     lists.mkdir()

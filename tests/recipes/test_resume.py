@@ -48,7 +48,7 @@ def test_signal_saves_within_a_step(tmp_path, words, whole, monkeypatch, name, c
     with monkeypatch.context() as patch:
         patch.setattr(Tracking, "step", signaled_at_three)
         assert main([*words, "--out", str(out)]) == 75
-    assert f"{name}: saved" in capsys.readouterr().out
+    assert f"{name}: saved" in capsys.readouterr().err
     assert Checkpoints(out / "checkpoints").newest().progress["progress"]["step"] == 3
     assert "validation_accuracy" not in log(out)[-1]  # due, but interrupted
     assert main([*words, "--out", str(out), "--resume"]) == 0
@@ -61,16 +61,16 @@ def test_truncated_checkpoint_is_skipped(tmp_path, words, whole, capsys):
     newest = out / "checkpoints" / "step_00000006" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
     assert main([*words, "--out", str(out), "--resume"]) == 0
-    printed = capsys.readouterr()
-    assert "step_00000006 is damaged (optimizer.safetensors has" in printed.err
-    assert "resumed at step 4" in printed.out
+    printed = capsys.readouterr().err
+    assert "step_00000006 is damaged (optimizer.safetensors has" in printed
+    assert "resumed at step 4" in printed
     assert_same_bits(whole, out)
 
 
 def test_finished_run_is_unchanged(words, whole, capsys):
     before = (whole / "log.jsonl").read_bytes()
     assert main([*words, "--out", str(whole), "--resume"]) == 0
-    assert "resumed at step 6" in capsys.readouterr().out
+    assert "resumed at step 6" in capsys.readouterr().err
     assert (whole / "log.jsonl").read_bytes() == before
 
 
@@ -94,7 +94,7 @@ def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     assert main([*words, "--out", str(out), "--resume", *change, "--accept-changes"]) == 0
-    assert ("the best weights are selected again" in capsys.readouterr().out) == is_reset
+    assert ("the best weights are selected again" in capsys.readouterr().err) == is_reset
     before, now = (Checkpoints(run / "checkpoints").newest().progress["selection"] for run in (whole, out))
     assert len(before["accuracies"]) == 8 and len(now["accuracies"]) == (6 if is_reset else 8)
     assert (before == now) == (not is_reset)
@@ -123,7 +123,7 @@ def test_changed_optimizer_starts_without_state(tmp_path, words, whole, capsys):
     shutil.copytree(whole, out)
     changed = ["--train.optimizer", "sgd", "--train.momentum", "0.9", "--train.steps", "7", "--accept-changes"]
     assert main([*words, "--out", str(out), "--resume", *changed]) == 0
-    assert "sgd cannot use the saved state of adamw" in capsys.readouterr().out
+    assert "sgd cannot use the saved state of adamw" in capsys.readouterr().err
     saved = Checkpoints(out / "checkpoints").newest().tensors["optimizer"]
     assert {name.partition(".")[0] for name in saved} == {"momentum_buffer"}
 

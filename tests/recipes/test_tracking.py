@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -49,7 +50,8 @@ class Notebook(GeneralTracker):
         self.entries.append((step, values))
 
 
-def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys, monkeypatch):
+def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, "dmgal")
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     notebook = Notebook()
     folder = run(RECIPE, tmp_path / "run", catalog=VideoCatalog.from_folders(frame_folders), trackers=[notebook])
@@ -61,7 +63,7 @@ def test_tracker_and_console_show_the_log(tmp_path, frame_folders, capsys, monke
         assert {"accuracy", "gradient_norm", "learning_rate", "seconds", "data_seconds", "peak_memory_mb"} <= set(entry)
     assert notebook.config["train.steps"] == 4 and notebook.config["head.name"] == "HyRSM"
     printed = capsys.readouterr()
-    assert "1 process(es) on cpu, float32, 1 task(s) a step of 4 videos" in printed.out
+    assert "1 process(es) on cpu, float32, 1 task(s) a step of 4 videos" in caplog.text
     assert "\r" not in printed.err
     for shown in ("episode/s", "loss=", "base_classes=", "accuracy=", "data=", "memory=", "<"):
         assert shown in printed.err, shown
@@ -82,7 +84,8 @@ def test_trackers_identify_runs_by_folder_and_resume(tmp_path, frame_folders, mo
     assert [given["trackio"]["name"] for given in options] == [f"run-{key}" for key in ids]
 
 
-def test_early_stop_is_reported(tmp_path, frame_folders, capsys):
+def test_early_stop_is_reported(tmp_path, frame_folders, caplog):
+    caplog.set_level(logging.INFO, "dmgal")
     recipe = Recipe(
         data=RECIPE.data,
         adapter=RECIPE.adapter,
@@ -92,7 +95,7 @@ def test_early_stop_is_reported(tmp_path, frame_folders, capsys):
     catalog = VideoCatalog.from_folders(frame_folders)
     folder = run(recipe, tmp_path / "run", catalog=catalog, quiet=True)
     assert log(folder.folder)[-1]["step"] == 3  # the first is the best, and two more do not improve
-    assert "stopped early at step 3" in capsys.readouterr().out
+    assert "stopped early at step 3" in caplog.text
     again = run(recipe, tmp_path / "run", catalog=catalog, quiet=True, resume=True)
     assert log(again.folder)[-1]["step"] == 3
 

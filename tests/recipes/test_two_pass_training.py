@@ -71,9 +71,9 @@ def test_mixed_precision(runs):
 def test_chunk_is_measured_and_reported(tmp_path, data_flags, capsys):
     words = ["train", "method/smga", *data_flags, "--train.steps", "1", "--train.two-pass", "auto"]
     assert main([*words, "--out", str(tmp_path / "free")]) == 0
-    assert "of 4 videos a task, 4 at once in" in capsys.readouterr().out
+    assert "of 4 videos a task, 4 at once in" in capsys.readouterr().err
     assert main([*words, "--train.memory-budget", "1e-6", "--out", str(tmp_path / "little")]) == 0
-    assert "of 4 videos a task, 1 at once in 0.00 GB, although one needs more" in capsys.readouterr().out
+    assert "of 4 videos a task, 1 at once in 0.00 GB, although one needs more" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("options", [{"two_pass": 0}, {"memory_budget": 0.0}])
@@ -92,8 +92,8 @@ def test_batch_norms_in_training_mode_raise(tmp_path, data_flags, capsys):
 def test_sharded_weights_raise(launched):
     accelerator = SimpleNamespace(distributed_type=launched)
     with pytest.raises(DmgalError, match="whole weights"):
-        make_two_pass(Recipe(train=TrainConfig(two_pass="auto")), None, accelerator, print)
-    assert make_two_pass(Recipe(), None, accelerator, print) is None
+        make_two_pass(Recipe(train=TrainConfig(two_pass="auto")), None, accelerator)
+    assert make_two_pass(Recipe(), None, accelerator) is None
 
 
 def test_layer_sets_chunk():
