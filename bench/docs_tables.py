@@ -4,7 +4,7 @@
     python -m dmgal.bench.docs_tables --check    # exit with 1 and name each file that is stale
 
 A page marks a table by the HTML comments ``<!-- table:NAME -->`` and ``<!-- end -->``, each on its own line. ``TABLES``
-lists the names. The figure needs the extra ``docs`` (Matplotlib). Its SVG is deterministic: text is drawn as paths of
+lists the names. The SVG of the figure is deterministic: text is drawn as paths of
 Matplotlib's own font, identifiers have a fixed salt, and no date is stored.
 """
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 
 RESAMPLES = 2000
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
@@ -53,10 +54,11 @@ def extra_percent(pairs: list[tuple[float, float]]) -> dict[str, Any]:
 
 def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
     """Return the median and its 95 % bootstrap interval."""
-    generator = np.random.default_rng(seed)
-    medians = np.median(generator.choice(values, (RESAMPLES, len(values))), axis=1)
-    low, high = np.percentile(medians, [2.5, 97.5])
-    return {"median": round(float(np.median(values)), 3), "interval_95": [round(float(low), 3), round(float(high), 3)]}
+    median = low = high = float(np.median(values))
+    if len(values) > 1:
+        resampled = stats.bootstrap((values,), np.median, n_resamples=RESAMPLES, method="percentile", rng=seed)
+        low, high = resampled.confidence_interval
+    return {"median": round(median, 3), "interval_95": [round(float(low), 3), round(float(high), 3)]}
 
 
 def hardware() -> dict[str, Any]:

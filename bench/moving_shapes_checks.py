@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 
 from dmgal.backbones import tiny_clip
@@ -68,16 +69,8 @@ class Options:
 
 def interval_of_chance(trials: int, chance: float, confidence: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided binomial interval of the accuracy of guessing, with equal tails."""
-    log_terms = (
-        math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
-        + k * math.log(chance) + (trials - k) * math.log1p(-chance)
-        for k in range(trials + 1)
-    )  # fmt: skip
-    cumulative = list(itertools.accumulate(math.exp(term) for term in log_terms))
-    tail = (1 - confidence) / 2
-    low = next(k for k, below in enumerate(cumulative) if below > tail)
-    high = next(k for k, below in enumerate(cumulative) if below >= 1 - tail)
-    return low / trials, high / trials
+    low, high = stats.binom.interval(confidence, trials, chance)
+    return float(low / trials), float(high / trials)
 
 
 def ridge_accuracy(features: Tensor, labels: Tensor, is_training: Tensor) -> float:
