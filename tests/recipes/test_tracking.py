@@ -14,8 +14,10 @@ from trainings import log
 from dmgal import progress
 from dmgal.cli import main
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.train import run
-from dmgal.recipes.training.tracking import PACKAGES
+from dmgal.recipes.training.launching import make_accelerator
+from dmgal.recipes.training.tracking import PACKAGES, Tracking
 from dmgal.videos import VideoCatalog
 
 RECIPE = Recipe(
@@ -77,7 +79,10 @@ def test_trackers_identify_runs_by_folder_and_resume(tmp_path, frame_folders, mo
     recipe = replace(RECIPE, train=TrainConfig(steps=1, validation_episodes=2))
     catalog = VideoCatalog.from_folders(frame_folders)
     for folder, resume in (("one", False), ("other", False), ("one", True)):
-        run(recipe, tmp_path / folder / "run", catalog=catalog, quiet=True, resume=resume, trackers=[Notebook()])
+        started = Run(tmp_path / folder / "run")
+        started.folder.mkdir(parents=True, exist_ok=True)
+        started.start(recipe, resume, False, catalog)
+        Tracking(recipe, started, make_accelerator(recipe, started.folder, [Notebook()]), quiet=True).start(step=0)
     ids = [given["wandb"]["id"] for given in options]
     assert ids[0] == ids[2] != ids[1]
     assert {given["wandb"]["name"] for given in options} == {"run"}
