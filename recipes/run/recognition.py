@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.gallery.gallery import Gallery
@@ -35,6 +33,8 @@ from dmgal.videos.decoding.base import VideoError
 from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.stream import TimedFrames
 from dmgal.videos.decoding.video import read_clip
+
+logger = logging.getLogger(__name__)
 
 
 def find_videos(paths: tuple[Path, ...]) -> list[Path]:
@@ -174,7 +174,7 @@ def recognize_videos(
                 raise
             reason = error.received or str(error)
             bad.append({"video": printable(str(path)), "reason": printable(reason)})
-            tqdm.write(f"bad video: {printable(str(path))}: {printable(reason)}; skipped", file=sys.stderr)
+            logger.warning("bad video: %s: %s; skipped", printable(str(path)), printable(reason))
     return results, bad
 
 
