@@ -25,8 +25,91 @@ from torch import Generator, Tensor, nn
 from dmgal.backbones.tiny_clip import FOLDER
 from dmgal.progress import progress_bar
 from dmgal.recipes.run.cli_errors import run_recipe
-from dmgal.recipes.tiny_clip import captions
-from dmgal.videos.moving_shapes.drawing import draw, random_appearance
+from dmgal.videos.moving_shapes.drawing import COLORS, SHAPES, TEXTURES, Appearance, Poses, draw, random_appearance
+
+SIZES = ("tiny", "small", "medium", "large")
+SIZE_LIMITS = (0.20, 0.27, 0.36)
+HEADINGS = ("north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest")
+# Positions have many words on purpose: no adapter can distinguish motions if pooled features do not encode positions.
+COLUMNS = ("leftmost", "left", "midleft", "center", "midright", "right", "rightmost")
+ROWS = ("topmost", "top", "midtop", "middle", "midbottom", "bottom", "bottommost")
+PLACE_LIMITS = (-0.65, -0.40, -0.15, 0.15, 0.40, 0.65)
+FILLERS = ("a", "with", "pointing", "at", "shape")
+START, END, PAD, UNKNOWN = "<start>", "<end>", "<pad>", "<unknown>"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A property that a caption may name: its words, and a phrase in which a word replaces ``{}``."""
+
+    name: str
+    words: tuple[str, ...]
+    phrase: str
+
+
+ATTRIBUTES = (
+    Attribute("size", SIZES, "{}"),
+    Attribute("color", tuple(COLORS), "{}"),
+    Attribute("texture", TEXTURES, "{}"),
+    Attribute("second_color", tuple(COLORS), "with {}"),
+    Attribute("shape", SHAPES, "{}"),
+    Attribute("heading", HEADINGS, "pointing {}"),
+    Attribute("row", ROWS, "at {}"),
+    Attribute("column", COLUMNS, "{}"),
+)
+
+
+def vocabulary() -> list[str]:
+    """Return all words. The end mark has the highest index, by which open_clip's text tower finds it."""
+    words = dict.fromkeys(word for attribute in ATTRIBUTES for word in attribute.words)
+    return [PAD, UNKNOWN, START, *FILLERS, *words, END]
+
+
+def describe(appearance: Appearance, poses: Poses) -> dict[str, Tensor]:
+    """Return the index of the right word of every attribute, each ``(n,)``, for the poses of the first frame."""
+    x, y, size, angle = (value[:, 0].contiguous() for value in (poses.x, poses.y, poses.size, poses.angle))
+    return {
+        "size": torch.bucketize(size, torch.tensor(SIZE_LIMITS)),
+        "color": appearance.color,
+        "texture": appearance.texture,
+        "second_color": appearance.second_color,
+        "shape": appearance.shape,
+        "heading": torch.round(angle / (2 * math.pi / len(HEADINGS))).long() % len(HEADINGS),
+        "row": torch.bucketize(y, torch.tensor(PLACE_LIMITS)),
+        "column": torch.bucketize(x, torch.tensor(PLACE_LIMITS)),
+    }
+
+
+def captions(words: dict[str, Tensor], generator: Generator, keep: float = 1.0) -> Iterator[str]:
+    """Yield one sentence per still. Each attribute is named with probability ``keep``, to include short captions."""
+    count = len(words["shape"])
+    is_named = torch.rand(count, len(ATTRIBUTES), generator=generator) < keep
+    is_plain = words["texture"] == TEXTURES.index("plain")
+    for i in range(count):
+        facts = {
+            attribute.name: attribute.words[int(words[attribute.name][i])]
+            for attribute, named in zip(ATTRIBUTES, is_named[i].tolist(), strict=True)
+            if named and not (attribute.name == "second_color" and is_plain[i])  # a plain shape has one color
+        }
+        yield sentence(facts)
+
+
+def sentence(facts: dict[str, str]) -> str:
+    """Return the caption for some facts, e.g. "a red shape" for ``{"color": "red"}``."""
+    words = {"shape": "shape", **facts}
+    return " ".join(["a", *(a.phrase.format(words[a.name]) for a in ATTRIBUTES if a.name in words)])
+
+
+def random_poses(count: int, generator: Generator) -> Poses:
+    """Draw poses of stills ``(n, 1)``: uniform in position, log size and heading."""
+    uniform = torch.rand(4, count, 1, generator=generator)
+    return Poses(
+        x=uniform[0] * 1.8 - 0.9,
+        y=uniform[1] * 1.8 - 0.9,
+        size=0.14 * (0.50 / 0.14) ** uniform[2],
+        angle=uniform[3] * 2 * math.pi,
+    )
+
 
 Tokenize = Callable[[list[str]], Tensor]
 Normalize = Callable[[Tensor], Tensor]
@@ -59,10 +142,10 @@ def stills(
     """Yield endless batches of uint8 images ``(n, 3, pixels, pixels)``, captions and correct words."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        appearances, poses = random_appearance(batch_size, generator), captions.random_poses(batch_size, generator)
-        words = captions.describe(appearances, poses)
+        appearances, poses = random_appearance(batch_size, generator), random_poses(batch_size, generator)
+        words = describe(appearances, poses)
         images = draw(poses, appearances, pixels, generator)[:, 0]
-        yield images, list(captions.captions(words, generator, keep)), words
+        yield images, list(captions(words, generator, keep)), words
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -70,20 +153,20 @@ def write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = captions.vocabulary()
+    words = vocabulary()
     index = {word: i for i, word in enumerate(words)}
-    tokenizer = Tokenizer(models.WordLevel(index, unk_token=captions.UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel(index, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{captions.START} $A {captions.END}",
-        special_tokens=[(mark, index[mark]) for mark in (captions.START, captions.END)],
+        single=f"{START} $A {END}",
+        special_tokens=[(mark, index[mark]) for mark in (START, END)],
     )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token=captions.PAD,
-        unk_token=captions.UNKNOWN,
-        bos_token=captions.START,
-        eos_token=captions.END,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
     ).save_pretrained(folder)
 
 
@@ -135,7 +218,7 @@ def zero_shot(
     """
     model.eval()
     generator = torch.Generator().manual_seed(seed)
-    prompts = {a.name: _prompts(a, model, tokenize, generator) for a in captions.ATTRIBUTES if a.name != "second_color"}
+    prompts = {a.name: _prompts(a, model, tokenize, generator) for a in ATTRIBUTES if a.name != "second_color"}
     right: dict[str, list[Tensor]] = {name: [] for name in prompts}
     data = stills(250, model.visual.image_size[0], seed + 1)
     for _ in range(math.ceil(count / 250)):
@@ -152,15 +235,13 @@ def zero_shot(
     }
 
 
-def _prompts(attribute: captions.Attribute, model: Any, tokenize: Tokenize, generator: Generator) -> Tensor:
+def _prompts(attribute: Attribute, model: Any, tokenize: Tokenize, generator: Generator) -> Tensor:
     """Return one embedding per word ``(words, D)``, from the same random captions with this word replaced."""
-    words = {
-        other.name: torch.randint(len(other.words), (PROMPTS,), generator=generator) for other in captions.ATTRIBUTES
-    }
+    words = {other.name: torch.randint(len(other.words), (PROMPTS,), generator=generator) for other in ATTRIBUTES}
     embeddings = []
     for index in range(len(attribute.words)):
         words[attribute.name] = torch.full((PROMPTS,), index)
-        texts = list(captions.captions(words, generator))
+        texts = list(captions(words, generator))
         embeddings.append(F.normalize(model.encode_text(tokenize(texts)), dim=-1).mean(0))
     return F.normalize(torch.stack(embeddings), dim=-1)
 

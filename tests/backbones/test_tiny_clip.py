@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from dmgal.backbones.tiny_clip import FOLDER
-from dmgal.recipes.tiny_clip import captions
-from dmgal.recipes.tiny_clip.train import normalization, stills, zero_shot
+from dmgal.recipes.tiny_clip.train import ATTRIBUTES, describe, normalization, stills, zero_shot
 from dmgal.videos.moving_shapes.drawing import Poses, draw, random_appearance
 
 REPORT = json.loads((FOLDER / "training.json").read_text())
@@ -50,8 +49,8 @@ def test_captions_describe_the_pose():
     generator = torch.Generator().manual_seed(0)
     appearance = random_appearance(1, generator)
     poses = Poses(*(torch.tensor([[value]]) for value in (-0.8, 0.0, 0.3, torch.pi / 2)))
-    facts = {name: index.item() for name, index in captions.describe(appearance, poses).items()}
-    words = {a.name: a.words[facts[a.name]] for a in captions.ATTRIBUTES}
+    facts = {name: index.item() for name, index in describe(appearance, poses).items()}
+    words = {a.name: a.words[facts[a.name]] for a in ATTRIBUTES}
     assert (words["column"], words["row"], words["size"], words["heading"]) == ("leftmost", "middle", "medium", "east")
 
 
