@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from hand_written_vits import Attention, Block, HandWrittenViT, TokensFirstViT, WideViT
@@ -155,29 +153,6 @@ class TestFoundAutomatically:
         spec = find_spec(model)
         model.forward = None
         assert find_spec(model) is spec
-
-    def test_model_is_left_unchanged(self):
-        model = HandWrittenViT(32, **SIZES).train()
-        model.norm.eval()
-        state = torch.get_rng_state()
-        find_spec(model)
-        assert model.training and model.blocks[1].attn.training and not model.norm.training
-        assert torch.equal(torch.get_rng_state(), state)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-        assert all(isinstance(block, Block) for block in model.blocks)
-
-    def test_half_precision_model_is_found(self):
-        model, frames = hand_written().bfloat16(), images().bfloat16()
-        assert torch.equal(FrameEncoder(model).encode(frames[None])["features"][0], model(frames))
-
-    def test_copy_keeps_its_spec(self):
-        model = hand_written()
-        find_spec(model)
-        twin = copy.deepcopy(model)
-        for parameter in twin.parameters():
-            parameter.mul_(1.5)
-        assert torch.equal(encoded(twin), twin(images()))
-        assert not torch.equal(encoded(model), encoded(twin))
 
 
 @torch.enable_grad()

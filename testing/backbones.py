@@ -1,0 +1,198 @@
+"""Contract of a backbone: its spec describes it, and ``FrameEncoder`` computes the features of its own ``forward``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..backbones import BlockParts, FrameEncoder, find_spec
+from ..backbones.encoder import Pooling
+
+TOLERANCE = 1e-5
+"""Tolerance for features computed in batches of other sizes, relative to the largest feature."""
+
+
+def image_features(model: nn.Module, images: Tensor, **layout: int) -> Tensor:
+    """Return a model's own image features from the output of its ``forward``: a tensor, or a transformers output."""
+    output: Any = model(images, **layout)
+    for name in ("image_embeds", "pooler_output"):
+        if getattr(output, name, None) is not None:
+            return getattr(output, name)
+    return output
+
+
+def assert_close(features: Tensor, expected: Tensor) -> None:
+    """Compare up to ``TOLERANCE``."""
+    torch.testing.assert_close(features, expected, rtol=0, atol=TOLERANCE * max(1.0, expected.abs().max().item()))
+
+
+@dataclass(frozen=True)
+class BackboneCase:
+    """A backbone.
+
+    Args:
+        make_backbone: returns a new frozen backbone in evaluation mode, with the same weights at each call.
+        videos: ``(V, T, 3, H, W)`` of the backbone's image size, at least two, normalized.
+        features: returns the model's own features of images.
+    """
+
+    make_backbone: Callable[[], nn.Module]
+    videos: Tensor
+    features: Callable[..., Tensor] = image_features
+
+    def answer(self, model: nn.Module) -> Tensor:
+        """Return the model's own features of the videos' frames, ``(V, T, D)``."""
+        features = self.features(model, rearrange(self.videos, "v t c h w -> (v t) c h w"))
+        return rearrange(features, "(v t) d -> v t d", v=len(self.videos))
+
+
+def encode(model: nn.Module, videos: Tensor, pooling: Pooling | None = None) -> Tensor:
+    """Return the features of the encoder around a model."""
+    return FrameEncoder(model, pooling).encode(videos)["features"]
+
+
+@torch.no_grad()
+def check_features_are_those_of_the_model_bit_for_bit(case: BackboneCase) -> None:
+    """Check float32, bfloat16, and a deep copy with other weights."""
+    model = case.make_backbone()
+    expected = case.answer(model)
+    assert torch.equal(encode(model, case.videos), expected)
+    twin = copy.deepcopy(model)
+    for parameter in twin.parameters():
+        parameter.mul_(1.5)
+    assert torch.equal(encode(twin, case.videos), case.answer(twin))
+    assert torch.equal(encode(model, case.videos), expected), "the copy shares weights with the model"
+    half = BackboneCase(case.make_backbone, case.videos.bfloat16(), case.features)
+    assert torch.equal(encode(model.bfloat16(), half.videos), half.answer(model))
+
+
+@torch.no_grad()
+def check_poolings_are_consistent(case: BackboneCase) -> None:
+    """Check shapes, the mean of the map, and the pair of features."""
+    model, spec = case.make_backbone(), find_spec(case.make_backbone())
+    own, mean, pair, maps = (
+        encode(model, case.videos, pooling) for pooling in (None, "patch_mean", "cls+patch_mean", "map")
+    )
+    assert own.shape[:2] == case.videos.shape[:2]
+    assert maps.shape == (*case.videos.shape[:2], spec.width, *spec.grid)
+    assert torch.equal(pair, torch.cat([own, mean], dim=-1))
+    images = rearrange(maps.mean((-2, -1)), "v t c -> (v t) c")
+    assert_close(find_spec(model).project(model, images), rearrange(mean, "v t d -> (v t) d"))
+    for pooling, features in ((None, own), ("patch_mean", mean), ("cls+patch_mean", pair), ("map", maps)):
+        assert FrameEncoder(model, pooling).feature_width == features.shape[2], pooling
+
+
+@torch.no_grad()
+def check_videos_are_encoded_alone_or_together(case: BackboneCase) -> None:
+    """Check that the features of a video do not depend on its batch."""
+    model = case.make_backbone()
+    alone = torch.cat([encode(model, video[None]) for video in case.videos])
+    assert_close(alone, encode(model, case.videos))
+
+
+@torch.no_grad()
+def check_uint8_videos_are_normalized(case: BackboneCase) -> None:
+    """Check that uint8 videos have the features of the same videos after ``(video / 255 - mean) / std``."""
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.randint(0, 256, case.videos.shape, dtype=torch.uint8, generator=generator)
+    model = case.make_backbone()
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (find_spec(model).mean, find_spec(model).std))
+    assert_close(encode(model, clips), encode(model, (clips / 255 - mean) / std))
+
+
+@torch.no_grad()
+def check_maps_keep_patch_positions(case: BackboneCase) -> None:
+    """Check prefix tokens and grid: a change of one patch changes the feature at its position most."""
+    model = case.make_backbone()
+    rows, columns = find_spec(model).grid
+    height, width = case.videos.shape[3] // rows, case.videos.shape[4] // columns
+    image = case.videos[:1, :1]
+    for row, column in ((0, columns - 1), (rows // 2, 1 % columns)):
+        changed = image.clone()
+        changed[..., height * row : height * (row + 1), width * column : width * (column + 1)] += 3
+        difference = (encode(model, changed, "map") - encode(model, image, "map")).norm(dim=2)[0, 0]
+        assert divmod(int(difference.argmax()), columns) == (row, column)
+
+
+@torch.no_grad()
+def check_spec_describes_blocks_and_tokens(case: BackboneCase) -> None:
+    """Check the paths of all blocks, and the number and width of their tokens."""
+    model = case.make_backbone()
+    spec = find_spec(model)
+    stack = list(model.get_submodule(spec.blocks).children())
+    assert [model.get_submodule(name) for name in spec.block_names()] == stack and len(stack) == spec.num_blocks
+    assert spec.image_size == case.videos.shape[-2:]
+    assert all(isinstance(module, nn.Module) for module in spec.modules_above_blocks(model))
+    num_tokens = spec.num_prefix_tokens + spec.grid[0] * spec.grid[1]
+    assert spec.stem(model, case.videos[0]).shape == (case.videos.shape[1], num_tokens, spec.width)
+
+
+@torch.no_grad()
+def check_parts_of_blocks_run_in_order(case: BackboneCase) -> None:
+    """Check the named parts, and that ``attend`` maps the output of the attention's norm to that of the attention."""
+    model = case.make_backbone()
+    spec = find_spec(model)
+    assert spec.attend is None or not spec.rotary
+    names = [field.name for field in fields(BlockParts) if getattr(spec.parts, field.name, None)]
+    block = model.get_submodule(spec.block_names()[1])
+    outputs: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: outputs.update({name: output[0] if type(output) is tuple else output})
+
+    parts = [block.get_submodule(getattr(spec.parts, name)) for name in names]
+    handles = [part.register_forward_hook(record(name)) for name, part in zip(names, parts, strict=True)]
+    case.answer(model)
+    for handle in handles:
+        handle.remove()
+    assert list(outputs) == names
+    assert len({tuple(output.shape) for output in outputs.values()}) <= 1
+    if spec.attend is not None and {"attention_norm", "attention"} <= outputs.keys():
+        normed = outputs["attention_norm"]
+        assert torch.equal(spec.attend(block, normed), outputs["attention"])
+        five_tokens = normed[:5, :5]  # another number of tokens, as in AIM's attention over frames
+        assert spec.attend(block, five_tokens).shape == five_tokens.shape
+
+
+def check_finding_the_spec_leaves_the_model_unchanged(case: BackboneCase) -> None:
+    """Check modules, modes, weights, hooks and the random state, and that the spec is found only once."""
+    model = case.make_backbone().train()
+    next(model.children()).eval()
+    modes = {name: (type(module), module.training) for name, module in model.named_modules()}
+    weights = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    find_spec(model)
+    assert {name: (type(module), module.training) for name, module in model.named_modules()} == modes
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def check_fingerprint_depends_on_weights(case: BackboneCase) -> None:
+    """Check that equal models have equal fingerprints, and that another scale of the patch embedding changes all."""
+    model = case.make_backbone()
+    spec = find_spec(model)
+    fingerprint = spec.fingerprint(model) or []
+    assert len(fingerprint) == 4 and fingerprint == spec.fingerprint(case.make_backbone())
+    model.get_parameter(f"{spec.patch_embedding}.weight").data *= 1.1
+    scaled = spec.fingerprint(model) or []
+    assert all(now > 1.05 * before for now, before in zip(scaled, fingerprint, strict=True))
+
+
+BACKBONE_CHECKS: tuple[Callable[[BackboneCase], None], ...] = (
+    check_features_are_those_of_the_model_bit_for_bit,
+    check_poolings_are_consistent,
+    check_videos_are_encoded_alone_or_together,
+    check_uint8_videos_are_normalized,
+    check_maps_keep_patch_positions,
+    check_spec_describes_blocks_and_tokens,
+    check_parts_of_blocks_run_in_order,
+    check_finding_the_spec_leaves_the_model_unchanged,
+    check_fingerprint_depends_on_weights,
+)
