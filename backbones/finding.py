@@ -1,27 +1,49 @@
-"""Lookup of a backbone's spec: its own ``dmgal_spec``, a known family, or observation of a forward pass.
+"""Registry of the families of backbones, and lookup of a backbone's spec.
 
-Each file of a library describes one family, and ``FAMILIES`` lists them.
+The spec is the model's own ``dmgal_spec``, that of a family, or the result of observing a forward pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from ..errors import DmgalError
-from . import any_vit, timm_vit, transformers_vit
-from . import open_clip_vit as open_clip
+from . import any_vit, open_clip_vit, timm_vit, transformers_vit
 from .probing import Run
 from .replay import call_model
 from .spec import BackboneSpec, base_model
 
 
+class Family(NamedTuple):
+    """Backbones of one library.
+
+    Attributes:
+        describe: returns the spec of a model of the library, or None for any other model.
+        load: returns the model of a name in evaluation mode.
+        names: forms of the names, for error messages.
+    """
+
+    describe: Callable[[nn.Module], BackboneSpec | None]
+    load: Callable[[str], nn.Module]
+    names: tuple[str, ...] = ("NAME",)
+
+
+FAMILIES = {
+    "open_clip": Family(open_clip_vit.describe, open_clip_vit.load, ("MODEL", "MODEL/WEIGHTS")),
+    "hf": Family(transformers_vit.describe, transformers_vit.load, ("REPOSITORY",)),
+    "timm": Family(timm_vit.describe, timm_vit.load, ("MODEL", "MODEL.WEIGHTS")),
+}
+"""Families by the prefix of their names, as in ``load_backbone("timm:MODEL")``. Later ones are asked first."""
+
+
 def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
     """Return the spec of a backbone, which may be wrapped by PEFT.
 
-    ``model.dmgal_spec`` takes precedence, followed by the known libraries. Any other vision transformer is run on five
+    ``model.dmgal_spec`` takes precedence, followed by ``FAMILIES``. Any other vision transformer is run on five
     dummy images to find its parts. If ``store``, the spec is then stored as its ``dmgal_spec``.
 
     Raises:
@@ -33,8 +55,8 @@ def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
     if spec is not None:
         _check_depth(inner, spec)
         return spec
-    for describe in FAMILIES:
-        spec = describe(inner)
+    for family in reversed(FAMILIES.values()):
+        spec = family.describe(inner)
         if spec is not None:
             return spec
     return describe_backbone(inner) if store else any_vit.describe(inner)
@@ -87,6 +109,3 @@ def describe_backbone(
     inner: Any = base_model(model)
     inner.dmgal_spec = any_vit.describe(inner, run or call_model, blocks, image_size, known)
     return inner.dmgal_spec
-
-
-FAMILIES = (open_clip.describe, transformers_vit.describe, timm_vit.describe)

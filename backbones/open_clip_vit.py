@@ -1,16 +1,39 @@
-"""Specs of open_clip's visual towers, alone or inside a CLIP: its own ``VisionTransformer``, or one of timm's."""
+"""open_clip's visual towers, alone or inside a CLIP: its own ``VisionTransformer``, or one of timm's."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import timm_vit
+from .hub import require_hub, unknown_name
 from .spec import OPENAI, BackboneSpec, BlockParts, fill_normalization
+
+
+def load(name: str) -> Any:
+    """Load the visual tower of ``MODEL``, ``MODEL/WEIGHTS`` or ``local-dir:FOLDER``."""
+    import open_clip
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if name.startswith("local-dir:"):
+        return open_clip.create_model(name).visual.eval()
+    model, _, weights = name.partition("/")
+    example = "open_clip:ViT-B-16/openai"
+    if model not in open_clip.list_models():
+        raise unknown_name("open_clip", "model", model, "open_clip.list_models()", example)
+    if weights and not Path(weights).is_file():
+        known = open_clip.list_pretrained_tags_by_model(model)
+        if weights.lower().replace("-", "_") not in known:
+            raise unknown_name("open_clip", f"weights of {model}", weights, ", ".join(known), example)
+        require_hub()
+    # By default, open_clip uses another activation for OpenAI's weights than they were trained with.
+    quick = get_pretrained_cfg(model, weights).get("quick_gelu", False)
+    return open_clip.create_model(model, pretrained=weights or None, force_quick_gelu=quick).visual.eval()
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:

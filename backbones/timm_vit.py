@@ -1,11 +1,14 @@
-"""Specs of timm's ``VisionTransformer`` and ``Eva`` with any prefix tokens, pooling and positions."""
+"""timm's ``VisionTransformer`` and ``Eva`` with any prefix tokens, pooling and positions."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import DmgalError
+from .hub import require_hub, unknown_name
 from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
@@ -19,6 +22,38 @@ _ATTRIBUTES = (
     "num_prefix_tokens",
     "head",
 )
+
+
+def load(name: str) -> Any:
+    """Load ``MODEL``, ``MODEL.WEIGHTS`` or ``local-dir:FOLDER`` without its classifier."""
+    timm = _import_timm()
+    if name.startswith("local-dir:"):
+        if not Path(name.removeprefix("local-dir:"), "model.safetensors").is_file():
+            raise FileNotFoundError("model.safetensors beside config.json; other formats may run code when loaded")
+        return timm.create_model(name, pretrained=True, num_classes=0).eval()
+    model, _, weights = name.partition(".")
+    example = "timm:vit_base_patch16_224.augreg_in21k"
+    if not timm.is_model(model):
+        raise unknown_name("timm", "model", model, "timm.list_models()", example)
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{model}.*")]
+    if weights and weights not in known:
+        raise unknown_name("timm", f"weights of {model}", weights, ", ".join(known) or "none", example)
+    if weights:
+        require_hub()
+    return timm.create_model(name, pretrained=bool(weights), num_classes=0).eval()
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise DmgalError(
+            "timm is not installed.",
+            received=f"a backbone of timm ({error})",
+            expected="the package timm",
+            remedy="Run: pip install dmgal[timm]",
+        ) from error
+    return timm
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:

@@ -1,4 +1,4 @@
-"""Specs of transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model.
+"""transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model.
 
 They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2 and
 DINOv3 accept images of any size. The size is that of ``preprocessor_config.json`` if ``load_backbone`` found one, else
@@ -7,12 +7,17 @@ the configuration's ``image_size`` (518 for most DINOv2 weights, which results i
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from .hub import require_hub
 from .spec import (
     HALF,
     IMAGENET,
@@ -25,6 +30,7 @@ from .spec import (
     without_jitter,
 )
 
+_PREPROCESSOR = "preprocessor_config.json"
 _CLIP_PARTS = BlockParts("layer_norm1", "self_attn", "layer_norm2", "mlp")
 _VIT_PARTS = BlockParts("layernorm_before", "attention", "layernorm_after", "mlp")
 _DINO_PARTS = BlockParts("norm1", "attention", "norm2", "mlp")
@@ -54,6 +60,72 @@ _KINDS = {
     "dinov2_with_registers": _DINOV2,
     "dinov3_vit": replace(_DINOV2, blocks="model.layer", norm="norm", patch_embedding="embeddings.patch_embeddings"),
 }
+
+
+def load(source: str) -> Any:
+    """Load a repository of the hub, or a folder in its format. CLIP and SigLIP lose their text tower."""
+    import torch
+    import transformers
+
+    if not Path(source).is_dir():
+        require_hub()
+    config: Any = transformers.AutoConfig.from_pretrained(source)
+    kind: Any = transformers.AutoModel
+    if config.model_type in ("clip", "clip_vision_model"):
+        kind = transformers.CLIPVisionModelWithProjection
+    if config.model_type == "clip":
+        config.vision_config.projection_dim = config.projection_dim  # this one is right if the two differ
+        config = config.vision_config
+    if config.model_type == "siglip":
+        kind, config = transformers.SiglipVisionModel, config.vision_config
+    with _quiet(transformers.logging):
+        model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+    model = _without_random_parts(model, report["missing_keys"])
+    model.dmgal_preprocessing = _preprocessing(source)
+    return model.eval()
+
+
+@contextmanager
+def _quiet(logging: Any) -> Iterator[None]:
+    """Suppress transformers' table of unused weights, e.g. of CLIP's text tower, and its progress bar.
+
+    Missing weights are checked here.
+    """
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
+
+
+def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
+    """Remove a head that was saved without its weights, because it would have random ones."""
+    parts = {name.partition(".")[0] for name in missing}
+    if parts == {"pooler"}:
+        model.pooler = None
+    elif parts == {"visual_projection"}:
+        model = model.vision_model
+    elif parts:
+        raise ValueError(f"weights are missing: {', '.join(sorted(missing)[:3])}")
+    return model
+
+
+def _preprocessing(source: str) -> dict[str, Any]:
+    """Return the content of ``preprocessor_config.json``: image size, mean and standard deviation."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    path = Path(source) / _PREPROCESSOR
+    if not Path(source).is_dir():
+        try:
+            path = Path(hf_hub_download(source, _PREPROCESSOR))
+        except EntryNotFoundError:
+            return {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:
