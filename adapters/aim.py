@@ -1,13 +1,13 @@
-"""AIM (arXiv 2302.03024): adapters around a frozen block's attention, which runs over frames and over patches.
+"""AIM (Yang et al., ICLR 2023, arXiv 2302.03024): three bottlenecks around the layers of a frozen block.
+
+The block's attention runs twice, over frames and then over patches:
 
     x = x + T(attention_over_frames(LN1 x))
     x = x + S(attention_over_patches(LN1 x)),  S(y) = y + bottleneck(y)
     x = x + MLP(LN2 x) + 0.5 M(LN2 x)
 
-``AIMAdapter`` holds the trained parts ``T``, ``S`` and ``M``. Its owner calls them at these positions. ``AIMBlock`` is
-the authors' complete block with CLIP's layers, for released checkpoints.
-
-PEFT config, layer and tuner of AIM: hooks on the attention and the MLP of each block, and a second attention.
+``AIMAdapter`` holds the trained parts ``T``, ``S`` and ``M``, and ``AIMLayer`` applies them to any backbone by hooks on
+the parts of its blocks. ``AIMBlock`` is the authors' complete block with CLIP's layers, for released checkpoints.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.utils.hooks import RemovableHandle
 from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout
 from ..errors import DmgalError
-from .base import BlockAdapterConfig, ExternalPeftType
+from .base import BlockAdapterConfig
 from .common import load_reference_state
 from .layer import AdapterLayer, cast_for, own_module, with_tokens
 from .tuner import BlockTuner
@@ -187,7 +187,7 @@ class AIMConfig(BlockAdapterConfig):
     bottleneck: int | None = None
     scale: float = 0.5
 
-    kind: ClassVar[ExternalPeftType] = ExternalPeftType("AIM")
+    kind: ClassVar[str] = "AIM"
     title: ClassVar[str] = "AIM (Yang et al., ICLR 2023)"
 
     def __post_init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Base config of dmgal's adapters: block choice, sizes and fingerprint of the backbone.
+"""Base config of the adapters: options, choice of blocks, and the backbone that a saved config belongs to.
 
-A new adapter needs a module, a subclass of ``BlockAdapterConfig`` and a subclass of ``AdapterLayer``.
-
-Completion of an adapter config for a backbone, with a check that a saved config belongs to that backbone.
+A config is written for any backbone. Injection calls ``resolve``, which returns a copy whose open options are filled
+in for one backbone. A saved config contains the shape and the fingerprint of its backbone. ``resolve`` refuses another
+one.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class BlockAdapterConfig(PeftConfig):
     exclude_modules: list[str] | None = field(default=None, metadata={"help": "Not supported."})
     target_parameters: list[str] | None = field(default=None, metadata={"help": "Not supported."})
 
-    kind: ClassVar[ExternalPeftType]
+    kind: ClassVar[str]
+    """Name of the method in PEFT's tables."""
     title: ClassVar[str]
     """Name and source of the method, for the model card."""
     chosen_by: ClassVar[str] = "blocks"
@@ -54,7 +55,7 @@ class BlockAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = self.kind
+        self.peft_type = ExternalPeftType(self.kind)  # type: ignore[assignment]
         self.check_whole_number("num_frames", 2)
         for name in ("target_modules", "exclude_modules", "target_parameters"):
             if getattr(self, name):

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .base import BlockAdapterConfig, ExternalPeftType
+from .base import BlockAdapterConfig
 from .layer import AdapterLayer
 from .tuner import BlockTuner
 
@@ -36,7 +36,7 @@ class BitFitConfig(BlockAdapterConfig):
 
     blocks: list[int] | None = None
 
-    kind: ClassVar[ExternalPeftType] = ExternalPeftType("BITFIT")
+    kind: ClassVar[str] = "BITFIT"
     title: ClassVar[str] = "BitFit (Ben Zaken et al., ACL 2022)"
 
     def complete(self, spec: BackboneSpec) -> None:

@@ -1,10 +1,9 @@
-"""Loading of weights under the names of the authors' released code into modules with other names.
+"""Functions that several adapters and heads share.
 
-Dropout with one mask for all videos of a batch, so that results do not depend on which process has which video.
-
-Sinusoidal position code of "Attention is all you need", which DMGAL, TRX and STRM add to their tokens.
-
-Helpers for tokens of videos, ``(V, T, N, C)``: a shape check, and patches as volumes of time, height and width.
+- ``load_reference_state`` loads weights under the names of the authors' released code.
+- ``SharedDropout`` has one mask for all videos, so that results do not depend on which process has which video.
+- ``sinusoidal_position_code`` is that of "Attention is all you need", which DMGAL, TRX and STRM add to their tokens.
+- ``check_video_tokens``, ``patch_volume`` and ``patch_tokens`` handle tokens of videos, ``(V, T, N, C)``.
 """
 
 from __future__ import annotations

@@ -1,15 +1,12 @@
-"""D2ST-Adapter (arXiv 2312.01431): deformable attention over space and over time in a bottleneck after each block.
+"""D2ST-Adapter (Pei et al., ICCV 2025, arXiv 2312.01431): deformable attention over space and over time.
 
-    h = GELU(down(x)),  patches of h += dw3x3x3(patches of h)
+It acts after each block, in a bottleneck. With the depth-wise position code ``dw`` on patches only:
+
+    h = GELU(down(x)),  h = h + dw(h)
     out = x + GELU(up(GELU((h + S(LN h) + h + T(LN h)) / 2)))
 
-The spatial path ``S`` samples many positions in few frames, the temporal path ``T`` few positions in every frame.
-
-Attention from all tokens of a video to a few sampling points, which the queries shift.
-
-D2ST-Adapter's deformable attention over space and time (Pei et al., ICCV 2025, arXiv 2312.01431).
-
-PEFT config, layer and tuner of D2ST-Adapter, which acts after each block.
+``S`` and ``T`` are attention from all tokens of a video to a few points, which the queries shift. The spatial path
+``S`` samples many positions in few frames, the temporal path ``T`` few positions in every frame.
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from torch import Tensor, nn
 
 from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
-from .base import BlockAdapterConfig, ExternalPeftType, options_of
+from .base import BlockAdapterConfig, options_of
 from .common import check_video_tokens, load_reference_state, patch_tokens, patch_volume
 from .layer import AdapterLayer
 from .tuner import BlockTuner
@@ -316,7 +313,7 @@ class D2STConfig(BlockAdapterConfig):
     num_heads: int = 4
     num_groups: int = 4
 
-    kind: ClassVar[ExternalPeftType] = ExternalPeftType("D2ST")
+    kind: ClassVar[str] = "D2ST"
     title: ClassVar[str] = "D2ST-Adapter (Pei et al., arXiv 2312.01431)"
 
     def __post_init__(self) -> None:
@@ -347,14 +344,10 @@ class D2STLayer(AdapterLayer):
     prefix = "d2st_"
 
     def leave_block(self, tokens: Tensor) -> Tensor:
-        return self.through(tokens, _apply)
+        return self.through(tokens)
 
 
 class D2STModel(BlockTuner):
     """The tuner of ``D2STConfig``."""
 
     tuner_layer_cls = D2STLayer
-
-
-def _apply(adapter: D2STAdapter, tokens: Tensor) -> Tensor:
-    return adapter(tokens)

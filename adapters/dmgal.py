@@ -1,29 +1,18 @@
-"""Configs of DMGAL-Adapters: their blocks, widths and parts.
+"""DMGAL-Adapter (arXiv 2411.11335): motion-guided attention in a bottleneck, within a video and across a task.
 
-PEFT takes one type per injection. One type therefore holds both adapters: Smga at some blocks, Cmga after others.
-``SmgaConfig`` and ``CmgaConfig`` have only one of the two.
+The paper gives no equations and no code of its adapters is public, so both are our reconstruction, on the motion
+features of ``motion``. With ``h = GELU(down(x) + temporal)``, motion ``f, g`` of width ``d``, ``values = dw(h)`` and
+``A(q, k) = (softmax(q_f k_f^T / sqrt(d)) + softmax(q_g k_g^T / sqrt(d))) / 2``, both return ``x + up(y)``:
 
-The Smga-Adapter: self motion-guided attention within each frame of one video, in a bottleneck.
+    Smga:           y = h + signed(f, g) + A(m, m) @ values           m = (f, g), over the tokens of a frame
+    Cmga, support:  y = h + signed(f, g) + values
+    Cmga, query:    y = h + signed(f, g) + values + A(LN m_q, LN m_s) @ values_s
 
-Our reconstruction (see ``motion``). With ``h = GELU(down(x) + temporal)``, motion ``f, g`` and ``values = dw(h)``:
+The softmax of a Cmga runs over all tokens of the same frame of all support videos. Queries do not affect each other.
+Only its last term depends on the task. The rest is computed once per video and may be cached.
 
-    y = h + signed(f, g) + (softmax(f f^T / sqrt(d)) + softmax(g g^T / sqrt(d))) / 2 @ values
-    out = x + up(y)
-
-The Cmga-Adapter: the motion of a query video attends to the motion of all support videos of its task, per frame.
-
-Our reconstruction (see ``motion``). Only ``cross`` depends on the task. Everything else depends on one video alone, so
-it is computed once per video and may be cached:
-
-    support: y = h + signed(f, g) + values
-    query:   y = h + signed(f, g) + values + cross
-    cross_t = (softmax(f_q f_s^T / sqrt(d)) + softmax(g_q g_s^T / sqrt(d))) / 2 @ values_s
-    out = x + up(y)
-
-The attention layer-norms ``f, g``. Its softmax runs over all tokens of frame ``t`` of all support videos. Support
-videos have no cross attention, and queries do not see each other.
-
-Adapter layer of Smga- and Cmga-Adapters: after their block (an Smga optionally before), a Cmga as task layer.
+PEFT takes one type per injection. One type therefore holds both: Smga at some blocks, a Cmga as task layer after
+others. ``SmgaConfig`` and ``CmgaConfig`` have only one of the two.
 """
 
 from __future__ import annotations
@@ -41,12 +30,10 @@ from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout, VideoState
 from ..errors import DmgalError
 from .autograd import recomputed, residual_bottleneck
-from .base import BlockAdapterConfig, ExternalPeftType, options_of
+from .base import BlockAdapterConfig, options_of
 from .layer import AdapterLayer, cast_for
 from .motion import BottleneckShape, Directions, Motion, MotionBottleneck, Placement, Scales, motion_attention
 from .tuner import BlockTuner
-
-DMGAL = ExternalPeftType("DMGAL")
 
 
 @dataclass
@@ -80,7 +67,7 @@ class DmgalConfig(BlockAdapterConfig):
     directions: Directions = "shared"
     smga_placement: Placement = "after"
 
-    kind: ClassVar[ExternalPeftType] = DMGAL
+    kind: ClassVar[str] = "DMGAL"
     title: ClassVar[str] = (
         "DMGAL-Adapter (arXiv 2411.11335). The equations of its Smga- and Cmga-Adapters are **our reconstruction**: "
         "the paper gives none and no code of them is public"
@@ -174,6 +161,8 @@ class CmgaAdapter(MotionBottleneck):
 
     The support half of ``relate`` depends on each video alone, too. Only ``relate_query`` depends on the task.
     """
+
+    placement: ClassVar[Placement] = "after"
 
     def __init__(self, shape: BottleneckShape) -> None:
         super().__init__(shape, reads_values=True)
@@ -285,13 +274,13 @@ class MotionLayer(AdapterLayer):
         self._cmga_is_set_aside = False
 
     def enter_block(self, tokens: Tensor) -> Tensor:
-        return self.through(tokens, _apply_smga, _acts_before_block)
+        return self.through(tokens, acts=_acts_before_block)
 
     def leave_block(self, tokens: Tensor) -> Tensor:
         return self.through(tokens, self._adapt, self._acts_after_block)
 
     def is_task_layer(self) -> bool:
-        return self._active_cmga() is not None
+        return self._cmga() is not None
 
     @contextmanager
     def set_aside(self) -> Iterator[None]:
@@ -331,9 +320,8 @@ class MotionLayer(AdapterLayer):
         return adapter(tokens)
 
     def _acts_after_block(self, adapter: MotionAdapter) -> bool:
-        if isinstance(adapter, CmgaAdapter):
-            return not self._cmga_is_set_aside
-        return adapter.placement == "after"
+        is_set_aside = self._cmga_is_set_aside and isinstance(adapter, CmgaAdapter)
+        return adapter.placement == "after" and not is_set_aside
 
     def active(self) -> list[tuple[str, Any]]:
         active = super().active()
@@ -346,13 +334,9 @@ class MotionLayer(AdapterLayer):
             )
         return active
 
-    def _active_cmga(self) -> CmgaAdapter | None:
+    def _cmga(self) -> Any:
+        """Return the active Cmga, or None."""
         return next((adapter for _, adapter in self.active() if isinstance(adapter, CmgaAdapter)), None)
-
-    def _cmga(self) -> CmgaAdapter:
-        adapter = self._active_cmga()
-        assert adapter is not None, "no Cmga is active"
-        return adapter
 
     def _num_support(self, num_videos: int) -> int:
         num_support = self.layout.num_support
@@ -366,12 +350,8 @@ class MotionLayer(AdapterLayer):
         return num_support
 
 
-def _apply_smga(adapter: SmgaAdapter, tokens: Tensor) -> Tensor:
-    return adapter(tokens)
-
-
 def _acts_before_block(adapter: MotionAdapter) -> bool:
-    return isinstance(adapter, SmgaAdapter) and adapter.placement == "before"
+    return adapter.placement == "before"
 
 
 class DmgalModel(BlockTuner):

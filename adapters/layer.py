@@ -1,9 +1,8 @@
 """Adapters at one block: a child module of the block plus hooks, never a wrapper.
 
 The block keeps its name and type, so LoRA can wrap its linear layers before or after, and ``unload`` leaves no trace.
-Each block has one hook pair, which runs its adapter layers in the order of their rank.
-
-Hooks that read ``num_frames`` and ``num_support``, or a 5-D input, from a call of the backbone.
+Each block has one hook pair, which runs its adapter layers in the order of their rank. Another hook pair on the
+backbone reads ``num_frames`` and ``num_support``, or a 5-D input, from each call and keeps them while the call runs.
 """
 
 from __future__ import annotations
@@ -26,6 +25,11 @@ Act = Callable[[Any, Tensor], Tensor]
 """Function ``act(adapter, tokens)`` that maps tokens ``(V, T, N, C)`` to the same shape."""
 Acts = Callable[[Any], bool]
 """Predicate that selects the adapters that act at a position."""
+
+
+def call(adapter: nn.Module, tokens: Tensor) -> Tensor:
+    """Apply an adapter by its ``forward``."""
+    return adapter(tokens)
 
 
 def always(adapter: nn.Module) -> bool:
@@ -131,7 +135,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return []
         return [(name, self.adapters[name]) for name in self.active_adapters if name in self.adapters]
 
-    def through(self, tokens: Tensor, act: Act, acts: Acts = always) -> Tensor:
+    def through(self, tokens: Tensor, act: Act = call, acts: Acts = always) -> Tensor:
         """Apply all active adapters that ``acts`` selects to tokens in the block's layout.
 
         Args:

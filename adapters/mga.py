@@ -1,15 +1,14 @@
-"""Motion as the difference between a frame and its spatially aligned neighbor, at three scales.
+"""Motion-guided attention at the backbone's full width: S-MGA and C-MGA of DMGAL, and TDSAM of M2ACL.
 
-S-MGA and C-MGA (DMGAL, arXiv 2411.11335) and TDSAM (M2ACL, ICASSP 2024) share this module. It reads patch maps at the
-backbone's full width. In evaluation mode, or with frozen batch norms, a video's features depend on that video alone.
+All three attend by motion, the difference between a frame and its spatially aligned neighbor, to values of appearance:
 
-Motion-guided attention at the backbone's full width: S-MGA within a video, C-MGA from support videos to a query.
+    S-MGA:  x + gamma * A(m, m) @ dw_space(x)            within a frame (DMGAL, arXiv 2411.11335)
+    C-MGA:  q + gamma_1 dw_space(q) + gamma_2 A(m_q, m_s) @ dw_space(s)     from support videos to a query (DMGAL)
+    TDSAM:  x + gamma * A(m, m) @ dw_time(x)             within a frame (M2ACL, ICASSP 2024)
 
-Both are from DMGAL (arXiv 2411.11335), reproduced from the released code. The attention weights compare motion, its
-values are appearance. The attention maps of both directions are averaged before one product with the values. This
-equals the authors' two products and is faster.
-
-TDSAM of M2ACL (ICASSP 2024): motion-guided attention with values convolved over time instead of space.
+They are reproduced from the released code. ``A`` is the mean of the maps of both directions of motion. One product
+with it equals the authors' two products and is faster. All read patch maps. In evaluation mode, or with frozen batch
+norms, a video's features depend on that video alone.
 """
 
 from __future__ import annotations

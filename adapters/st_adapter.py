@@ -1,13 +1,9 @@
-"""ST-Adapter (arXiv 2206.13559): depth-wise convolution over space and time in a bottleneck of the patch tokens.
+"""ST-Adapter (Pan et al., NeurIPS 2022, arXiv 2206.13559): convolution over space and time in a bottleneck.
 
-    x_patches + up(dw(down(x_patches)))
+    patches = patches + up(dw(down(patches)))
 
-It acts before a block's attention (12 adapters in a ViT-B), in the 24-adapter form also before its MLP. Prefix tokens
-pass unchanged.
-
-PEFT config, layer and tuner of ST-Adapter.
-
-An adapter acts before each block's attention. In the 24-adapter form a second one acts before its MLP.
+``dw`` is a depth-wise 3-D convolution, by default over 3 frames. Prefix tokens pass unchanged. One adapter acts before
+the attention of each block (12 in a ViT-B). The 24-adapter form has a second one before the MLP.
 """
 
 from __future__ import annotations
@@ -25,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout
 from ..errors import DmgalError
-from .base import BlockAdapterConfig, ExternalPeftType
+from .base import BlockAdapterConfig
 from .common import check_video_tokens, load_reference_state, patch_tokens, patch_volume
 from .layer import AdapterLayer, own_module
 from .tuner import BlockTuner
@@ -131,7 +127,7 @@ class STAdapterConfig(BlockAdapterConfig):
     kernel: tuple[int, int, int] = (3, 1, 1)
     places: Places = "attention"
 
-    kind: ClassVar[ExternalPeftType] = ExternalPeftType("ST_ADAPTER")
+    kind: ClassVar[str] = "ST_ADAPTER"
     title: ClassVar[str] = "ST-Adapter (Pan et al., NeurIPS 2022)"
 
     def __post_init__(self) -> None:

@@ -1,8 +1,7 @@
-"""Injection of adapters through PEFT. All overrides of PEFT methods, private ones included, are in this file.
+"""Injection of adapters through PEFT, and the registry ``ADAPTERS``.
 
-A new method subclasses ``BlockTuner`` and only sets its layer class. Everything else is in the layer and the config.
-
-Registration of a method with PEFT, by the tables that PEFT fills for its own methods.
+All overrides of PEFT methods, private ones included, are in this file. A new method subclasses ``BlockTuner`` and only
+sets its layer class. Everything else is in its layer and its config.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..backbones.finding import find_spec
 from ..backbones.spec import base_model
 from ..errors import DmgalError
-from .base import BlockAdapterConfig, resolve
+from .base import BlockAdapterConfig, ExternalPeftType, resolve
 from .layer import AdapterLayer, layout_of, remove_layout
 
 
@@ -191,7 +190,7 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
     Raises:
         RuntimeError: PEFT has another method with this name or parameter prefix.
     """
-    peft_type = config.kind
+    peft_type = ExternalPeftType(config.kind)
     configs: dict[str, type[PeftConfig]] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[assignment]
     tuners: dict[str, type[BaseTuner]] = mapping.PEFT_TYPE_TO_TUNER_MAPPING  # type: ignore[assignment]
     prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]

@@ -23,14 +23,14 @@ def tokens(videos: int = 2, num_tokens: int = 5) -> torch.Tensor:
     return random_tokens(videos, FRAMES, num_tokens, WIDTH).flatten(0, 1).transpose(0, 1)
 
 
-def test_golden() -> None:
+def test_block_matches_released_code() -> None:
     inputs, weights, info = read_golden("aim_block")
     module = AIMBlock(48, info["heads"], info["frames"], scale=info["scale"]).eval()
     module.load_reference_state_dict(weights)
     assert_relatively_close(module(inputs["x"]), inputs["y"])
 
 
-def test_golden_through_the_parts() -> None:
+def test_parts_match_released_code() -> None:
     """Calling the adapter's parts around a block gives the authors' block."""
     inputs, weights, info = read_golden("aim_block")
     module = AIMBlock(48, info["heads"], info["frames"]).eval()
@@ -49,7 +49,7 @@ def test_golden_through_the_parts() -> None:
     assert_relatively_close(x + mlp + adapter.parallel(normed), inputs["y"])
 
 
-def test_reference_weights_must_fit() -> None:
+def test_unfitting_reference_weights_are_refused() -> None:
     _, weights, _ = read_golden("aim_block")
     check_reference_weights_must_fit(AIMBlock(48, 4, 8), weights)
     check_reference_weights_must_fit(
@@ -57,26 +57,26 @@ def test_reference_weights_must_fit() -> None:
     )
 
 
-def test_parameters_on_a_vit_b_16() -> None:
+def test_number_of_parameters_on_vit_b16() -> None:
     assert round(12 * num_parameters(AIMAdapter(AIMShape(768, 192))) / 1e6, 2) == 10.65
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nothing_is_added_at_the_start(dtype: torch.dtype) -> None:
+def test_initial_parts_add_exactly_zero(dtype: torch.dtype) -> None:
     adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)).to(dtype), tokens().to(dtype)
     assert adapter.temporal(inputs).eq(0).all() and adapter.parallel(inputs).eq(0).all()
     assert torch.equal(adapter.spatial(inputs), inputs)
     assert adapter.spatial(inputs).dtype == dtype
 
 
-def test_nothing_is_added_at_the_start_under_autocast() -> None:
+def test_initial_parts_add_exactly_zero_under_autocast() -> None:
     adapter, inputs = AIMAdapter(AIMShape(WIDTH, 4)), tokens()
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(inputs + adapter.temporal(inputs) + adapter.parallel(inputs), inputs)
         assert torch.equal(adapter.spatial(inputs), inputs)
 
 
-def test_block_equals_clip_at_the_start() -> None:
+def test_initial_block_equals_clip() -> None:
     module, inputs = block().eval(), tokens()
     normed = module.attention_norm(inputs)
     expected = inputs + module.attention(normed, normed, normed, need_weights=False)[0]
@@ -85,7 +85,7 @@ def test_block_equals_clip_at_the_start() -> None:
     assert torch.equal(module(inputs), expected)
 
 
-def test_the_equations_of_the_parts() -> None:
+def test_parts_compute_the_published_equations() -> None:
     adapter, inputs = awaken(AIMAdapter(AIMShape(WIDTH, 4, scale=0.25))), tokens()
     through = {name: part.up(torch.nn.functional.gelu(part.down(inputs))) for name, part in adapter.named_children()}
     assert torch.equal(adapter.temporal(inputs), through["temporal"])
@@ -93,7 +93,7 @@ def test_the_equations_of_the_parts() -> None:
     assert torch.equal(adapter.parallel(inputs), 0.25 * through["parallel"])
 
 
-def test_every_parameter_is_read() -> None:
+def test_gradients_reach_every_parameter() -> None:
     module = awaken(block())
     module(tokens()).square().sum().backward()
     for name, parameter in module.named_parameters():
@@ -109,14 +109,14 @@ def influence(module: AIMBlock, frame: int, token: int) -> torch.Tensor:
     return (after - before).abs().amax(-1).gt(1e-6)
 
 
-def test_the_temporal_pass_mixes_only_over_the_frames_of_a_video() -> None:
+def test_temporal_attention_mixes_only_frames_of_one_video() -> None:
     changed = influence(awaken(block()), frame=FRAMES + 1, token=3)
     expected = torch.zeros_like(changed)
     expected[3, FRAMES : 2 * FRAMES] = True
     assert torch.equal(changed, expected)
 
 
-def test_any_number_of_videos() -> None:
+def test_block_accepts_any_number_of_videos() -> None:
     module, inputs = awaken(block()), tokens(3)
     alone = torch.cat([module(video) for video in inputs.split(FRAMES, dim=1)], dim=1)
     torch.testing.assert_close(module(inputs), alone)
@@ -128,7 +128,7 @@ def test_incomplete_videos_are_refused() -> None:
 
 
 @pytest.mark.parametrize("part", ["temporal", "spatial", "parallel"])
-def test_wrong_width(part: str) -> None:
+def test_wrong_width_is_refused(part: str) -> None:
     adapter = AIMAdapter(AIMShape(WIDTH, 4))
     with pytest.raises(DmgalError, match="16 channels"):
         getattr(adapter, part)(tokens()[..., 1:])

@@ -30,7 +30,7 @@ def tokens(videos: int = 2, shape: D2STShape = SMALL) -> torch.Tensor:
     return random_tokens(videos, shape.num_frames, num_tokens, shape.width)
 
 
-def test_golden() -> None:
+def test_adapter_matches_released_code() -> None:
     inputs, weights, info = read_golden("d2st_adapter")
     adapter = D2STAdapter(PAPER).eval()
     assert (PAPER.num_heads, PAPER.num_groups) == (info["heads"], info["groups"])
@@ -39,20 +39,20 @@ def test_golden() -> None:
     assert_relatively_close(result.flatten(0, 1).transpose(0, 1), inputs["y"])
 
 
-def test_reference_weights_must_fit() -> None:
+def test_unfitting_reference_weights_are_refused() -> None:
     check_reference_weights_must_fit(D2STAdapter(PAPER), read_golden("d2st_adapter")[1])
 
 
-def test_parameters_on_a_vit_b_16() -> None:
+def test_number_of_parameters_on_vit_b16() -> None:
     shape = D2STShape(width=768, bottleneck=192, num_frames=8, num_prefix_tokens=1, grid=(14, 14))
     assert round(12 * num_parameters(D2STAdapter(shape)) / 1e6, 2) == 7.27
 
 
-def test_identity_at_the_start() -> None:
+def test_initial_adapter_is_the_identity() -> None:
     check_identity_at_the_start(D2STAdapter(SMALL), tokens())
 
 
-def test_every_parameter_is_read() -> None:
+def test_gradients_reach_every_parameter() -> None:
     """The keys' bias is excluded, because it shifts all scores of a query equally. The released code has it."""
     adapter = D2STAdapter(SMALL)
     for path in (adapter.spatial, adapter.temporal):
@@ -61,13 +61,13 @@ def test_every_parameter_is_read() -> None:
     check_every_parameter_is_read(adapter, tokens())
 
 
-def test_videos_are_apart_and_wrong_tokens_refused() -> None:
+def test_videos_are_independent_and_wrong_tokens_are_refused() -> None:
     check_videos_are_apart(D2STAdapter(SMALL), tokens(3))
     check_wrong_tokens_are_refused(D2STAdapter(SMALL), tokens())
 
 
 class TestWindows:
-    def test_the_papers(self) -> None:
+    def test_default_windows_are_the_papers(self) -> None:
         assert PAPER.windows() == (
             SamplingWindow(kernel=(4, 5, 5), stride=(4, 3, 3)),
             SamplingWindow(kernel=(1, 7, 7), stride=(1, 7, 7)),
@@ -89,23 +89,23 @@ class TestWindows:
     def test_larger_volumes_have_the_papers_windows(self) -> None:
         assert D2STShape(12, 8, 16, 1, (16, 24)).windows() == PAPER.windows()
 
-    def test_a_given_window_is_used(self) -> None:
+    def test_explicit_window_is_used(self) -> None:
         window = SamplingWindow(kernel=(2, 2, 2), stride=(1, 1, 1))
         shape = D2STShape(12, 8, 4, 1, (4, 5), spatial_window=window)
         assert shape.windows() == (window, SMALL.windows()[1])
         assert D2STAdapter(shape).spatial.points(torch.zeros(1, 4, 21, 8)).shape == (1, 3 * 3 * 4, 4, 3)
 
-    def test_a_window_that_does_not_fit(self) -> None:
+    def test_window_larger_than_the_volume_is_refused(self) -> None:
         window = SamplingWindow(kernel=(1, 7, 7), stride=(1, 7, 7))
         with pytest.raises(DmgalError, match="4 frames of 4 x 5 patches"):
             D2STShape(12, 8, 4, 1, (4, 5), temporal_window=window)
 
-    def test_too_few_frames_for_the_window(self) -> None:
+    def test_too_few_frames_for_the_window_are_refused(self) -> None:
         with pytest.raises(DmgalError, match="1 frames of 4 x 5 patches"):
             D2STAdapter(SMALL)(tokens()[:, :1])
 
     @pytest.mark.parametrize(("kernel", "stride"), [((0, 1, 1), (1, 1, 1)), ((1, 1, 1), (1, 0, 1)), ((1, 1), (1, 1))])
-    def test_impossible(self, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    def test_invalid_window_is_refused(self, kernel: tuple[int, ...], stride: tuple[int, ...]) -> None:
         with pytest.raises(DmgalError, match="kernel"):
             SamplingWindow(kernel, stride)
 
@@ -117,14 +117,14 @@ class TestWindows:
     videos=st.integers(1, 3),
 )
 @settings(max_examples=20, deadline=None)
-def test_any_volume(frames: int, grid: tuple[int, int], num_prefix_tokens: int, videos: int) -> None:
+def test_adapter_accepts_any_volume(frames: int, grid: tuple[int, int], num_prefix_tokens: int, videos: int) -> None:
     shape = D2STShape(12, 8, frames, num_prefix_tokens, grid, num_heads=2)
     result = awaken(D2STAdapter(shape))(tokens(videos, shape))
     assert result.shape == tokens(videos, shape).shape and result.isfinite().all()
 
 
 @pytest.mark.parametrize("numbers", [{"num_heads": 3}, {"num_groups": 3}])
-def test_a_bottleneck_that_does_not_divide(numbers: dict[str, int]) -> None:
+def test_indivisible_bottleneck_is_refused(numbers: dict[str, int]) -> None:
     with pytest.raises(DmgalError, match="bottleneck=8"):
         D2STShape(12, 8, 4, 1, (4, 5), **numbers)
 
@@ -137,7 +137,7 @@ class TestPoints:
     def queries(self, seed: int = 0) -> torch.Tensor:
         return random_tokens(2, 8, 197, 8, seed)
 
-    def test_without_offsets_they_are_the_centers_of_equal_cells(self) -> None:
+    def test_points_without_offsets_are_centers_of_equal_cells(self) -> None:
         attention = self.attention()
         torch.nn.init.zeros_(attention.offset.weight)
         points = attention.points(self.queries())
@@ -148,7 +148,7 @@ class TestPoints:
         torch.testing.assert_close(height[0, :, 3], cells)
         torch.testing.assert_close(width[1, 2], cells)
 
-    def test_they_move_by_at_most_two_over_their_number(self) -> None:
+    def test_points_move_by_at_most_two_over_their_number(self) -> None:
         attention = self.attention()
         with torch.no_grad():
             attention.offset.weight.mul_(100)
@@ -158,7 +158,7 @@ class TestPoints:
         reach = torch.tensor([1.0, 0.5, 0.5])
         assert (offsets <= reach + 1e-6).all() and (offsets > 0.99 * reach).all()
 
-    def test_they_follow_the_patch_queries_of_their_group(self) -> None:
+    def test_points_depend_on_the_patch_queries_of_their_group(self) -> None:
         attention, queries = self.attention(), self.queries()
         moved = queries.clone()
         moved[:, :, 0] += torch.randn(8, generator=torch.Generator().manual_seed(1))  # the prefix token has no effect
@@ -167,7 +167,7 @@ class TestPoints:
         changed = (attention.points(moved) - attention.points(queries)).abs().amax((0, 1, 3)).gt(1e-4)
         assert changed.tolist() == [False, True, False, False]
 
-    def test_a_point_on_a_patch_gives_its_features_and_between_two_their_mean(self) -> None:
+    def test_sampling_interpolates_between_patches(self) -> None:
         attention, inputs = self.attention(), self.queries()
         place = lambda index, length: 2 * index / (length - 1) - 1  # noqa: E731
         patch = torch.tensor([place(5, 8), place(3, 14), place(11, 14)])
@@ -194,7 +194,7 @@ class TestPoints:
         assert difference[:, :, 0].max() > 1e-3 and difference[:, :, 1:].max() < 1e-5
 
 
-def test_attention_is_that_of_the_equation() -> None:
+def test_attention_computes_the_published_equation() -> None:
     """Attention of every token to the keys and values of the points, written out for one head."""
     adapter, inputs = awaken(D2STAdapter(SMALL)), random_tokens(2, 4, 21, 8)
     for path in (adapter.spatial, adapter.temporal):

@@ -36,7 +36,7 @@ def test_cmga_requires_num_support_in_every_call(open_clip_visual, videos):
         open_clip_visual.features(model, videos)
 
 
-def test_layout_of_a_failed_call_is_not_remembered(open_clip_visual, videos):
+def test_failed_call_does_not_affect_the_next_layout(open_clip_visual, videos):
     model = injected(open_clip_visual, both())
     with pytest.raises(RuntimeError):
         open_clip_visual.features(model, videos[:, :, :, :30], **LAYOUT)
@@ -45,19 +45,19 @@ def test_layout_of_a_failed_call_is_not_remembered(open_clip_visual, videos):
 
 
 @pytest.mark.parametrize("frames", [3, 5])
-def test_other_numbers_of_frames_are_refused_with_a_temporal_code(open_clip_visual, frames):
+def test_temporal_code_refuses_other_numbers_of_frames(open_clip_visual, frames):
     model = injected(open_clip_visual, both())
     with pytest.raises(DmgalError, match=f"received: {frames} frames"):
         open_clip_visual.features(model, torch.randn(2, frames, 3, 32, 32), num_support=1)
 
 
-def test_any_number_of_frames_without_a_temporal_code(open_clip_visual):
+def test_without_temporal_code_any_number_of_frames_works(open_clip_visual):
     model = injected(open_clip_visual, DmgalConfig(temporal=False))
     for frames in (1, 3, 8):
         assert len(open_clip_visual.features(model, torch.randn(2, frames, 3, 32, 32), num_support=1)) == 2 * frames
 
 
-def test_an_adapter_is_refused_by_another_backbone(tmp_path, open_clip_visual):
+def test_saved_adapter_is_refused_by_another_backbone(tmp_path, open_clip_visual):
     injected(open_clip_visual, both()).save_pretrained(tmp_path)
     wider = peft.PeftConfig.from_pretrained(tmp_path)
     wider.width = 64
@@ -70,7 +70,7 @@ def test_an_adapter_is_refused_by_another_backbone(tmp_path, open_clip_visual):
     peft.PeftModel.from_pretrained(open_clip_visual.make().to(torch.bfloat16), tmp_path)
 
 
-def test_the_same_name_twice_is_refused(open_clip_visual):
+def test_duplicate_adapter_name_is_refused(open_clip_visual):
     model = injected(open_clip_visual, both())
     with pytest.warns(UserWarning), pytest.raises(DmgalError, match="adapter_name='default'"):
         peft.get_peft_model(model.get_base_model(), copy.deepcopy(both()))
@@ -83,7 +83,7 @@ def test_each_adapter_keeps_its_own_number_of_frames(open_clip_visual, videos):
     open_clip_visual.features(model, videos.flatten(0, 1))  # flat: the active adapter's own number holds
 
 
-def test_two_active_adapters_behind_one_block_are_refused_with_a_cmga(open_clip_visual, videos):
+def test_cmga_beside_another_active_adapter_is_refused(open_clip_visual, videos):
     model = injected(open_clip_visual, both())
     model.add_adapter("other", copy.deepcopy(both()))
     model.base_model.set_adapter(["default", "other"])
@@ -91,12 +91,12 @@ def test_two_active_adapters_behind_one_block_are_refused_with_a_cmga(open_clip_
         open_clip_visual.features(model, videos, **LAYOUT)
 
 
-def test_merging_is_refused_and_says_unload(open_clip_visual):
+def test_merge_error_recommends_unload(open_clip_visual):
     with pytest.raises(NotImplementedError, match=r"unload\(\)"):
         injected(open_clip_visual, both()).merge_and_unload()
 
 
-def test_model_moves_and_casts_as_a_whole(open_clip_visual, videos, perturb):
+def test_casting_the_model_casts_its_adapters(open_clip_visual, videos, perturb):
     model = injected(open_clip_visual, both())
     perturb(model)
     single = open_clip_visual.features(model, videos, **LAYOUT)
@@ -106,7 +106,7 @@ def test_model_moves_and_casts_as_a_whole(open_clip_visual, videos, perturb):
 
 
 @torch.no_grad()
-def test_unloading_one_of_two_leaves_the_other(open_clip_visual, videos, perturb):
+def test_unloading_one_of_two_adapters_keeps_the_other(open_clip_visual, videos, perturb):
     inner = peft.get_peft_model(open_clip_visual.make(), SmgaConfig(num_frames=FRAMES), adapter_name="inner").eval()
     perturb(inner)
     expected = open_clip_visual.features(inner, videos)
@@ -121,7 +121,7 @@ def test_unloading_one_of_two_leaves_the_other(open_clip_visual, videos, perturb
 
 @pytest.mark.parametrize("part", ["norm", "proj", "fc1", "head"])
 @pytest.mark.parametrize("config", [DmgalConfig(scales="multi"), D2STConfig(), AIMConfig(), STAdapterConfig()])
-def test_a_backbones_own_part_is_saved_without_touching_the_adapters(config, part, backbones):
+def test_modules_to_save_match_no_part_of_an_adapter(config, part, backbones):
     """PEFT finds ``modules_to_save`` by the ends of names, so no part of an adapter may end like a common one."""
     config = copy.deepcopy(config)
     config.modules_to_save = [part]

@@ -46,14 +46,14 @@ def assert_relatively_close(ours: Tensor, theirs: Tensor, tolerance: float = 1e-
 
 
 class TestGoldens:
-    def test_self_attention(self) -> None:
+    def test_s_mga_matches_released_code(self) -> None:
         tensors, weights, info = read_golden("dmgal_s_mga")
         module = SelfMotionGuidedAttention(tensors["x"].shape[1], reduction=info["reduction"]).eval()
         module.load_reference_state_dict(weights)
         ours = module(tensors["x"].unflatten(0, (-1, info["frames"])))
         assert_relatively_close(ours.flatten(0, 1), tensors["y"])
 
-    def test_cross_attention(self) -> None:
+    def test_c_mga_matches_released_code(self) -> None:
         tensors, weights, info = read_golden("dmgal_c_mga")
         module = CrossMotionGuidedAttention(tensors["query"].shape[1], reduction=info["reduction"]).eval()
         module.load_reference_state_dict(weights)
@@ -61,19 +61,19 @@ class TestGoldens:
         assert_relatively_close(support, tensors["support_out"])
         assert_relatively_close(query, tensors["query_out"])
 
-    def test_the_position_code_is_the_released_table(self) -> None:
+    def test_position_code_equals_the_released_table(self) -> None:
         _, weights, _ = read_golden("dmgal_s_mga")
         table = weights["pe.pe"][0]
         assert_relatively_close(sinusoidal_position_code(*table.shape, like=table), table, 1e-6)
 
-    def test_batch_counts_of_a_checkpoint_are_accepted(self) -> None:
+    def test_checkpoint_with_batch_counts_loads(self) -> None:
         tensors, weights, _ = read_golden("dmgal_s_mga")
         module = SelfMotionGuidedAttention(tensors["x"].shape[1])
         module.load_reference_state_dict({**weights, "bn1.num_batches_tracked": torch.tensor(7)})
         assert module.motion.reduce_norm.num_batches_tracked == 7
 
     @pytest.mark.parametrize("change", ["missing", "unknown", "shape"])
-    def test_weights_that_do_not_fit_change_nothing(self, change: str) -> None:
+    def test_unfitting_weights_leave_the_module_unchanged(self, change: str) -> None:
         _, weights, _ = read_golden("dmgal_s_mga")
         if change == "missing":
             del weights["conv.weight"]
@@ -89,7 +89,7 @@ class TestGoldens:
 
 
 class TestMotionFeatures:
-    def test_a_still_video_moves_only_by_its_alignment(self) -> None:
+    def test_still_video_has_motion_of_its_alignment_only(self) -> None:
         """With an alignment that does nothing, equal frames have no motion, so all frames have the features of zero."""
         module = awaken(MotionFeatures(16, 4))
         with torch.no_grad():
@@ -97,28 +97,28 @@ class TestMotionFeatures:
         motion = module(maps(1, frames=1).expand(-1, 4, -1, -1, -1))
         torch.testing.assert_close(motion, motion[:1, :, -1:].expand_as(motion))
 
-    def test_the_ends_have_no_motion(self) -> None:
+    def test_motion_is_zero_at_first_and_last_frame(self) -> None:
         """The last frame's forward and the first frame's backward features are those of a zero difference."""
         module = awaken(MotionFeatures(16, 4))
         forward, backward = module(maps(2))
         torch.testing.assert_close(forward[:, -1], backward[:, 0])
         assert not torch.allclose(forward[:, 0], backward[:, 0])
 
-    def test_initial_spread(self) -> None:
+    def test_convolutions_start_with_the_released_spread(self) -> None:
         torch.manual_seed(0)
         module = MotionFeatures(512, 8)
         assert module.fine.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.03)
         assert module.reduce.weight.std().item() == pytest.approx((2 / 64) ** 0.5, rel=0.03)
 
     @pytest.mark.parametrize("reduction", [0, 17])
-    def test_impossible_reduction(self, reduction: int) -> None:
+    def test_invalid_reduction_is_refused(self, reduction: int) -> None:
         with pytest.raises(DmgalError, match="reduction"):
             MotionFeatures(16, reduction)
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (14, 14), (5, 6), (4, 9), (2, 2), (1, 1), (1, 6)])
 @pytest.mark.parametrize("frames", [1, 3, 16])
-def test_any_grid_and_number_of_frames(grid: tuple[int, int], frames: int) -> None:
+def test_modules_accept_any_grid_and_number_of_frames(grid: tuple[int, int], frames: int) -> None:
     support, query = maps(2, frames=frames, grid=grid), maps(1, frames=frames, grid=grid, seed=2)
     attended = awaken(SelfMotionGuidedAttention(16, reduction=5))(support)
     assert attended.shape == support.shape and attended.isfinite().all()
@@ -127,14 +127,14 @@ def test_any_grid_and_number_of_frames(grid: tuple[int, int], frames: int) -> No
     assert all(features.isfinite().all() for features in related)
 
 
-def test_both_start_as_the_identity() -> None:
+def test_initial_modules_are_identities() -> None:
     support, query = maps(3), maps(2, seed=2)
     assert torch.equal(SelfMotionGuidedAttention(16)(support), support)
     related = CrossMotionGuidedAttention(16)(support, query)
     assert torch.equal(related[0], support) and torch.equal(related[1], query)
 
 
-def test_parameters_at_the_width_of_a_resnet50() -> None:
+def test_number_of_parameters_at_resnet50_width() -> None:
     count = lambda module: sum(parameter.numel() for parameter in module.parameters())  # noqa: E731
     # reduce, two dense 3x3, merge, align, the values, three batch norms
     motion_and_values = 2048 * 256 + 2 * 9 * 256 * 256 + 256 * 256 + 9 * 256 + 9 * 2048 + 3 * 2 * 256
@@ -145,33 +145,33 @@ def test_parameters_at_the_width_of_a_resnet50() -> None:
 class TestTaskBoundary:
     """Per-video results do not depend on other videos."""
 
-    def test_self_attention_sees_one_video(self) -> None:
+    def test_s_mga_handles_each_video_alone(self) -> None:
         module, features = awaken(SelfMotionGuidedAttention(16)), maps(3)
         alone = torch.cat([module(video[None]) for video in features])
         torch.testing.assert_close(module(features), alone)
 
-    def test_preparing_videos_alone_or_together(self) -> None:
+    def test_c_mga_prepares_videos_alone_or_together(self) -> None:
         module, features = awaken(CrossMotionGuidedAttention(16)), maps(3)
         together = module.prepare(features)
         alone = VideoState.cat([module.prepare(video[None]) for video in features])
         assert together.num_videos == 3
         torch.testing.assert_close(dict(together), dict(alone))
 
-    def test_support_is_not_attended(self) -> None:
+    def test_support_features_do_not_depend_on_the_task(self) -> None:
         module, support = awaken(CrossMotionGuidedAttention(16)), maps(3)
         one, other = module(support, maps(2, seed=2))[0], module(support[:1], maps(4, seed=3))[0]
         torch.testing.assert_close(one[:1], other)
 
-    def test_queries_do_not_see_each_other(self) -> None:
+    def test_queries_do_not_affect_each_other(self) -> None:
         module, support, query = awaken(CrossMotionGuidedAttention(16)), maps(3), maps(4, seed=2)
         torch.testing.assert_close(module(support, query)[1][1:2], module(support, query[1:2])[1])
 
-    def test_a_query_sees_the_whole_support(self) -> None:
+    def test_query_depends_on_every_support_video(self) -> None:
         module, support, query = awaken(CrossMotionGuidedAttention(16)), maps(3), maps(1, seed=2)
         assert not torch.allclose(module(support, query)[1], module(support[:2], query)[1])
         torch.testing.assert_close(module(support, query)[1], module(support.flip(0), query)[1])
 
-    def test_pooling_before_the_values_is_exact(self) -> None:
+    def test_relate_pooled_equals_pooled_relate(self) -> None:
         module, support, query = awaken(CrossMotionGuidedAttention(16)), maps(3), maps(2, seed=2)
         expected = [features.mean(dim=(-2, -1)) for features in module(support, query)]
         pooled = module.relate_pooled(*(module.pool(module.prepare(videos)) for videos in (support, query)))
@@ -183,7 +183,7 @@ class TestTaskBoundary:
             CrossMotionGuidedAttention(16)(maps(1, frames=3), maps(1, frames=4))
 
 
-def test_time_reversal_only_reverses_the_frames() -> None:
+def test_reversed_video_has_reversed_features() -> None:
     """The attention does not see the sign of motion: why something after S-MGA must know the arrow of time."""
     module, features = awaken(SelfMotionGuidedAttention(16)), maps(2)
     torch.testing.assert_close(module(features.flip(1)), module(features).flip(1))
@@ -191,14 +191,14 @@ def test_time_reversal_only_reverses_the_frames() -> None:
     assert not torch.allclose(module(features[:, shuffled]), module(features)[:, shuffled], atol=1e-3)
 
 
-def test_dropout_works_in_training_only() -> None:
+def test_dropout_acts_in_training_only() -> None:
     module, features = awaken(SelfMotionGuidedAttention(16)), maps(2)
     assert torch.equal(module(features), module(features))
     module.dropout.train()
     assert not torch.equal(module(features), module(features))
 
 
-def test_dropout_does_not_depend_on_how_videos_are_spread() -> None:
+def test_dropout_does_not_depend_on_the_batch() -> None:
     module, features = awaken(SelfMotionGuidedAttention(16)), maps(3)
     module.dropout.train()
 

@@ -16,7 +16,7 @@ def saved_card(config, folder):
     return (folder / "README.md").read_text()
 
 
-def test_card_tells_method_backbone_shapes_reconstruction_and_command(tmp_path, monkeypatch):
+def test_card_has_method_backbone_shapes_and_command(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["/somewhere/my_train.py", "--shots", "1"])
     config = DmgalConfig(num_frames=4)
     config.backbone = "hf:owner/some-vit"
@@ -30,18 +30,18 @@ def test_card_tells_method_backbone_shapes_reconstruction_and_command(tmp_path, 
     assert "More Information Needed" not in card
 
 
-def test_a_given_command_counts(tmp_path):
+def test_explicit_command_is_used(tmp_path):
     card = saved_card(DmgalConfig(command="dmgal train method/dmgal_adapter"), tmp_path)
     assert "    dmgal train method/dmgal_adapter\n" in card
 
 
 @pytest.mark.parametrize("config", [STAdapterConfig(), AIMConfig(), D2STConfig(), BitFitConfig()], ids=lambda c: c.kind)
-def test_published_methods_are_not_called_ours(config, tmp_path):
+def test_published_methods_are_not_called_reconstructions(config, tmp_path):
     card = saved_card(config, tmp_path)
     assert config.title in card and "our reconstruction" not in card
 
 
-def test_what_a_person_wrote_is_kept(tmp_path):
+def test_user_text_is_kept(tmp_path):
     saved_card(DmgalConfig(), tmp_path)
     path = tmp_path / "README.md"
     path.write_text(path.read_text().replace("# DMGAL-Adapter", "# My adapter\nTrained on my cats."))
@@ -62,12 +62,12 @@ def test_what_a_person_wrote_is_kept(tmp_path):
         ([""], "an interactive session"),
     ],
 )
-def test_the_command_tells_no_secrets_and_no_folders(words, shown, monkeypatch):
+def test_command_hides_secrets_and_folders(words, shown, monkeypatch):
     monkeypatch.setattr("sys.argv", words)
     assert command_line() == shown
 
 
-def test_a_loaded_adapter_keeps_the_command_that_made_it(tmp_path, monkeypatch):
+def test_loaded_adapter_keeps_its_command(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["train.py"])
     saved_card(DmgalConfig(), tmp_path / "made")
     monkeypatch.setattr("sys.argv", ["convert.py"])
@@ -77,12 +77,12 @@ def test_a_loaded_adapter_keeps_the_command_that_made_it(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "linked"), [("open_clip:ViT-B-16", None), ("timm:vit_x.tag", "timm/vit_x.tag")])
-def test_only_what_a_hub_has_is_linked(name, linked, tmp_path):
+def test_only_hub_repositories_are_linked(name, linked, tmp_path):
     card = saved_card(DmgalConfig(backbone=name), tmp_path)
     assert (f"base_model: {linked}" in card) if linked else ("base_model" not in card)
 
 
-def test_a_persons_open_question_does_not_cost_the_text(tmp_path):
+def test_unfilled_field_in_user_text_keeps_the_text(tmp_path):
     (tmp_path / "README.md").write_text("# Mine\n\nAccuracy: [More Information Needed]\n")
     card = saved_card(DmgalConfig(), tmp_path)
     assert "# Mine" in card and "Accuracy:" in card and "Method:" in card

@@ -34,7 +34,7 @@ def test_motion_attention_is_the_mean_of_two_softmaxes():
 
 @pytest.mark.parametrize("entries", [2 * 7 * 7, 3 * 7, 1], ids=["two maps", "three rows", "not even a row"])
 @pytest.mark.parametrize("leading", [(), (5,), (3, 2)])
-def test_motion_attention_in_pieces_without_gradients(monkeypatch, leading, entries):
+def test_motion_attention_in_pieces_equals_the_whole(monkeypatch, leading, entries):
     monkeypatch.setattr("dmgal.adapters.motion.MAP_ENTRIES_IN_CACHE", entries)
     generator = torch.Generator().manual_seed(0)
     motion = Motion(*(torch.randn(*leading, 7, 4, generator=generator) for _ in range(2)))
@@ -71,7 +71,7 @@ def test_prefix_tokens_pass_the_convolution_unchanged_and_patches_do_not():
 @pytest.mark.parametrize(
     ("signed", "temporal", "sees"), [(False, False, False), (True, False, True), (False, True, True)]
 )
-def test_the_arrow_of_time_needs_signed_values_or_a_temporal_code(signed, temporal, sees):
+def test_signed_values_or_temporal_code_distinguish_reversed_videos(signed, temporal, sees):
     """Without either, a clip and its reversal give the same frames in reverse order."""
     adapter = randomized(SmgaAdapter(BottleneckShape(**SHAPE, signed=signed, temporal=temporal)))
     clip = tokens(1)
@@ -79,7 +79,7 @@ def test_the_arrow_of_time_needs_signed_values_or_a_temporal_code(signed, tempor
     assert (difference > 1e-3) if sees else (difference < 1e-12)
 
 
-def test_only_queries_see_the_support_and_no_query_sees_another():
+def test_queries_depend_on_the_support_and_on_no_other_query():
     adapter = randomized(CmgaAdapter(BottleneckShape(**SHAPE)))
     support, query, other = tokens(3, 1), tokens(2, 2), tokens(2, 3)
     alone = adapter(torch.cat([support, query[:1]]), num_support=3)
@@ -104,7 +104,7 @@ def test_cross_attention_softmax_runs_over_all_support_tokens_of_a_frame():
     torch.testing.assert_close(adapter.relate(support, query, EVERYTHING)[1][0, frame], expected)
 
 
-def test_asking_for_one_row_gives_that_row():
+def test_prepare_of_one_row_equals_that_row():
     adapter = randomized(CmgaAdapter(BottleneckShape(**SHAPE)))
     row = slice(0, 1)
     whole = adapter.relate(

@@ -54,7 +54,7 @@ def completed(config: peft.PeftConfig) -> peft.PeftConfig:
         (lambda: BitFitConfig(target_modules=["c_fc"]), "chosen by blocks"),
     ],
 )
-def test_wrong_options_are_refused_with_what_is_right(config, message):
+def test_invalid_option_error_lists_valid_values(config, message):
     with pytest.raises(DmgalError, match=message):
         completed(config())
 
@@ -69,7 +69,7 @@ def test_defaults_follow_width_and_depth():
 
 
 @pytest.mark.parametrize("kind", [STAdapterConfig, AIMConfig, D2STConfig, BitFitConfig])
-def test_blocks_are_chosen(kind):
+def test_blocks_option_chooses_blocks(kind):
     model = peft.get_peft_model(make(), kind(blocks=[-1, 0]))
     prefix = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[kind.kind]
     blocks = {name.split("resblocks.")[1][0] for name, _ in model.named_parameters() if prefix in name}
@@ -95,7 +95,7 @@ def test_only_unsupported_pairs_are_refused():
     assert refused == REFUSED
 
 
-def test_blocks_with_unknown_parts_are_refused_by_what_needs_them():
+def test_unknown_block_parts_are_refused_by_adapters_that_need_them():
     for config in (AIMConfig(), STAdapterConfig(places="attention+mlp")):
         model = make("hand-written")
         model.dmgal_spec = _without_parts(model)
@@ -124,7 +124,7 @@ def _without_parts(model: nn.Module):
     ],
     ids=lambda value: getattr(value, "kind", value),
 )
-def test_parameters_on_a_vit_b16(config, millions, vit_b16):
+def test_number_of_parameters_on_vit_b16(config, millions, vit_b16):
     model = peft.get_peft_model(vit_b16, config)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     model.unload()
@@ -136,7 +136,7 @@ def vit_b16() -> nn.Module:
     return load_backbone("open_clip:ViT-B-16")
 
 
-def test_separate_directions_have_weights_of_their_own():
+def test_separate_directions_have_separate_weights():
     def names(directions):
         model = peft.get_peft_model(make(), SmgaConfig(directions=directions))
         return {name for name, _ in model.named_parameters()}
@@ -145,14 +145,14 @@ def test_separate_directions_have_weights_of_their_own():
     assert {name.split("default.")[1].split(".")[0] for name in added} == {"reduce_backward", "align_backward"}
 
 
-def test_a_refused_adapter_leaves_the_backbone_alone():
+def test_refused_adapter_leaves_the_backbone_unchanged():
     model = make()
     with pytest.raises(DmgalError, match="divides by both"):
         peft.get_peft_model(model, D2STConfig(bottleneck=6))
     assert not hasattr(model, "dmgal_layout") and not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_backbone_without_biases_has_nothing_for_bitfit():
+def test_bitfit_refuses_a_backbone_without_biases():
     model = make("hand-written")
     for module in model.blocks.modules():
         if getattr(module, "bias", None) is not None:

@@ -76,7 +76,7 @@ def perturbed(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", PORTABLE)
-def test_an_adapter_moves_between_libraries(name, tmp_path):
+def test_adapter_moves_between_libraries(name, tmp_path):
     videos = OPEN_CLIP.videos()
     trained = perturbed(peft.get_peft_model(OPEN_CLIP.make(), PORTABLE[name]))
     expected = OPEN_CLIP.features(trained, videos, **LAYOUT)
@@ -93,7 +93,7 @@ def test_an_adapter_moves_between_libraries(name, tmp_path):
     assert torch.equal(whole.get_base_model().visual(videos, **LAYOUT), expected)
 
 
-def test_biases_are_named_by_their_library(tmp_path):
+def test_bitfit_does_not_move_between_libraries(tmp_path):
     perturbed(peft.get_peft_model(OPEN_CLIP.make(), BitFitConfig())).save_pretrained(tmp_path)
     with pytest.raises(DmgalError, match="same library"):
         peft.PeftModel.from_pretrained(make_transformers(), tmp_path)
@@ -105,7 +105,7 @@ def _whole_with(visual: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def test_the_helper_makes_the_same_clip():
+def test_copied_clip_equals_its_source():
     images = OPEN_CLIP.videos().flatten(0, 1)
     with torch.no_grad():
         expected = OPEN_CLIP.make()(images)

@@ -60,7 +60,7 @@ def test_recomputation_gives_the_same_result_and_gradients(monkeypatch, dtype, w
 
 
 @pytest.mark.parametrize("name", ["down.weight", "down.bias", "up.weight", "temporal"])
-def test_what_is_not_trained_gets_no_gradient(monkeypatch, name):
+def test_frozen_parts_get_no_gradient(monkeypatch, name):
     made, tokens = adapter(), torch.randn(2, 4, 65, 32, dtype=torch.float64, requires_grad=True)
     made.get_parameter(name).requires_grad_(False)
     found = result_and_gradients(made, tokens)
@@ -98,7 +98,7 @@ def held(made, tokens):
     return live.now
 
 
-def test_backward_may_be_called_within_the_region():
+def test_backward_under_autocast_works():
     made, tokens = adapter(torch.float32), torch.randn(2, 4, 65, 32)
 
     def gradients(inside: bool) -> dict[str, torch.Tensor]:
@@ -128,7 +128,7 @@ def test_full_precision_saves_only_the_bottleneck_input():
     assert held(made, tokens) == tokens.nbytes + tokens.nbytes // 4
 
 
-def test_a_lora_on_the_way_down_may_drop_at_random(monkeypatch):
+def test_lora_with_dropout_on_down_has_the_same_gradients(monkeypatch):
     made, tokens = adapter(torch.float32), torch.randn(3, 4, 65, 32)
     made.down = nn.Sequential(made.down, nn.Dropout(0.5))
     torch.manual_seed(1)

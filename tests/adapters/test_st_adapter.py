@@ -30,7 +30,7 @@ def tokens(videos: int = 2, frames: int = 4) -> torch.Tensor:
     return random_tokens(videos, frames, num_tokens=7, width=12)
 
 
-def test_golden() -> None:
+def test_adapter_matches_released_code() -> None:
     inputs, weights, info = read_golden("st_adapter")
     adapter = STAdapter(STAdapterShape(width=48, bottleneck=24, num_prefix_tokens=1, grid=(4, 4))).eval()
     adapter.load_reference_state_dict(weights)
@@ -38,26 +38,26 @@ def test_golden() -> None:
     assert_relatively_close(result.flatten(0, 1), inputs["y"])
 
 
-def test_reference_weights_must_fit() -> None:
+def test_unfitting_reference_weights_are_refused() -> None:
     adapter = STAdapter(STAdapterShape(width=48, bottleneck=24, num_prefix_tokens=1, grid=(4, 4)))
     check_reference_weights_must_fit(adapter, read_golden("st_adapter")[1])
 
 
-def test_parameters_on_a_vit_b_16() -> None:
+def test_number_of_parameters_on_vit_b16() -> None:
     one = num_parameters(STAdapter(STAdapterShape(width=768, bottleneck=384, num_prefix_tokens=1, grid=(14, 14))))
     assert round(12 * one / 1e6, 2) == 7.11
     assert round(24 * one / 1e6, 2) == 14.22
 
 
 @SHAPES
-def test_contract(shape: STAdapterShape) -> None:
+def test_adapter_meets_the_module_contract(shape: STAdapterShape) -> None:
     check_identity_at_the_start(STAdapter(shape), tokens())
     check_every_parameter_is_read(STAdapter(shape), tokens())
     check_videos_are_apart(STAdapter(shape), tokens(3))
     check_wrong_tokens_are_refused(STAdapter(shape), tokens())
 
 
-def test_it_leaves_its_start() -> None:
+def test_training_changes_the_zero_convolution() -> None:
     """The convolution alone is zero, so the first gradient reaches it."""
     adapter = STAdapter(OVER_TIME)
     adapter(tokens()).square().sum().backward()
@@ -65,7 +65,7 @@ def test_it_leaves_its_start() -> None:
 
 
 @SHAPES
-def test_prefix_tokens_pass_unchanged_and_do_not_matter(shape: STAdapterShape) -> None:
+def test_prefix_tokens_pass_unchanged_and_change_nothing(shape: STAdapterShape) -> None:
     adapter, clip = awaken(STAdapter(shape)), tokens()
     assert torch.equal(adapter(clip)[:, :, 0], clip[:, :, 0])
     other = clip.clone()
@@ -75,7 +75,7 @@ def test_prefix_tokens_pass_unchanged_and_do_not_matter(shape: STAdapterShape) -
 
 @SHAPES
 @pytest.mark.parametrize("num_prefix_tokens", [0, 2])
-def test_any_number_of_prefix_tokens(shape: STAdapterShape, num_prefix_tokens: int) -> None:
+def test_adapter_accepts_any_number_of_prefix_tokens(shape: STAdapterShape, num_prefix_tokens: int) -> None:
     other = STAdapterShape(shape.width, shape.bottleneck, num_prefix_tokens, shape.grid, shape.kernel)
     adapter, reference = awaken(STAdapter(other)), awaken(STAdapter(shape))
     reference.load_state_dict(adapter.state_dict())
@@ -86,7 +86,7 @@ def test_any_number_of_prefix_tokens(shape: STAdapterShape, num_prefix_tokens: i
 
 
 @SHAPES
-def test_the_delta_is_what_is_added(shape: STAdapterShape) -> None:
+def test_delta_equals_the_change_of_forward(shape: STAdapterShape) -> None:
     adapter, clip = awaken(STAdapter(shape)), tokens()
     delta = adapter.delta(clip)
     assert delta.shape == clip.shape and delta[:, :, 0].eq(0).all() and delta[:, :, 1:].ne(0).any()
@@ -95,7 +95,7 @@ def test_the_delta_is_what_is_added(shape: STAdapterShape) -> None:
 
 @given(frames=st.integers(1, 6), kernel=st.sampled_from([(1, 1, 1), (3, 1, 1), (5, 1, 1), (3, 3, 3), (1, 3, 5)]))
 @settings(max_examples=20, deadline=None)
-def test_it_is_the_convolution_of_its_equation(frames: int, kernel: tuple[int, int, int]) -> None:
+def test_adapter_computes_the_published_equation(frames: int, kernel: tuple[int, int, int]) -> None:
     adapter, clip = awaken(STAdapter(STAdapterShape(12, 6, 1, (2, 3), kernel))), tokens(frames=frames)
     volume = adapter.down(clip[:, :, 1:]).unflatten(2, (2, 3)).permute(0, 4, 1, 2, 3)
     mixed = adapter.convolution(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)
@@ -103,7 +103,7 @@ def test_it_is_the_convolution_of_its_equation(frames: int, kernel: tuple[int, i
 
 
 @SHAPES
-def test_reversed_time_is_a_mirrored_kernel(shape: STAdapterShape) -> None:
+def test_reversed_video_equals_a_mirrored_kernel(shape: STAdapterShape) -> None:
     adapter, clip = awaken(STAdapter(shape)), tokens()
     forward = adapter(clip)
     assert not torch.allclose(adapter(clip.flip(1)).flip(1), forward, atol=1e-3)
@@ -112,7 +112,7 @@ def test_reversed_time_is_a_mirrored_kernel(shape: STAdapterShape) -> None:
     torch.testing.assert_close(adapter(clip.flip(1)).flip(1), forward)
 
 
-def test_a_kernel_over_time_mixes_neighboring_frames_in_one_place() -> None:
+def test_temporal_kernel_mixes_neighboring_frames_of_one_patch() -> None:
     adapter, clip = awaken(STAdapter(OVER_TIME)), tokens(1, frames=6)
     moved = clip.clone()
     moved[0, 2, 4] += 1
@@ -123,6 +123,6 @@ def test_a_kernel_over_time_mixes_neighboring_frames_in_one_place() -> None:
 
 
 @pytest.mark.parametrize("kernel", [(2, 1, 1), (3, 0, 1), (3, 3)])
-def test_impossible_kernels(kernel: tuple[int, ...]) -> None:
+def test_invalid_kernel_is_refused(kernel: tuple[int, ...]) -> None:
     with pytest.raises(DmgalError, match="kernel"):
         STAdapterShape(12, 6, 1, (2, 3), kernel)

@@ -47,7 +47,7 @@ def stacked(first: str, second: str, names: tuple[str, str] = ("a", "b")) -> nn.
 
 @torch.no_grad()
 @pytest.mark.parametrize("pair", list(itertools.permutations(KINDS, 2)), ids=" then ".join)
-def test_straight_through_is_relate_of_encode_in_any_order_of_injection(pair):
+def test_forward_equals_relate_of_encode_in_any_order_of_injection(pair):
     first, second = pair
     model = stacked(first, second)
     straight = model(VIDEOS, num_support=3)
@@ -60,7 +60,7 @@ def test_straight_through_is_relate_of_encode_in_any_order_of_injection(pair):
 
 
 @pytest.mark.parametrize("kind", ["DMGAL", "D2ST"])
-def test_one_name_for_two_adapters_is_refused_before_anything_changed(kind):
+def test_duplicate_name_is_refused_before_any_change(kind):
     model = put_in(CLIP.make(), KINDS["DMGAL"], "default")
     config = model.peft_config["default"]
     with pytest.raises(DmgalError, match="adapter_name='default'"):
@@ -70,7 +70,7 @@ def test_one_name_for_two_adapters_is_refused_before_anything_changed(kind):
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
-def test_merging_a_lora_on_the_attention_below_changes_nothing(kind):
+def test_merging_an_inner_attention_lora_keeps_features(kind):
     below = put_in(CLIP.make(), peft.LoraConfig(target_modules=["attn", "c_fc"], r=2), "b")
     model = perturbed(put_in(below, KINDS[kind], "a"))
     expected = model(VIDEOS, num_support=3)
@@ -80,7 +80,7 @@ def test_merging_a_lora_on_the_attention_below_changes_nothing(kind):
 
 @torch.no_grad()
 @pytest.mark.parametrize("lora_first", [True, False])
-def test_every_bias_counts_beside_a_lora_on_the_attention(lora_first):
+def test_bitfit_trains_every_bias_beside_an_attention_lora(lora_first):
     lora = peft.LoraConfig(target_modules=["attn", "c_fc"], r=2, modules_to_save=["ln_1"])
     order = [(lora, "b"), (BitFitConfig(num_frames=4), "a")]
     model: nn.Module = CLIP.make()
@@ -99,7 +99,7 @@ def test_every_bias_counts_beside_a_lora_on_the_attention(lora_first):
 
 
 @torch.no_grad()
-def test_aim_over_a_lora_on_a_plain_torch_attention():
+def test_aim_works_over_a_lora_on_torch_attention():
     tiny = TINY_BACKBONES["hand-written (N,B,C)"]
     for lora_first in (True, False):
         order = [(peft.LoraConfig(target_modules=["attention"], r=2), "b"), (AIMConfig(num_frames=4), "a")]
@@ -110,7 +110,7 @@ def test_aim_over_a_lora_on_a_plain_torch_attention():
 
 
 @torch.no_grad()
-def test_a_failed_call_leaves_nothing_for_the_next():
+def test_failed_call_does_not_affect_the_next():
     model = perturbed(put_in(CLIP.make(), KINDS["ST-Adapter"], "a"))
     expected = model(VIDEOS)
     mlp = model.get_base_model().transformer.resblocks[1].mlp
@@ -138,7 +138,7 @@ def test_nested_bitfit_call_is_refused():
     assert norm.bias is before
 
 
-def test_numbers_of_frames_and_support_are_checked():
+def test_invalid_numbers_of_frames_and_support_are_refused():
     model = put_in(CLIP.make(), DmgalConfig(num_frames=4, temporal=False), "a")
     for wrong in ({"num_frames": 0}, {"num_frames": True}, {"num_frames": 4.0}, {"num_support": -1}, {"num_frames": 2}):
         with pytest.raises(DmgalError, match="whole numbers"):

@@ -25,7 +25,7 @@ def maps(videos: int, frames: int = 4, grid: tuple[int, int] = (5, 6), seed: int
     return torch.randn(videos, frames, 16, *grid, generator=torch.Generator().manual_seed(seed))
 
 
-def test_golden() -> None:
+def test_tdsam_matches_released_code() -> None:
     tensors, weights, info = read_golden("m2acl_tdsam")
     module = TDSAM(tensors["x"].shape[1], info["reduction"]).eval()
     module.load_reference_state_dict(weights)
@@ -33,30 +33,30 @@ def test_golden() -> None:
     assert_relatively_close(ours, tensors["y"])
 
 
-def test_weights_that_do_not_fit_are_refused() -> None:
+def test_unfitting_reference_weights_are_refused() -> None:
     _, weights, _ = read_golden("m2acl_tdsam")
     with pytest.raises(DmgalError, match="conv9"):
         TDSAM(24).load_reference_state_dict({**weights, "conv9.weight": torch.zeros(1)})
 
 
-def test_it_starts_as_the_identity() -> None:
+def test_initial_module_is_the_identity() -> None:
     features = maps(2)
     assert torch.equal(TDSAM(16)(features), features)
 
 
-def test_each_video_alone() -> None:
+def test_each_video_is_handled_alone() -> None:
     module, features = awake(), maps(3)
     torch.testing.assert_close(module(features), torch.cat([module(video[None]) for video in features]))
 
 
 @pytest.mark.parametrize("grid", [(7, 7), (2, 5), (1, 1)])
 @pytest.mark.parametrize("frames", [1, 3, 9])
-def test_any_grid_and_number_of_frames(grid: tuple[int, int], frames: int) -> None:
+def test_module_accepts_any_grid_and_number_of_frames(grid: tuple[int, int], frames: int) -> None:
     attended = awake()(maps(2, frames, grid))
     assert attended.shape == (2, frames, 16, *grid) and attended.isfinite().all()
 
 
-def test_values_over_time_know_the_arrow_of_time() -> None:
+def test_reversed_video_has_other_features() -> None:
     module, features = awake(), maps(2)
     assert not torch.allclose(module(features.flip(1)), module(features).flip(1), atol=1e-3)
     with torch.no_grad():  # with symmetric values only the attention is left, which does not see the sign of motion

@@ -92,7 +92,7 @@ def test_checkpointing_of_transformers_gives_the_same_gradients(name, backbone):
     assert_equal_gradients(gradients(model, tiny.features(model, videos(3), **layout)), expected)
 
 
-def test_two_calls_of_other_layouts_before_one_backward_pass():
+def test_backward_works_after_a_call_with_another_layout():
     """Recomputation uses the layout of its own call, not that of the last one."""
     model = awake(DmgalConfig(num_frames=4, temporal=False))
     results = []
@@ -106,7 +106,7 @@ def test_two_calls_of_other_layouts_before_one_backward_pass():
     assert_equal_gradients(results[1], results[0])
 
 
-def test_a_librarys_checkpointing_that_runs_hooks_again_is_refused():
+def test_checkpointing_that_reruns_hooks_is_refused():
     """Without a layout the hooks cannot know how frames form videos."""
     model = awake(SmgaConfig(num_frames=4)).train()
     model.get_base_model().set_grad_checkpointing(True)
@@ -115,7 +115,7 @@ def test_a_librarys_checkpointing_that_runs_hooks_again_is_refused():
         features.sum().backward()
 
 
-def test_two_processes_stay_in_step():
+def test_two_processes_have_equal_weights_after_training():
     """DistributedDataParallel with every adapter: after three steps on other videos the weights are the same."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
