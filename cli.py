@@ -1,6 +1,7 @@
-"""The command ``dmgal``, which passes the arguments after a subcommand to the recipe of that name.
+"""The command ``dmgal``, which passes the arguments after a subcommand to the module of that name in ``COMMANDS``.
 
-Recipes are imported on demand, so ``dmgal --help`` does not import torch.
+Modules are imported on demand, so ``dmgal --help`` does not import torch. The environment variable ``DMGAL_PLUGINS``
+names modules that are imported first, separated by commas. They may add to ``COMMANDS`` and to other registries.
 """
 
 from __future__ import annotations
@@ -9,22 +10,34 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
+from typing import NamedTuple
 
 from . import __version__
 from .errors import DmgalError
 from .recipes.run.cli_errors import BAD_INPUT, exit_code
 
+
+class Command(NamedTuple):
+    """A module with ``main(argv) -> int | None``, and its line in ``dmgal --help``."""
+
+    module: str
+    summary: str
+
+
 COMMANDS = {
-    "train": "train an adapter, a head or a whole model on episodes of the base classes",
-    "evaluate": "measure a trained run, or a frozen backbone, on episodes of unseen classes",
-    "compare": "compare several runs on the same episodes, with their paired differences",
-    "enroll": "store new actions, each defined by a few clips, in a gallery file",
-    "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
-    "store": "decode a data set's videos once, ahead of training and evaluation",
-    "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
-    "demo": "generate videos, train and compare four methods, and write a table and a web page",
+    name: Command(f"dmgal.recipes.{name}", summary)
+    for name, summary in {
+        "train": "train an adapter, a head or a whole model on episodes of the base classes",
+        "evaluate": "measure a trained run, or a frozen backbone, on episodes of unseen classes",
+        "compare": "compare several runs on the same episodes, with their paired differences",
+        "enroll": "store new actions, each defined by a few clips, in a gallery file",
+        "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
+        "store": "decode a data set's videos once, ahead of training and evaluation",
+        "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
+        "demo": "generate videos, train and compare four methods, and write a table and a web page",
+    }.items()
 }
-"""All commands with their summaries. Each is a module of ``dmgal.recipes`` with a ``main(argv) -> int | None``."""
+"""All commands by name."""
 
 EXAMPLES = (
     "dmgal demo",
@@ -52,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 def usage() -> str:
     """Return the text of ``dmgal --help``."""
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items())
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     examples = "\n".join(f"  {example}" for example in EXAMPLES)
     return (
         "usage: dmgal [--help] [--version] <command> [<arguments>]\n\n"
@@ -76,7 +89,7 @@ def _dispatch(argv: list[str] | None) -> int | None:
         return 0
     if command not in COMMANDS:
         raise _unknown_command(command)
-    run: Callable[[list[str]], int | None] = import_module(f"dmgal.recipes.{command}").main
+    run: Callable[[list[str]], int | None] = import_module(COMMANDS[command].module).main
     return run(arguments)
 
 

@@ -25,13 +25,16 @@ def fake_recipe(monkeypatch: pytest.MonkeyPatch, function) -> None:
 def test_help_lists_every_command_with_examples(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([flag]) == 0
     printed = capsys.readouterr().out
-    for name, summary in COMMANDS.items():
-        assert f"  {name} " in printed and summary in printed
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in printed and command.summary in printed
     assert "examples:" in printed
 
 
 def test_commands_are_the_modules_of_recipes() -> None:
-    assert set(COMMANDS) == {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
+    assert {name: command.module for name, command in COMMANDS.items()} == {
+        name: f"dmgal.recipes.{name}" for name in modules
+    }
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

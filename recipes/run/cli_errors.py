@@ -12,6 +12,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from traceback import clear_frames
 from typing import NoReturn, TypeVar
 
@@ -44,6 +45,7 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
     """
     try:
         with printed_messages():
+            _import_plugins()
             code = main(argv) or 0
         sys.stdout.flush()  # raises for a closed pipe here rather than at interpreter exit
         return code
@@ -71,6 +73,20 @@ def resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt("the same command resumes from here") from interruption
+
+
+def _import_plugins() -> None:
+    """Import the modules named in ``DMGAL_PLUGINS``. Processes that a launcher starts inherit the variable."""
+    for name in filter(None, os.environ.get("DMGAL_PLUGINS", "").split(",")):
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise DmgalError(
+                "A plug-in cannot be imported.",
+                received=f"DMGAL_PLUGINS={name}: {error}",
+                expected="names of modules, separated by commas",
+                remedy="Install it, or add its folder to PYTHONPATH.",
+            ) from error
 
 
 def _output_is_closed() -> bool:
