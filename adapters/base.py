@@ -55,7 +55,7 @@ class BlockAdapterConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.peft_type = ExternalPeftType(self.kind)  # type: ignore[assignment]
+        self.peft_type = ExternalPeftType(self.kind)
         self.check_whole_number("num_frames", 2)
         for name in ("target_modules", "exclude_modules", "target_parameters"):
             if getattr(self, name):

@@ -23,7 +23,7 @@ from .spec import BackboneSpec, base_model
 from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
-POOLINGS = (None, "patch_mean", "cls+patch_mean", "map")
+POOLINGS: tuple[Pooling | None, ...] = (None, "patch_mean", "cls+patch_mean", "map")
 
 
 class BlockInput(NamedTuple):

@@ -6,7 +6,8 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -267,13 +268,7 @@ def check_half_precision_weights_run(case: AdapterCase) -> None:
     """Check a bfloat16 or float16 backbone with adapters in float32 (PEFT's default) or in the same precision."""
     expected = case.answer(case.awake())
     for dtype in (torch.bfloat16, torch.float16):
-        half = AdapterCase(
-            lambda dtype=dtype: case.backbone().to(dtype),  # type: ignore[misc]
-            case.config,
-            case.videos.to(dtype),
-            case.num_support,
-            case.features,
-        )
+        half = replace(case, make_backbone=partial(_half_backbone, case, dtype), videos=case.videos.to(dtype))
         model = half.awake()
         features = half.answer(model)
         assert features.dtype == dtype
@@ -341,6 +336,10 @@ def _reseed_lora(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def _half_backbone(case: AdapterCase, dtype: torch.dtype) -> nn.Module:
+    return case.backbone().to(dtype)
 
 
 def _num_hooks(model: nn.Module) -> int:

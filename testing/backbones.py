@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..backbones import BlockParts, FrameEncoder, find_spec
-from ..backbones.encoder import Pooling
+from ..backbones.encoder import POOLINGS, Pooling
 
 TOLERANCE = 1e-5
 """Tolerance for features computed in batches of other sizes, relative to the largest feature."""
@@ -75,17 +75,16 @@ def check_features_are_those_of_the_model_bit_for_bit(case: BackboneCase) -> Non
 @torch.no_grad()
 def check_poolings_are_consistent(case: BackboneCase) -> None:
     """Check shapes, the mean of the map, and the pair of features."""
-    model, spec = case.make_backbone(), find_spec(case.make_backbone())
-    own, mean, pair, maps = (
-        encode(model, case.videos, pooling) for pooling in (None, "patch_mean", "cls+patch_mean", "map")
-    )
+    model = case.make_backbone()
+    spec = find_spec(model)
+    own, mean, pair, maps = (encode(model, case.videos, pooling) for pooling in POOLINGS)
     assert own.shape[:2] == case.videos.shape[:2]
     assert maps.shape == (*case.videos.shape[:2], spec.width, *spec.grid)
     assert torch.equal(pair, torch.cat([own, mean], dim=-1))
     images = rearrange(maps.mean((-2, -1)), "v t c -> (v t) c")
-    assert_close(find_spec(model).project(model, images), rearrange(mean, "v t d -> (v t) d"))
-    for pooling, features in ((None, own), ("patch_mean", mean), ("cls+patch_mean", pair), ("map", maps)):
-        assert FrameEncoder(model, pooling).feature_width == features.shape[2], pooling
+    assert_close(spec.project(model, images), rearrange(mean, "v t d -> (v t) d"))
+    widths = [FrameEncoder(model, pooling).feature_width for pooling in POOLINGS]
+    assert widths == [features.shape[2] for features in (own, mean, pair, maps)]
 
 
 @torch.no_grad()

@@ -128,7 +128,7 @@ def check_gradients_reach_every_parameter(case: HeadCase) -> None:
     loss = nn.functional.cross_entropy(output.logits, torch.arange(3)) + sum(output.losses.values())
     loss.backward()
     tensors = {**dict(head.named_parameters()), "support": support, "query": query}
-    largest = {name: 0.0 if tensor.grad is None else tensor.grad.abs().max() for name, tensor in tensors.items()}
+    largest = {name: 0.0 if t.grad is None else t.grad.abs().max().item() for name, t in tensors.items()}
     for name, value in largest.items():
         assert math.isfinite(value) and value > 1e-10 * max(largest.values()), name
 
@@ -149,7 +149,7 @@ def check_bfloat16_gives_finite_float32_results(case: HeadCase) -> None:
         for result in (output.logits, *output.losses.values()):
             assert result.dtype == torch.float32 and result.isfinite().all(), content
         for tensor in (videos, *head.parameters()):
-            assert tensor.grad.isfinite().all(), content
+            assert tensor.grad is not None and tensor.grad.isfinite().all(), content
 
 
 @torch.no_grad()

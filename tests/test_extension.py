@@ -315,7 +315,7 @@ def test_a_backbone_family_takes_two_files(folder: Path, toy_data: str, monkeypa
 
 def test_a_data_set_takes_two_files(folder: Path, toy_data: str) -> None:
     catalog = VideoCatalog.from_split(folder / "toy.csv", folder / "videos")
-    assert len(catalog) == 12 and list(catalog.class_splits) == ["train", "train", "val", "val", "test", "test"]
+    assert len(catalog) == 12 and [*map(catalog.class_splits.count, ("train", "val", "test"))] == [2, 2, 2]
     train("method/smga", toy_data)
 
 
