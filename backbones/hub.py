@@ -1,4 +1,4 @@
-"""Checks ahead of the download of a backbone: its name, and the network, without which the libraries retry for minutes."""
+"""Checks ahead of a download: the name, and the network, without which the libraries retry for minutes."""
 
 from __future__ import annotations
 
