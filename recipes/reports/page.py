@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-SVG = {"svg.fonttype": "none", "svg.hashsalt": "dmgal", "font.size": 10}
+SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dmgal", "font.size": 10}
 """Text stays text, and the same values give the same file."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 NOTES = (
@@ -91,8 +91,9 @@ def chart(rows: Sequence[Row]) -> Figure:
         x, ends = row.trained_parameters, (estimate.mean - estimate.half_width, estimate.mean + estimate.half_width)
         if math.isfinite(estimate.half_width):
             axes.vlines(x, *ends, linewidth=2, clip_on=False, gid=f"interval{index}")
-        dot = {"linewidth": 9, "solid_capstyle": "round"}  # an empty line: a marker would need a reference in the SVG
-        axes.plot([x, x], [estimate.mean] * 2, **dot, clip_on=False, gid=f"mark{index}")
+        # an empty line, since a marker would need a reference in the SVG
+        dot = axes.plot([x, x], [estimate.mean] * 2, linewidth=9, clip_on=False, gid=f"mark{index}")
+        dot[0].set_solid_capstyle("round")
     figure.draw_without_rendering()  # fixes the scale, which the labels depend on
     taken: list[Bbox] = []
     for index, (row, estimate) in enumerate(zip(rows, estimates, strict=True)):

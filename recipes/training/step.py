@@ -24,7 +24,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from dmgal.episodes import Episode, FewShotRecognizer
-from dmgal.episodes.sampler import hashed_seed
 from dmgal.episodes.two_pass.distributed import average_gradients
 from dmgal.episodes.two_pass.two_pass import TwoPass
 from dmgal.errors import DmgalError
@@ -34,6 +33,7 @@ from dmgal.recipes.run.weights import whole
 from dmgal.recipes.training.optimization import loss_weights, task_loss
 from dmgal.recipes.training.signals import StopSignal
 from dmgal.recipes.training.training_state import TrainingState
+from dmgal.videos.decoding.clip import hashed_seed
 
 logger = logging.getLogger(__name__)
 SMALLEST_SCALE = 1.0
