@@ -22,8 +22,7 @@ from dmgal.errors import DmgalError
 from dmgal.files import write_text
 from dmgal.recipes.reports.comparison import methods_as_json, methods_as_text
 from dmgal.recipes.reports.page import comparison_page
-from dmgal.recipes.reports.runs import Comparison, compare_in_depth, rows_as_json
-from dmgal.recipes.reports.table import as_text
+from dmgal.recipes.reports.runs import Comparison, as_text, compare_in_depth, rows_as_json
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataOverrides
 from dmgal.recipes.run.encoding import Kept

@@ -19,8 +19,7 @@ from pathlib import Path
 from dmgal.errors import DmgalError
 from dmgal.files import write_text
 from dmgal.recipes.reports.page import as_page
-from dmgal.recipes.reports.runs import compare, rows_as_json
-from dmgal.recipes.reports.table import Row, as_text
+from dmgal.recipes.reports.runs import Row, as_text, compare, rows_as_json
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataConfig
 from dmgal.recipes.run.data import build_catalog

@@ -13,7 +13,7 @@ import jinja2
 
 from dmgal.episodes.evaluation.statistics import confusion
 from dmgal.recipes.reports.comparison import Method, Pairing, differing_queries, over_seeds
-from dmgal.recipes.reports.table import HEADINGS, Row, cells
+from dmgal.recipes.reports.runs import HEADINGS, Row, cells
 from dmgal.videos import VideoCatalog
 
 if TYPE_CHECKING:

@@ -62,15 +62,7 @@ class StepResult:
 
 
 class TrainingStep:
-    """One step: gradient, clipping, and update of weights, moving average and learning rate.
-
-    Args:
-        recipe: the run's recipe.
-        recognizer: the model in training.
-        accelerator: the run's accelerator.
-        stop: requests of this process to stop.
-        state: state of the training.
-    """
+    """One step: gradient, clipping, and update of weights, moving average and learning rate."""
 
     schedule: LambdaLR
 

@@ -23,10 +23,9 @@ from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.step import StepResult, TrainingStep, make_two_pass, measure_head_norms
+from dmgal.recipes.training.tasks import TrainingData, Validation
 from dmgal.recipes.training.tracking import Tracking
-from dmgal.recipes.training.training_data import TrainingData
 from dmgal.recipes.training.training_state import TrainingState
-from dmgal.recipes.training.validation import Validation
 from dmgal.videos import VideoCatalog
 
 logger = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from dmgal.recipes.run.weights import (
     whole,
 )
 from dmgal.recipes.training.optimization import BadLosses, MovingAverage
-from dmgal.recipes.training.validation import Selection
+from dmgal.recipes.training.tasks import Selection
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +50,7 @@ class TrainingState:
     """Everything that changes during a training.
 
     Args:
-        recipe: the run's recipe.
-        run: the run folder.
-        recognizer: the model in training.
-        optimizer: its optimizer, not wrapped by Accelerate.
-        accelerator: the run's accelerator.
+        optimizer: the recognizer's optimizer, not wrapped by Accelerate.
         validation_tasks: hash of the validation tasks.
 
     Attributes:

@@ -13,7 +13,7 @@ import sys
 from dmgal.videos.bad_videos import BadVideos
 from dmgal.videos.catalog.catalog import VideoCatalog
 from dmgal.videos.decoding.video import VideoError
-from dmgal.recipes.training.training_data import report_skipped
+from dmgal.recipes.training.tasks import report_skipped
 from accelerate import PartialState
 
 bad = BadVideos(VideoCatalog.from_folders(sys.argv[1]), "skip")

@@ -11,7 +11,7 @@ import torch
 
 from dmgal.episodes.evaluation import Estimate, Evaluation
 from dmgal.recipes.reports.page import as_page, as_svg
-from dmgal.recipes.reports.table import HEADINGS, Row, as_text
+from dmgal.recipes.reports.runs import HEADINGS, Row, as_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 

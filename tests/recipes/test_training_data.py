@@ -9,7 +9,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
-from dmgal.recipes.training import training_data
+from dmgal.recipes.training import tasks
 from dmgal.videos import VideoCatalog
 
 
@@ -21,11 +21,11 @@ def test_pin_memory_is_passed_to_loader(frame_folders: Path, monkeypatch, pinned
         given.update(options)
         return DataLoader(*arguments, **{**options, "pin_memory": False})  # a machine without a GPU has no such memory
 
-    monkeypatch.setattr(training_data, "Loader", loader)
+    monkeypatch.setattr(tasks, "Loader", loader)
     recipe = Recipe(
         data=DataConfig(num_workers=0), episode=EpisodeConfig(n_way=2, n_query=1), train=TrainConfig(steps=2)
     )
     catalog = VideoCatalog.from_folders(frame_folders).split("train")
-    steps = training_data.TrainingData(recipe, catalog, 32).steps(0, rank=0, world=1, pin_memory=pinned)
+    steps = tasks.TrainingData(recipe, catalog, 32).steps(0, rank=0, world=1, pin_memory=pinned)
     assert given["pin_memory"] is pinned
     assert len(list(steps)) == 2

@@ -1,36 +1,86 @@
-"""Validation accuracy during training, on all processes, and selection of the best weights."""
+"""Tasks of a training: those of each step from the base classes, and fixed ones on the validation classes.
+
+The tasks of a step depend only on the seed and the step. All processes share a validation.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import torch
 from accelerate import Accelerator
 
-from dmgal.episodes import EpisodeSampler, FewShotRecognizer
+from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
+from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.episodes.evaluation import Estimate
+from dmgal.parallel import Loader
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import test_clips
-from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared
+from dmgal.recipes.run.data import log_skipped, test_clips
+from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared, ignore_in_worker
 from dmgal.recipes.training.fsdp import whole_weights
-from dmgal.recipes.training.training_data import report_skipped
 from dmgal.videos import VideoCatalog
-from dmgal.videos.bad_videos import without_bad
+from dmgal.videos.bad_videos import BadVideos, without_bad
+from dmgal.videos.dataset import CACHE_BYTES, ClipSource
+from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
 
 VALIDATION_SEED = 1
+
+
+class TrainingData:
+    """Episodes of a catalog's base classes, step by step, with square clips of ``image_size`` pixels a side."""
+
+    def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: int) -> None:
+        train, data, episode = recipe.train, recipe.data, recipe.episode
+        self._recipe = recipe
+        sampler = EpisodeSampler(
+            catalog.labels,
+            episode.n_way,
+            episode.k_shot,
+            episode.n_query,
+            max(1, train.steps * train.tasks_per_step),
+            train.seed,
+            catalog.class_names,
+        )
+        transform = TrainTransform(image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter)
+        cache_bytes = CACHE_BYTES if data.keep_in_memory else 0
+        source = ClipSource(catalog, data.decoder, data.store, cache_bytes, data.on_bad_video)
+        self._dataset = EpisodeDataset(source, sampler, FrameSampler(data.num_frames, transform, train.seed))
+
+    def steps(self, first: int, rank: int, world: int, pin_memory: bool) -> Iterator[list[Episode]]:
+        """Return this process's tasks of every step, starting at step ``first``: every ``world``-th task of a step."""
+        train = self._recipe.train
+        tasks = train.tasks_per_step
+        indices = [list(range(step * tasks + rank, (step + 1) * tasks, world)) for step in range(first, train.steps)]
+        loader = Loader(
+            self._dataset,
+            batch_sampler=indices,
+            collate_fn=_as_list,
+            num_workers=self._recipe.data.num_workers,
+            pin_memory=pin_memory,
+            worker_init_fn=ignore_in_worker,
+        )
+        return iter(loader)
+
+    def task(self, number: int) -> Episode:
+        """Return any task of the run, also one of another process."""
+        return self._dataset[number]
+
+    def report_skipped(self) -> None:
+        """Log the number of unreadable videos that any process met. Every process must call this."""
+        report_skipped(self._dataset.bad_videos, "train")
+
+
+def _as_list(episodes: list[Episode]) -> list[Episode]:
+    return episodes
 
 
 class Validation:
     """Fixed tasks of a recipe on the validation classes. Impossible tasks raise an error here, before the first step.
 
-    Args:
-        recipe: the run's recipe.
-        catalog: the validation split.
-        recognizer: the model in training.
-        accelerator: the run's accelerator. On several processes each encodes and answers its share.
-        progress: True to show progress bars.
+    On several processes each encodes and answers its share.
 
     Attributes:
         tasks_hash: hash of the tasks. Accuracies with equal hashes are comparable.
@@ -58,10 +108,7 @@ class Validation:
             states = encode_shared(
                 self._recognizer, self._clips, num_workers=workers, device=device, progress=self._progress
             )
-            met = torch.zeros(len(self._catalog), dtype=torch.bool)
-            met[self._clips.bad_videos.met] = True
-            bad = any_process(met).nonzero().flatten().tolist()
-            readable, states = without_bad(self._catalog, states, bad)
+            readable, states = without_bad(self._catalog, states, _met_anywhere(self._clips.bad_videos))
             evaluation = evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
             return evaluation.accuracies
 
@@ -115,3 +162,18 @@ class Selection:
         half_width = "" if math.isinf(result.half_width) else f" ± {result.half_width:.1f}"
         note = f" (best so far{gain})" if better else ""
         return better, f"step {step}: validation {result.mean:.1f}{half_width} %{note}"
+
+
+def report_skipped(bad_videos: BadVideos, split: str) -> None:
+    """Log how many videos of a split could not be read by any process. Every process must call this."""
+    catalog, bad = bad_videos.catalog, _met_anywhere(bad_videos)
+    if bad:
+        names = [catalog.videos[video] for video in bad]
+        log_skipped(len(bad), len(catalog), "which could not be read", names, f"{split} ")
+
+
+def _met_anywhere(bad_videos: BadVideos) -> list[int]:
+    """Return the videos that any process could not read. Every process must call this."""
+    met = torch.zeros(len(bad_videos.catalog), dtype=torch.bool)
+    met[bad_videos.met] = True
+    return any_process(met).nonzero().flatten().tolist()
