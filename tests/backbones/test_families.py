@@ -110,7 +110,7 @@ def test_contract(name, check):
     check(BackboneCase(backbone.make, backbone.videos(2, frames=3), backbone.features))
 
 
-@pytest.mark.parametrize("name", BACKBONES.keys() - {"tiny-clip"})
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "tiny-clip"])
 def test_spec_knows_the_family(name):
     model = BACKBONES[name].make()
     spec = find_spec(model)
