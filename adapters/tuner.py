@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
-from ..backbones.finding import find_spec
+from ..backbones.families import find_spec
 from ..backbones.spec import base_model
 from ..errors import DmgalError
 from .base import BlockAdapterConfig, ExternalPeftType, resolve

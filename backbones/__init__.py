@@ -1,8 +1,7 @@
 """Frozen foundation models: loading, description of their parts, and encoding of frames into features."""
 
 from .encoder import BlockInput, FrameEncoder, make_encoder
-from .finding import FAMILIES, Family, describe_backbone, find_spec
-from .loading import load_backbone
+from .families import FAMILIES, Family, describe_backbone, find_spec, load_backbone
 from .quick_gelu import use_memory_efficient_gelu
 from .spec import BackboneSpec, BlockParts
 from .state import VideoState

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import DmgalError
 from .cnn import MapEncoder, find_cnn
-from .finding import find_spec
+from .families import find_spec
 from .spec import BackboneSpec, base_model
 from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
 

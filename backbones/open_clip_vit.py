@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import timm_vit
-from .hub import require_hub, unknown_name
-from .spec import OPENAI, BackboneSpec, BlockParts, fill_normalization
+from .spec import OPENAI, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name
 
 
 def load(name: str) -> Any:

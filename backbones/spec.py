@@ -1,18 +1,24 @@
 """Description of the parts of a frozen backbone: its blocks, tokens, stem, final layers and normalization of pixels.
 
-The rest of dmgal uses the spec and never depends on a library. ``finding`` finds the spec of a model. Channel means and
-standard deviations are for pixel values in [0, 1]. Rotary positions have no random jitter.
+The rest of dmgal uses the spec and never depends on a library. ``families`` finds the spec of a model. Channel means
+and standard deviations are for pixel values in [0, 1]. Rotary positions have no random jitter. The functions at the end
+serve the modules of several libraries.
 """
 
 from __future__ import annotations
 
 import copy
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from torch import Tensor, nn
+
+from ..errors import DmgalError
 
 
 @dataclass(frozen=True)
@@ -146,3 +152,36 @@ def without_jitter(positions: nn.Module) -> Any:
     Positions must not change between calls, because a video may be encoded twice, and block by block.
     """
     return copy.copy(positions).eval() if positions.training else positions
+
+
+def require_hub() -> None:
+    """Raise an error before a download if the host name of Hugging Face's hub cannot be resolved.
+
+    Without this check, the libraries retry for minutes. In offline mode they read their local cache, and a proxy
+    resolves names itself. Both skip the check.
+
+    Raises:
+        ConnectionError: the name cannot be resolved.
+    """
+    from huggingface_hub import constants
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if not (constants.HF_HUB_OFFLINE or getproxies() or _is_resolvable(host)):
+        raise ConnectionError(f"the host name {host} cannot be resolved")
+
+
+def _is_resolvable(host: str | None) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, 443))
+    except OSError:
+        return False
+
+
+def unknown_name(library: str, what: str, received: str, known: str, example: str) -> DmgalError:
+    """Return the error for a name that a library does not know."""
+    return DmgalError(
+        f"{library} has no such {what}.",
+        received=received,
+        expected=f"one of {known}",
+        remedy=f"Check the name. A valid one is {example}.",
+    )

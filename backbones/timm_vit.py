@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .hub import require_hub, unknown_name
-from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, without_jitter
+from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
 _ATTRIBUTES = (

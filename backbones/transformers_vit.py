@@ -17,7 +17,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .hub import require_hub
 from .spec import (
     HALF,
     IMAGENET,
@@ -27,6 +26,7 @@ from .spec import (
     Normalization,
     fill_normalization,
     preprocessing,
+    require_hub,
     without_jitter,
 )
 

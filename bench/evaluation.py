@@ -226,9 +226,9 @@ def write_states(states: PrecomputedStates, path: Path) -> None:
     """Write bytes and compute their checksum as a cache does."""
     with path.open("wb") as file:
         for tensor in states.tensors().values():
-            data = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            data = tensor.contiguous().flatten().view(torch.uint8).numpy().data
             xxh3_64_hexdigest(data)
-            file.write(memoryview(data))  # type: ignore[arg-type]
+            file.write(data)
 
 
 class Clock:

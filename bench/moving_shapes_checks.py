@@ -124,7 +124,7 @@ def image_features() -> dict[str, ImageFeature]:
 
 
 def _tiny_clip_feature() -> ImageFeature:
-    from dmgal.backbones.loading import load_backbone
+    from dmgal.backbones.families import load_backbone
 
     visual = load_backbone("tiny-clip")
     config = json.loads((tiny_clip.FOLDER / "open_clip_config.json").read_text(encoding="utf-8"))

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+import torch.distributed as dist
+
 from ...errors import DmgalError, first_line
 from ..episode import Episode
-from .distributed import least_of_all_processes
 from .memory import free_bytes, is_out_of_memory
 from .recompute import Result, keeping, keeping_products, most_expensive
 
@@ -128,7 +129,7 @@ class Planner:
         recomputed_videos = videos - chunk
         results = cost.results if recomputed_videos > 0 else []
         self.plan = Plan(chunk, keep_products, most_expensive(results, max(left, 0) / max(recomputed_videos, 1)))
-        plan = self._adopt(least_of_all_processes(self.choice))
+        plan = self._adopt(_least_of_all_processes(self.choice))
         self._log_plan(plan, videos, cost.peak, budget, results, suffices=left >= 0)
         return plan
 
@@ -186,3 +187,12 @@ class Planner:
 def num_videos(episode: Episode) -> int:
     """Return the number of support and query videos of a task."""
     return episode.num_support + episode.num_query
+
+
+def _least_of_all_processes(choice: Any) -> Any:
+    """Return the `TwoPass` choice that needs the least memory among all processes. Every process must call this."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return choice
+    choices: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(choices, choice)
+    return min(choices, key=lambda candidate: (candidate["chunk"], len(candidate["kept"] or ())))

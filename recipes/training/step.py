@@ -24,8 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
 from dmgal.episodes import Episode, FewShotRecognizer
-from dmgal.episodes.two_pass.distributed import average_gradients
-from dmgal.episodes.two_pass.two_pass import TwoPass
+from dmgal.episodes.two_pass.two_pass import TwoPass, average_gradients
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import freeze_batch_norm
 from dmgal.recipes.run.config import Recipe

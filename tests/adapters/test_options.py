@@ -107,7 +107,7 @@ def test_unknown_block_parts_are_refused_by_adapters_that_need_them():
 def _without_parts(model: nn.Module):
     from dataclasses import replace
 
-    from dmgal.backbones.finding import find_spec
+    from dmgal.backbones.families import find_spec
 
     return replace(find_spec(model), parts=BlockParts(attention_norm="norm1"), attend=None)
 

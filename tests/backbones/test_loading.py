@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from tiny_backbones import TINY_BACKBONES, of_transformers_whole, root
 
 from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
-from dmgal.backbones.hub import require_hub
+from dmgal.backbones.spec import require_hub
 from dmgal.errors import DmgalError
 
 SAVED_BY_TRANSFORMERS = (

@@ -7,8 +7,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from dmgal.episodes.two_pass import distributed as module
-from dmgal.episodes.two_pass.distributed import average_gradients
+from dmgal.episodes.two_pass import two_pass as module
+from dmgal.episodes.two_pass.two_pass import average_gradients
 
 
 def parameters():

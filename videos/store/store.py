@@ -168,7 +168,7 @@ class StoredClips(_StoredPart):
         """
         record = self._record(video)
         block = self._block(record).copy()
-        if xxh3_64_intdigest(block) != record.checksum:
+        if xxh3_64_intdigest(block.data) != record.checksum:
             raise self._damaged(video)
         return torch.from_numpy(block).view(self.content.shape)
 
