@@ -10,9 +10,8 @@ way. Writes ``bench/results/adapters.json``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from dmgal.adapters.dmgal import SmgaAdapter
 from dmgal.adapters.motion import BottleneckShape
 from dmgal.adapters.st_adapter import STAdapter, STAdapterShape
 from dmgal.backbones import FrameEncoder, load_backbone
-from dmgal.bench.measuring import extra_percent, hardware, median_with_interval, paired_seconds
+from dmgal.bench.measuring import conditions, extra_percent, median_with_interval, paired_seconds, write_report
 
 BACKBONE = "open_clip:ViT-B-16"
 WIDTH, DEPTH, FRAMES, PREFIX, GRID = 768, 12, 8, 1, (14, 14)
@@ -183,15 +182,13 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad():
         report: dict[str, Any] = {
             "what": "cost of adapters on ViT-B/16, added to the frozen blocks; paired medians with 95 % intervals",
-            "hardware": hardware(),
-            "options": {name: value for name, value in asdict(options).items() if name != "out"},
+            **conditions(options),
             "adapters": adapter_costs(options),
             "wanted_of_smga_at_most": WANTED_OF_SMGA,
         }
         if options.encoder_rounds:
             report["frame_encoder_over_bare_backbone"] = encoder_cost(options)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import statistics
 import string
 import subprocess
@@ -25,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from dmgal.bench.measuring import hardware
+from dmgal.bench.measuring import hardware, process_bytes, write_report
 from dmgal.episodes import EpisodeSampler
+from dmgal.recipes.run import folder as run_folder
 from dmgal.videos import VideoCatalog
 from dmgal.videos.check_log import CheckLog
 from dmgal.videos.checking import CheckedVideo
@@ -129,11 +129,8 @@ MEASUREMENTS = {work.__name__: work for work in (nothing, from_csv, from_folders
 
 def peak_memory_mb() -> float:
     """Return the peak memory of this process. On Linux only ``VmHWM`` excludes the parent's memory."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.is_file() else []
-    peaks = [int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")]
-    in_units = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return peaks[0] if peaks else in_units
+    peak = process_bytes("VmHWM")
+    return run_folder.peak_memory_mb() if peak is None else peak / 2**20
 
 
 def _in_process(name: str, folder: Path) -> dict[str, Any]:
@@ -161,14 +158,8 @@ def main() -> None:
         for share in ("resume_tenth", "resume_all"):
             _in_process(share, folder)  # writes the logs
         results = {what: _in_process(what, folder) for what in MEASUREMENTS}
-    report = {
-        "hardware": hardware(),
-        "videos": options.videos,
-        "classes": CLASSES,
-        "results": results,
-    }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    report = {"hardware": hardware(), "videos": options.videos, "classes": CLASSES, "results": results}
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from dmgal.bench.barcode_clips import KINDS, NUM_FRAMES, ClipKind, read_barcode, write_clip
-from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds
+from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds, write_report
 from dmgal.videos.decoding.clip import uniform_frames
 from dmgal.videos.decoding.packets import PacketIndex, PacketStream
 from dmgal.videos.decoding.video import read_clip
@@ -238,7 +238,7 @@ def main() -> None:
         "speed": speed,
         "wrong_frames": wrong,
     }
-    OUT.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, OUT, show=False)
     print(json.dumps(report["speed"], indent=2))
     for name, row in wrong.items():
         print(name, *(f"{reader}: {counts}" for reader, counts in row.items()), sep="\n    ")

@@ -37,7 +37,7 @@ from xxhash import xxh3_64_hexdigest
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
-from dmgal.bench.measuring import hardware, median_with_interval
+from dmgal.bench.measuring import hardware, median_with_interval, write_report
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate
 from dmgal.episodes.evaluation.accuracy import TASKS_AT_A_TIME
@@ -342,8 +342,7 @@ def main() -> None:
     if options.moving_shapes:
         with tempfile.TemporaryDirectory() as folder:
             report["moving_shapes"] = moving_shapes(Path(folder), options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+    write_report(report, options.out, show=False)
 
 
 if __name__ == "__main__":

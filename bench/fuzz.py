@@ -32,7 +32,7 @@ from pathlib import Path
 import PIL.Image
 
 from dmgal.bench.barcode_clips import KINDS, barcode, write_clip
-from dmgal.bench.measuring import hardware
+from dmgal.bench.measuring import hardware, write_report
 from dmgal.videos.decoding.base import VideoError
 from dmgal.videos.decoding.clip import uniform_frames
 from dmgal.videos.decoding.video import probe_video, read_clip
@@ -251,9 +251,7 @@ def main() -> None:
         "by_source": {source: dict(counts) for source, counts in sorted(findings.outcomes.items())},
         "failures": findings.failures,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, options.out)
     sys.exit(1 if findings.failures else 0)
 
 

@@ -12,10 +12,8 @@ validation classes, which are also reported. The novel classes were evaluated on
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
-from dmgal.bench.measuring import hardware, median_with_interval
+from dmgal.bench.measuring import cpu_seconds, hardware, median_with_interval, write_report
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
@@ -193,13 +191,7 @@ def seconds() -> dict[str, Any]:
 
 def _round(encode: Callable[[], object], work: Mapping[str, Callable[[], object]]) -> tuple[float, dict[str, float]]:
     """Return CPU seconds of one encoding and of each comparison in the same round."""
-    return _cpu_seconds(encode), {name: _cpu_seconds(compare) for name, compare in work.items()}
-
-
-def _cpu_seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+    return cpu_seconds(encode), {name: cpu_seconds(compare) for name, compare in work.items()}
 
 
 @torch.no_grad()
@@ -253,9 +245,7 @@ def main() -> None:
     parser.add_argument("--time", action="store_true", help="measure the times instead")
     options = parser.parse_args()
     result = seconds() if options.time else report(trained(options.run, options.data))
-    path = RESULTS / ("gallery_time.json" if options.time else "gallery.json")
-    path.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result, indent=2))
+    write_report(result, RESULTS / ("gallery_time.json" if options.time else "gallery.json"))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ and clips of the evaluation are in CPU memory. Copying them is timed separately.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmgal.bench.measuring import hardware, median_with_interval
+from dmgal.bench.measuring import conditions, median_with_interval, seconds, write_report
 from dmgal.bench.memory import WAYS, loss, recognizer, task
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos, evaluate
@@ -94,10 +92,10 @@ def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dic
         step()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    seconds = [_seconds(step, device) for _ in range(options.rounds)]
-    rate = teraflops / statistics.median(seconds)
+    times = [seconds(step, device) for _ in range(options.rounds)]
+    rate = teraflops / statistics.median(times)
     return {
-        "milliseconds": median_with_interval([1000 * value for value in seconds]),
+        "milliseconds": median_with_interval([1000 * value for value in times]),
         "floor_milliseconds": round(1000 * teraflops / options.peak_tflops, 2),
         "teraflop_per_step": round(teraflops, 6),
         "teraflop_per_second": round(rate, 1),
@@ -126,20 +124,10 @@ def evaluation(options: Options, model: FewShotRecognizer, shots: int) -> dict[s
         done = time.perf_counter()
     return {
         "encoding_seconds": round(encoded - start, 2),
-        "copying_alone_seconds": round(_seconds(copy, device), 2),
+        "copying_alone_seconds": round(seconds(copy, device), 2),
         "episodes_seconds": round(done - encoded, 2),
         "seconds": round(done - start, 2),
     }
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,14 +138,12 @@ def main(argv: list[str] | None = None) -> None:
     report: dict[str, Any] = {
         "what": "DMGAL-Adapters on a frozen ViT-B/16 in bf16, data excluded",
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu: a dry run",
-        "hardware": hardware(),
-        "options": {name: value for name, value in asdict(options).items() if name != "out"},
+        **conditions(options),
         "training_step": {f"{shots}_shot": training_step(options, model, shots) for shots in options.shots},
         "evaluation": {f"{shots}_shot": evaluation(options, model, shots) for shots in options.shots},
         "wanted": WANTED,
     }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,10 @@ that fit the cache. Extra memory is the peak above the inputs, measured in one p
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +27,14 @@ from dmgal.adapters.dmgal import CmgaAdapter
 from dmgal.adapters.mga import CrossMotionGuidedAttention
 from dmgal.adapters.motion import MAP_ENTRIES_IN_CACHE, Motion, motion_attention
 from dmgal.backbones.state import VideoState
-from dmgal.bench.measuring import Work, hardware, median_with_interval, paired_seconds
+from dmgal.bench.measuring import (
+    Work,
+    conditions,
+    median_with_interval,
+    paired_seconds,
+    peak_extra_bytes,
+    write_report,
+)
 from dmgal.episodes.heads.m2acl import tuple_contrast, tuple_distances
 
 QUERIES, SUPPORTS, FRAMES = 5, 25, 8
@@ -260,18 +266,8 @@ def _peak_above_inputs_mb(name: str, form: str, seed: int) -> float | None:
     work = getattr(KERNELS[name](), form)
     small = torch.ones(1, 8, 8)
     torch.softmax(torch.bmm(small, small), dim=2)  # warm-up: libraries allocate at their first call
-    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
-    if not reset.exists():
-        return None
-    reset.write_text("5")  # reset the peak to the current memory
-    before = _memory_mb(status, "VmRSS")
-    work()
-    return round(_memory_mb(status, "VmHWM") - before, 1)
-
-
-def _memory_mb(status: Path, field: str) -> float:
-    line = next(line for line in status.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
+    extra = peak_extra_bytes(work)
+    return None if extra is None else round(extra / 2**20, 1)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -282,12 +278,10 @@ def main(argv: list[str] | None = None) -> None:
     report: dict[str, Any] = {
         "what": "CPU time and extra memory of kernels, ours against the authors' forms; paired medians, 95 % intervals",
         "sizes": f"{QUERIES} queries, {SUPPORTS} supports, {FRAMES} frames; adapter {ADAPTER}, full width {FULL_WIDTH}",
-        "hardware": hardware(),
-        "options": {name: value for name, value in asdict(options).items() if name != "out"},
+        **conditions(options),
         "kernels": {name: measure(name, options) for name in names},
     }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

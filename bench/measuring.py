@@ -1,12 +1,14 @@
-"""Paired time measurements with confidence intervals, and a description of the machine."""
+"""Measurements of time and memory, paired and with confidence intervals, and reports that describe the machine."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ RESAMPLES = 2000
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """Names in Linux of x86 extensions for bf16 products: vectors twice as wide as float32, and tiles."""
 Work = Callable[[], object]
+CPU = torch.device("cpu")
 
 
 def paired_seconds(
@@ -39,9 +42,9 @@ def paired_seconds(
         generator.shuffle(names)
         for name in names:
             if generator.random() < 0.5:
-                one, other = _cpu_seconds(cases[name]), _cpu_seconds(base)
+                one, other = cpu_seconds(cases[name]), cpu_seconds(base)
             else:
-                other, one = _cpu_seconds(base), _cpu_seconds(cases[name])
+                other, one = cpu_seconds(base), cpu_seconds(cases[name])
             if counted:
                 pairs[name].append((one, other))
     return pairs
@@ -84,7 +87,52 @@ def _cpu_fields() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def _cpu_seconds(work: Work) -> float:
-    start = time.process_time()
+def conditions(options: Any) -> dict[str, Any]:
+    """Return the hardware, and the options of a command except for the path of its report."""
+    return {
+        "hardware": hardware(),
+        "options": {name: value for name, value in asdict(options).items() if name != "out"},
+    }
+
+
+def write_report(report: Mapping[str, Any], path: Path, show: bool = True) -> None:
+    """Write a report as JSON, and print it."""
+    text = json.dumps(report, indent=2)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+    if show:
+        print(text)
+
+
+def cpu_seconds(work: Work) -> float:
+    """Return the CPU time of one call, over all threads of the process."""
+    return seconds(work, clock=time.process_time)
+
+
+def seconds(work: Work, device: torch.device = CPU, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the time of one call, on a GPU until its work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = clock()
     work()
-    return time.process_time() - start
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return clock() - start
+
+
+def process_bytes(field: str) -> int | None:
+    """Return the current memory (``VmRSS``) or its peak (``VmHWM``), or None if the system does not report it."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), None)
+
+
+def peak_extra_bytes(work: Work) -> int | None:
+    """Return the peak memory of one call above the memory before it, or None if the system does not report it."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")  # reset the peak to the current memory
+    before = process_bytes("VmRSS") if reset.exists() else None
+    work()
+    peak = process_bytes("VmHWM")
+    return None if before is None or peak is None else peak - before

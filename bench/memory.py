@@ -13,42 +13,56 @@ training, and on a CPU one more step counts the tensors exactly. Medians over ro
 share of plain training's counted peak as their budget, as ``--train.memory-budget`` gives it.
 
 transformers' CLIP is measured: on a CPU open_clip's attention multiplies frozen weights one token at a time, for small
-chunks at half the speed of large batches, and that would be measured instead. The table for a card of 24 GB is
-reasoned, from what one video and one comparison take. Writes ``bench/results/memory.json``.
+chunks at half the speed of large batches, and that would be measured instead.
+
+The table of tasks that fit on a 24 GB GPU is estimated from one video and one comparison, counted over tensors on a
+CPU. It adds weights, gradients and AdamW's two moments to sums of
+
+    plain           videos * whole graph of one                               + comparison
+    checkpointed    videos * graph of one with checkpointed blocks            + comparison
+    two passes      videos * what is kept + chunk * whole graph of one        + comparison
+
+Kernels of a GPU keep somewhat other things, so a table measured there (``--device cuda --card-gb 24``) comes before
+this one. Writes ``bench/results/memory.json``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 import tyro
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from dmgal.backbones import FrameEncoder, use_memory_efficient_gelu
-from dmgal.bench.measuring import hardware
-from dmgal.bench.memory_table import reasoned_table
+from dmgal.backbones import FrameEncoder, VideoState, use_memory_efficient_gelu
+from dmgal.bench.measuring import CPU, Work, conditions, cpu_seconds, peak_extra_bytes, seconds, write_report
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
-from dmgal.episodes.two_pass.memory import LiveBytes
+from dmgal.episodes.two_pass.memory import LiveBytes, memory_of
+from dmgal.episodes.two_pass.recompute import keeping_products
 from dmgal.episodes.two_pass.two_pass import TwoPass
 from dmgal.errors import DmgalError
 
 WAYS = 5
 WANTED = {"memory_share_at_most": 0.2, "time_ratio_at_most": 1.25, "gradient_difference_at_most": 1e-5}
 SMALL_VIDEOS = 3
+CARD, CONTEXT = 24e9, 0.8e9
+"""Bytes of the GPU in the table, and the part of them that CUDA and its libraries use (an assumption)."""
+TABLE_IMAGE_SIZE, TABLE_FRAMES = 224, 8
 Trained = Literal["adapters", "everything"]
 Way = Literal["plain", "checkpointed", "two passes"]
 
@@ -67,7 +81,7 @@ class Options:
         rounds: fresh processes of each case; the median counts.
         precision: bf16 is autocast.
         card_gb: on a GPU, all that a process may have.
-        table: also the reasoned table, at 224 pixels and 8 frames whatever the rest is; a CPU takes a minute or two.
+        table: also the estimated table, at 224 pixels and 8 frames whatever the rest is; a CPU takes a minute or two.
     """
 
     shots: tuple[int, ...] = (5,)
@@ -109,12 +123,7 @@ def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: boo
 
     from dmgal.adapters import DmgalConfig
 
-    sizes: dict[str, Any] = {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-    }
+    sizes: Any = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     model: Any = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=image_size, patch_size=16))
     model.requires_grad_(trained == "everything")
     if trained == "adapters":
@@ -143,12 +152,9 @@ def loss(output: EpisodeOutput, episode: Episode) -> Tensor:
 
 def tasks(options: Options) -> Iterator[list[Case]]:
     """Yield the cases of each task. Plain training comes first, as the reference for gradients and memory."""
-    for trained in options.trained:
-        for shots in options.shots:
-            for queries in options.queries:
-                one = (trained, shots, queries)
-                in_two = [Case(*one, "two passes", share) for share in options.shares]
-                yield [Case(*one, "plain"), Case(*one, "checkpointed"), *in_two]
+    for one in itertools.product(options.trained, options.shots, options.queries):
+        in_two = [Case(*one, "two passes", share) for share in options.shares]
+        yield [Case(*one, "plain"), Case(*one, "checkpointed"), *in_two]
 
 
 def step_of(
@@ -189,12 +195,12 @@ def run_case(
         step = step_of(case, options, model, episode, budget)
         small_step(step, episode)
         model.zero_grad(set_to_none=True)
-        memory, seconds = _cost(lambda: step(episode), device)
+        memory, time_taken = _cost(lambda: step(episode), device)
         if first:
             save_file({n: p.grad.cpu() for n, p in model.named_parameters() if p.grad is not None}, _file(folder, case))
     except (torch.OutOfMemoryError, DmgalError):
         return {"out_of_memory": True}
-    result = {"peak_extra_mb": memory, "seconds": round(seconds, 3)}
+    result = {"peak_extra_mb": memory, "seconds": round(time_taken, 3)}
     if first and device.type == "cpu":
         model.zero_grad(set_to_none=True)
         with LiveBytes() as live:
@@ -210,30 +216,16 @@ def small_step(step: Callable[[Episode], object], episode: Episode) -> None:
     step(Episode(support, labels, episode.query[:1], labels[:1], ("a", "b")))
 
 
-def _cost(work: Callable[[], object], device: torch.device) -> tuple[float | None, float]:
+def _cost(work: Work, device: torch.device) -> tuple[float | None, float]:
     """Return the peak memory above the current one in MB (None if the system does not report it), and seconds."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
-        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1), seconds
-    reset = Path("/proc/self/clear_refs")
-    if reset.exists():
-        reset.write_text("5")  # reset the peak to the current memory
-    held = _status_mb("VmRSS") if reset.exists() else 0.0
-    start = time.process_time()
-    work()
-    seconds = time.process_time() - start
-    return (round(_status_mb("VmHWM") - held, 1) if reset.exists() else None), seconds
-
-
-def _status_mb(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024 / 1e6
+        time_taken = seconds(work, device)
+        return round((torch.cuda.max_memory_allocated(device) - before) / 1e6, 1), time_taken
+    times: list[float] = []
+    extra = peak_extra_bytes(lambda: times.append(cpu_seconds(work)))
+    return None if extra is None else round(extra / 1e6, 1), times[0]
 
 
 def _file(folder: Path, case: Case) -> Path:
@@ -268,9 +260,8 @@ def measured(options: Options) -> list[dict[str, Any]]:
                 row = {**asdict(case), "videos": case.videos, **result}
                 if case.way != "plain" and "out_of_memory" not in plain and "out_of_memory" not in result:
                     row |= _beside(result, plain)
-                    row["gradient_difference"] = gradient_difference(
-                        _file(Path(name), case), _file(Path(name), ways[0])
-                    )
+                    files = (_file(Path(name), one) for one in (case, ways[0]))
+                    row["gradient_difference"] = gradient_difference(*files)
                 rows.append(row)
     return rows
 
@@ -303,21 +294,97 @@ def _beside(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def estimated_table() -> list[dict[str, Any]]:
+    """Return one row for each combination of trained part, precision and task, at 224 pixels and 8 frames."""
+    rows = []
+    for trained in get_args(Trained):
+        plain, checkpointed = (recognizer(trained, TABLE_IMAGE_SIZE, TABLE_FRAMES, blocks) for blocks in (False, True))
+        for precision in ("float32", "bf16"):
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                videos = task(1, 1, TABLE_IMAGE_SIZE, TABLE_FRAMES).support[:1]
+                sizes = {
+                    "graph": memory_of(partial(_there_and_back, plain, videos), CPU).peak,
+                    "checkpointed": memory_of(partial(_there_and_back, checkpointed, videos), CPU).peak,
+                    "kept": memory_of(partial(_kept, plain, videos), CPU).held,
+                }
+                state = plain.encode(videos)
+            for shots, queries in itertools.product((1, 5), (1, 5)):
+                comparison = _comparison(plain, state, task(shots, queries, 16, 1), precision)
+                what = {"trained": trained, "precision": precision, "shots": shots, "queries": queries}
+                rows.append(what | _row(sizes, comparison, _fixed(plain), WAYS * (shots + queries)))
+    return rows
+
+
+def _row(sizes: dict[str, int], comparison: int, fixed: int, videos: int) -> dict[str, Any]:
+    base = fixed + comparison + CONTEXT
+    one_pass = {"plain": base + videos * sizes["graph"], "checkpointed": base + videos * sizes["checkpointed"]}
+    two_passes = base + videos * sizes["kept"]
+    return {
+        "videos": videos,
+        "gb": {
+            **{name: round(total / 1e9, 1) for name, total in one_pass.items()},
+            "two_passes_chunk_1": round((two_passes + sizes["graph"]) / 1e9, 1),
+            "two_passes_chunk_5": round((two_passes + min(5, videos) * sizes["graph"]) / 1e9, 1),
+        },
+        "fits_in_24_gb": {name: total <= CARD for name, total in one_pass.items()},
+        "largest_chunk_in_24_gb": max(0, int(min(videos, (CARD - two_passes) // sizes["graph"]))),
+        "mb": {
+            "of_a_video": {name: round(size / 1e6, 1) for name, size in sizes.items()},
+            "comparison": round(comparison / 1e6, 1),
+            "weights_gradients_moments": round(fixed / 1e6, 1),
+        },
+    }
+
+
+def _there_and_back(model: FewShotRecognizer, videos: Tensor) -> None:
+    state = [tensor for tensor in model.encode(videos).values() if tensor.requires_grad]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    torch.autograd.grad(state, trained, [torch.ones_like(tensor) for tensor in state], allow_unused=True)
+
+
+def _kept(model: FewShotRecognizer, videos: Tensor) -> VideoState:
+    return checkpoint(model.encode, videos, use_reentrant=False, context_fn=keeping_products)  # type: ignore[no-any-return]
+
+
+def _comparison(model: FewShotRecognizer, state: VideoState, episode: Episode, precision: str) -> int:
+    """Return the bytes of a comparison of identical videos. The episode's own videos are not used."""
+
+    def repeated(count: int) -> VideoState:
+        copies = {n: t.detach().expand(count, *t.shape[1:]).clone() for n, t in state.items()}
+        return VideoState({n: copy.requires_grad_(state[n].requires_grad) for n, copy in copies.items()})
+
+    parts = [repeated(count) for count in (episode.num_support, episode.num_query)]
+
+    def there_and_back() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            output = model.compare(parts[0], episode.support_labels, parts[1])
+        leaves = [tensor for part in parts for tensor in part.values() if tensor.requires_grad]
+        torch.autograd.grad(loss(output, episode), leaves, allow_unused=True)
+
+    states = sum(tensor.nbytes for part in parts for tensor in part.values())
+    return memory_of(there_and_back, CPU).peak + states
+
+
+def _fixed(model: FewShotRecognizer) -> int:
+    """Return the bytes of weights, gradients and AdamW's two moments."""
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights + 3 * sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(options.threads)
     report: dict[str, Any] = {
         "what": "memory above what is held before, and time, of one training step on ViT-B/16 with random weights",
-        "hardware": hardware()
-        | ({"gpu": torch.cuda.get_device_name(options.device)} if "cuda" in options.device else {}),
-        "options": {name: value for name, value in asdict(options).items() if name != "out"},
-        "wanted_at_5_shots": WANTED,
-        "measured": measured(options),
+        **conditions(options),
     }
+    if "cuda" in options.device:
+        report["hardware"]["gpu"] = torch.cuda.get_device_name(options.device)
+    report |= {"wanted_at_5_shots": WANTED, "measured": measured(options)}
     if options.table:
-        report["reasoned_for_24_gb"] = reasoned_table(recognizer, task, loss)
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
+        report["reasoned_for_24_gb"] = estimated_table()
+    write_report(report, options.out, show=False)
     print(json.dumps(report.get("reasoned_for_24_gb"), indent=2))
 
 

@@ -24,11 +24,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import tyro
 from scipy import stats
 from torch import Tensor
 
 from dmgal.backbones import tiny_clip
-from dmgal.bench.measuring import hardware
+from dmgal.bench.measuring import hardware, write_report
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.moving_shapes.clips import MEDIAN_SIZE, MovingShapes
 from dmgal.videos.moving_shapes.drawing import Poses, draw, random_appearance
@@ -216,8 +217,6 @@ def _percent(share: float) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Check, write and print the report."""
-    import tyro
-
     options = tyro.cli(Options, args=argv, description=__doc__)
     with tempfile.TemporaryDirectory() as folder:
         measured = check(options, Path(folder))
@@ -228,9 +227,7 @@ def main(argv: list[str] | None = None) -> None:
         **hardware(),
         **measured,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    write_report(result, options.out)
 
 
 if __name__ == "__main__":

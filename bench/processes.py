@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from dmgal.bench.measuring import hardware
+from dmgal.bench.measuring import hardware, write_report
 from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 
 PROCESSES = (1, 2, 4)
@@ -76,8 +76,7 @@ def main(argv: list[str] | None = None) -> None:
         "differences": {precision: differences(options, precision) for precision in WANTED},
         "wanted": WANTED,
     }
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ quartiles. Writes ``bench/results/task_batching.json``.
 
 from __future__ import annotations
 
-import json
 import statistics
-import time
-from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmgal.adapters import DmgalConfig
 from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
+from dmgal.bench.measuring import seconds, write_report
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.heads import BiMHM
 
@@ -76,7 +75,7 @@ def batching() -> dict[str, Any]:
     report: dict[str, Any] = {"threads": torch.get_num_threads()}
     for count in (1, 2, 4):
         tasks = [random_task(seed) for seed in range(count)]
-        rounds = [(seconds(apart, tasks), seconds(together, tasks)) for _ in range(ROUNDS + 2)][2:]
+        rounds = [(seconds(partial(apart, tasks)), seconds(partial(together, tasks))) for _ in range(ROUNDS + 2)][2:]
         low, middle, high = statistics.quantiles([one / other for one, other in rounds], n=4)
         report[f"{count}_tasks"] = {
             "apart_over_together": {"median": round(middle, 3), "quartiles": [round(low, 3), round(high, 3)]},
@@ -93,20 +92,11 @@ def random_task(seed: int) -> Episode:
     return Episode(videos[:5], labels, videos[5:], labels.repeat_interleave(2), tuple("abcde"))
 
 
-def seconds(work: Callable[[list[Episode]], None], tasks: list[Episode]) -> float:
-    """Return the seconds of one call."""
-    start = time.perf_counter()
-    work(tasks)
-    return time.perf_counter() - start
-
-
 def main(what: tyro.conf.Positional[Literal["operations", "batching"]]) -> None:
     """Measure and write the report."""
     report: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__}
     report |= operations() if what == "operations" else batching()
-    out = RESULTS / {"operations": "step_cost.json", "batching": "task_batching.json"}[what]
-    out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, RESULTS / {"operations": "step_cost.json", "batching": "task_batching.json"}[what])
 
 
 if __name__ == "__main__":

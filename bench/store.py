@@ -10,7 +10,6 @@ Writes ``bench/results/store.json``.
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds
+from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds, write_report
 from dmgal.videos import VideoCatalog
 from dmgal.videos.decoding.clip import TestTransform, TrainTransform, uniform_frames
 from dmgal.videos.decoding.video import read_clip
@@ -138,8 +137,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         report = {**hardware(), "decord": decord.__version__, "av": av.__version__, **measure(Path(folder))}
-    OUT.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, OUT)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +34,7 @@ import tyro
 
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.bench import memory
-from dmgal.bench.measuring import hardware, median_with_interval
+from dmgal.bench.measuring import cpu_seconds, hardware, median_with_interval, process_bytes, seconds, write_report
 from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos, evaluate, paired_difference
 from dmgal.episodes.heads import BiMHM
@@ -174,8 +173,8 @@ def measure_case(options: Options) -> dict[str, float]:
         for block in model.encoder._blocks():  # type: ignore[attr-defined]
             block.compile()
         step()
-    seconds = [_seconds(step, device, options.threads) for _ in range(options.steps)]
-    result = {"seconds": statistics.median(seconds), "peak_mb": _peak_mb(device) - before}
+    times = [_seconds(step, device, options.threads) for _ in range(options.steps)]
+    result = {"seconds": statistics.median(times), "peak_mb": _peak_mb(device) - before}
     if options.case in ENCODING:
         model.eval()
 
@@ -192,12 +191,8 @@ def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[s
     found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for _ in range(options.rounds):
         for name in found:
-            words = [
-                sys.executable,
-                "-m",
-                "dmgal.bench.training",
-                *_flags(replace(options, part="one case", case=name)),
-            ]
+            flags = _flags(replace(options, part="one case", case=name))
+            words = [sys.executable, "-m", "dmgal.bench.training", *flags]
             printed = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout
             found[name].append(json.loads(printed.splitlines()[-1]))
             print(name, found[name][-1], flush=True)
@@ -253,11 +248,7 @@ def _held_mb(device: torch.device) -> float:
     """Return the current memory, on a CPU that of the full process."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) / 1e6
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return 0.0
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024 / 1e6
+    return (process_bytes("VmRSS") or 0) / 1e6
 
 
 def _peak_mb(device: torch.device) -> float:
@@ -269,14 +260,7 @@ def _peak_mb(device: torch.device) -> float:
 
 def _seconds(work: Callable[[], None], device: torch.device, threads: int) -> float:
     """Return CPU time per thread, which excludes other processes, or wall time on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
-    start = clock()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (clock() - start) / (threads if device.type == "cpu" else 1)
+    return cpu_seconds(work) / threads if device.type == "cpu" else seconds(work, device)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -300,8 +284,7 @@ def main(argv: list[str] | None = None) -> None:
         assert options.run is not None, "--part accuracy needs --run"
         found = accuracy_in_bf16(options.run, options.videos, options.episodes, options.device)
         report["accuracy_in_bf16"] = {"hardware": hardware(), **found}
-    options.out.write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from small_models import small_recognizer
 
-from dmgal.bench import memory, memory_table
+from dmgal.bench import memory
 
 
 def test_every_case_is_measured_and_has_the_plain_gradients(monkeypatch, tmp_path):
@@ -36,8 +36,9 @@ def test_medians_over_rounds():
 
 
 def test_the_reasoned_table(monkeypatch):
-    monkeypatch.setattr(memory_table, "IMAGE_SIZE", 48)
-    rows = memory_table.reasoned_table(small_recognizer, memory.task, memory.loss)
+    monkeypatch.setattr(memory, "TABLE_IMAGE_SIZE", 48)
+    monkeypatch.setattr(memory, "recognizer", small_recognizer)
+    rows = memory.estimated_table()
     assert len(rows) == 2 * 2 * 4
     for row in rows:
         gb, sizes = row["gb"], row["mb"]["of_a_video"]
@@ -49,7 +50,7 @@ def test_the_reasoned_table(monkeypatch):
 
 def test_a_task_that_does_not_fit_is_said_to(monkeypatch):
     sizes = {"graph": 1_000_000_000, "checkpointed": 100_000_000, "kept": 50_000_000}
-    row = memory_table._row(sizes, comparison=0, fixed=0, videos=50)
+    row = memory._row(sizes, comparison=0, fixed=0, videos=50)
     assert row["gb"] == {"plain": 50.8, "checkpointed": 5.8, "two_passes_chunk_1": 4.3, "two_passes_chunk_5": 8.3}
     assert row["fits_in_24_gb"] == {"plain": False, "checkpointed": True}
     assert row["largest_chunk_in_24_gb"] == 20  # (24 - 0.8 - 50 * 0.05) / 1, rounded down
