@@ -19,10 +19,7 @@ from torch.autograd.function import once_differentiable
 def recomputed(work: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return ``work(inputs)`` without saving its intermediate results.
 
-    Args:
-        work: deterministic function.
-        inputs: its only input besides parameters.
-        parameters: all parameters that ``work`` reads.
+    The function is deterministic and reads nothing else than its input and these parameters.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler chooses what it saves
         return work(inputs)

@@ -79,19 +79,13 @@ class BlockAdapterConfig(PeftConfig):
         super().save_pretrained(save_directory, **kwargs)
         write_model_card(save_directory, self)
 
-    def check_whole_number(self, name: str, least: int, most: int | None = None) -> None:
-        """Raise DmgalError unless the option is an integer in ``[least, most]``, or None for options with a default."""
+    def check_whole_number(self, name: str, least: int) -> None:
+        """Raise DmgalError unless the option is an integer, at least ``least``, or None if it has a default."""
         value = getattr(self, name)
         if value is None and name != "num_frames":
             return
-        if (
-            not isinstance(value, int)
-            or isinstance(value, bool)
-            or value < least
-            or (most is not None and value > most)
-        ):
-            limits = f"at least {least}" if most is None else f"from {least} to {most}"
-            raise self.wrong(name, f"a whole number, {limits}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(name, f"a whole number, at least {least}")
 
     def check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         """Raise DmgalError unless the option is one of ``choices``."""
@@ -179,12 +173,7 @@ def _check_backbone(config: BlockAdapterConfig, spec: BackboneSpec, fingerprint:
     differing = [name for name, value in saved.items() if value is not None and value != getattr(spec, name)]
     received = [f"{name} {getattr(spec, name)}" for name in differing]
     expected = [f"{name} {saved[name]}" for name in differing]
-    if (
-        not differing
-        and config.fingerprint
-        and fingerprint
-        and not _fingerprints_match(config.fingerprint, fingerprint)
-    ):
+    if not differing and config.fingerprint and fingerprint and not _are_close(config.fingerprint, fingerprint):
         received = [f"a backbone with the same shape but other weights (fingerprint {fingerprint})"]
         expected = [f"fingerprint {config.fingerprint}"]
     if received:
@@ -196,7 +185,7 @@ def _check_backbone(config: BlockAdapterConfig, spec: BackboneSpec, fingerprint:
         )
 
 
-def _fingerprints_match(one: list[float], other: list[float]) -> bool:
+def _are_close(one: list[float], other: list[float]) -> bool:
     return all(math.isclose(a, b, rel_tol=FINGERPRINT_TOLERANCE) for a, b in zip(one, other, strict=True))
 
 

@@ -103,16 +103,10 @@ class SharedDropout(nn.Dropout):
 
 
 def sinusoidal_position_code(length: int, width: int, *, like: Tensor, scale: float = 0.1) -> Tensor:
-    """Return a fixed code per position with sines in even columns and cosines in odd ones.
+    """Return a fixed code per position, ``(length, width)``, with sines in even columns and cosines in odd ones.
 
-    Args:
-        length: number of positions.
-        width: number of columns, even or odd.
-        like: tensor with the device and dtype of the result.
-        scale: amplitude of the code, 0.1 in the released code of DMGAL, TRX and STRM.
-
-    Returns:
-        ``(length, width)``.
+    The width may be odd. The result has the device and dtype of ``like``. The amplitude ``scale`` is 0.1 in the
+    released code of DMGAL, TRX and STRM.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)  # bfloat16 cannot represent positions above 256 exactly
     positions = torch.arange(length, device=like.device, dtype=dtype)

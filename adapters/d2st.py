@@ -253,14 +253,9 @@ class DeformableAttention(nn.Module):
         return self.mixed(rearrange(attended, "v h (t n) c -> v t n (h c)", t=tokens.shape[1]))
 
     def points(self, queries: Tensor) -> Tensor:
-        """Return the sampling points of each group of channels.
+        """Return the sampling points ``(V, S, groups, 3)`` of each group of channels, from queries ``(V, T, N, a)``.
 
-        Args:
-            queries: ``(V, T, N, a)``.
-
-        Returns:
-            ``(V, S, groups, 3)``: time, height and width of ``S`` points, from -1 at the first frame, row or column to
-            1 at the last.
+        Time, height and width of a point are from -1 at the first frame, row or column to 1 at the last.
         """
         volume = patch_volume(queries, self.num_prefix_tokens, self.grid)
         size = self.window.points((volume.shape[2], volume.shape[3], volume.shape[4]))

@@ -170,15 +170,10 @@ class CmgaAdapter(MotionBottleneck):
             self.normalization = nn.LayerNorm(shape.motion_width)
 
     def prepare(self, tokens: Tensor, rows: slice) -> VideoState:
-        """Compute the per-video state of tokens ``(V, T, N, C)``.
+        """Compute the per-video state of tokens ``(V, T, N, C)``, of which later layers read the ``R`` in ``rows``.
 
-        Args:
-            tokens: ``(V, T, N, C)``.
-            rows: the ``R`` tokens that later layers read.
-
-        Returns:
-            ``tokens (V, T, R, C)`` and ``hidden (V, T, R, a)``, the per-video part of the result. With attention also
-            ``forward`` and ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, its queries or keys and values.
+        It has ``tokens (V, T, R, C)`` and ``hidden (V, T, R, a)``, the per-video part of the result. With attention
+        also ``forward`` and ``backward (V, T, N, d)`` and ``values (V, T, N, a)``, its queries or keys and values.
         """
         hidden = self.hidden(tokens)
         motion = self.motion(hidden) if self.shape.reads_motion else None

@@ -32,11 +32,6 @@ def call(adapter: nn.Module, tokens: Tensor) -> Tensor:
     return adapter(tokens)
 
 
-def always(adapter: nn.Module) -> bool:
-    """Return True for every adapter."""
-    return True
-
-
 class AdapterLayer(nn.Module, BaseTunerLayer):
     """The adapters of one block by name. The active ones change the tokens that pass through the block.
 
@@ -135,16 +130,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return []
         return [(name, self.adapters[name]) for name in self.active_adapters if name in self.adapters]
 
-    def through(self, tokens: Tensor, act: Act = call, acts: Acts = always) -> Tensor:
+    def through(self, tokens: Tensor, act: Act = call, acts: Acts | None = None) -> Tensor:
         """Apply all active adapters that ``acts`` selects to tokens in the block's layout.
 
         Args:
             tokens: ``(V*T, N, C)``, or ``(N, V*T, C)`` if the block is not batch first.
             act: applies one adapter to ``(V, T, N, C)``.
-            acts: selects adapters.
+            acts: selects adapters. None: all.
         """
         for name, adapter in self.active():
-            if not acts(adapter):
+            if acts is not None and not acts(adapter):
                 continue
             frames = tokens if self.spec.batch_first else tokens.transpose(0, 1)
             videos = self.layout.videos(frames, self._num_frames[name])
@@ -152,13 +147,13 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             tokens = result if self.spec.batch_first else result.transpose(0, 1)
         return tokens
 
-    def before(self, module: nn.Module, act: Act, acts: Acts = always) -> RemovableHandle:
+    def before(self, module: nn.Module, act: Act, acts: Acts | None = None) -> RemovableHandle:
         """Apply the adapters to the input of a part of the block."""
         # Partials of methods can be copied with the model, unlike closures.
         return module.register_forward_pre_hook(partial(self._enter_part, act, acts), with_kwargs=True)
 
     def _enter_part(
-        self, act: Act, acts: Acts, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts))
 
@@ -273,7 +268,7 @@ class _CallHooks:
         if requested_frames not in (None, num_frames):
             received = f"{requested_frames}, with videos of {num_frames} frames"
             raise _wrong_count("num_frames", received, "the number of frames of the videos")
-        self.layout.set_unknown(num_frames, num_support)
+        self.layout.set_values(num_frames, num_support)
         return args, kwargs
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -75,14 +75,7 @@ class MotionFeatures(nn.Module):
         initialize_convolutions(self)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the motion features of both directions.
-
-        Args:
-            features: ``(V,T,C,H,W)``.
-
-        Returns:
-            ``(2,V,T,C',H,W)``: forward motion, backward motion.
-        """
+        """Return forward and backward motion ``(2,V,T,C',H,W)`` of maps ``(V,T,C,H,W)``."""
         frames = check_patch_maps(features)[1]
         reduced = self.reduce_norm(self.reduce(rearrange(features, "v t c h w -> (v t) c h w")))
         aligned = self.align(reduced)
@@ -139,7 +132,7 @@ C_MGA_NAMES = {
     "gamma1": "gamma_values",
     "gamma2": "gamma_cross",
 }
-"""Our names of the parts of both modules, by their names in the released code."""
+"""Our names of the parts of both modules, by their names in the released code. Those of `TDSAM` equal S-MGA's."""
 
 
 class SelfMotionGuidedAttention(nn.Module):
@@ -209,14 +202,10 @@ class CrossMotionGuidedAttention(nn.Module):
         return self.relate(self.prepare(support), self.prepare(query))
 
     def prepare(self, features: Tensor) -> VideoState:
-        """Compute the per-video state.
+        """Compute the per-video state of maps ``(V,T,C,H,W)``.
 
-        Args:
-            features: ``(V,T,C,H,W)``.
-
-        Returns:
-            ``residual`` ``(V,T,C,H,W)``, the features without cross attention; ``motion`` ``(V,2,T,P,C')``, the motion
-            tokens forward and backward; ``values`` ``(V,T,P,C)``, the values of the attention to a support video.
+        It has ``residual`` ``(V,T,C,H,W)``, the features without cross attention; ``motion`` ``(V,2,T,P,C')``, the
+        motion tokens forward and backward; ``values`` ``(V,T,P,C)``, the values of the attention to a support video.
         """
         frames = check_patch_maps(features)[1]
         tokens = rearrange(self.motion(features), "d v t c h w -> d v t (h w) c")
@@ -326,5 +315,4 @@ class TDSAM(nn.Module):
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of M2ACL's released code."""
-        motion = {theirs: f"motion.{ours}" for theirs, ours in REFERENCE_NAMES.items()}
-        load_reference_state(self, state, {**motion, "conv": "values", "gamma": "gamma"})
+        load_reference_state(self, state, S_MGA_NAMES)

@@ -58,31 +58,28 @@ def _section(config: Any) -> str:
         for field in dataclasses.fields(config)
         if field.name not in _NOT_OPTIONS and getattr(config, field.name) is not None
     }
-    return "\n".join(
-        [
-            f"Method: {config.title}.",
-            "",
-            "| Backbone | |",
-            "| --- | --- |",
-            *(f"| {name} | {_text(getattr(config, name))} |" for name in _BACKBONE),
-            "",
-            "| Option | |",
-            "| --- | --- |",
-            *(f"| {name} | {_text(value)} |" for name, value in options.items()),
-            "",
-            "Made by:",
-            "",
-            f"    {config.command or 'unknown'}",
-            "",
-            "Load it into the same backbone:",
-            "",
-            "```python",
-            "import dmgal.adapters, peft",
-            "",
-            'model = peft.PeftModel.from_pretrained(backbone, "this folder")',
-            "```",
-        ]
-    )
+    return f"""Method: {config.title}.
+
+{_table("Backbone", {name: getattr(config, name) for name in _BACKBONE})}
+
+{_table("Option", options)}
+
+Made by:
+
+    {config.command or "unknown"}
+
+Load it into the same backbone:
+
+```python
+import dmgal.adapters, peft
+
+model = peft.PeftModel.from_pretrained(backbone, "this folder")
+```"""
+
+
+def _table(header: str, values: dict[str, Any]) -> str:
+    rows = (f"| {name} | {'unknown' if value is None else value} |" for name, value in values.items())
+    return "\n".join([f"| {header} | |", "| --- | --- |", *rows])
 
 
 def command_line() -> str:
@@ -104,7 +101,3 @@ def command_line() -> str:
 
 def _without_folders(word: str) -> str:
     return Path(word).name if Path(word).is_absolute() or word.startswith("~") else word
-
-
-def _text(value: object) -> str:
-    return "unknown" if value is None else str(value)

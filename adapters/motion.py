@@ -91,7 +91,15 @@ class MotionBottleneck(nn.Module):
         """Raise DmgalError unless tokens ``(V, T, N, C)`` have the shape and number of frames of this adapter."""
         rows, columns = self.shape.grid
         check_video_tokens(tokens, self.shape.width, self.shape.num_prefix_tokens + rows * columns)
-        self._check_frames(tokens.shape[1])
+        num_frames = tokens.shape[1]
+        if self.shape.temporal and num_frames != self.shape.num_frames:
+            raise DmgalError(
+                "An adapter with a temporal code accepts only the number of frames of its config.",
+                received=f"{num_frames} frames per video",
+                expected=f"{self.shape.num_frames} frames (num_frames of its DmgalConfig)",
+                remedy=f"Sample {self.shape.num_frames} frames, or create the adapter with num_frames={num_frames} "
+                "or temporal=False.",
+            )
 
     def activated(self, reduced: Tensor) -> Tensor:
         """Add the temporal code to the output of ``down`` and apply GELU."""
@@ -112,16 +120,6 @@ class MotionBottleneck(nn.Module):
     def back(self, hidden: Tensor, tokens: Tensor) -> Tensor:
         """Return ``tokens + up(hidden)``."""
         return add_change(self.up(hidden), tokens)
-
-    def _check_frames(self, num_frames: int) -> None:
-        if self.shape.temporal and num_frames != self.shape.num_frames:
-            raise DmgalError(
-                "An adapter with a temporal code accepts only the number of frames of its config.",
-                received=f"{num_frames} frames per video",
-                expected=f"{self.shape.num_frames} frames (num_frames of its DmgalConfig)",
-                remedy=f"Sample {self.shape.num_frames} frames, or create the adapter with num_frames={num_frames} "
-                "or temporal=False.",
-            )
 
     def signed_values(self, motion: Motion) -> Tensor | float:
         """Map signed motion to values with separate weights per direction, which make time reversal visible."""
@@ -176,17 +174,10 @@ def join_patches(prefix: Tensor, maps: Tensor) -> Tensor:
 
 
 def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
-    """Compute ``(softmax(f f'^T / sqrt(d)) + softmax(g g'^T / sqrt(d))) / 2 @ values``.
+    """Compute ``(softmax(f f'^T / sqrt(d)) + softmax(g g'^T / sqrt(d))) / 2 @ values``, ``(..., n, a)``.
 
-    The maps are averaged first, so that there is one product with the values.
-
-    Args:
-        queries: each ``(..., n, d)``.
-        keys: each ``(..., m, d)``.
-        values: ``(..., m, a)``.
-
-    Returns:
-        ``(..., n, a)``.
+    Queries are ``(..., n, d)`` each, keys ``(..., m, d)`` each, and values ``(..., m, a)``. The maps are averaged
+    first, so that there is one product with the values.
     """
     batch_dims_match = queries.forward.shape[:-2] == values.shape[:-2]
     if torch.is_grad_enabled() or values.device.type != "cpu" or not batch_dims_match:

@@ -140,8 +140,7 @@ class STAdapterConfig(BlockAdapterConfig):
     def complete(self, spec: BackboneSpec) -> None:
         if self.places == "attention+mlp" and (spec.parts is None or spec.parts.mlp_norm is None):
             raise self.unsupported_backbone(
-                "the norm before the MLP of its blocks is not known",
-                "Use places='attention', the 12-adapter form.",
+                "the norm before the MLP of its blocks is not known", "Use places='attention', the 12-adapter form."
             )
         self.blocks = self.block_indices("blocks", spec.num_blocks)
         self.bottleneck = self.bottleneck or max(1, spec.width // 2)

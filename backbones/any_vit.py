@@ -156,7 +156,6 @@ def _assemble(
     )
     spec = BackboneSpec(
         library="custom",
-        tower="",
         blocks=stack.path,
         num_blocks=stack.num_blocks,
         block_keys=stack.keys,

@@ -61,7 +61,6 @@ def _describe_tower(tower: Any) -> BackboneSpec | None:
     mean, std = _normalization(tower)
     return BackboneSpec(
         library="open_clip",
-        tower="",
         blocks="transformer.resblocks",
         num_blocks=len(tower.transformer.resblocks),
         width=tower.transformer.width,

@@ -49,7 +49,6 @@ class BackboneSpec:
     """
 
     library: str
-    tower: str
     blocks: str
     num_blocks: int
     width: int
@@ -75,6 +74,8 @@ class BackboneSpec:
     """Maps a block and any number of normed tokens, in its own layout, to the attention's output. None if unknown."""
     rotary: bool = False
     """True if the attention needs positions, so that it accepts only the tokens of a frame."""
+    tower: str = ""
+    """Path of the model that the other paths started from, before `inside`."""
     block_keys: tuple[str, ...] | None = None
     """Names of the blocks in their stack, or None if the names are their indices."""
 

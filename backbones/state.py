@@ -120,13 +120,11 @@ class Layout:
 
     def enter(self, num_frames: int | None = None, num_support: int | None = None) -> None:
         """Begin a call. A value of None is inherited from the outer call."""
-        outer_frames, outer_support = self._calls[-1] if self._calls else (None, None)
-        self._calls.append(
-            (outer_frames if num_frames is None else num_frames, outer_support if num_support is None else num_support)
-        )
+        self._calls.append(self._calls[-1] if self._calls else (None, None))
+        self.set_values(num_frames, num_support)
 
-    def set_unknown(self, num_frames: int | None, num_support: int | None) -> None:
-        """Set values of the current call that were unknown when it began."""
+    def set_values(self, num_frames: int | None, num_support: int | None) -> None:
+        """Set values of the current call. None leaves a value unchanged."""
         frames, support = self._calls[-1]
         self._calls[-1] = (
             frames if num_frames is None else num_frames,

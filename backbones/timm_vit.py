@@ -11,16 +11,7 @@ from ..errors import DmgalError
 from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
-_ATTRIBUTES = (
-    "patch_embed",
-    "_pos_embed",
-    "norm_pre",
-    "blocks",
-    "norm",
-    "forward_head",
-    "num_prefix_tokens",
-    "head",
-)
+_ATTRIBUTES = ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm", "forward_head", "num_prefix_tokens", "head")
 
 
 def load(name: str) -> Any:
@@ -69,7 +60,6 @@ def _describe(model: Any) -> BackboneSpec:
     is_pre_norm = all(type(block).__name__ in _PRE_NORM_BLOCKS for block in model.blocks)
     return BackboneSpec(
         library="timm",
-        tower="",
         blocks="blocks",
         num_blocks=len(model.blocks),
         width=model.embed_dim,

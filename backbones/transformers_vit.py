@@ -147,7 +147,6 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: dict[str, Any]) -> Ba
     mean, std = fill_normalization(kind.normalization, preprocessor.get("image_mean"), preprocessor.get("image_std"))
     return BackboneSpec(
         library="transformers",
-        tower="",
         blocks=kind.blocks,
         num_blocks=len(blocks),
         width=tower.config.hidden_size,

@@ -46,7 +46,7 @@ class TaskSampler(ABC):
         k_shot: support videos per class.
         n_query: query videos per class.
         num_episodes: length of the sampler.
-        seed: equal seeds give equal episodes.
+        seed: an episode depends on the seed and its index only.
         class_names: name of each class, for error messages.
     """
 
@@ -134,12 +134,9 @@ class EpisodeSampler(TaskSampler):
     """Episodes of ``n_way`` random classes with ``k_shot`` support and ``n_query`` query videos of each.
 
     Args:
-        labels: class of every video, ``(V,)``.
         n_way: number of classes per episode.
-        k_shot, n_query: support and query videos per class.
-        num_episodes: length of the sampler.
-        seed: an episode depends on the seed and its index only.
-        class_names: name of each class, for error messages.
+
+    The other arguments are those of `TaskSampler`.
 
     Raises:
         DmgalError: more ways than classes, or a class has fewer videos than shots + queries.
@@ -183,12 +180,9 @@ class ReversalSampler(TaskSampler):
 
     Args:
         pairs: classes that are time reversals of each other; a class is in at most one pair.
-        labels: class of every video, ``(V,)``.
-        k_shot, n_query: support and query videos per class.
         num_pairs: pairs per task, usually 1 or 2; a task has ``2 * num_pairs`` ways.
-        num_episodes: length of the sampler.
-        seed: an episode depends on the seed and its index only.
-        class_names: name of each class, for error messages.
+
+    The other arguments are those of `TaskSampler`.
 
     Raises:
         DmgalError: too few pairs, a class in two pairs, or a class has fewer videos than shots + queries.

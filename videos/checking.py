@@ -197,17 +197,13 @@ def _serve(connection: Connection, probe: Callable[[Path], VideoProbe]) -> None:
         connection.send(None)  # started
         while True:
             for path in connection.recv():
-                connection.send(_check(path, probe))
+                stamp_before = stamp(path)
+                connection.send(replace(_check(path, probe), stamp=stamp_before))
     except (EOFError, OSError):
         os._exit(0)
 
 
 def _check(path: Path, probe: Callable[[Path], VideoProbe]) -> CheckedVideo:
-    stamp_before = stamp(path)
-    return replace(_probe_safely(path, probe), stamp=stamp_before)
-
-
-def _probe_safely(path: Path, probe: Callable[[Path], VideoProbe]) -> CheckedVideo:
     try:
         properties = probe(path)
     except DmgalError as error:

@@ -155,9 +155,6 @@ def encode_videos(
         progress: if True, show a progress bar.
         worker_init_fn: passed on to `Loader`.
 
-    Returns:
-        The states of all videos.
-
     Raises:
         DmgalError: a state would depend on the other videos of its batch.
     """
@@ -260,12 +257,9 @@ class CompareTasks:
     dtype: torch.dtype | None
 
     def logits(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-        """Return the logits ``(E, Q, n_way)`` of tasks with the same labels.
+        """Return the logits ``(E, Q, n_way)`` of tasks with the same labels ``(S,)``.
 
-        Args:
-            support: indices of the support videos, ``(E, S)``.
-            labels: class of each support video, ``(S,)``.
-            query: indices of the query videos, ``(E, Q)``.
+        Tasks are indices of support videos ``(E, S)`` and query videos ``(E, Q)``.
         """
         support_layers = self.support_states.state, *(self.support_states.attended or ())
         bytes_per_task = support.shape[1] * sum(map(_bytes_per_video, support_layers))

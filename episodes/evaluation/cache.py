@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import DmgalError, differences, refuse_differences
-from ...files import atomic_write, exclusively, listed, printable
+from ...files import exclusively, listed, printable, read_json, write_text
 from ...parallel import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
@@ -369,14 +369,12 @@ def _seek_row(file: BinaryIO, index: int) -> int:
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(exist_ok=True)
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+    write_text(path, json.dumps(content))
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object, or an empty dictionary if there is no valid one."""
+    """Return a file's JSON object, or an empty dictionary if it cannot be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}

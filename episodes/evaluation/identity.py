@@ -25,9 +25,7 @@ def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
     There is one hash of all weights for the backbone, the adapters and the head each. ``settings`` is a hash of the
     modules' classes and plain attributes, which hold the options without weights.
 
-    Args:
-        recognizer: the recognizer to describe.
-        more: other inputs that shape the states: frames, transform, decoder, device.
+    ``more`` are other inputs that shape the states: frames, transform, decoder, device.
     """
     backbone, head = base_model(recognizer.encoder.backbone), recognizer.head
     weights = {name: tensor for name, tensor in recognizer.state_dict().items() if not _is_head(name)}

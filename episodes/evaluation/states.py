@@ -252,13 +252,9 @@ def pair_table(
 
 
 def look_up(table: Tensor, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
-    """Return the logits ``(E, Q, n_way)`` of many tasks.
+    """Return the logits ``(E, Q, n_way)`` of many tasks from a `pair_table` ``(V, V)``.
 
-    Args:
-        table: `pair_table`, ``(V, V)``.
-        support: indices of the support videos of ``E`` tasks, ``(E, S)``.
-        labels: ``(S,)``, the same for all tasks.
-        query: indices of the query videos, ``(E, Q)``.
+    Tasks are indices of support videos ``(E, S)`` and query videos ``(E, Q)``. Their labels ``(S,)`` are the same.
     """
     scores = table[rearrange(query, "e q -> e q 1"), rearrange(support, "e s -> e 1 s")]
     members = class_members(labels, len(labels)).to(scores.dtype)  # (S, n_way)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -92,18 +92,11 @@ def recognize_windows(
 def _recognize_in_batches(
     task: GalleryTask, windows: Iterable[Window], threshold: float | None, batch_size: int
 ) -> Iterator[tuple[Window, Recognition]]:
-    batch: list[Window] = []
-    for window in windows:
-        batch.append(window)
-        if len(batch) == batch_size:
-            yield from zip(batch, _recognize_batch(task, batch, threshold), strict=True)
-            batch.clear()
-    if batch:
-        yield from zip(batch, _recognize_batch(task, batch, threshold), strict=True)
-
-
-def _recognize_batch(task: GalleryTask, batch: list[Window], threshold: float | None) -> list[Recognition]:
-    return recognize_clips(task, torch.stack([window.clip for window in batch]), threshold)
+    remaining = iter(windows)
+    while batch := list(islice(remaining, batch_size)):
+        clips = torch.stack([window.clip for window in batch])
+        yield from zip(batch, recognize_clips(task, clips, threshold), strict=True)
+        batch.clear()  # before the next batch is read
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,13 +226,8 @@ def sliding_windows(
     """Yield the windows of a video in order, each as soon as it is complete.
 
     The rest at the end becomes a shorter window if it has at least half of its samples, or if it is the only window.
-    Its frames are spread over ``T`` like those of a short clip.
-
-    Args:
-        frames: all frames of the video, in order.
-        plan: positions of the windows.
-        num_frames: ``T``.
-        transform: converts ``(1, 3, H, W)`` to ``(1, 3, size, size)``, both uint8.
+    Its frames are spread over ``T`` like those of a short clip. ``frames`` are all frames of the video, in order. The
+    other arguments are those of `WindowCutter`.
     """
     cutter = WindowCutter(plan, num_frames, transform)
     for time, frame in frames:

@@ -120,11 +120,7 @@ class Rejection:
 
 
 def find_rejection(
-    task: GalleryTask,
-    views: PrecomputedStates,
-    view_clips: Tensor,
-    most: int = 200,
-    progress: bool = True,
+    task: GalleryTask, views: PrecomputedStates, view_clips: Tensor, most: int = 200, progress: bool = True
 ) -> Rejection:
     """Calibrate the threshold of a gallery.
 

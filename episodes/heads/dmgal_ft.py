@@ -49,13 +49,9 @@ class DmgalFT(nn.Module):
         self.matcher = BiMHM() if matcher is None else matcher
 
     def prepare(self, features: Tensor) -> VideoState:
-        """Return the state of each video for C-MGA.
+        """Return the state of each video for C-MGA, from patch maps ``(V,T,C,H,W)``.
 
-        Args:
-            features: patch maps ``(V,T,C,H,W)``.
-
-        Returns:
-            ``residual`` ``(V,T,C)``, ``motion`` ``(V,2,T,P,C')`` and ``values`` ``(V,T,P,C)``.
+        It has ``residual`` ``(V,T,C)``, ``motion`` ``(V,2,T,P,C')`` and ``values`` ``(V,T,P,C)``.
         """
         mixed = self.mixer(self.self_attention(features))
         return self.cross_attention.pool(self.cross_attention.prepare(mixed))

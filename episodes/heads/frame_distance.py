@@ -95,15 +95,9 @@ class FrameDistanceHead(nn.Module):
         return VideoState(frames=features, centered=center_frames(features))
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
-        """Return the logits of each query video for each class of the support.
+        """Return logits ``(Q,n_way)`` from prepared states of ``S`` and ``Q`` videos and support labels ``(S,)``.
 
-        Args:
-            support: prepared state of ``S`` videos.
-            labels: ``(S,)``, classes from 0 without gaps.
-            query: prepared state of ``Q`` videos.
-
-        Returns:
-            Logits ``(Q,n_way)``, float32 (float64 for float64 features); no losses.
+        The labels count from 0 without gaps. Logits are float32, or float64 for float64 features. There are no losses.
         """
         # Distances are small differences of large numbers, so autocast must stay off here.
         with torch.autocast(labels.device.type, enabled=False):
@@ -132,15 +126,9 @@ class FrameDistanceHead(nn.Module):
 
 
 def frame_distances(query: Tensor, support: Tensor, eps: float = 0.01) -> Tensor:
-    """Return ``1 - cosine`` of each query frame and each support frame.
+    """Return ``1 - cosine`` ``(Q,S,T,T')`` of each query frame ``(Q,T,D)`` and each support frame ``(S,T',D)``.
 
-    Args:
-        query: ``(Q,T,D)``.
-        support: ``(S,T',D)``.
-        eps: constant added to the product of norms. With 0, a frame of zeros has distance 1 to every frame.
-
-    Returns:
-        ``(Q,S,T,T')``.
+    The constant ``eps`` is added to the product of norms. With 0, a frame of zeros has distance 1 to every frame.
     """
     query_frames, support_frames = query.flatten(0, 1), support.flatten(0, 1)  # (Q*T,D), (S*T',D)
     products = query_frames @ support_frames.T
@@ -222,13 +210,9 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 def bi_mhm(frame_distances: Tensor) -> Tensor:
-    """Return ``sum_t min_s + sum_s min_t``: the distance of each frame to its nearest frame in the other video.
+    """Return ``sum_t min_s + sum_s min_t``, ``(...,T,T')`` to ``(...)``.
 
-    Args:
-        frame_distances: ``(...,T,T')``.
-
-    Returns:
-        ``(...)``.
+    This sums the distance of each frame to its nearest frame in the other video.
     """
     return frame_distances.amin(dim=-1).sum(dim=-1) + frame_distances.amin(dim=-2).sum(dim=-1)
 

@@ -59,14 +59,9 @@ class VideoRelation(nn.Module):
         nn.init.xavier_normal_(self.out.weight)
 
     def forward(self, support: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Relate each query alone with all support videos.
+        """Relate each query of ``(Q,D)`` alone with all support videos ``(S,D)``.
 
-        Args:
-            support: ``(S,D)``.
-            query: ``(Q,D)``.
-
-        Returns:
-            Support vectors for each query ``(Q,S,D)``, and query vectors ``(Q,D)``.
+        Return support vectors for each query ``(Q,S,D)``, and query vectors ``(Q,D)``.
         """
         tokens = _append_each_query(support, query)  # (Q,S+1,D)
         queries, keys, values = (

@@ -21,10 +21,8 @@ from ...adapters.mga import TDSAM
 from ...backbones.state import VideoState
 from ..episode import EpisodeOutput, TaskTargets
 from .frame_distance import at_least_float32, class_members
-from .trx import REFERENCE_IGNORED, TRX
+from .trx import REFERENCE_IGNORED, REFERENCE_NAMES, TRX
 from .tuples import TupleLinear, shots_of_classes
-
-_TUPLE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
 
 
 class TupleEmbedding(nn.Module):
@@ -126,7 +124,7 @@ class M2ACL(nn.Module):
         ignored, current_embeddings = [], {}
         for index, embedding in enumerate(self.embeddings):
             theirs, ours = f"transformers.{index}", f"matcher.projections.{index}"
-            names |= {f"{theirs}.{name}": f"{ours}.{our_name}" for name, our_name in _TUPLE_NAMES.items()}
+            names |= {f"{theirs}.{name}": f"{ours}.{our_name}" for name, our_name in REFERENCE_NAMES.items()}
             ignored += [f"{theirs}.{name}" for name in REFERENCE_IGNORED]
             names[f"tuple_classifiers.{index}.clsW"] = f"embeddings.{index}.linear"
             for name, tensor in embedding.state_dict().items():
@@ -143,12 +141,8 @@ def tuple_distances(query: Tensor, support: Tensor) -> Tensor:
 def largest_distances(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the distance of each query tuple to each class's farthest tuple, and that tuple's index.
 
-    Args:
-        distances: ``(Q,N,S,M)``.
-        labels: ``(S,)``, classes from 0 without gaps.
-
-    Returns:
-        Distances ``(Q,N,n_way)`` and indices among the ``S*M`` support tuples ``(Q,N,n_way)``.
+    Distances ``(Q,N,S,M)`` and labels ``(S,)``, which count from 0 without gaps, give distances ``(Q,N,n_way)`` and
+    indices among the ``S*M`` support tuples ``(Q,N,n_way)``.
     """
     shots, _, class_distances = _group_by_class(distances, labels)
     largest, index = class_distances.flatten(3).max(dim=-1)  # (Q,N,n_way), index among K*M

@@ -293,13 +293,9 @@ class MoLo(nn.Module):
 
 
 def frame_differences(frames: Tensor) -> Tensor:
-    """Return the difference of each normalized frame but the first to the previous frame.
+    """Return the difference of each frame but the first to the previous one, ``(V,T,3,h,w)`` to ``(V,T-1,3,h,w)``.
 
-    Args:
-        frames: ``(V,T,3,h,w)``; uint8 is normalized here, floating point is assumed to be normalized.
-
-    Returns:
-        ``(V,T-1,3,h,w)``, float32 (float64 for float64).
+    Frames of uint8 are normalized here, others have to be normalized. The result is float32 (float64 for float64).
     """
     values = frames / (255 * FRAME_STD) if frames.dtype == torch.uint8 else at_least_float32(frames)
     return values[:, 1:] - values[:, :-1]

@@ -10,7 +10,7 @@ from .frame_distance import Center, FrameDistanceHead, Shots
 
 
 def otam(frame_distances: Tensor, relaxation: float = 0.1) -> Tensor:
-    """Return the soft-minimum cost of aligning the frames along columns to the frames along rows, in one direction.
+    """Return the soft-minimum cost of aligning frames along columns to those along rows, ``(...,T,T')`` to ``(...)``.
 
     The matrix is padded with a column of zeros on both sides. The recurrence is
     ``R[t,s] = d[t,s] + softmin(R[t-1,s-1], R[t,s-1])`` with
@@ -19,12 +19,7 @@ def otam(frame_distances: Tensor, relaxation: float = 0.1) -> Tensor:
 
     Column s depends on column s-1 only, so all rows of a column and all pairs of videos are computed at once.
 
-    Args:
-        frame_distances: ``(...,T,T')``.
-        relaxation: smoothing lambda, 0.1 in OTAM and 0.5 in CLIP-FSAR.
-
-    Returns:
-        ``(...)``.
+    The ``relaxation`` is the smoothing lambda, 0.1 in OTAM and 0.5 in CLIP-FSAR.
     """
     if relaxation <= 0:
         raise DmgalError(

@@ -62,13 +62,9 @@ class SpatialCrossAttention(nn.Module):
             self.query_norm = nn.LayerNorm(width)
 
     def prepare(self, features: Tensor) -> VideoState:
-        """Return the attention inputs of each video.
+        """Return ``keys`` and ``values`` ``(V,T,P,D)`` of each video, from patch maps ``(V,T,C,H,W)``.
 
-        Args:
-            features: patch maps ``(V,T,C,H,W)``.
-
-        Returns:
-            ``keys`` and ``values`` ``(V,T,P,D)``; the paper's form also has ``queries``, the released form its keys.
+        The paper's form also has ``queries``. The released form uses its keys.
         """
         check_patch_maps(features)
         patches = _flatten_patches(features)

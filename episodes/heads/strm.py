@@ -156,17 +156,10 @@ class STRM(nn.Module):
 
 
 def nearest_tuple_distances(query: Tensor, support: Tensor, labels: Tensor) -> Tensor:
-    """Return the Euclidean distance to the nearest tuple of each class, averaged over a query's tuples.
+    """Return the Euclidean distance to the nearest tuple of each class, averaged over a query's tuples, ``(Q,n_way)``.
 
-    A matrix product finds the nearest tuples but rounds small distances, so their distances are then computed exactly.
-
-    Args:
-        query: ``(Q,N,E)``.
-        support: ``(S,N,E)``.
-        labels: ``(S,)``.
-
-    Returns:
-        ``(Q,n_way)``.
+    Query tuples are ``(Q,N,E)``, support tuples ``(S,N,E)`` and labels ``(S,)``. A matrix product finds the nearest
+    tuples but rounds small distances, so their distances are then computed exactly.
     """
     shots, is_shot = shots_of_classes(labels, len(support))  # (n_way,K)
     tokens = query.flatten(0, 1)  # (Q*N,E)

@@ -17,7 +17,7 @@ from ..episode import EpisodeOutput
 from .frame_distance import at_least_float32, check_frames
 from .tuples import TupleLinear, class_attention
 
-_REFERENCE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
+REFERENCE_NAMES = {"k_linear": "keys", "v_linear": "values", "norm_k": "key_norm"}
 REFERENCE_IGNORED = ("pe.pe", "norm_v.weight", "norm_v.bias", "v_linear.bias")
 """Released weights without effect: values are not normalized, and their bias cancels."""
 
@@ -102,7 +102,7 @@ class TRX(nn.Module):
         names = {
             f"{theirs}{name}": f"{ours}{our_name}"
             for theirs, ours in prefixes.items()
-            for name, our_name in _REFERENCE_NAMES.items()
+            for name, our_name in REFERENCE_NAMES.items()
         }
         ignored = [f"{theirs}{name}" for theirs in prefixes for name in REFERENCE_IGNORED]
         load_reference_state(self, state, names, ignored)
@@ -111,17 +111,9 @@ class TRX(nn.Module):
 def tuple_distances(
     query_keys: Tensor, query_values: Tensor, support_keys: Tensor, support_values: Tensor, labels: Tensor
 ) -> Tensor:
-    """Return each query's squared distance to the prototypes of each class, averaged over its tuples.
+    """Return each query's squared distance to the prototypes of each class, averaged over its tuples, ``(Q,n_way)``.
 
-    Args:
-        query_keys: ``(Q,N,width)``.
-        query_values: ``(Q,N,width)``.
-        support_keys: ``(S,N,width)``.
-        support_values: ``(S,N,width)``.
-        labels: ``(S,)``.
-
-    Returns:
-        ``(Q,n_way)``.
+    Keys and values of queries are ``(Q,N,width)``, those of the support ``(S,N,width)``, and labels ``(S,)``.
     """
     prototypes = class_attention(query_keys, support_keys, support_values, labels)  # (n_way,Q,N,width)
     return (query_values - prototypes).square().sum(dim=-1).mean(dim=-1).T

@@ -47,9 +47,8 @@ class TupleLinear(nn.Linear):
         tuples = frame_tuples(frames.shape[1], self.cardinality, frames.device)
         position_weights = self.weight.unflatten(1, (self.cardinality, -1)).unbind(dim=1)  # (out_features,C) each
         products = [nn.functional.linear(frames, weight) for weight in position_weights]  # (V,T,out_features) each
-        terms = [
-            product[:, frame_indices] for product, frame_indices in zip(products, tuples.T, strict=True)
-        ]  # (V,N,out_features)
+        # (V,N,out_features) each
+        terms = [product[:, frames_at] for product, frames_at in zip(products, tuples.T, strict=True)]
         summed = torch.stack(terms).sum(dim=0)
         return summed if self.bias is None else summed + self.bias
 
@@ -61,8 +60,7 @@ def class_attention(query: Tensor, keys: Tensor, values: Tensor, labels: Tensor)
 
     Args:
         query: ``(Q,N,D)``, tokens of the query videos.
-        keys: ``(S,M,D)``, tokens of the support videos.
-        values: ``(S,M,E)``.
+        keys, values: ``(S,M,D)`` and ``(S,M,E)``, tokens of the support videos.
         labels: ``(S,)``, classes from 0 without gaps.
 
     Returns:

@@ -109,11 +109,8 @@ def _count_operations(operator: Any, args: Any, kwargs: Any, outcome: Any) -> fl
 def count_frozen_blocks(encoder: Encoder, video: Tensor) -> int:
     """Return the number of first blocks whose results need no gradient. Zero if the encoder is no `FrameEncoder`.
 
-    Blocks that draw random numbers do not count, because skipping them would shift all later draws.
-
-    Args:
-        encoder: the encoder.
-        video: ``(1, T, 3, H, W)``, encoded up to the first block that does not count.
+    Blocks that draw random numbers do not count, because skipping them would shift all later draws. The video
+    ``(1, T, 3, H, W)`` is encoded up to the first block that does not count.
     """
     if not isinstance(encoder, FrameEncoder):
         return 0

@@ -169,9 +169,7 @@ class TwoPass:
                 remedy="Call requires_grad_(True) on the parameters to train.",
             )
         per_video: list[Any] = [self.recognizer.encoder]
-        if (
-            not self.recognizer.encoder.has_task_layer
-        ):  # After a task layer, the head gets all videos of a task at once.
+        if not self.recognizer.encoder.has_task_layer:  # after one, the head gets all videos of a task at once
             per_video.append(self.recognizer.head)
         modules = {name: module for part in per_video for name, module in part.named_modules()}
         norms = [name for name, module in modules.items() if isinstance(module, _BatchNorm) and _mixes_videos(module)]

@@ -194,11 +194,7 @@ class VideoCatalog:
         return self._select_classes(classes, (name,) * len(classes))
 
     def with_split(self, split_of: Mapping[str, str]) -> VideoCatalog:
-        """Return the classes that a mapping names, with their videos, in the splits that it assigns to them.
-
-        Args:
-            split_of: "train", "val" or "test" by class name.
-        """
+        """Return the classes that a mapping names, with their videos, in the split "train", "val" or "test" of each."""
         classes = [c for c, name in enumerate(self.class_names) if name in split_of]
         return self._select_classes(classes, tuple(split_of[self.class_names[c]] for c in classes))
 

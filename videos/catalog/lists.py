@@ -43,16 +43,15 @@ class ListFormat:
     pattern: re.Pattern[str]
 
 
-def _format(name: str, pattern: str) -> ListFormat:
-    return ListFormat(name, re.compile(pattern))
-
-
-FORMATS = (
-    _format("train0//path.avi", r"(?P<class_name>(?P<split>train|val|test)\d+)//+(?P<video>.+)"),
-    _format("train8/78687", r"(?P<video>(?P<class_name>(?P<split>train|val|test)\d+)/[^/].*)"),
-    _format("path n_frames label", r"(?P<video>.*[^\s,;])[\s,;]+\d+[\s,;]+(?P<label>\d+)"),
-    _format("path label", r"(?P<video>.*[^\s,;])[\s,;]+(?P<label>\d+)"),
-    _format("class/video", r"(?P<video>(?:(?P<split>train|val|test)/)?(?P<class_name>[^/]+)/[^/].*)"),
+FORMATS = tuple(
+    ListFormat(name, re.compile(pattern))
+    for name, pattern in {
+        "train0//path.avi": r"(?P<class_name>(?P<split>train|val|test)\d+)//+(?P<video>.+)",
+        "train8/78687": r"(?P<video>(?P<class_name>(?P<split>train|val|test)\d+)/[^/].*)",
+        "path n_frames label": r"(?P<video>.*[^\s,;])[\s,;]+\d+[\s,;]+(?P<label>\d+)",
+        "path label": r"(?P<video>.*[^\s,;])[\s,;]+(?P<label>\d+)",
+        "class/video": r"(?P<video>(?:(?P<split>train|val|test)/)?(?P<class_name>[^/]+)/[^/].*)",
+    }.items()
 )
 FORMAT_NAMES = tuple(entry.name for entry in FORMATS)
 

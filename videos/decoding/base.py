@@ -91,8 +91,7 @@ class VideoProbe:
     Attributes:
         num_frames: number of frames that decode, at least 1.
         codec: FFmpeg's name of the codec, such as ``h264``. For a folder or zip file of frames ``jpeg`` or ``png``.
-        width: of the frames as they are read (upright, with square pixels), in pixels.
-        height: of the frames as they are read, in pixels.
+        width, height: of the frames as they are read (upright, with square pixels), in pixels.
         rotation: counterclockwise rotation that turns the stored frames upright, in degrees.
         problem: the reason why only the first ``num_frames`` frames can be used, or None.
     """
@@ -163,8 +162,7 @@ def shown_size(width: int, height: int, aspect: Fraction | None) -> tuple[int, i
     """Return width and height with square pixels. The coarser side grows, so that no pixel is lost.
 
     Args:
-        width: of the stored frame.
-        height: of the stored frame.
+        width, height: of the stored frame.
         aspect: width over height of one stored pixel. None, 0 and implausible values count as 1.
     """
     if not aspect or not Fraction(1, MOST_ANAMORPHIC) <= aspect <= MOST_ANAMORPHIC:

@@ -126,11 +126,8 @@ class TestTransform:
     def __post_init__(self) -> None:
         _check_size(self.size)
         if self.resize is not None and not self.resize >= 1:
-            raise DmgalError(
-                "Cannot build a video transform.",
-                received=f"resize={self.resize}",
-                expected="resize at least 1, or None",
-                remedy="Use 1 or more: a crop fits in the frame.",
+            raise _invalid(
+                f"resize={self.resize}", "resize at least 1, or None", "Use 1 or more: a crop fits in the frame."
             )
 
     def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -163,19 +160,9 @@ class TrainTransform:
     def __post_init__(self) -> None:
         _check_size(self.size)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise DmgalError(
-                "Cannot build a video transform.",
-                received=f"scale={self.scale}",
-                expected="0 < smallest <= largest <= 1",
-                remedy="Give fractions of the frame's area.",
-            )
+            raise _invalid(f"scale={self.scale}", "0 < smallest <= largest <= 1", "Give fractions of the frame's area.")
         if not 0 <= self.color_jitter <= 1:
-            raise DmgalError(
-                "Cannot build a video transform.",
-                received=f"color_jitter={self.color_jitter}",
-                expected="from 0 to 1",
-                remedy="Use 0 for no jitter; 0.4 is strong.",
-            )
+            raise _invalid(f"color_jitter={self.color_jitter}", "from 0 to 1", "Use 0 for no jitter; 0.4 is strong.")
 
     def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``, with ``generator`` for all randomness."""
@@ -234,9 +221,8 @@ def _uniform(low: float, high: float, generator: torch.Generator) -> float:
 
 def _check_size(size: int) -> None:
     if size < 1:
-        raise DmgalError(
-            "Cannot build a video transform.",
-            received=f"size={size}",
-            expected="at least 1 pixel",
-            remedy="Use the backbone's input size.",
-        )
+        raise _invalid(f"size={size}", "at least 1 pixel", "Use the backbone's input size.")
+
+
+def _invalid(received: str, expected: str, remedy: str) -> DmgalError:
+    return DmgalError("Cannot build a video transform.", received=received, expected=expected, remedy=remedy)

@@ -38,7 +38,14 @@ def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", thre
         VideoError: the path does not exist, is not a video, or has no frames or frames of more than ``MAX_PIXELS``
             pixels.
     """
-    _check_options(decoder, threads)
+    known = get_args(DecoderName)
+    if decoder not in known or threads < 1:
+        raise DmgalError(
+            "Cannot open a video.",
+            received=f"decoder={decoder!r}, threads={threads!r}",
+            expected=f"a decoder among {', '.join(known)}, and at least 1 thread",
+            remedy="Correct the decoder's name or the number of threads.",
+        )
     path = Path(path)
     images = _open_frame_images(path)
     if images is not None:
@@ -65,8 +72,7 @@ def read_clip(
         path: a video file, a folder of frames, or a zip file of frames.
         choose: maps the number of frames to the wanted indices. It is called again if the number proves wrong.
         at_least: a damaged video is used only if at least this many of its frames decode.
-        decoder: see `open_video`.
-        threads: see `open_video`.
+        decoder, threads: see `open_video`.
 
     Raises:
         VideoError: the video cannot be read.
@@ -83,10 +89,7 @@ def read_clip(
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoProbe:
-    """Decode a whole video with PyAV and one thread, and report which part of it can be used.
-
-    Args:
-        path: a video file, a folder of frames, or a zip file of frames.
+    """Decode a whole video file, folder or zip file of frames with PyAV and one thread. Report its usable part.
 
     Raises:
         VideoError: no part of it can be used. The message contains the reason.
@@ -108,15 +111,3 @@ def _open_frame_images(path: Path) -> FrameFolder | FrameZip | None:
     if not stat.S_ISREG(mode):
         raise VideoError(path, "neither a file nor a folder")
     return FrameZip(path) if path.suffix.lower() == ".zip" else None
-
-
-def _check_options(decoder: str, threads: int) -> None:
-    known = get_args(DecoderName)
-    if decoder in known and threads >= 1:
-        return
-    raise DmgalError(
-        "Cannot open a video.",
-        received=f"decoder={decoder!r}, threads={threads!r}",
-        expected=f"a decoder among {', '.join(known)}, and at least 1 thread",
-        remedy="Correct the decoder's name or the number of threads.",
-    )

@@ -46,12 +46,7 @@ class MovingShapes:
         _check("frames", self.frames, 8, 64)
         _check("pixels", self.pixels, 16, 512)
         if self.pixels % 2:
-            raise DmgalError(
-                "Cannot generate moving shapes with these values.",
-                received=f"pixels={self.pixels}",
-                expected="pixels: an even number: H.264 halves the resolution of color",
-                remedy="Change pixels.",
-            )
+            raise invalid_value("pixels", self.pixels, "pixels: an even number: H.264 halves the resolution of color")
 
     def poses(self, motion: int, clip: int) -> Poses:
         """Return the true trajectory of a clip, each quantity ``(1, T)``. ``motion`` is an index into `all_motions`."""
@@ -107,9 +102,10 @@ def _truncated_normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
 
 def _check(name: str, value: int, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise DmgalError(
-            "Cannot generate moving shapes with these values.",
-            received=f"{name}={value!r}",
-            expected=f"{name}: an integer from {low} to {high}",
-            remedy=f"Change {name}.",
-        )
+        raise invalid_value(name, value, f"{name}: an integer from {low} to {high}")
+
+
+def invalid_value(name: str, value: object, expected: str) -> DmgalError:
+    """Return the error for a setting that is out of range."""
+    problem, received = "Cannot generate moving shapes with these values.", f"{name}={value!r}"
+    return DmgalError(problem, received=received, expected=expected, remedy=f"Change {name}.")

@@ -7,6 +7,7 @@ a slow drift of color, noise.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -126,9 +127,14 @@ def _depth_inside(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
         box(0, 0, 0.42, 1.1),
         torch.maximum(box(-0.45, 0, 0.35, 0.95), box(0, 0.6, 0.8, 0.35)),
     )
-    result = depths[0]
-    for index, depth in enumerate(depths[1:], start=1):
-        result = torch.where((shape == index)[:, None, None, None], depth, result)
+    return _select(shape, depths)
+
+
+def _select(index: Tensor, options: Sequence[Tensor]) -> Tensor:
+    """Return the option ``(n, T, pixels, pixels)`` that the index ``(n,)`` names for each picture."""
+    result = options[0]
+    for number, option in enumerate(options[1:], start=1):
+        result = torch.where((index == number)[:, None, None, None], option, result)
     return result
 
 
@@ -138,16 +144,8 @@ def _pattern(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
     def soft(wave: Tensor) -> Tensor:
         return torch.sigmoid(8 * wave)
 
-    patterns = (
-        torch.ones_like(u),
-        soft(-v),
-        soft((5.0 * v).sin()),
-        soft((4.5 * u).sin() * (4.5 * v).sin() * 2),
-    )
-    result = patterns[0]
-    for index, pattern in enumerate(patterns[1:], start=1):
-        result = torch.where((texture == index)[:, None, None, None], pattern, result)
-    return result[:, :, None]
+    patterns = (torch.ones_like(u), soft(-v), soft((5.0 * v).sin()), soft((4.5 * u).sin() * (4.5 * v).sin() * 2))
+    return _select(texture, patterns)[:, :, None]
 
 
 def _background(uniform: _Uniform, frames: int, pixels: int) -> Tensor:

@@ -21,13 +21,13 @@ from einops import rearrange
 from torch import Tensor
 
 from ...errors import DmgalError
-from ...files import atomic_write, exclusively
+from ...files import atomic_write, exclusively, read_json, write_text
 from ...parallel import completed
 from ...progress import progress_bar
 from ..catalog.lists import SPLITS, write_rows
 from ..decoding.base import VideoError
 from ..decoding.video import read_clip
-from .clips import MovingShapes
+from .clips import MovingShapes, invalid_value
 from .motions import all_motions, split_motions
 
 VERSION = 1  # increment on every change of the drawing or the encoding
@@ -68,12 +68,7 @@ def generate_moving_shapes(
     """
     root, shapes = Path(root), MovingShapes(seed, clips_per_class, frames, pixels)
     if workers is not None and workers < 1:
-        raise DmgalError(
-            "Cannot generate moving shapes with these values.",
-            received=f"workers={workers}",
-            expected="at least 1, or None for one per core",
-            remedy="Change workers.",
-        )
+        raise invalid_value("workers", workers, "at least 1, or None for one per core")
     log = partial(logging.getLogger(__name__).log, logging.INFO if progress else logging.DEBUG)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -149,7 +144,7 @@ def _rows(shapes: MovingShapes) -> Iterator[tuple[str, str, str, str]]:
 
 def _damaged_clips(root: Path, shapes: MovingShapes) -> list[Clip]:
     """Return the missing and resized clips of a finished dataset, or all clips if its split file is missing."""
-    sizes = _read_json(root / MANIFEST).get("bytes", {})
+    sizes = read_json(root / MANIFEST).get("bytes", {})
     if not (root / SPLIT_FILE).exists():
         return _clips(shapes)
     return [clip for clip in _clips(shapes) if _size(root / clip[2]) != sizes.get(clip[2])]
@@ -176,7 +171,7 @@ def _is_finished(root: Path, shapes: MovingShapes) -> bool:
                 remedy="Choose another root, use the values of the existing dataset, or delete it.",
             )
         return False
-    stored, wanted = _read_json(file), _description(shapes)
+    stored, wanted = read_json(file), _description(shapes)
     other = [name for name, value in wanted.items() if stored.get(name) != value]
     if other:
         raise DmgalError(
@@ -192,17 +187,8 @@ def _description(shapes: MovingShapes) -> dict[str, Any]:
     return {"data_set": "moving shapes", "version": VERSION, **asdict(shapes)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    return content if isinstance(content, dict) else {}
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 FRAMES_PER_SECOND = 10

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from xxhash import xxh3_64_intdigest
 
 from ...errors import DmgalError
-from ...files import atomic_write, exclusively, listed
+from ...files import atomic_write, exclusively, listed, write_text
 from ...parallel import completed
 from ...progress import progress_bar
 from ..catalog.catalog import VideoCatalog
@@ -106,13 +106,7 @@ _Job = tuple[str, Record | None]
 
 
 def _build_part(
-    root: Path,
-    folder: Path,
-    content: Content,
-    videos: Sequence[str],
-    workers: int | None,
-    check: bool,
-    progress: bool,
+    root: Path, folder: Path, content: Content, videos: Sequence[str], workers: int | None, check: bool, progress: bool
 ) -> PartReport:
     part = folder / content.name
     num_decoded = 0
@@ -165,8 +159,7 @@ def _claim(part: Path, content: Content) -> None:
             expected="an empty folder",
             remedy="Choose an empty folder.",
         )
-    with atomic_write(part / KEY) as temporary:
-        temporary.write_text(json.dumps(content.description(), indent=1), encoding="utf-8")
+    write_text(part / KEY, json.dumps(content.description(), indent=1))
 
 
 def _delete_invalid(part: Path, records: dict[str, Record]) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from ...errors import DmgalError, differences, refuse_differences
-from ...files import listed
+from ...files import listed, read_json
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import stamp
 from ..decoding.base import VideoError
@@ -77,7 +77,7 @@ def read_key(part: Path) -> dict[str, Any]:
         DmgalError: there is no store.
     """
     try:
-        key = json.loads((part / KEY).read_text(encoding="utf-8"))
+        return read_json(part / KEY)
     except FileNotFoundError as error:
         raise DmgalError(
             f"There is no store in {part}.",
@@ -85,9 +85,6 @@ def read_key(part: Path) -> dict[str, Any]:
             expected="a folder created by dmgal store",
             remedy=REMEDY,
         ) from error
-    except ValueError:
-        key = None
-    return key if isinstance(key, dict) else {}
 
 
 def require_key(part: Path, wanted: dict[str, Any]) -> None:
