@@ -99,12 +99,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def add(self, name: str, adapter: nn.Module, num_frames: int) -> None:
         """Add an adapter. ``num_frames`` is its default for calls that do not pass a number of frames."""
         if name in self.adapters:
-            raise DmgalError(
-                "This backbone already has an adapter of this kind and name.",
-                received=f"adapter_name={name!r}",
-                expected="an unused name",
-                remedy="Pass another adapter_name, or call delete_adapter first.",
-            )
+            raise name_in_use("This backbone already has an adapter of this kind and name.", name)
         self.adapters[name] = adapter
         self._num_frames[name] = num_frames
 
@@ -156,6 +151,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
         return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts))
+
+
+def name_in_use(problem: str, name: str) -> DmgalError:
+    """Return the error for an adapter whose name another adapter has."""
+    remedy = "Pass another adapter_name, or call delete_adapter first."
+    return DmgalError(problem, received=f"adapter_name={name!r}", expected="an unused name", remedy=remedy)
 
 
 class _BlockHooks:

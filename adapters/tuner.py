@@ -18,7 +18,7 @@ from ..backbones.families import find_spec
 from ..backbones.spec import base_model
 from ..errors import DmgalError
 from .base import BlockAdapterConfig, ExternalPeftType, resolve
-from .layer import AdapterLayer, layout_of, remove_layout
+from .layer import AdapterLayer, layout_of, name_in_use, remove_layout
 
 
 class BlockTuner(BaseTuner):
@@ -34,12 +34,7 @@ class BlockTuner(BaseTuner):
     def __init__(self, model: Any, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         # The check precedes PEFT's constructor, which would replace the config of that name.
         if adapter_name in getattr(model, "peft_config", {}):
-            raise DmgalError(
-                "This model already has an adapter of this name.",
-                received=f"adapter_name={adapter_name!r}",
-                expected="an unused name",
-                remedy="Pass another adapter_name, or call delete_adapter first.",
-            )
+            raise name_in_use("This model already has an adapter of this name.", adapter_name)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:

@@ -212,11 +212,5 @@ def _check(path: Path, probe: Callable[[Path], VideoProbe]) -> CheckedVideo:
         return CheckedVideo(0, error.received.partition("\n")[0])
     except Exception as error:  # one file must not end the check of all others, so any error becomes a problem
         return CheckedVideo(0, f"{type(error).__name__}: {error}")
-    return CheckedVideo(
-        properties.num_frames,
-        properties.problem,
-        properties.codec,
-        properties.width,
-        properties.height,
-        properties.rotation,
-    )
+    size = properties.width, properties.height
+    return CheckedVideo(properties.num_frames, properties.problem, properties.codec, *size, properties.rotation)

@@ -59,13 +59,13 @@ class PrecomputedStates:
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> PrecomputedStates:
         """Return the states of `tensors`, for example as read from a file."""
-        query = _with_prefix(tensors, "query.")
+        query = with_prefix(tensors, "query.")
         if not query:
             return PrecomputedStates.undivided(VideoState(tensors))
-        attended = _with_prefix(tensors, "support.attended.")
+        attended = with_prefix(tensors, "support.attended.")
         num_layers = 1 + max((int(name.partition(".")[0]) for name in attended), default=-1)
-        layers = tuple(_with_prefix(attended, f"{layer}.") for layer in range(num_layers))
-        return PrecomputedStates(SupportStates(_with_prefix(tensors, "support.prepared."), layers), query)
+        layers = tuple(with_prefix(attended, f"{layer}.") for layer in range(num_layers))
+        return PrecomputedStates(SupportStates(with_prefix(tensors, "support.prepared."), layers), query)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return all tensors by name, for example to write them to a file."""
@@ -174,7 +174,8 @@ def check_states_can_be_kept(model: nn.Module) -> None:
             )
 
 
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
+    """Return the tensors whose names start with a prefix, under their names without it."""
     return VideoState({n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)})
 
 

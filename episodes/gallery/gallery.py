@@ -26,7 +26,7 @@ from torch import Tensor
 from ... import __version__
 from ...errors import DmgalError, differences, refuse_differences
 from ...files import atomic_write, exclusively, listed, printable
-from ..evaluation.states import PrecomputedStates
+from ..evaluation.states import PrecomputedStates, with_prefix
 from .task import Rejection
 
 
@@ -312,17 +312,11 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         labels=tensors["labels"],
         clips=tuple(content["clips"]),
         contents=tuple(int(value, 16) for value in content["contents"]),
-        states=_states_with_prefix(tensors, "state."),
-        views=_states_with_prefix(tensors, "view."),
+        states=PrecomputedStates.from_tensors(with_prefix(tensors, "state.")),
+        views=PrecomputedStates.from_tensors(with_prefix(tensors, "view.")),
         view_clips=tensors["view_clips"],
         made_with=content["made_with"],
         rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
-    )
-
-
-def _states_with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> PrecomputedStates:
-    return PrecomputedStates.from_tensors(
-        {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     )
 
 

@@ -152,19 +152,14 @@ def largest_distances(distances: Tensor, labels: Tensor) -> tuple[Tensor, Tensor
 
 
 def tuple_contrast(distances: Tensor, support_distances: Tensor, labels: Tensor) -> Tensor:
-    """Return ``d_max / (d_max + d_neg)`` of each query and class c.
+    """Return ``d_max / (d_max + d_neg)`` of each query and class c, ``(Q,n_way)``.
 
     ``d_max`` is the mean over the query's tuples of the largest distance to a tuple of c. ``d_neg`` is the mean
     distance to the tuples unrelated to c (see `unrelated_tuples`), divided by ``n_way - 1``. If no tuple is unrelated,
     the result is 1, or 0 if ``d_max`` is 0 as well.
 
-    Args:
-        distances: distances of query and support tuples, ``(Q,N,S,M)``.
-        support_distances: distances among support tuples, ``(S,M,S,M)``.
-        labels: ``(S,)``, classes from 0 without gaps.
-
-    Returns:
-        ``(Q,n_way)``.
+    Distances of query and support tuples are ``(Q,N,S,M)``, those among support tuples ``(S,M,S,M)``. The labels
+    ``(S,)`` count from 0 without gaps.
     """
     largest = largest_distances(distances, labels)[0].mean(dim=1)  # (Q,n_way)
     unrelated = unrelated_tuples(distances, support_distances, labels).to(distances.dtype).flatten(1)  # (n_way,S*M)
@@ -175,16 +170,13 @@ def tuple_contrast(distances: Tensor, support_distances: Tensor, labels: Tensor)
 
 @torch.no_grad()
 def unrelated_tuples(distances: Tensor, support_distances: Tensor, labels: Tensor) -> Tensor:
-    """Return a mask of the support tuples that are unrelated to each class c.
+    """Return a mask ``(n_way,S,M)`` of the support tuples that are unrelated to each class c.
 
     For each query tuple of the task, take c's farthest tuple. Count the tuples of other classes that are farther from
     it than the query tuple's threshold (see `_thresholds`). A tuple of class k is unrelated if its count is below the
-    mean count of k's tuples, taken over those with a nonzero count.
+    mean count of k's tuples, taken over those with a nonzero count. The class's own tuples are never unrelated.
 
     Arguments and shapes are those of `tuple_contrast`.
-
-    Returns:
-        Mask ``(n_way,S,M)``, True for unrelated tuples and always False for the class's own tuples.
     """
     farthest = largest_distances(distances, labels)[1].flatten(0, 1)  # (Q*N,n_way)
     from_farthest = rearrange(support_distances, "s m t n -> (s m) (t n)")[farthest]  # (Q*N,n_way,S*M)

@@ -75,14 +75,9 @@ def class_attention(query: Tensor, keys: Tensor, values: Tensor, labels: Tensor)
 
 
 def shots_of_classes(labels: Tensor, num_support: int) -> tuple[Tensor, Tensor]:
-    """Return the support videos of each class, padded to the largest number of shots K.
+    """Return the indices ``(n_way,K)`` of each class's support videos, and a mask ``(n_way,K)``, False for padding.
 
-    Args:
-        labels: ``(S,)``, classes from 0 without gaps.
-        num_support: ``S``, to validate the labels.
-
-    Returns:
-        Indices of support videos ``(n_way,K)``, and a mask ``(n_way,K)`` that is False for padding.
+    The largest number of shots is K. The labels ``(S,)`` count from 0 without gaps; ``num_support`` must be ``S``.
     """
     counts = class_members(labels, num_support).sum(dim=0)  # (n_way,)
     shot = torch.arange(int(counts.max()), device=labels.device)  # (K,)

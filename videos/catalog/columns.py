@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,14 +12,8 @@ from ...errors import DmgalError
 from ...files import listed, printable
 from .files import VIDEO_EXTENSIONS
 
-
-class Columns(NamedTuple):
-    """The columns of a catalog (see `VideoCatalog`)."""
-
-    videos: tuple[str, ...]
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    class_splits: tuple[str, ...] | None
+Columns = tuple[tuple[str, ...], np.ndarray, tuple[str, ...], tuple[str, ...] | None]
+"""The fields ``videos``, ``labels``, ``class_names`` and ``class_splits`` of a `VideoCatalog`."""
 
 
 def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str) -> Columns:
@@ -76,7 +69,7 @@ def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str) ->
             expected="each video once, in one class: otherwise it could be support and query of one task",
             remedy="Remove the repeated lines.",
         )
-    return Columns(videos, labels, names, splits if all(splits) else None)
+    return videos, labels, names, splits if all(splits) else None
 
 
 def pair_classes(

@@ -205,13 +205,8 @@ def write_video(path: Path, clip: Tensor) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with atomic_write(path) as temporary:
-        _encode(temporary, clip)
-
-
-def _encode(path: Path, clip: Tensor) -> None:
     # "file:" keeps FFmpeg from reading a name with a colon as a protocol.
-    with av.open(f"file:{path}", "w", format="mp4") as container:
+    with atomic_write(path) as temporary, av.open(f"file:{temporary}", "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=OPTIONS)
         stream.height, stream.width = clip.shape[-2:]
         stream.pix_fmt = "yuv420p"
