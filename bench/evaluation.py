@@ -37,6 +37,7 @@ from xxhash import xxh3_64_hexdigest
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, load_backbone, use_memory_efficient_gelu
+from dmgal.bench import measuring
 from dmgal.bench.measuring import hardware, median_with_interval, write_report
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate
@@ -244,12 +245,7 @@ class Clock:
 def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
     """Return the minimum over rounds, after a warm-up round."""
     work()
-    found = []
-    for _ in range(rounds):
-        clock = Clock()
-        work()
-        found.append(clock.seconds()["cpu_seconds"])
-    return min(found)
+    return min(measuring.cpu_seconds(work) for _ in range(rounds))
 
 
 def in_a_process(options: Options) -> dict[str, Any]:

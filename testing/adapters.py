@@ -276,20 +276,10 @@ def check_half_precision_weights_run(case: AdapterCase) -> None:
         _assert_near(half.answer(model.to(dtype)), expected)
 
 
-ADAPTER_CHECKS: tuple[Callable[[AdapterCase], None], ...] = (
-    check_injected_model_is_its_backbone_bit_for_bit,
-    check_output_changes_once_perturbed_and_disabling_restores_it,
-    check_two_adapters_switch_and_are_deleted,
-    check_unload_leaves_no_trace,
-    check_gradients_reach_all_adapter_parameters_and_no_others,
-    check_saved_adapter_holds_only_itself_and_loads_anywhere,
-    check_lora_stands_below_and_above,
-    check_lora_is_merged_while_the_adapter_stays,
-    check_modules_to_save_are_saved,
-    check_straight_through_equals_relate_of_encode,
-    check_checkpointed_blocks_give_the_same_gradients,
-    check_half_precision_weights_run,
+ADAPTER_CHECKS: tuple[Callable[[AdapterCase], None], ...] = tuple(
+    value for name, value in list(globals().items()) if name.startswith("check_")
 )
+"""All checks of this module, in its order."""
 
 
 @contextmanager

@@ -184,14 +184,7 @@ def check_fingerprint_depends_on_weights(case: BackboneCase) -> None:
     assert all(now > 1.05 * before for now, before in zip(scaled, fingerprint, strict=True))
 
 
-BACKBONE_CHECKS: tuple[Callable[[BackboneCase], None], ...] = (
-    check_features_are_those_of_the_model_bit_for_bit,
-    check_poolings_are_consistent,
-    check_videos_are_encoded_alone_or_together,
-    check_uint8_videos_are_normalized,
-    check_maps_keep_patch_positions,
-    check_spec_describes_blocks_and_tokens,
-    check_parts_of_blocks_run_in_order,
-    check_finding_the_spec_leaves_the_model_unchanged,
-    check_fingerprint_depends_on_weights,
+BACKBONE_CHECKS: tuple[Callable[[BackboneCase], None], ...] = tuple(
+    value for name, value in list(globals().items()) if name.startswith("check_")
 )
+"""All checks of this module, in its order."""

@@ -174,19 +174,10 @@ def check_losses_have_weights_and_need_targets(case: HeadCase) -> None:
     _assert_equal(without_targets.logits, with_targets.logits)
 
 
-HEAD_CHECKS: tuple[Callable[[HeadCase], None], ...] = (
-    check_videos_are_prepared_alone_or_together,
-    check_dropout_is_the_same_for_videos_alone_or_together,
-    check_prepared_states_can_be_selected,
-    check_permuted_classes_permute_logits,
-    check_permuted_shots_change_nothing,
-    check_queries_do_not_affect_each_other,
-    check_a_video_is_nearest_to_itself,
-    check_gradients_reach_every_parameter,
-    check_bfloat16_gives_finite_float32_results,
-    check_all_numbers_of_ways_and_shots,
-    check_losses_have_weights_and_need_targets,
+HEAD_CHECKS: tuple[Callable[[HeadCase], None], ...] = tuple(
+    value for name, value in list(globals().items()) if name.startswith("check_")
 )
+"""All checks of this module, in its order."""
 
 
 def _logits(head: Any, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:

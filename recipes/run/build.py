@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -61,14 +61,7 @@ def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
     name = options.pop("name", None)
     cls = _head_class(name)
     parameters = inspect.signature(cls).parameters
-    unknown = [key for key in options if key not in parameters]
-    if unknown:
-        raise DmgalError(
-            "The head has no such options.",
-            received=", ".join(f"head.{key}" for key in unknown),
-            expected=f"for {name}: {', '.join(parameters)}",
-            remedy="Remove these options.",
-        )
+    _refuse_unknown("head", name, options, parameters)
     arguments = {key: build_head(value) if isinstance(value, Mapping) else value for key, value in options.items()}
     return _construct(f"head {name}", cls, {**{k: v for k, v in known.items() if k in parameters}, **arguments})
 
@@ -130,19 +123,23 @@ def _adapter_config(recipe: Recipe) -> Any:
             remedy="Correct adapter.peft_type.",
         )
     parameters = inspect.signature(known[kind]).parameters
-    unknown = [key for key in options if key not in parameters]
-    if unknown:
-        raise DmgalError(
-            "The adapter has no such options.",
-            received=", ".join(f"adapter.{key}" for key in unknown),
-            expected=f"for {kind}: {', '.join(parameters)}",
-            remedy="Remove these options.",
-        )
+    _refuse_unknown("adapter", kind, options, parameters)
     if "num_frames" in parameters:
         options.setdefault("num_frames", recipe.data.num_frames)
     if "command" in parameters:
         options.setdefault("command", command_line())
     return _construct(f"adapter {kind}", known[kind], options)
+
+
+def _refuse_unknown(section: str, kind: object, options: Iterable[str], parameters: Collection[str]) -> None:
+    unknown = [key for key in options if key not in parameters]
+    if unknown:
+        raise DmgalError(
+            f"The {section} has no such options.",
+            received=", ".join(f"{section}.{key}" for key in unknown),
+            expected=f"for {kind}: {', '.join(parameters)}",
+            remedy="Remove these options.",
+        )
 
 
 def count_parameters(module: nn.Module, trained_only: bool = False) -> int:

@@ -49,12 +49,7 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of a run.
-
-    Args:
-        folder: parent of the checkpoint folders, created by the first save.
-        keep: number of newest checkpoints to keep.
-    """
+    """The ``keep`` newest checkpoints of a run, in subfolders of a folder that the first save creates."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder = folder

@@ -35,13 +35,8 @@ def run_recipe(main: Callable[[list[str] | None], int | None]) -> NoReturn:
 def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Run ``main(argv)``, print its messages to stderr, and return the process's exit code.
 
-    Args:
-        main: a recipe's main function. Its result ``None`` means success.
-        argv: its arguments. ``None`` means those of this process.
-
-    Returns:
-        The result of ``main``, 2 after a ``DmgalError``, 130 after Ctrl-C, or 141 after the output pipe was closed.
-        Every other exception passes through.
+    The code is the result of ``main`` (``None`` means success), 2 after a ``DmgalError``, 130 after Ctrl-C, or 141
+    after the output pipe was closed. Every other exception passes through.
     """
     try:
         with printed_messages():
@@ -109,10 +104,7 @@ def _is_closed_pipe(handle: int) -> bool:
 def parse_options(kind: type[Options], argv: list[str] | None, command: str, docstring: str | None) -> Options:
     """Return the options of a command from ``argv``, or from this process's arguments if it is None.
 
-    Args:
-        kind: dataclass of the options.
-        command: name of the command.
-        docstring: that of its module, for ``--help``.
+    The module's ``docstring`` is shown by ``--help``.
     """
     import tyro  # slow to import, and not needed by ``dmgal --help``
 

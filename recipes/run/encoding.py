@@ -60,14 +60,7 @@ def encode_split(
     device: torch.device | str,
     progress: bool = True,
 ) -> EncodedSplit:
-    """Encode the videos of a catalog, or load their cached states.
-
-    Args:
-        recognizer: a recognizer on ``device``.
-        catalog: videos of the split.
-        keep: storage of the states, and this process.
-        split: name of the split and of its folder.
-    """
+    """Encode the videos of a split's catalog with a recognizer on ``device``, or load their cached states."""
     clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
     workers = recipe.data.num_workers
     dtype = None

@@ -80,29 +80,6 @@ def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[
     return by_name
 
 
-def measure(
-    recognizer: FewShotRecognizer,
-    recipe: Recipe,
-    catalog: VideoCatalog,
-    protocol: Protocol,
-    progress: bool = True,
-    *,
-    keep: Keep | None = None,
-    like: Mapping[str, Evaluation] | None = None,
-) -> dict[str, Evaluation]:
-    """Evaluate all tasks of a protocol on one split of a catalog. Each video is encoded once.
-
-    Args:
-        keep: storage of the encoded videos. None: memory.
-        like: evaluations that determine the number of episodes of each kind, instead of the protocol.
-
-    Returns:
-        Evaluations by the names of `samplers`, on every process.
-    """
-    encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
-    return evaluate_tasks(recognizer, recipe, encoded, protocol, progress, like)
-
-
 def encode(
     recognizer: FewShotRecognizer,
     recipe: Recipe,
@@ -126,7 +103,10 @@ def evaluate_tasks(
     progress: bool = True,
     like: Mapping[str, Evaluation] | None = None,
 ) -> dict[str, Evaluation]:
-    """Return evaluations of an encoded split by the names of `samplers`. Every process must call this function."""
+    """Return evaluations of an encoded split by the names of `samplers`. Every process must call this function.
+
+    ``like`` determines the number of episodes of each kind instead of the protocol.
+    """
     catalog, evaluations = encoded.catalog, {}
     data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
     for name, sampler in samplers(catalog, recipe, protocol).items():

@@ -209,14 +209,7 @@ def print_next(listed: Listed, layers: Sequence[str], out: Path, skip_bad: bool)
 
 @dataclass(frozen=True)
 class FoundData:
-    """A standard split matched to the videos below a folder.
-
-    Attributes:
-        name: name of the split.
-        root: folder of the videos.
-        rows: all videos of the split.
-        matches: paths found for them.
-    """
+    """A standard split matched to the videos below a folder. ``rows`` are all its videos."""
 
     name: str
     root: Path

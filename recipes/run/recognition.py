@@ -94,8 +94,7 @@ class ClipRecognizer:
     """Recognizer of clips and long videos with a run and a gallery.
 
     Args:
-        recipe, recognizer: recipe and recognizer of the run.
-        gallery: made with this run.
+        gallery: made with the run of the recipe and the recognizer.
         shortlist: see `GalleryTask`. None: that of the gallery's threshold. 0: no shortlist.
         unknown: allow unknown clips.
         progress: show a bar while the threshold for another shortlist is computed.

@@ -125,11 +125,9 @@ def _cosine(warmup_steps: int, steps: int, step: int) -> float:
 
 
 class MovingAverage:
-    """Moving average of the trained parameters of a model, starting at their initial values.
+    """Moving average of a model's parameters that require gradients, starting at their initial values.
 
-    Args:
-        model: the model. Only its parameters that require gradients are averaged and copied.
-        decay: weight of the old average in each update.
+    ``decay`` is the weight of the old average in each update.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -202,15 +200,7 @@ class BadLosses:
         return problem
 
     def check(self, problem: str, step: int) -> None:
-        """Raise an error if the policy ends the run after a bad step.
-
-        Args:
-            problem: what is wrong with this step.
-            step: number of the step.
-
-        Raises:
-            DmgalError: the run ends here.
-        """
+        """Raise a DmgalError if the policy ends the run after a bad step."""
         if self.train.on_bad_loss == "skip" and self.in_row < self.train.max_bad_losses:
             return
         raise DmgalError(

@@ -144,12 +144,8 @@ def backward_pass(
 ) -> Numbers:
     """Add ``share`` times the gradient of some tasks' mean loss to the gradients of the parameters.
 
-    Args:
-        accelerator: the run's accelerator.
-        model: the model prepared by Accelerate, which maps episodes to their `EpisodeOutput`.
-        episodes: the tasks, on the model's device.
-        weights: weights of the losses, by name.
-        share: fraction of this process's tasks in the step that these tasks are.
+    The model, prepared by Accelerate, maps episodes on its device to their `EpisodeOutput`. ``share`` is the fraction
+    of this process's tasks in the step that these tasks are.
     """
     with accelerator.autocast():
         outputs: Any = model(list(episodes))

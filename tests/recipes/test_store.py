@@ -13,7 +13,7 @@ from dmgal.cli import main
 from dmgal.recipes.run import data
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import build_catalog
-from dmgal.recipes.run.evaluation import Protocol, load_run, measure
+from dmgal.recipes.run.evaluation import Protocol, encode, evaluate_tasks, load_run
 from dmgal.recipes.run.folder import Run
 
 SIZE = 48  # of tiny-clip's images
@@ -67,8 +67,10 @@ def test_run_trains_and_evaluates_from_a_store(frame_folders, store, data_flags,
     assert run_recipe.data.store == store
     catalog, protocol = build_catalog(run_recipe.data), Protocol(n_way=2, k_shot=1, episodes=10)
     plain = replace(run_recipe, data=replace(run_recipe.data, store=None))
+    encoded = [encode(recognizer, one, catalog, protocol, progress=False) for one in (run_recipe, plain)]
     with_store, without = (
-        measure(recognizer, one, catalog, protocol, progress=False)["accuracy"] for one in (run_recipe, plain)
+        evaluate_tasks(recognizer, one, states, protocol, progress=False)["accuracy"]
+        for one, states in zip((run_recipe, plain), encoded, strict=True)
     )
     assert torch.equal(with_store.accuracies, without.accuracies) and with_store.episodes == without.episodes
 
