@@ -72,8 +72,8 @@ def test_equals_mean_over_all_episodes_of_a_recognizer(name: str) -> None:
         for classes in itertools.permutations(range(3), 2):
             for support in itertools.product(*([2 * c, 2 * c + 1] for c in classes)):
                 query = [place ^ 1 for place in support]  # the other video of each class
-                parts = (states.select(torch.tensor(places)) for places in (support, query))
-                logits = recognizer.compare(next(parts), torch.arange(2), next(parts)).logits
+                known, asked = states.support.select(torch.tensor(support)), states.query.select(torch.tensor(query))
+                logits = recognizer.compare(known.state, torch.arange(2), asked).logits
                 right += (logits.argmax(1) == torch.arange(2)).tolist()
     assert exact.mean == pytest.approx(100 * sum(right) / len(right), abs=1e-9)
 

@@ -42,7 +42,7 @@ def launched(launcher: list[str], words: list[str], out: Path) -> tuple[list[dic
     command = [*launcher, *words, "--out", str(out)]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3600)
     assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()], result.stdout
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()], result.stderr
 
 
 @pytest.mark.parametrize("name", list(LAUNCHERS))

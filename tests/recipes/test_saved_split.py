@@ -51,13 +51,13 @@ def test_new_class_is_not_evaluated_and_raises_on_resume(root, tmp_path, data_fl
     assert {"aaa", "zzz"} < set(read_split(out / "split.csv"))
 
 
-def test_removed_class_is_reported_and_other_data_gets_a_new_split(root, tmp_path, capsys):
+def test_removed_class_is_reported_and_other_data_gets_a_new_split(root, tmp_path, caplog):
     catalog, gone, saved = VideoCatalog.from_folders(root), next(root.iterdir()).name, tmp_path / "split.csv"
     catalog.with_seeded_split(0).to_csv(saved)
     shutil.rmtree(root / gone)
     found = with_saved_split(VideoCatalog.from_folders(root), 0, saved)
     assert split_of(found).items() < read_split(saved).items()
-    assert f"no longer there: {gone}" in capsys.readouterr().err
+    assert f"no longer there: {gone}" in caplog.text
     for name in catalog.class_names:
         if name != gone:
             (root / name).rename(root / f"other {name}")
