@@ -13,7 +13,6 @@ or more clips per action give a better threshold.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -68,9 +67,7 @@ def run(options: Enroll) -> Gallery:
     recipe, recognizer = load_run(Run(options.run))
     catalog = None if options.clips is None else list_clips(options.clips, options.class_name)
     _existing(options)  # raises before a lock file is created beside a missing gallery
-    with changing(
-        options.out, lambda: print(f"waiting for another process that changes {options.out}", file=sys.stderr)
-    ):
+    with changing(options.out):
         _check(options)  # again: another process may have written the gallery
         gallery = _existing(options)
         shortlist = options.shortlist

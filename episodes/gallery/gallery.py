@@ -10,9 +10,11 @@ it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from itertools import compress
 from pathlib import Path
@@ -28,6 +30,8 @@ from ...errors import DmgalError, differences, refuse_differences
 from ...files import atomic_write, exclusively, listed, printable
 from ..evaluation.states import PrecomputedStates, with_prefix
 from .task import Rejection
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -212,12 +216,11 @@ FORMAT = 1
 
 
 @contextmanager
-def changing(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
+def changing(path: Path) -> Iterator[None]:
     """Lock a gallery from reading to writing it, so that no change of another process is lost.
 
     Args:
         path: file of the gallery, which does not need to exist yet.
-        while_waiting: called once before the wait for another process.
 
     Raises:
         DmgalError: the folder is not writable.
@@ -225,7 +228,9 @@ def changing(path: Path, while_waiting: Callable[[], None]) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(exclusively(path.with_name(f".{path.name}.lock"), while_waiting))
+            lock_file = path.with_name(f".{path.name}.lock")
+            wait = partial(logger.info, "waiting for another process that changes %s", path)
+            stack.enter_context(exclusively(lock_file, wait))
         except OSError as error:
             raise _cannot_be_written(path, error) from error
         yield
