@@ -34,6 +34,7 @@ COMMANDS = {
         "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
         "store": "decode a data set's videos once, ahead of training and evaluation",
         "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
+        "generate": "write a generated data set, or contact sheets and films of its classes",
         "demo": "generate videos, train and compare four methods, and write a table and a web page",
     }.items()
 }

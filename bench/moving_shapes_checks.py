@@ -33,7 +33,7 @@ from dmgal.bench.measuring import hardware, write_report
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.moving_shapes.clips import MEDIAN_SIZE, MovingShapes
 from dmgal.videos.moving_shapes.drawing import Poses, draw, random_appearance
-from dmgal.videos.moving_shapes.generate import VERSION, generate_moving_shapes
+from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 from dmgal.videos.moving_shapes.motions import (
     AMPLITUDE_JITTER,
     HEADING_JITTER,
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     result = {
         "what": "moving shapes: what one frame tells about its class, what the trajectory tells, seconds to make it",
         "seed": options.seed,
-        "data_version": VERSION,
+        "data_version": MovingShapes.VERSION,
         **hardware(),
         **measured,
     }

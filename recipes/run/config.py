@@ -29,6 +29,7 @@ Precision = Literal["float32", "tf32", "float64", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
 Optimizer = Literal["adamw", "adam", "sgd"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
+GeneratedSet = Literal["moving_shapes", "motion_world"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class DataConfig:
     """The report.csv of dmgal prepare. Videos listed there as bad are treated as such from the start."""
     on_bad_video: OnBadVideo = "error"
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
-    generate: Literal["no", "moving_shapes"] = "no"
+    generate: Literal["no"] | GeneratedSet = "no"
     """Generate this data set in root if it does not exist."""
     seed: int = 0
     """Seed of the generated data set, and of the random split into classes if the data has no split."""

@@ -11,19 +11,25 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmgal.errors import DmgalError
 from dmgal.files import listed
-from dmgal.recipes.run.config import DataConfig, Recipe
+from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing
 from dmgal.videos.catalog.lists import looks_like_split_file, read_rows
 from dmgal.videos.check_log import read_report
 from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding.clip import FrameSampler, TestTransform
+from dmgal.videos.generated import generate
+
+if TYPE_CHECKING:
+    from dmgal.videos.motion_world.clips import MotionWorld
+    from dmgal.videos.moving_shapes.clips import MovingShapes
 
 logger = logging.getLogger(__name__)
 SAVED_SPLIT = "split.csv"
@@ -111,12 +117,21 @@ def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | N
     return catalog if catalog.class_splits is not None else with_saved_split(catalog, data.seed, saved_split)
 
 
+def generated_settings(name: GeneratedSet) -> type[MovingShapes] | type[MotionWorld]:
+    """Return the settings of a generated data set. Its drawing is imported only if it is needed."""
+    if name == "moving_shapes":
+        from dmgal.videos.moving_shapes.clips import MovingShapes
+
+        return MovingShapes
+    from dmgal.videos.motion_world.clips import MotionWorld
+
+    return MotionWorld
+
+
 def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:
     """Return the catalog of a split file, lists or folders. Generate the data set first if the config says so."""
-    if data.generate == "moving_shapes":
-        from dmgal.videos.moving_shapes.generate import generate_moving_shapes
-
-        split_file = generate_moving_shapes(data.root, seed=data.seed, progress=progress)
+    if data.generate != "no":
+        split_file = generate(generated_settings(data.generate)(seed=data.seed), data.root, progress=progress)
         return VideoCatalog.from_csv(split_file, data.root, on_missing)
     if data.split_file is not None:
         return VideoCatalog.from_split(data.split_file, data.root, data.list_format, on_missing)

@@ -19,7 +19,7 @@ from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.videos.decoding.clip import uniform_frames
 from dmgal.videos.decoding.video import open_video, read_clip
-from dmgal.videos.moving_shapes.generate import write_video
+from dmgal.videos.generated import write_video
 
 SHOTS = 2
 

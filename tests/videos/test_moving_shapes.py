@@ -20,10 +20,11 @@ from dmgal.files import exclusively
 from dmgal.videos import VideoCatalog
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.moving_shapes.clips import MovingShapes
-from dmgal.videos.moving_shapes.generate import LOCK_FILE, MANIFEST, PROMISE, generate_moving_shapes
+from dmgal.videos.moving_shapes.generate import generate_moving_shapes
 from dmgal.videos.moving_shapes.motions import all_motions, split_motions
 
 MOTIONS = all_motions()
+LOCK_FILE, MANIFEST, PROMISE = ".moving_shapes.lock", "moving_shapes.json", "moving_shapes.unfinished.json"
 SMALL = {"seed": 100, "clips_per_class": 1, "frames": 8, "pixels": 16}
 
 

@@ -10,9 +10,9 @@ import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
-from ...errors import DmgalError
+from ..generated import ClipSettings
 from .drawing import Poses, draw, random_appearance
-from .motions import Motion, Offsets, all_motions, random_jitter
+from .motions import Motion, Offsets, all_motions, random_jitter, split_motions
 
 MEDIAN_SIZE = 0.28
 # Standard deviations of position and log size in a single frame, equal for all classes. They are the largest that keep
@@ -22,31 +22,20 @@ LARGEST_DEVIATION = 1.75
 
 
 @dataclass(frozen=True)
-class MovingShapes:
-    """Settings that determine all clips of the dataset.
+class MovingShapes(ClipSettings):
+    """Settings that determine all clips of the dataset."""
 
-    Args:
-        seed: of the split and all clips, 0 or more.
-        clips_per_class: at least 1.
-        frames: number of frames per clip, 8 to 64. With fewer frames, fast motions would alias.
-        pixels: height and width, even, 16 to 512.
+    DATA_SET = "moving shapes"
+    VERSION = 1
+    MEGABYTES = 70
 
-    Raises:
-        DmgalError: a value is out of range.
-    """
+    def classes(self) -> tuple[Motion, ...]:
+        """Return all classes in a fixed order."""
+        return all_motions()
 
-    seed: int = 0
-    clips_per_class: int = 30
-    frames: int = 16
-    pixels: int = 64
-
-    def __post_init__(self) -> None:
-        _check("seed", self.seed, 0, 2**63 - 1)
-        _check("clips_per_class", self.clips_per_class, 1, 10**5)
-        _check("frames", self.frames, 8, 64)
-        _check("pixels", self.pixels, 16, 512)
-        if self.pixels % 2:
-            raise invalid_value("pixels", self.pixels, "pixels: an even number: H.264 halves the resolution of color")
+    def split(self) -> dict[str, tuple[int, ...]]:
+        """Return the class indices of ``train`` (base), ``val`` and ``test`` (novel)."""
+        return split_motions(self.seed)
 
     def poses(self, motion: int, clip: int) -> Poses:
         """Return the true trajectory of a clip, each quantity ``(1, T)``. ``motion`` is an index into `all_motions`."""
@@ -98,14 +87,3 @@ def _truncated_normal(shape: tuple[int, ...], generator: Generator) -> Tensor:
     variance = 1 - 2 * limit * math.exp(-(limit**2) / 2) / math.sqrt(2 * math.pi) / inside
     uniform = 2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
     return torch.erfinv(uniform * inside) * math.sqrt(2 / variance)
-
-
-def _check(name: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise invalid_value(name, value, f"{name}: an integer from {low} to {high}")
-
-
-def invalid_value(name: str, value: object, expected: str) -> DmgalError:
-    """Return the error for a setting that is out of range."""
-    problem, received = "Cannot generate moving shapes with these values.", f"{name}={value!r}"
-    return DmgalError(problem, received=received, expected=expected, remedy=f"Change {name}.")

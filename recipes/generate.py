@@ -1,0 +1,77 @@
+"""Generated data sets: write one to disk, or look at its classes.
+
+    dmgal generate motion_world --out data/motion_world
+    dmgal generate motion_world --sheet sheets            contact sheets, and a film of every class
+    dmgal generate moving_shapes --clips-per-class 100 --frames 32 --pixels 128 --out data/large
+
+The videos depend only on the data set, the seed and the sizes. Recipes with ``data.generate`` write the default sizes
+by themselves. After an interruption, the same command resumes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dmgal.errors import DmgalError
+from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
+from dmgal.recipes.run.config import GeneratedSet
+from dmgal.recipes.run.data import generated_settings
+from dmgal.videos.contact_sheet import write_sheets
+from dmgal.videos.generated import generate
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Options of the command."""
+
+    data_set: Annotated[GeneratedSet, tyro.conf.Positional]
+    """Name of the data set."""
+    out: Path | None = None
+    """Folder of the data set, created if absent. None: data/NAME."""
+    sheet: Path | None = None
+    """Write contact sheets and films of all classes into this folder, and no data set."""
+    seed: int = 0
+    """Seed of the split and of all clips."""
+    clips_per_class: int = 30
+    """Number of clips in each class."""
+    frames: int = 16
+    """Number of frames per clip, 8 to 64."""
+    pixels: int | None = None
+    """Height and width of the frames, even, 16 to 512. None: the data set's default."""
+    workers: int | None = None
+    """Number of drawing processes. None: one per core."""
+    quiet: bool = False
+    """Hide progress bars."""
+
+
+def main(argv: list[str] | None = None) -> int | None:
+    """Write the data set named on the command line, or its contact sheets."""
+    options = tyro.cli(Generate, args=argv, prog="dmgal generate", description=as_description(__doc__))
+    kind = generated_settings(options.data_set)
+    pixels = kind.pixels if options.pixels is None else options.pixels
+    settings = kind(options.seed, options.clips_per_class, options.frames, pixels)
+    with resumable():
+        if options.sheet is None:
+            root = options.out or Path("data") / options.data_set
+            split_file = generate(settings, root, options.workers, progress=not options.quiet)
+            print(f"{len(settings.classes())} classes of {settings.clips_per_class} clips: {split_file}")
+            return None
+        try:
+            files = write_sheets(settings, options.sheet, options.workers, progress=not options.quiet)
+        except OSError as error:
+            raise DmgalError(
+                f"Cannot write contact sheets in {options.sheet}.",
+                received=str(error),
+                expected="a writable folder",
+                remedy="Choose another folder.",
+            ) from error
+    print(f"{sum(file.suffix == '.png' for file in files)} sheets and {len(settings.classes())} films: {options.sheet}")
+    return None
+
+
+if __name__ == "__main__":
+    run_recipe(main)
