@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import DmgalError
-from ..files import atomic_write, exclusively, read_json
+from ..files import atomic_write, exclusively, read_json, write_text
 from ..parallel import completed
 from ..progress import progress_bar
 from .catalog.lists import SPLITS, write_rows
@@ -271,8 +271,7 @@ def _bad_root(root: Path, settings: ClipSettings, received: str, expected: str) 
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 FRAMES_PER_SECOND = 10
