@@ -26,6 +26,21 @@ from dmgal.videos.moving_shapes.motions import all_motions, split_motions
 MOTIONS = all_motions()
 LOCK_FILE, MANIFEST, PROMISE = ".moving_shapes.lock", "moving_shapes.json", "moving_shapes.unfinished.json"
 SMALL = {"seed": 100, "clips_per_class": 1, "frames": 8, "pixels": 16}
+KILLED_RUN = """
+import json, os, signal, sys
+from pathlib import Path
+from dmgal.videos import generated
+from dmgal.videos.moving_shapes.generate import generate_moving_shapes
+
+def write_five_videos(path, clip, write_video=generated.write_video, written=[]):
+    if len(written) == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_video(path, clip)
+    written.append(path)
+
+generated.write_video = write_five_videos
+generate_moving_shapes(Path(sys.argv[1]), **json.loads(sys.argv[2]), workers=1)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -101,12 +116,9 @@ class TestGenerate:
 
     def test_killed_run_is_resumed(self, tmp_path, small_set):
         root = tmp_path / "shapes"
-        process = generate_in_a_process(root, workers=1)
-        while len(list(root.rglob("*.mp4"))) < 5:
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process = subprocess.run([sys.executable, "-c", KILLED_RUN, str(root), json.dumps(SMALL)])
+        assert process.returncode == -signal.SIGKILL
+        assert len(list(root.rglob("*.mp4"))) == 5
         assert (root / PROMISE).exists() and not (root / MANIFEST).exists()
         half = next(root.rglob("*.mp4"))
         half.write_bytes(half.read_bytes()[:-100])
