@@ -82,9 +82,27 @@ def deaf_to_interrupts() -> Iterator[None]:
     resource_tracker.ensure_running()  # starting this helper of multiprocessing later would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        yield
+        with _interrupts_deferred():
+            yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Handle SIGINT after the context. Another thread, which does not block it, may receive it meanwhile."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if received:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _run_in_this_process(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:

@@ -24,6 +24,7 @@ import tyro
 
 from dmgal.errors import DmgalError
 from dmgal.files import exclusively, printable, write_text
+from dmgal.recipes.reports.preparation import print_found, print_next, print_verdict
 from dmgal.recipes.run import preparation
 from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
 from dmgal.recipes.run.config import DataConfig
@@ -93,6 +94,8 @@ def run(options: Prepare) -> dict[str, Any]:
 
 
 def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed) -> dict[str, Any]:
+    if isinstance(found, FoundData):
+        print_found(found)
     listed, counts = preparation.write_lists(found, out)
     summary: dict[str, Any] = {"dataset": options.dataset, **counts}
     if options.check:
@@ -100,10 +103,10 @@ def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | L
             listed, out, options.workers, options.seconds_per_video, options.recheck, progress=not options.quiet
         )
         num_frames = options.num_frames or data.num_frames
-        summary |= preparation.print_verdict(problems, len(listed.videos), num_frames, out)
+        summary |= print_verdict(problems, len(listed.videos), num_frames, out)
     preparation.write_layer(data, listed, out, with_report=options.check or preparation.checked_before(listed, out))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    preparation.print_next(listed, options.layers, out, skip_bad=bool(summary.get("bad")))
+    print_next(listed, options.layers, out, skip_bad=bool(summary.get("bad")))
     return summary
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -33,4 +36,22 @@ def test_blocked_sigint_is_delivered_afterward() -> None:
         with deaf_to_interrupts():
             signal.raise_signal(signal.SIGINT)
             reached = True
+    assert reached
+
+
+def test_sigint_received_by_another_thread_is_delivered_afterward() -> None:
+    """The bar of a command has a thread that does not block the signal."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    reached = False
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+            with deaf_to_interrupts():
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.1)  # the handler would run here
+                reached = True
+    finally:
+        done.set()
+        thread.join()
     assert reached

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ import numpy as np
 import yaml
 
 from dmgal.errors import DmgalError
-from dmgal.files import listed as listed_names
 from dmgal.files import printable, write_text
 from dmgal.parallel import available_cores
 from dmgal.progress import progress_bar
@@ -24,15 +23,14 @@ from dmgal.recipes.run.data import list_catalog
 from dmgal.recipes.run.layers import from_mapping, merged, read_layer, to_mapping
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.files import subfolders, videos_in
-from dmgal.videos.catalog.lists import FACTS, SPLITS, read_rows, standard_split_file, write_rows
+from dmgal.videos.catalog.lists import SPLITS, read_rows, standard_split_file, write_rows
 from dmgal.videos.catalog.matching import Matches, match_videos
 from dmgal.videos.check_log import CheckLog, write_report
 from dmgal.videos.checking import CheckedVideo, check_videos
 
+logger = logging.getLogger(__name__)
+
 LOG, REPORT = "checked.jsonl", "report.csv"
-PROBLEMS_SHOWN = 10  # lines of a list on the terminal, the files are complete
-CLASSES_SHOWN = 5
-FEW = 0.9  # classes with a smaller share of found videos are printed
 SECONDS_BETWEEN_FLUSHES = 1.0
 OWN_DATA = {"data": {"flip": False, "crop_scale": [0.5, 1.0], "color_jitter": 0.2, "test_resize": 1.142857}}
 """Base layer for data sets without a layer: as the bundled ones, but not mirrored, because labels are unknown."""
@@ -102,7 +100,7 @@ def list_videos(data: DataConfig, progress: bool) -> Listed:
     if data.split_file is None and data.generate == "no" and data.root.is_dir() and not subfolders(data.root):
         videos = tuple(videos_in(data.root))
         if len(videos):
-            print(f"{len(videos):,} videos in {data.root}, without class folders: they are only checked")
+            logger.info("%s videos in %s, without class folders: they are only checked", f"{len(videos):,}", data.root)
             return Listed(data.root, videos, None)
     missing: list[Row] = []
     catalog = list_catalog(data, progress, lambda *row: missing.append(row))
@@ -114,7 +112,6 @@ def write_lists(found: FoundData | Listed, out: Path) -> tuple[Listed, dict[str,
     missing = found.missing
     counts: dict[str, Any] = {"videos": 0, "missing": len(missing)}
     if isinstance(found, FoundData):
-        found.tell()
         counts["found"] = found.per_split
         catalog = found.write(out)
         listed = Listed(found.root, catalog.videos, catalog)
@@ -125,7 +122,7 @@ def write_lists(found: FoundData | Listed, out: Path) -> tuple[Listed, dict[str,
     counts["videos"] = len(listed.videos)
     write_rows(out / "missing.csv", missing, ("split", "class_name", "video"))
     if missing:
-        print(f"{len(missing):,} listed videos are missing, see {out / 'missing.csv'}")
+        logger.info("%s listed videos are missing, see %s", f"{len(missing):,}", out / "missing.csv")
     return listed, counts
 
 
@@ -142,11 +139,11 @@ def check(
     if recheck:
         log.path.unlink(missing_ok=True)
     elif log.path.exists() and not log.is_of_root:
-        print("the earlier check was of another folder, so every video is checked again")
+        logger.info("the earlier check was of another folder, so every video is checked again")
     done = log.done()
     unchecked = np.flatnonzero(~done)
     if done.any():
-        print(f"{int(done.sum()):,} of {len(done):,} videos were checked before")
+        logger.info("%s of %s videos were checked before", f"{int(done.sum()):,}", f"{len(done):,}")
     workers = min(workers or available_cores(), len(unchecked))
     paths = ((index, listed.root / listed.videos[index]) for index in map(int, unchecked))
     flushed, initial = time.monotonic(), int(done.sum())
@@ -167,22 +164,6 @@ def checked_before(listed: Listed, out: Path) -> bool:
     return (out / REPORT).exists() and CheckLog(out / LOG, listed.root, ()).is_of_root
 
 
-def print_verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int, out: Path) -> dict[str, Any]:
-    """Print and return the results of the check."""
-    bad = {video: checked for video, checked in problems.items() if checked.is_bad(num_frames)}
-    salvaged = len(problems) - len(bad)
-    print(
-        f"checked {num_videos:,} videos: {num_videos - len(problems):,} sound, {salvaged:,} damaged but used (at least "
-        f"{num_frames} frames decode), {len(bad):,} bad; report: {out / REPORT}"
-    )
-    for video, checked in sorted(problems.items(), key=lambda entry: (entry[0] not in bad, entry[0]))[:PROBLEMS_SHOWN]:
-        used = "bad " if video in bad else f"used, {checked.frames} frames"
-        print(f"  {used}  {printable(video)}: {printable(checked.problem or '')}")
-    if len(problems) > PROBLEMS_SHOWN:
-        print(f"  and {len(problems) - PROBLEMS_SHOWN:,} more")
-    return {"num_frames": num_frames, "sound": num_videos - len(problems), "salvaged": salvaged, "bad": len(bad)}
-
-
 def write_layer(data: DataConfig, listed: Listed, out: Path, with_report: bool) -> None:
     """Write data.yaml, a layer with all data settings. Its paths are absolute, so that it works from any folder."""
     layer: dict[str, Any] = {"name": data.name} if data.name else {}
@@ -194,17 +175,6 @@ def write_layer(data: DataConfig, listed: Listed, out: Path, with_report: bool) 
     layer |= {key: to_mapping(getattr(data, key)) for key in TRANSFORMS}
     head = "# Written by dmgal prepare: a layer for dmgal train with the data's location and the sampling of clips.\n"
     write_text(out / "data.yaml", head + yaml.safe_dump({"data": layer}, sort_keys=False))
-
-
-def print_next(listed: Listed, layers: Sequence[str], out: Path, skip_bad: bool) -> None:
-    """Print the command that trains on the data, or the splits that training lacks."""
-    empty = [split for split in ("train", "val") if listed.split and split not in (listed.split.class_splits or ())]
-    if empty:
-        print(f"training also requires videos of {' and '.join(empty)}")
-    elif listed.catalog is not None:
-        words = ["method/dmgal_adapter", *layers, str(out / "data.yaml")]
-        skip = ["--data.on-bad-video", "skip"] if skip_bad else []
-        print(f"next: {shlex.join(['dmgal', 'train', *words, *skip])}")
 
 
 @dataclass(frozen=True)
@@ -245,22 +215,6 @@ class FoundData:
         write_rows(out / "split.csv", ((split, name, path, "") for (split, name, _), path in row_paths if path))
         return VideoCatalog.from_csv(out / "split.csv", self.root)
 
-    def tell(self) -> None:
-        """Print counts per split, the most incomplete classes, and unused videos and folders."""
-        head = f"{self.name} ({FACTS[self.name].source}) in {self.root}"
-        print(f"{head}: {len(self.found):,} of {len(self.rows):,} videos found")
-        counts = self.per_class()
-        for split in SPLITS:
-            _tell_split(split, [(name, wanted, there) for s, name, wanted, there in counts if s == split])
-        if self.matches.num_several:
-            print(f"  {self.matches.num_several:,} videos exist more than once; the best match of each is used")
-        if self.matches.num_other:
-            print(f"  {_others(self.matches)} not listed")
-        for folder in self.matches.closed_folders[:CLASSES_SHOWN]:
-            print(f"  skipped, because permission is denied: {printable(folder)}")
-        if len(self.matches.closed_folders) > CLASSES_SHOWN:
-            print(f"  and {len(self.matches.closed_folders) - CLASSES_SHOWN:,} more folders")
-
 
 def find_dataset(name: str, root: Path) -> FoundData:
     """Find the videos of a standard split below a folder.
@@ -280,34 +234,15 @@ def find_dataset(name: str, root: Path) -> FoundData:
     if not data.found:
         raise DmgalError(
             f"No video of {name} was found.",
-            received=f"{_others(data.matches)} in {root}",
+            received=f"{others(data.matches)} in {root}",
             expected=f"files or folders of frames named such as {', '.join(video for *_, video in rows[:3])}",
             remedy="Check --root and --dataset.",
         )
     return data
 
 
-def _others(matches: Matches) -> str:
+def others(matches: Matches) -> str:
+    """Describe the videos of a folder that the split does not list."""
     number, examples = matches.num_other, ", ".join(map(printable, matches.examples))
     verb = "is" if number == 1 else "are"
     return f"{number:,} other video{'' if number == 1 else 's'}{f', such as {examples},' if examples else ''} {verb}"
-
-
-def _tell_split(split: str, counts: Sequence[tuple[str, int, int]]) -> None:
-    """Print a split's ``counts``: class, videos listed, videos found."""
-    lacking = [entry for entry in counts if entry[2] < entry[1]]
-    print(
-        f"  {split:<5} {sum(there for *_, there in counts):,} of {sum(wanted for _, wanted, _ in counts):,} videos; "
-        f"{len(counts) - len(lacking)} of {len(counts)} classes complete"
-    )
-    absent = [name for name, _, there in lacking if not there]
-    if absent:
-        print(
-            f"        without a video and so left out, {len(absent)} of {len(counts)} classes: {listed_names(absent)}"
-        )
-    few = sorted((entry for entry in lacking if 0 < entry[2] < FEW * entry[1]), key=lambda entry: entry[2] / entry[1])
-    for class_name, wanted, there in few[:CLASSES_SHOWN]:
-        print(f"        {there:,} of {wanted:,}  {class_name}")
-    more = len(lacking) - len(absent) - len(few[:CLASSES_SHOWN])
-    if more:
-        print(f"        {more} more {'class lacks' if more == 1 else 'classes lack'} videos: found.csv")

@@ -94,7 +94,7 @@ def test_stopped_check_resumes(tmp_path, videos, capsys, sound):
     after = log.read_text().splitlines(keepends=True)
     repaired = sum('"train/dive/none.mp4"' in line for line in kept)
     assert after[:7] == [head, *kept] and len(after) == 12 + repaired
-    assert f"{6 - repaired} of 11 videos were checked before" in capsys.readouterr().out
+    assert f"{6 - repaired} of 11 videos were checked before" in capsys.readouterr().err
     assert "train/dive/none.mp4" not in report(out) and summary(out)["sound"] == 7
     assert prepare("--root", videos, "--out", out, "--recheck") == 0
     assert len(log.read_text().splitlines()) == 12 and '"frames": 99' not in log.read_text()
@@ -106,15 +106,15 @@ def test_changed_or_other_files_are_checked_again(tmp_path, videos, capsys, soun
     (videos / "train/dive/1.mp4").write_bytes(b"no video any more")
     assert prepare("--root", videos, "--out", out) == 0
     assert summary(out)["sound"] == 5 and report(out)["train/dive/1.mp4"][0] == 0
-    assert "10 of 11 videos were checked before" in capsys.readouterr().out
+    assert "10 of 11 videos were checked before" in capsys.readouterr().err
     shutil.copytree(videos, other, copy_function=shutil.copy2)  # the same names, sizes and times
     for video in (other / "val/run").iterdir():
         times = video.stat().st_atime_ns, video.stat().st_mtime_ns
         video.write_bytes(bytes(video.stat().st_size))
         os.utime(video, ns=times)
     assert prepare("--root", other, "--out", out) == 0
-    told = capsys.readouterr().out
-    assert "earlier check was of another folder" in told and "videos were checked before" not in told
+    printed = capsys.readouterr().err
+    assert "earlier check was of another folder" in printed and "videos were checked before" not in printed
     assert summary(out)["sound"] == 2
 
 
@@ -187,7 +187,7 @@ def test_missing_listed_videos_are_reported(tmp_path, videos, capsys):
     assert prepare("--root", videos, "--split-file", lists, "--out", out) == 0
     assert summary(out)["missing"] == 1 and set(report(out)) == {"val/run/none.mp4"}
     assert (out / "missing.csv").read_text() == "split,class_name,video\ntrain,dive,train/dive/gone\n"
-    assert "1 listed videos are missing" in capsys.readouterr().out
+    assert "1 listed videos are missing" in capsys.readouterr().err
     layer = yaml.safe_load((out / "data.yaml").read_text())["data"]
     files = {name: Path(layer[name]) for name in ("root", "split_file", "report")}
     prepared = DataConfig(**files, on_bad_video="skip")
