@@ -23,10 +23,10 @@ demo: $(INSTALLED)  ## make videos, train and compare four methods; DEMO_FLAGS a
 	$(BIN)/dmgal demo $(DEMO_FLAGS)
 
 test: $(INSTALLED)  ## run the tests; PYTEST_FLAGS are handed on to pytest
-	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 test-all: $(INSTALLED)  ## run the slow tests too
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "" --timeout 3600 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "" --timeout 3600 $(PYTEST_FLAGS)
 
 # mypy looks for a package by its folder's name, so it is given a folder that holds the checkout under the name dmgal.
 lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation

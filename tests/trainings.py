@@ -1,27 +1,61 @@
-"""Helpers of multi-process tests: start trainings and read their results."""
+"""Helpers of multi-process tests: run trainings and read their results."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import signal
+import time
 from pathlib import Path
 
+import forked
 import torch
 from safetensors.torch import load_file
 
-FORKED = Path(__file__).with_name("forked_trainings.py")
+SECONDS_TO_END = 10
+"""Time that a launcher gives the processes whose peer was killed."""
 
 
 def trained_together(*jobs: dict, **environment: str) -> tuple[list[list[int]], str]:
-    """Return the exit codes of each job of ``forked_trainings.py`` by rank, and their stderr."""
-    command = [sys.executable, str(FORKED), json.dumps(jobs)]
-    result = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=3600, check=False
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return json.loads(result.stdout.splitlines()[-1]), result.stderr
+    """Run trainings one after the other. Return the exit codes of each by rank, and their stderr.
+
+    A job has a number of ``processes``, and ``words``, the arguments of ``dmgal train``. It may say what befalls one of
+    the processes: ``{"signal": "SIGKILL", "rank": 1, "lines": 7, "log": "run/log.jsonl"}`` when the log has so many
+    lines. As a launcher does, this kills what is left of a job some seconds after a process was killed.
+    """
+    codes, errors = [], ""
+    for job in jobs:
+        started = time.time()
+        words = ["-m", "dmgal.recipes.train", *job["words"]]
+        program = forked.start(words, job["processes"], ACCELERATE_USE_CPU="true", **environment)
+        if "befalls" in job:
+            _befall(program, started, **job["befalls"])
+        codes.append(program.wait())
+        errors += program.stderr
+    return codes, errors
+
+
+def _befall(program: forked.Program, started: float, signal: str, rank: int, lines: int, log: str, delay=0.0) -> None:
+    _wait_for_lines(Path(log), lines, program, started)
+    time.sleep(delay)
+    if program.poll()[rank] is None:
+        os.kill(program.pids[rank], SIGNALS[signal])
+    if signal == "SIGKILL":
+        end = time.monotonic() + SECONDS_TO_END
+        while None in program.poll() and time.monotonic() < end:
+            time.sleep(0.01)
+        program.kill()
+
+
+SIGNALS = signal.Signals.__members__
+
+
+def _wait_for_lines(log: Path, lines: int, program: forked.Program, started: float) -> None:
+    """Wait until the log has this length or a process has ended."""
+    while not (log.exists() and log.stat().st_mtime > started and log.read_bytes().count(b"\n") >= lines):
+        if program.poll() != [None] * len(program.pids):
+            return
+        time.sleep(0.005)
 
 
 def log(run: Path) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Worker for torchrun: train every adapter for three steps and print the difference between two processes."""
+"""Program for two processes: train every adapter for three steps and print the difference between two processes."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from dmgal.episodes.heads import BiMHM
 from dmgal.episodes.two_pass.memory import LiveBytes
 from dmgal.episodes.two_pass.two_pass import TwoPass
 
-VIDEOS = 32
+VIDEOS = 16
 
 
 def loss(output, episode):
@@ -32,12 +32,12 @@ def gradients(model, two_pass, episode):
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = peft.get_peft_model(dmgal.backbones.load_backbone("tiny-clip"), SmgaConfig())
+    model = peft.get_peft_model(dmgal.backbones.load_backbone("tiny-clip"), SmgaConfig(num_frames=4))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)
     model = FewShotRecognizer(dmgal.backbones.FrameEncoder(model), BiMHM(center="video", logit_scale=10.0)).train()
-    videos = torch.randint(0, 256, (VIDEOS, 8, 3, 48, 48), dtype=torch.uint8)
+    videos = torch.randint(0, 256, (VIDEOS, 4, 3, 48, 48), dtype=torch.uint8)
     labels = torch.arange(VIDEOS // 2)
     episode = Episode(videos[::2], labels, videos[1::2], labels, tuple(map(str, range(VIDEOS // 2))))
     expected = gradients(model, TwoPass(model, 4), episode)

@@ -7,12 +7,11 @@ import importlib.util
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -40,15 +39,13 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def started(folder: Path, rank: int = 0, count: int = 1, kill_at: int = -1) -> subprocess.Popen:
-    words = [sys.executable, str(SCRIPT), str(folder), str(rank), str(count), str(kill_at)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def started(folder: Path, rank: int = 0, count: int = 1, kill_at: int = -1) -> forked.Program:
+    return forked.start([str(SCRIPT), str(folder), str(rank), str(count), str(kill_at)])
 
 
-def encoded(process: subprocess.Popen) -> int:
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0
-    return int(output)
+def encoded(program: forked.Program) -> int:
+    assert program.wait() == [0], program.stderr
+    return int(program.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +70,7 @@ def filled(whole, tmp_path) -> Path:
 
 def test_killed_encoding_resumes_bit_identical(whole, tmp_path) -> None:
     folder = tmp_path / "cache"
-    killed = started(folder, kill_at=9)
-    killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    assert started(folder, kill_at=9).wait() == [-signal.SIGKILL]
     assert sorted(path.name for path in (folder / "blocks").iterdir()) == ["00000.json", "00001.json"]
     assert encoded(started(folder)) == VIDEOS - 2 * BLOCK
     assert content(folder) == content(whole)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import peft
 import pytest
 import torch
@@ -229,10 +229,12 @@ from dmgal.errors import DmgalError
 path = Path(sys.argv[1])
 gallery = load_gallery(path).removed(["a"])
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+before = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
 try:
     save_gallery(gallery, path)
 except DmgalError as error:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
     print(error)
 """
 
@@ -242,7 +244,8 @@ def test_failed_write_leaves_old_gallery(tmp_path: Path):
     path = tmp_path / "g.safetensors"
     save_gallery(gallery({"a": 3, "b": 3}), path)
     before = path.read_bytes()
-    result = subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], capture_output=True, text=True, check=True)
+    result = forked.run(["-c", FULL_DISK, str(path)])
+    assert result.returncode == 0, result.stderr
     assert "The gallery cannot be written." in result.stdout and "what to do" in result.stdout
     assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["g.safetensors"]
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "custom_vit.py"
 
 
 def run_example(*arguments: str) -> str:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = forked.run([str(SCRIPT), *arguments])
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout[result.stdout.index("tensor(") :]
 

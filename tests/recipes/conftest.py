@@ -47,7 +47,8 @@ def data_flags(frame_folders: Path) -> list[str]:
     """Flags of a recipe on this data: two-way tasks, nothing long."""
     return [
         *("--data.root", str(frame_folders), "--data.split-file", str(frame_folders / "split.csv")),
-        *("--data.num-workers", "0", "--data.keep-in-memory", "--ways", "2", "--queries", "1"),
+        *("--data.num-workers", "0", "--data.keep-in-memory", "--data.num-frames", "4"),
+        *("--ways", "2", "--queries", "1"),
         *("--train.validation-episodes", "8", "--quiet"),
     ]
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
+
+import forked
 
 PROGRAM = """
 import sys
@@ -32,13 +30,7 @@ def test_skipped_videos_of_all_processes_are_one_line(tmp_path: Path) -> None:
         (tmp_path / "videos" / f"class{number // 3}" / f"{number}.mp4").parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / f"class{number // 3}" / f"{number}.mp4").touch()
     (tmp_path / "program.py").write_text(PROGRAM)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command = [*launcher, str(tmp_path / "program.py"), str(tmp_path / "videos")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = forked.run([str(tmp_path / "program.py"), str(tmp_path / "videos")], processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("skipped")]
     told = "skipped 3 of 6 train videos, which could not be read: class0/1.mp4, class1/3.mp4, class1/4.mp4"

@@ -6,12 +6,10 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 
@@ -77,15 +75,9 @@ def kept(folder: Path) -> dict[str, bytes]:
 
 
 def test_two_launched_processes_are_bit_identical_to_one(runs, tmp_path, one_thread) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
     words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "1060"]
     words += ["--cache", str(tmp_path / "cache")]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    done = forked.run(words, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("written: ") == 1
     together = result(runs / "cmga", "1060episodes_seed0")["results"]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
+import forked
 import pytest
 
 from dmgal.recipes.run.checkpoints import Checkpoints
@@ -36,26 +36,30 @@ if __name__ == "__main__":
 """
 
 
+@contextmanager
+def killed_at_the_end(training: forked.Program) -> Iterator[None]:
+    """Kill what is left of the group, which includes the workers that load data."""
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(training.pids[0], signal.SIGKILL)
+        training.wait()
+
+
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no process groups")
 def test_sigterm_to_group_during_validation_exits_75(tmp_path, data_flags):
     flags = [flag for flag in data_flags if flag != "--data.keep-in-memory"]
     steps = ["--train.steps", "2", "--train.validate-every", "1", "--data.num-workers", "2"]
     (tmp_path / "slow.py").write_text(SLOW_VALIDATION)
     words = ["train", "method/smga", *flags, *steps, "--out", str(tmp_path / "run")]
-    command = [sys.executable, str(tmp_path / "slow.py"), str(tmp_path / "begun"), *words]
-    with (tmp_path / "errors").open("w") as errors:
-        training = subprocess.Popen(command, stderr=errors, start_new_session=True)
-    try:
+    training = forked.start([str(tmp_path / "slow.py"), str(tmp_path / "begun"), *words])
+    with killed_at_the_end(training):
         while not (tmp_path / "begun").exists():
-            assert training.poll() is None, (tmp_path / "errors").read_text()[-3000:]
+            assert training.poll() == [None], training.stderr[-3000:]
             time.sleep(0.01)
-        os.killpg(training.pid, signal.SIGTERM)
-        code = training.wait(timeout=120)
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(training.pid, signal.SIGKILL)
-        training.wait()
-    assert code == 75, (tmp_path / "errors").read_text()[-3000:]
+        os.killpg(training.pids[0], signal.SIGTERM)
+        assert training.wait() == [75], training.stderr[-3000:]
     assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] == 1
 
 
@@ -76,13 +80,7 @@ if __name__ == "__main__":
 def test_error_in_training_with_workers_ends_the_process(tmp_path, data_flags):
     (tmp_path / "broken.py").write_text(BROKEN)
     words = ["train", "method/smga", *data_flags, "--train.steps", "200", "--data.num-workers", "2"]
-    command = [sys.executable, str(tmp_path / "broken.py"), *words, "--out", str(tmp_path / "run")]
-    with (tmp_path / "errors").open("w") as errors:
-        training = subprocess.Popen(command, stderr=errors, start_new_session=True)
-    try:
-        assert training.wait(timeout=120) == 1
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(training.pid, signal.SIGKILL)
-        training.wait()
-    assert "out of memory" in (tmp_path / "errors").read_text()
+    training = forked.start([str(tmp_path / "broken.py"), *words, "--out", str(tmp_path / "run")])
+    with killed_at_the_end(training):
+        assert training.wait() == [1]
+    assert "out of memory" in training.stderr

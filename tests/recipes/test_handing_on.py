@@ -82,7 +82,7 @@ def test_peft_loads_adapter_of_moved_run(moved):
     folder, _ = moved
     recipe, recognizer = load_run(Run(folder))
     model = PeftModel.from_pretrained(load_backbone("tiny-clip"), str(folder / "adapter")).eval()
-    videos = torch.randint(0, 256, (2, 8, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    videos = torch.randint(0, 256, (2, 4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     trained = recognizer.encoder.encode(videos)
     loaded = FrameEncoder(model, recipe.backbone.pooling).eval().encode(videos)
     plain = FrameEncoder(load_backbone("tiny-clip"), recipe.backbone.pooling).eval().encode(videos)

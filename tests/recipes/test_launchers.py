@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
+from trainings import losses
+
+from dmgal.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = [sys.executable, "-m"]
 LAUNCHERS = {
-    "module": [*PYTHON, "dmgal.recipes.train"],
-    "command": [*PYTHON, "dmgal", "train"],
     "accelerate script": [*PYTHON, "accelerate.commands.launch", "--cpu", "recipes/train.py"],
+}
+SLOW_LAUNCHERS = {
+    "command": [*PYTHON, "dmgal", "train"],
+    "module": [*PYTHON, "dmgal.recipes.train"],
     "accelerate module": [*PYTHON, "accelerate.commands.launch", "--cpu", "-m", "dmgal.recipes.train"],
 }
 
 
 def torchrun(processes: int) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [
-        *PYTHON,
-        "torch.distributed.run",
-        "--nproc_per_node",
-        str(processes),
-        "--master_port",
-        str(port),
-        "-m",
-        "dmgal.recipes.train",
-    ]
+    port = str(forked.free_port())
+    launcher = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", port]
+    return [*PYTHON, *launcher, "-m", "dmgal.recipes.train"]
 
 
 def launched(launcher: list[str], words: list[str], out: Path) -> tuple[list[dict], str]:
@@ -45,46 +40,29 @@ def launched(launcher: list[str], words: list[str], out: Path) -> tuple[list[dic
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()], result.stderr
 
 
-@pytest.mark.parametrize("name", list(LAUNCHERS))
+@pytest.mark.parametrize("name", [*LAUNCHERS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_LAUNCHERS)])
 def test_every_launcher_runs_the_recipe(name, tmp_path, data_flags):
     words = ["method/dmgal_adapter", *data_flags, "--train.steps", "1"]
-    entries, printed = launched(LAUNCHERS[name], words, tmp_path / "run")
+    entries, printed = launched({**LAUNCHERS, **SLOW_LAUNCHERS}[name], words, tmp_path / "run")
     assert [entry["step"] for entry in entries if "loss" in entry] == [1]
     assert "1 process(es) on cpu, float32, 1 task(s) a step" in printed
 
 
 def test_two_processes_give_the_losses_of_one(tmp_path, data_flags):
-    """Full fine-tuning by torchrun without a CPU option: ten steps in float64, batch norms frozen."""
-    words = [
-        "method/dmgal_ft",
-        *data_flags,
-        "--train.precision",
-        "float64",
-        "--train.steps",
-        "10",
-        "--train.tasks-per-step",
-        "2",
-    ]
-    one, _ = launched(LAUNCHERS["module"], words, tmp_path / "one")
+    """Full fine-tuning by torchrun without a CPU option, in float64, batch norms frozen."""
+    words = ["method/dmgal_ft", *data_flags, "--train.precision", "float64", "--train.steps", "3"]
+    words += ["--train.tasks-per-step", "2"]
+    assert main(["train", *words, "--out", str(tmp_path / "one")]) == 0
     two, printed = launched(torchrun(2), words, tmp_path / "two")
     assert "2 process(es) on cpu" in printed
-    losses = [[entry["loss"] for entry in entries if "loss" in entry] for entries in (one, two)]
-    assert len(losses[0]) == len(losses[1]) == 10
-    assert losses[1] == pytest.approx(losses[0], rel=0, abs=1e-9)
-    assert len(set(losses[0])) == 10
+    expected = losses(tmp_path / "one")
+    assert len(expected) == 3 == len(set(expected))
+    assert [entry["loss"] for entry in two if "loss" in entry] == pytest.approx(expected, rel=0, abs=1e-9)
 
 
 def test_tasks_not_divisible_by_processes_raise(tmp_path, data_flags):
     words = ["method/smga", *data_flags, "--train.steps", "1", "--train.tasks-per-step", "1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*torchrun(2), *words, "--out", str(tmp_path / "run")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=3600,
-    )
-    assert result.returncode != 0
+    result = forked.run(["-m", "dmgal.recipes.train", *words, "--out", str(tmp_path / "run")], processes=2)
+    assert result.returncode == 2
     assert "a multiple of the number of processes" in result.stderr
     assert not (tmp_path / "run").exists()

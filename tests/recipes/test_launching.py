@@ -146,6 +146,7 @@ def accelerate_launch(name: str, words: list[str], *flags: str) -> subprocess.Co
     return launched([*launcher, "--main_process_port", "0", *flags, "-m", "dmgal.recipes.train", *words])
 
 
+@pytest.mark.slow
 def test_fsdp_on_two_cpus_equals_one_process(tmp_path, data_flags):
     """An FSDP run stops and resumes under DDP, because checkpoints hold full weights."""
     flags = ["--train.steps", "4", "--train.tasks-per-step", "2", "--train.checkpoint-every", "2"]
@@ -167,6 +168,7 @@ def test_fsdp_on_two_cpus_equals_one_process(tmp_path, data_flags):
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_fewer_processes_than_requested_warn(tmp_path, data_flags):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     words = ["method/smga", *data_flags, "--train.steps", "1", "--out", str(tmp_path / "run")]

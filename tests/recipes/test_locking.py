@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
+import forked
 import pytest
 
 from dmgal.errors import DmgalError
@@ -22,14 +20,13 @@ with Run(Path(sys.argv[1])).locked():
 
 
 def test_second_process_raises_until_the_first_is_killed(tmp_path):
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    holder = forked.start(["-c", HOLDER, str(tmp_path)])
     try:
-        assert "locked" in holder.stdout.readline() + holder.stdout.readline()
-        with pytest.raises(DmgalError, match=f"process {holder.pid} trains"), Run(tmp_path).locked():
+        while "locked" not in holder.stdout:
+            assert holder.poll() == [None], holder.stderr
+        with pytest.raises(DmgalError, match=f"process {holder.pids[0]} trains"), Run(tmp_path).locked():
             pass
     finally:
         holder.kill()
-        holder.wait()
-        holder.stdout.close()
     with Run(tmp_path).locked():  # its child, like one that loads data, still lives
         pass

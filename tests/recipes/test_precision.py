@@ -19,7 +19,7 @@ from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import BackboneConfig, Recipe, TrainConfig
 from dmgal.recipes.training.launching import autocast_of, make_accelerator, set_precision
 
-STEPS = ["--train.steps", "3"]
+STEPS = ["--train.steps", "3", "--data.num-frames", "8"]
 
 
 def trained(out, data_flags, *flags):

@@ -56,7 +56,7 @@ def recognize(folders, capsys):
 
 
 def clip_of(path):
-    return transforms.TestTransform(48, resize=1.0)(read_clip(path, lambda count: uniform_frames(count, 8)))
+    return transforms.TestTransform(48, resize=1.0)(read_clip(path, lambda count: uniform_frames(count, 4)))
 
 
 def test_scores_equal_those_of_an_episode_with_the_same_clips(recognize, folders):

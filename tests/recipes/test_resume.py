@@ -6,9 +6,9 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 
+import forked
 import pytest
 import torch
 from trainings import assert_same_bits, log
@@ -210,12 +210,11 @@ with Run(Path({str(whole)!r})).locked():
     print("locked", flush=True)
     time.sleep(60)
 """
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdout=subprocess.PIPE, text=True)
+    holder = forked.start(["-c", hold])
     try:
-        assert holder.stdout.readline() == "locked\n"
+        while holder.stdout != "locked\n":
+            assert holder.poll() == [None], holder.stderr
         assert main([*words, "--out", str(whole), "--resume"]) == 2
-        assert f"process {holder.pid} trains" in capsys.readouterr().err
+        assert f"process {holder.pids[0]} trains" in capsys.readouterr().err
     finally:
         holder.kill()
-        holder.wait()
-        holder.stdout.close()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
+import forked
 import pytest
 
 from dmgal.cli import main
@@ -74,10 +72,7 @@ for world in (1, 2, 3, 6):
 
 @pytest.fixture(scope="module")
 def answers():
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=3600, check=False
-    )
+    result = forked.run(["-c", SCRIPT], PYTHONHASHSEED="0")
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads(line) for line in result.stdout.splitlines()]
 

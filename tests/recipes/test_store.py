@@ -61,7 +61,17 @@ def test_stored_clips_equal_decoded_clips(frame_folders, store):
 
 
 def test_run_trains_and_evaluates_from_a_store(frame_folders, store, data_flags, tmp_path):
-    flags = [*data_flags, "--data.store", str(store), "--train.steps", "2", "--out", str(tmp_path / "run")]
+    flags = [
+        *data_flags,
+        "--data.num-frames",
+        "8",
+        "--data.store",
+        str(store),
+        "--train.steps",
+        "2",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert main(["train", "method/smga", *flags]) == 0
     run_recipe, recognizer = load_run(Run(tmp_path / "run"))
     assert run_recipe.data.store == store
@@ -76,7 +86,7 @@ def test_run_trains_and_evaluates_from_a_store(frame_folders, store, data_flags,
 
 
 def test_stale_store_raises_with_the_difference(frame_folders, store, data_flags, tmp_path, capsys):
-    flags = [*data_flags, "--data.store", str(store), "--out", str(tmp_path / "run")]
+    flags = [*data_flags, "--data.num-frames", "8", "--data.store", str(store), "--out", str(tmp_path / "run")]
     assert main(["train", "method/smga", *flags, "--data.num-frames", "4"]) == 2
     assert "num_frames=8" in capsys.readouterr().err
     frame = next((frame_folders / "val").rglob("0.png"))

@@ -17,10 +17,10 @@ from dmgal.recipes.run.config import Recipe, TrainConfig
 from dmgal.recipes.run.layers import from_mapping
 from dmgal.recipes.training.step import make_two_pass
 
-STEPS = ["--train.steps", "4", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "4"]
+STEPS = ["--train.steps", "2", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "2"]
 EXACT = [*STEPS, "--train.precision", "float64"]
 TWO_PASSES = ["--train.two-pass", "3"]  # of a task's six videos
-METHODS = ["dmgal_adapter", "dmgal_ft", "molo"]
+METHODS = ["dmgal_adapter", "dmgal_ft"]
 JOBS = {
     **{method: (1, [f"method/{method}"], EXACT) for method in METHODS},
     **{f"{method} in two": (1, [f"method/{method}"], [*EXACT, *TWO_PASSES]) for method in METHODS},
@@ -50,9 +50,9 @@ def norms(run):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_passes_equal_plain_training(runs, method):
-    """Includes several tasks per step, dropout and head losses."""
+    """Includes several tasks per step. Dropout and head losses: tests/episodes/test_two_pass.py."""
     one, other = runs / method, runs / f"{method} in two"
-    assert len(losses(one)) == 4 == len(set(losses(one)))
+    assert len(losses(one)) == 2 == len(set(losses(one)))
     assert losses(other) == pytest.approx(losses(one), rel=1e-8)
     assert norms(other) == pytest.approx(norms(one), rel=1e-8)
 
@@ -105,7 +105,7 @@ def test_layer_sets_chunk():
 def test_resumed_run_keeps_its_chunk(tmp_path, data_flags, monkeypatch):
     words = ["train", "method/dmgal_adapter", *data_flags, "--train.two-pass", "auto", "--train.checkpoint-every", "2"]
     words += ["--train.steps", "4", "--out", str(tmp_path / "run"), "--resume"]
-    monkeypatch.setattr(plan, "free_bytes", lambda device: 2e7)
+    monkeypatch.setattr(plan, "free_bytes", lambda device: 1e7)
     assert main(words) == 0
     shutil.copytree(tmp_path / "run", tmp_path / "whole")
     before = Checkpoints(tmp_path / "whole" / "checkpoints").newest().progress["two_pass"]

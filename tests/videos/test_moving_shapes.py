@@ -7,12 +7,11 @@ import json
 import logging
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
+import forked
 import pytest
 
 from dmgal.errors import DmgalError
@@ -63,13 +62,11 @@ def times_of_change(root: Path) -> dict[Path, int]:
     return {file: file.stat().st_mtime_ns for file in root.rglob("*.mp4")}
 
 
-def generate_in_a_process(root: Path, **values: object) -> subprocess.Popen:
-    arguments = {**SMALL, **values}
+def generate_in_a_process(root: Path) -> forked.Program:
     code = "import sys, json; from pathlib import Path"
     code += "; from dmgal.videos.moving_shapes.generate import generate_moving_shapes"
-    code += "; generate_moving_shapes(Path(sys.argv[1]), **json.loads(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(root), json.dumps(arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    code += "; generate_moving_shapes(Path(sys.argv[1]), **json.loads(sys.argv[2]), workers=1)"
+    return forked.start(["-c", code, str(root), json.dumps(SMALL)])
 
 
 class TestGenerate:
@@ -116,8 +113,8 @@ class TestGenerate:
 
     def test_killed_run_is_resumed(self, tmp_path, small_set):
         root = tmp_path / "shapes"
-        process = subprocess.run([sys.executable, "-c", KILLED_RUN, str(root), json.dumps(SMALL)])
-        assert process.returncode == -signal.SIGKILL
+        process = forked.run(["-c", KILLED_RUN, str(root), json.dumps(SMALL)])
+        assert process.returncode == -signal.SIGKILL, process.stderr
         assert len(list(root.rglob("*.mp4"))) == 5
         assert (root / PROMISE).exists() and not (root / MANIFEST).exists()
         half = next(root.rglob("*.mp4"))
@@ -129,9 +126,8 @@ class TestGenerate:
 
     def test_two_simultaneous_runs_give_the_dataset_of_one(self, tmp_path, small_set):
         root = tmp_path / "shapes"
-        processes = [generate_in_a_process(root, workers=2) for _ in range(2)]
-        messages = [process.communicate()[1] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], messages
+        programs = [generate_in_a_process(root) for _ in range(2)]
+        assert [program.wait() for program in programs] == [[0], [0]], [program.stderr for program in programs]
         assert contents(root) == contents(small_set)
 
     def test_second_run_waits_and_logs(self, tmp_path, small_set, caplog):
