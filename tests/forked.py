@@ -55,12 +55,12 @@ class Program:
 
     @property
     def stdout(self) -> str:
-        """What all processes have printed so far."""
+        """Text that the processes have printed so far."""
         return (self.output / "stdout").read_text()
 
     @property
     def stderr(self) -> str:
-        """The messages of all processes so far."""
+        """Messages of the processes so far."""
         return (self.output / "stderr").read_text()
 
 

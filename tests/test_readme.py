@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
 import pytest
 import tyro
 
@@ -36,10 +34,7 @@ def test_python_section_runs(tmp_path: Path) -> None:
     assert snippet is not None
     script = tmp_path / "snippet.py"
     script.write_text(VIDEOS + snippet[1] + CHECKS)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = forked.run([str(script)], cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "trainable params: 23,408" in result.stdout
 

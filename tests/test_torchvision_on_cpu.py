@@ -62,6 +62,7 @@ def test_schemas_are_defined_if_the_library_does_not_load(tmp_path: Path) -> Non
     assert run(STATE, folder) == ["True", "True", "True", "False"]
 
 
+@pytest.mark.slow
 def test_no_schemas_are_defined_if_the_library_loads(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=True)
     assert run(STATE, folder) == ["False", "False", "False", "False"]
@@ -90,6 +91,7 @@ def compile_library(compiler: str, target: Path) -> None:
     subprocess.run(command, check=True)
 
 
+@pytest.mark.slow
 def test_no_schemas_are_defined_if_the_operators_exist(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=False)
     define = """
@@ -101,12 +103,14 @@ for name in ("nms", "qnms"):
     assert run(define + STATE, folder) == ["False", "True", "True", "False"]
 
 
+@pytest.mark.slow
 def test_repeated_calls_do_nothing(tmp_path: Path) -> None:
     folder = torchvision_with_library(tmp_path, loads=False)
     twice = "print(make_torchvision_importable(), make_torchvision_importable())"
     assert run(twice, folder) == ["True", "False"]
 
 
+@pytest.mark.slow
 def test_no_schemas_are_defined_without_torchvision() -> None:
     hide = "import torchvision_on_cpu; torchvision_on_cpu.find_spec = lambda name: None\n"
     assert run(hide + STATE) == ["False", "False", "False", "False"]

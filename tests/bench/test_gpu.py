@@ -33,6 +33,7 @@ def check(report: dict) -> None:
     )  # 30 videos and 10
 
 
+@pytest.mark.slow
 def test_a_dry_run(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu, "recognizer", small_recognizer)
     check(report_of(tmp_path, "--image-size", "48"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from small_models import small_recognizer
 
 from dmgal.bench import memory
 
 
+@pytest.mark.slow
 def test_every_case_is_measured_and_has_the_plain_gradients(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "recognizer", small_recognizer)
     options = memory.Options(shots=(2,), shares=(0.0, 0.3), image_size=48, threads=1)

@@ -53,7 +53,7 @@ def trained(tmp_path, frame_folders, monkeypatch):
     def run(head, **options):
         options = {"validate_every": 100, "validation_episodes": 2, **options}
         recipe = Recipe(
-            data=DataConfig(num_workers=0, keep_in_memory=True),
+            data=DataConfig(num_workers=0, keep_in_memory=True, num_frames=4),
             adapter={"peft_type": "DMGAL"},
             episode=EpisodeConfig(n_way=2, n_query=1),
             train=TrainConfig(**options),

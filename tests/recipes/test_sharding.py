@@ -49,7 +49,7 @@ def answer(ways):
     of_all = sharding.any_process(bad).tolist(), norm.running_mean.tolist()
     return [hashes, [found.accuracies.tolist(), found.episodes, answers], *of_all]
 
-for world in (1, 2, 3, 6):
+for world in (1, 2, 6):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -79,7 +79,7 @@ def answers():
 
 def test_every_process_gets_the_result_of_one(answers):
     """Includes more processes than chunks of videos or groups of tasks."""
-    assert [world for world, *_ in answers] == [1, *[2] * 2, *[3] * 3, *[6] * 6]
+    assert [world for world, *_ in answers] == [1, *[2] * 2, *[6] * 6]
     _, states, evaluation, *_ = answers[0]
     accuracies, _, columns = evaluation
     assert len(states) >= 1 and len(accuracies) == 30 and len(set(accuracies)) > 1

@@ -67,6 +67,7 @@ fuzz.main()
 """
 
 
+@pytest.mark.slow
 def test_fuzzer_detects_and_names_failures(tmp_path, monkeypatch):
     (tmp_path / "misbehaving.py").write_text(MISBEHAVING)
     (tmp_path / "sources").mkdir()

@@ -110,7 +110,7 @@ def test_episodes_are_independent_of_workers(catalog, context):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
-@pytest.mark.parametrize("decoder", ["pyav", "decord"])
+@pytest.mark.parametrize("decoder", [pytest.param("pyav", marks=pytest.mark.slow), "decord"])
 def test_workers_start_no_extra_threads(catalog, decoder):
     if decoder == "decord":
         pytest.importorskip("decord")
