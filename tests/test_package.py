@@ -110,6 +110,7 @@ def test_wheel_holds_the_sources_and_the_data_and_nothing_else(renamed_checkout:
     assert packed == {f"dmgal/{path.relative_to(ROOT).as_posix()}" for path in expected}
 
 
+@pytest.mark.slow
 def test_the_tests_run_in_a_checkout_of_another_name(renamed_checkout: Path, tmp_path: Path) -> None:
     (tmp_path / "dmgal").symlink_to(renamed_checkout, target_is_directory=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

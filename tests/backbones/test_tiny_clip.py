@@ -30,6 +30,7 @@ def test_weights_are_small(model):
     assert sum(path.stat().st_size for path in FOLDER.glob("*.safetensors")) < 8e6
 
 
+@pytest.mark.slow
 def test_zero_shot_accuracy_matches_the_report(model, tokenize):
     measured = zero_shot(model, tokenize, normalization(FOLDER), seed=77, count=1000)
     assert measured.keys() == REPORT["zero_shot"].keys()

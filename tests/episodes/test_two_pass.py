@@ -304,7 +304,16 @@ def test_in_place_changes_disable_saved_results(caplog):
     assert_same_gradients(found, plainly(model, episodes)[0], 1e-10)
 
 
-@pytest.mark.parametrize("name", ["adapter DMGAL", "MoLo, all trained", "DmgalFT on a ResNet", "blocks checkpointed"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "adapter DMGAL",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("MoLo, all trained", "DmgalFT on a ResNet", "blocks checkpointed")
+        ),
+    ],
+)
 def test_budget_is_used_and_not_exceeded(name):
     """Budgets from one video at a time without saved results, over more saved results, to all videos at once."""
     model, episodes, messages, kept, peaks = CASES[name](), [task(0)], [], [], []

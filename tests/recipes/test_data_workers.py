@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from torch.utils.data import DataLoader
 
 from dmgal.recipes.run.distributed import ignore_in_worker
@@ -27,6 +28,7 @@ cycle.append(cycle)  # a reference cycle, as in a traceback
 """
 
 
+@pytest.mark.slow
 def test_python_exits_although_references_keep_workers_alive():
     """The import installs no exit hook."""
     done = subprocess.run(

@@ -48,6 +48,7 @@ def test_every_launcher_runs_the_recipe(name, tmp_path, data_flags):
     assert "1 process(es) on cpu, float32, 1 task(s) a step" in printed
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_losses_of_one(tmp_path, data_flags):
     """Full fine-tuning by torchrun without a CPU option, in float64, batch norms frozen."""
     words = ["method/dmgal_ft", *data_flags, "--train.precision", "float64", "--train.steps", "3"]

@@ -178,6 +178,7 @@ def test_fewer_processes_than_requested_warn(tmp_path, data_flags):
     assert "torchrun --nproc_per_node 2" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for a process in /proc")
 def test_training_ends_with_its_launcher(tmp_path, data_flags):
     config = ["--config_file", str(LAUNCH / "one_gpu.yaml"), "-m", "dmgal.recipes.train"]

@@ -35,11 +35,10 @@ def in_float32(tmp_path_factory, data_flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--train.precision", "bf16"],
-        ["--train.precision", "bf16", "--backbone.dtype", "bf16"],
-        ["--backbone.dtype", "bf16"],
+        pytest.param(["--train.precision", "bf16"], marks=pytest.mark.slow, id="autocast"),
+        pytest.param(["--train.precision", "bf16", "--backbone.dtype", "bf16"], id="autocast and backbone"),
+        pytest.param(["--backbone.dtype", "bf16"], marks=pytest.mark.slow, id="backbone"),
     ],
-    ids=["autocast", "autocast and backbone", "backbone"],
 )
 def test_bf16_trains_near_float32_and_saves_float32(tmp_path, data_flags, in_float32, flags):
     run = trained(tmp_path / "run", data_flags, *flags)

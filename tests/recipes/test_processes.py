@@ -100,6 +100,7 @@ def test_two_processes_killed_twice_are_bit_identical(tmp_path, data_flags):
     assert not list((tmp_path / "killed").rglob("*.partial"))
 
 
+@pytest.mark.slow
 def test_three_stopped_processes_are_bit_identical(tmp_path, data_flags):
     """With three or more processes, the order of adding gradients matters. DDP can change it after the first step."""
     flags = ["--train.tasks-per-step", "3", "--train.steps", "4", "--train.checkpoint-every", "3"]

@@ -190,6 +190,7 @@ class TestRebuild:
         assert [report.made for report in rebuild(catalog, folder)] == [0, 0]
         assert contents(folder) == before
 
+    @pytest.mark.slow
     def test_store_is_independent_of_processes(self, catalog, built, tmp_path):
         reports = build_store(catalog, tmp_path / "store", CLIPS, workers=2, progress=False)
         assert [report.made for report in reports] == [12, 6]
