@@ -53,7 +53,7 @@ class VideoCatalog:
     ) -> VideoCatalog:
         """Read a split file with the columns ``split,class_name,video``, plain or gzipped.
 
-        ``video`` is relative to ``root``. If it names neither a file nor a folder, the known extensions are tried.
+        ``video`` is relative to ``root``. Only if it names neither a file nor a folder, the known extensions are tried.
         An optional column ``reversal`` names the class that shows the same motion backward in time. A class that is
         its own reversal, or whose reversal is empty, has no pair. Other columns are ignored. Classes are numbered in
         order of first appearance.
@@ -64,8 +64,9 @@ class VideoCatalog:
                 error for missing videos.
 
         Raises:
-            DmgalError: no file or root, a column missing, a bad row, a class in two splits or without a video, a video
-                listed twice, or missing videos (all are counted, some named).
+            DmgalError: no file or root, a column missing, a bad row, a class in two splits, under two spellings or
+                without a video, a video listed twice, also if by a link or another spelling of its path, or missing
+                videos (all are counted, some named).
         """
         csv_path, root = Path(csv_path), _existing_folder(root)
         reversals: dict[str, str] = {}
@@ -73,7 +74,7 @@ class VideoCatalog:
         def rows() -> Iterator[tuple[str, str, str]]:
             for split, name, video, reversal in read_rows(csv_path):
                 if reversal:
-                    reversals[name] = reversal
+                    reversals[name.strip()] = reversal
                 yield split, name, video
 
         find = VideoFinder(root).find
@@ -272,7 +273,7 @@ def _catalog_from_rows(
     root: Path, rows: Iterator[tuple[str, str, str | None]], reversals: Mapping[str, str], source: str
 ) -> VideoCatalog:
     """Return the catalog of rows. Reading the rows may fill ``reversals``."""
-    videos, labels, class_names, class_splits = collect_columns(rows, source)
+    videos, labels, class_names, class_splits = collect_columns(rows, source, root)
     pairs = pair_classes(class_names, reversals, source)
     return VideoCatalog(root, videos, labels, class_names, class_splits, pairs)
 
@@ -320,17 +321,19 @@ def _rows_of_folders(root: Path) -> Iterator[tuple[str, str, str | None]]:
             expected="root/class/video or root/{train,val,test}/class/video",
             remedy=f"Did you mean the root {printable(str(class_root))}?",
         )
-    named_as_split = [name for name in folders if name in SPLITS]
-    if named_as_split and len(named_as_split) < len(folders):
+    split_of = {name: name.lower() for name in folders if name.lower() in SPLITS}
+    if len(split_of) < len(folders):
+        split_of = {}  # a class may be named Test
+    if not split_of and not set(SPLITS).isdisjoint(folders):
         raise DmgalError(
             f"Splits and classes cannot be distinguished in {root}.",
             received=f"the folders {listed(folders)}",
             expected=f"either only {', '.join(SPLITS)}, or only classes",
             remedy="Move the other folders away, or write a split file and use it instead.",
         )
-    for split in [split for split in SPLITS if split in folders] or [""]:
-        for name in subfolders(root / split) if split else folders:
-            folder = f"{split}/{name}" if split else name
+    for part in sorted(split_of, key=lambda part: SPLITS.index(split_of[part])) or [""]:
+        for name in subfolders(root / part) if part else folders:
+            folder, split = (f"{part}/{name}", split_of[part]) if part else (name, "")
             yield split, name, None  # also registers a class without videos
             for video in videos_in(root / folder):
                 yield split, name, f"{folder}/{video}"
@@ -339,11 +342,11 @@ def _rows_of_folders(root: Path) -> Iterator[tuple[str, str, str | None]]:
 def _class_root_below(root: Path, folders: list[str]) -> Path | None:
     """Return the folder of the classes if it is below a chain of folders with one subfolder each, else None."""
     folder = root
-    while len(folders) == 1 and folders[0] not in SPLITS and not videos_in(folder / folders[0]):
+    while len(folders) == 1 and folders[0].lower() not in SPLITS and not videos_in(folder / folders[0]):
         folder, folders = folder / folders[0], subfolders(folder / folders[0])
     if folder == root or not folders:
         return None
-    return folder if folders[0] in SPLITS or any(videos_in(folder / name) for name in folders) else None
+    return folder if folders[0].lower() in SPLITS or any(videos_in(folder / name) for name in folders) else None
 
 
 def _existing_folder(root: str | os.PathLike[str]) -> Path:

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
 from ...errors import DmgalError
 from ...files import listed, printable
-from .files import VIDEO_EXTENSIONS
+from .files import VIDEO_EXTENSIONS, same_files
 
 Columns = tuple[tuple[str, ...], np.ndarray, tuple[str, ...], tuple[str, ...] | None]
 """The fields ``videos``, ``labels``, ``class_names`` and ``class_splits`` of a `VideoCatalog`."""
 
 
-def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str) -> Columns:
+def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str, root: Path) -> Columns:
     """Collect and check rows ``(split or "", class name, video)``. Classes are numbered in order of first appearance.
 
     Args:
         rows: a row without a video only adds its class.
         source: the origin of the rows, for error messages.
+        root: folder that the videos are relative to.
 
     Raises:
-        DmgalError: no class, a class in two splits or without a video, or a video listed twice.
+        DmgalError: no class, a class in two splits, under two spellings or without a video, or a video listed twice,
+            also if by a link or another spelling of its path.
     """
     classes: dict[tuple[str, str], int] = {}
     numbers = array("q")  # takes a quarter of the memory of a list
@@ -50,9 +54,18 @@ def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str) ->
         raise DmgalError(
             f"Some classes of {source} are in two splits.",
             received=listed(_repeated(names)),
-            expected="each class in one split: few-shot classes of validation and test must be new",
+            expected="each class in one of train, val and test: few-shot classes of validation and test must be new",
             remedy="Rename the classes if they differ, or assign each class to one split.",
         )
+    alike = _alike(names, splits)
+    if alike:
+        raise DmgalError(
+            f"Some classes of {source} are listed under two spellings.",
+            received=listed(alike),
+            expected="one spelling of each class: names that look alike could put one class into two splits",
+            remedy="Use one spelling, or names that differ in more than case, blanks and forms of accents.",
+        )
+    names = tuple(name.strip() or name for name in names)
     empty = [names[c] for c in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
     if empty:
         raise DmgalError(
@@ -68,6 +81,14 @@ def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str) ->
             received=f"{len(repeated)} repeated: {listed(repeated)}",
             expected="each video once, in one class: otherwise it could be support and query of one task",
             remedy="Remove the repeated lines.",
+        )
+    twice = [f"{first} is the same file as {other}" for first, other in same_files(root, videos)]
+    if twice:
+        raise DmgalError(
+            f"Some videos of {source} are listed under two names.",
+            received=f"{len(twice)} repeated: {listed(twice)}",
+            expected="each video once, in one class: otherwise it could be support and query of one task",
+            remedy="Remove one of the two names: a line of the list, or a link in the folder.",
         )
     return videos, labels, names, splits if all(splits) else None
 
@@ -93,6 +114,23 @@ def pair_classes(
         )
     numbered = [sorted(number_of[name] for name in pair) for pair in pairs]
     return tuple(sorted((first, second) for first, second in numbered))
+
+
+def _alike(names: tuple[str, ...], splits: tuple[str, ...]) -> list[str]:
+    """Return a text for each group of names that differ only in case, blanks, forms of letters or invisible marks."""
+    groups: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        letters = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
+        groups.setdefault(" ".join(letters.split()), []).append(number)
+    texts = []
+    for numbers in groups.values():
+        if len(numbers) > 1:
+            look_equal = len({unicodedata.normalize("NFC", names[number]) for number in numbers}) < len(numbers)
+            shown = [ascii(names[number]) if look_equal else repr(names[number]) for number in numbers]
+            places = [f" ({splits[number]})" if splits[number] else "" for number in numbers]
+            texts.append(" and ".join(name + place for name, place in zip(shown, places, strict=True)))
+    return texts
 
 
 def _repeated(names: tuple[str, ...]) -> list[str]:

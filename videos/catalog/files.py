@@ -8,10 +8,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+import numpy as np
 
 _FILM_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".wmv", ".gif")
 VIDEO_EXTENSIONS = (*_FILM_EXTENSIONS, ".zip")  # a zip file of frames
@@ -74,29 +78,47 @@ class VideoFinder:
         self._folders: dict[str, _Folder] = {}
 
     def find(self, video: str) -> str | None:
-        """Return the path relative to the root, with an extension added if needed, or None if nothing has this name."""
-        path, slash, name = video.rpartition("/")
-        folder = self._folders.get(path)
-        if folder is None:
-            folder = self._folders[path] = _Folder(self._root / (path + slash))
-        if name in folder.others:
-            return video
-        extension = folder.extensions.get(name)
-        if extension is not None:
-            return f"{video}.{extension.partition('/')[0]}"
-        stem, dot, extension = name.rpartition(".")
-        return video if dot and extension in folder.extensions.get(stem, "").split("/") else None
+        """Return the path relative to the root, or None if nothing has this name.
+
+        The exact name wins. If nothing has it, an extension is added, then outer blanks are removed and backslashes
+        are read as slashes.
+        """
+        return next(filter(None, map(self._find, _spellings(video))), None)
 
     def find_below(self, video: str) -> str | None:
         """Return the result of `find`, dropping leading folders until something has the name.
 
-        Lists may contain the paths of their author's disk.
+        Lists may contain the paths of their author's disk. To a name with an extension, another one is added only if
+        no folder has the exact name.
         """
-        path = self.find(video)
-        while path is None and "/" in video:
-            video = video.partition("/")[2]
-            path = self.find(video) if video else None
-        return path
+        for spelling in _spellings(video):
+            parts = spelling.split("/")
+            paths = ["/".join(parts[start:]) for start in range(len(parts)) if parts[-1]]
+            ways = [self._exact, self._extended] if spelling.lower().endswith(VIDEO_EXTENSIONS) else [self._find]
+            found = next((path for way in ways for path in map(way, paths) if path is not None), None)
+            if found is not None:
+                return found
+        return None
+
+    def _find(self, video: str) -> str | None:
+        return self._exact(video) or self._extended(video)
+
+    def _exact(self, video: str) -> str | None:
+        folder, name = self._folder_and_name(video)
+        stem, dot, extension = name.rpartition(".")
+        is_video = dot and extension in folder.extensions.get(stem, "").split("/")
+        return video if is_video or name in folder.others else None
+
+    def _extended(self, video: str) -> str | None:
+        folder, name = self._folder_and_name(video)
+        extension = folder.extensions.get(name)
+        return None if extension is None else f"{video}.{extension.partition('/')[0]}"
+
+    def _folder_and_name(self, video: str) -> tuple[_Folder, str]:
+        path, slash, name = video.rpartition("/")
+        if path not in self._folders:
+            self._folders[path] = _Folder(self._root / (path + slash))
+        return self._folders[path], name
 
 
 class _Folder:
@@ -117,6 +139,46 @@ class _Folder:
                 self.extensions[stem] = "/".join(sorted([*self.extensions[stem].split("/"), extension]))
             else:
                 self.extensions[stem] = sys.intern(extension)  # one string object for all equal extensions
+
+
+def _spellings(video: str) -> tuple[str, ...]:
+    """Return a listed name and, if it differs, the name that other programs would have written."""
+    plain = video.strip().replace("\\", "/")
+    return (video,) if plain == video else (video, plain)
+
+
+def same_files(root: Path, videos: Sequence[str]) -> list[tuple[str, str]]:
+    """Return pairs of paths that lead to one file or folder: by links, ``./``, ``..`` or an absolute path.
+
+    Each folder is listed once. The listing has the files' numbers, so only files with equal numbers are opened.
+    """
+    in_folder: dict[str, array[int]] = {}
+    for index, video in enumerate(videos):
+        in_folder.setdefault(video[: video.rfind("/") + 1], array("q")).append(index)
+    numbers = np.zeros(len(videos), dtype=np.uint64)
+    for folder, indices in in_folder.items():
+        index_of = {videos[index][len(folder) :]: index for index in indices}
+        with suppress(OSError), os.scandir(root / folder) as entries:
+            for entry in entries:
+                if entry.name in index_of:
+                    numbers[index_of[entry.name]] = _file_number(entry)
+    values, counts = np.unique(numbers, return_counts=True)
+    first: dict[tuple[int, int], int] = {}
+    pairs = []
+    for index in np.flatnonzero(np.isin(numbers, values[(counts > 1) & (values > 0)])).tolist():
+        with suppress(OSError):
+            status = os.stat(root / videos[index])
+            other = first.setdefault((status.st_dev, status.st_ino), index)
+            if other != index:
+                pairs.append((videos[other], videos[index]))
+    return pairs
+
+
+def _file_number(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_ino if entry.is_symlink() else entry.inode()
+    except OSError:  # a link to nothing
+        return 0
 
 
 def _is_video(entry: os.DirEntry[str]) -> bool:

@@ -161,7 +161,8 @@ def _label_names(path: Path, entry: ListFormat, split: str) -> dict[str, str]:
     for _, line in _lines(path):
         match = entry.pattern.fullmatch(line)
         if match is not None:
-            folders.setdefault(match["label"], set()).add(match["video"].rpartition("/")[0].rpartition("/")[2])
+            folder = match["video"].replace("\\", "/").rpartition("/")[0].rpartition("/")[2]
+            folders.setdefault(match["label"], set()).add(folder)
     names = [folder for label_folders in folders.values() for folder in label_folders]
     if all(names) and len(names) == len(folders) == len(set(names)):
         return dict(zip(folders, names, strict=True))
@@ -269,7 +270,7 @@ def _rows(lines: Iterator[list[str]], header: list[str], path: Path) -> Iterator
     for number, row in enumerate(lines, start=2):
         if not any(row):
             continue
-        if len(row) != len(header) or row[split_at] not in SPLITS or not row[name_at]:
+        if len(row) != len(header) or row[split_at].strip() not in SPLITS or not row[name_at].strip():
             raise DmgalError(
                 f"Row {number} of {path} is invalid.",
                 received=printable(",".join(row)),
@@ -277,7 +278,8 @@ def _rows(lines: Iterator[list[str]], header: list[str], path: Path) -> Iterator
                 remedy="Correct the row.",
             )
         row[name_at].encode()  # raises UnicodeError if the name is not valid UTF-8
-        yield row[split_at], row[name_at], row[video_at], row[reversal_at] if reversal_at is not None else ""
+        reversal = row[reversal_at].strip() if reversal_at is not None else ""
+        yield row[split_at].strip(), row[name_at], row[video_at], reversal
 
 
 StandardSplit = Literal["ssv2_small", "ssv2_full", "kinetics100", "hmdb51", "ucf101"]
