@@ -6,11 +6,11 @@
     dmgal prepare data/moving_shapes                      the data of a recipe's layers
 
 The folder --out receives missing.csv (listed videos that do not exist), report.csv (videos that do not decode to their
-end, with the reason and the number of decodable frames), summary.json, and data.yaml, a recipe layer with these files
-and the cropping of training clips. split.csv is written if classes have splits, and found.csv (videos listed and found
-per class) with --dataset. A damaged video is used if its first --num-frames frames decode. Otherwise it is bad, and
-training follows --data.on-bad-video. A stopped check resumes from checked.jsonl, the log of checked videos. Files that
-have changed since are checked again.
+end, with the reason and the number of decodable frames), equal.csv (groups of videos with equal content), summary.json,
+and data.yaml, a recipe layer with these files and the cropping of training clips. split.csv is written if classes have
+splits, and found.csv (videos listed and found per class) with --dataset. A damaged video is used if its first
+--num-frames frames decode. Otherwise it is bad, and training follows --data.on-bad-video. A stopped check resumes from
+checked.jsonl, the log of checked videos. Files that have changed since are checked again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import tyro
 
 from dmgal.errors import DmgalError
 from dmgal.files import exclusively, printable, write_text
-from dmgal.recipes.reports.preparation import print_found, print_next, print_verdict
+from dmgal.recipes.reports.preparation import print_equal, print_found, print_next, print_verdict
 from dmgal.recipes.run import preparation
 from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
 from dmgal.recipes.run.config import DataConfig
@@ -99,11 +99,11 @@ def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | L
     listed, counts = preparation.write_lists(found, out)
     summary: dict[str, Any] = {"dataset": options.dataset, **counts}
     if options.check:
-        problems = preparation.check(
+        problems, equal = preparation.check(
             listed, out, options.workers, options.seconds_per_video, options.recheck, progress=not options.quiet
         )
         num_frames = options.num_frames or data.num_frames
-        summary |= print_verdict(problems, len(listed.videos), num_frames, out)
+        summary |= print_verdict(problems, len(listed.videos), num_frames, out) | print_equal(equal, out)
     preparation.write_layer(data, listed, out, with_report=options.check or preparation.checked_before(listed, out))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_next(listed, options.layers, out, skip_bad=bool(summary.get("bad")))

@@ -2,7 +2,8 @@
 
 The first line names the root folder with links resolved. A log of another root is ignored. The last line of a video is
 valid as long as its file has the size and time recorded there. Videos are identified by path, so the log stays valid
-when the catalog grows. Finding the remaining videos takes nine bytes per video of the catalog, for any length of log.
+when the catalog grows. Finding the remaining videos and those of equal content takes 25 bytes per video of the
+catalog, for any length of log.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from .checking import CheckedVideo
 
 LINES_AT_ONCE = 8192
 REPORT_COLUMNS = ("video", "frames", "problem")
+ENTRY_KEYS = {*REPORT_COLUMNS, "stamp", "content"}
+"""A line without one of these, as of an earlier version, does not count as checked."""
 
 
 class CheckLog:
@@ -48,6 +51,7 @@ class CheckLog:
         self._order = np.argsort(hashes, kind="stable")
         self._hashes = hashes[self._order]
         self.problems: dict[str, CheckedVideo] = {}
+        self._contents = np.zeros(len(videos), dtype=np.uint64)
 
     @property
     def is_of_root(self) -> bool:
@@ -62,6 +66,7 @@ class CheckLog:
                 video = entry["video"]
                 self._update_problems(video, CheckedVideo(entry["frames"], entry["problem"]))
                 done[index] = entry["stamp"] == list(stamp(os.path.join(self._root, video)))
+                self._contents[index] = entry["content"] if done[index] else 0
         return done
 
     @contextmanager
@@ -90,8 +95,17 @@ class CheckLog:
         """Append the result of the video at index ``place``."""
         video = self._videos[place]
         self._update_problems(video, checked)
+        self._contents[place] = checked.content
         entry = {"video": video, **asdict(checked), "stamp": checked.stamp or stamp(self._root / video)}
         file.write(json.dumps(entry) + "\n")
+
+    def equal_contents(self) -> list[list[int]]:
+        """Return the groups of videos that `done` or `write` found to have equal content, in catalog order."""
+        values, counts = np.unique(self._contents, return_counts=True)
+        groups: dict[int, list[int]] = {}
+        for index in np.flatnonzero(np.isin(self._contents, values[(counts > 1) & (values > 0)])).tolist():
+            groups.setdefault(int(self._contents[index]), []).append(index)
+        return list(groups.values())
 
     def _update_problems(self, video: str, checked: CheckedVideo) -> None:
         if checked.problem is not None:
@@ -151,7 +165,7 @@ def _parse(line: str) -> dict[str, Any] | None:
         entry = json.loads(line)
     except ValueError:
         return None
-    return entry if isinstance(entry, dict) and {"video", "frames", "problem", "stamp"} <= entry.keys() else None
+    return entry if isinstance(entry, dict) and entry.keys() >= ENTRY_KEYS else None
 
 
 def _logged_root(path: Path) -> str | None:

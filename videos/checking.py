@@ -22,7 +22,7 @@ from pathlib import Path
 
 from ..errors import DmgalError
 from ..parallel import deaf_to_interrupts
-from .catalog.files import Stamp, stamp
+from .catalog.files import Stamp, quick_hash, stamp
 from .decoding.base import VideoProbe
 from .decoding.video import probe_video
 
@@ -40,6 +40,7 @@ class CheckedVideo:
         codec, width, height, rotation: properties reported by the decoder; None if it reported none.
         stamp: stamp of the file before decoding, so that a file that changes meanwhile does not count as checked. None
             if the decoder did not finish.
+        content: hash of the content; 0 if the video cannot be used at all.
     """
 
     frames: int
@@ -49,6 +50,7 @@ class CheckedVideo:
     height: int | None = None
     rotation: int | None = None
     stamp: Stamp | None = field(default=None, compare=False)
+    content: int = field(default=0, compare=False)
 
     def is_bad(self, num_frames: int) -> bool:
         """Return True if the video is damaged and fewer than ``num_frames`` of its frames decode."""
@@ -213,4 +215,5 @@ def _check(path: Path, probe: Callable[[Path], VideoProbe]) -> CheckedVideo:
     except Exception as error:  # one file must not end the check of all others, so any error becomes a problem
         return CheckedVideo(0, f"{type(error).__name__}: {error}")
     size = properties.width, properties.height
-    return CheckedVideo(properties.num_frames, properties.problem, properties.codec, *size, properties.rotation)
+    checked = CheckedVideo(properties.num_frames, properties.problem, properties.codec, *size, properties.rotation)
+    return replace(checked, content=quick_hash(path))

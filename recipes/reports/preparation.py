@@ -9,13 +9,14 @@ from typing import Any
 
 from dmgal.files import listed as listed_names
 from dmgal.files import printable
-from dmgal.recipes.run.preparation import REPORT, FoundData, Listed, others
+from dmgal.recipes.run.preparation import EQUAL, REPORT, EqualVideos, FoundData, Listed, others
 from dmgal.videos.catalog.lists import FACTS, SPLITS
 from dmgal.videos.checking import CheckedVideo
 
 PROBLEMS_SHOWN = 10
 """Lines of a list on the terminal. The files are complete."""
 CLASSES_SHOWN = 5
+SPREADS = ("across splits", "across classes", "within a class")
 FEW = 0.9
 """Classes with a smaller share of found videos are printed."""
 
@@ -71,6 +72,25 @@ def print_verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames
     if len(problems) > PROBLEMS_SHOWN:
         print(f"  and {len(problems) - PROBLEMS_SHOWN:,} more")
     return {"num_frames": num_frames, "sound": num_videos - len(problems), "salvaged": salvaged, "bad": len(bad)}
+
+
+def print_equal(equal: Sequence[EqualVideos], out: Path) -> dict[str, Any]:
+    """Print the groups of videos with equal content, and return their number by spread."""
+    counts = {spread: sum(videos.spread == spread for videos in equal) for spread in SPREADS}
+    if equal:
+        copies = sum(len(videos.rows) - 1 for videos in equal)
+        text = ", ".join(f"{count:,} {spread}" for spread, count in counts.items())
+        are = "video is a copy of another" if copies == 1 else "videos are copies of others"
+        print(f"equal content: {copies:,} {are}; groups: {text}; list: {out / EQUAL}")
+    for videos in sorted(equal, key=lambda videos: SPREADS.index(videos.spread))[:PROBLEMS_SHOWN]:
+        of_class = {name: video for _, name, video in reversed(videos.rows)}  # the first video of each class
+        names = sorted((video for *_, video in videos.rows), key=lambda video: video not in of_class.values())
+        print(f"  {videos.spread}  {listed_names(names)}")
+    if len(equal) > PROBLEMS_SHOWN:
+        print(f"  and {len(equal) - PROBLEMS_SHOWN:,} more")
+    if counts["across splits"]:
+        print("  copies across splits make results too high: remove them from the split file or the folders")
+    return {"equal_content": {spread.replace(" ", "_"): count for spread, count in counts.items()}}
 
 
 def print_next(listed: Listed, layers: Sequence[str], out: Path, skip_bad: bool) -> None:

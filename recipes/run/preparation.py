@@ -30,7 +30,7 @@ from dmgal.videos.checking import CheckedVideo, check_videos
 
 logger = logging.getLogger(__name__)
 
-LOG, REPORT = "checked.jsonl", "report.csv"
+LOG, REPORT, EQUAL = "checked.jsonl", "report.csv", "equal.csv"
 SECONDS_BETWEEN_FLUSHES = 1.0
 OWN_DATA = {"data": {"flip": False, "crop_scale": [0.5, 1.0], "color_jitter": 0.2, "test_resize": 1.142857}}
 """Base layer for data sets without a layer: as the bundled ones, but not mirrored, because labels are unknown."""
@@ -53,6 +53,30 @@ class Listed:
     def split(self) -> VideoCatalog | None:
         """The catalog, or None if its classes have no splits."""
         return self.catalog if self.catalog is not None and self.catalog.class_splits is not None else None
+
+
+@dataclass(frozen=True)
+class EqualVideos:
+    """Videos with equal content. Without splits or classes these are empty."""
+
+    rows: Sequence[Row]
+
+    @classmethod
+    def of(cls, listed: Listed, group: Sequence[int]) -> EqualVideos:
+        """Return the videos of a group of indices."""
+        catalog = listed.catalog
+        if catalog is None:
+            return cls([("", "", listed.videos[index]) for index in group])
+        labels = [int(catalog.labels[index]) for index in group]
+        splits, names = catalog.class_splits or ("",) * len(catalog.class_names), catalog.class_names
+        return cls([(splits[c], names[c], catalog.videos[index]) for c, index in zip(labels, group, strict=True)])
+
+    @property
+    def spread(self) -> str:
+        """The harm of the copies: "across splits", "across classes" or "within a class"."""
+        if len({split for split, _, _ in self.rows}) > 1:
+            return "across splits"
+        return "across classes" if len({name for _, name, _ in self.rows}) > 1 else "within a class"
 
 
 def prepared_data(
@@ -133,8 +157,12 @@ def check(
     seconds_per_video: float = 120.0,
     recheck: bool = False,
     progress: bool = True,
-) -> dict[str, CheckedVideo]:
-    """Decode all videos not checked before and write report.csv. Return the videos with a problem."""
+) -> tuple[dict[str, CheckedVideo], list[EqualVideos]]:
+    """Decode all videos not checked before. Write report.csv and equal.csv.
+
+    Returns:
+        The videos with a problem, and the groups of videos with equal content.
+    """
     log = CheckLog(out / LOG, listed.root, listed.videos)
     if recheck:
         log.path.unlink(missing_ok=True)
@@ -156,7 +184,10 @@ def check(
                 flushed = time.monotonic()
             bar.update()
     write_report(out / REPORT, log.problems)
-    return log.problems
+    equal = [EqualVideos.of(listed, group) for group in log.equal_contents()]
+    rows = ((str(number), *row) for number, videos in enumerate(equal, start=1) for row in videos.rows)
+    write_rows(out / EQUAL, rows, ("group", "split", "class_name", "video"))
+    return log.problems, equal
 
 
 def checked_before(listed: Listed, out: Path) -> bool:

@@ -69,7 +69,8 @@ def test_class_folders_are_checked_and_reported(tmp_path, videos, capsys):
     assert 12 <= found["val/run/cut late.mp4"][0] < FRAMES and 1 <= found["val/run/cut early.mp4"][0] < 12
     assert found["val/run/none.mp4"][0] == 0 and all(problem for _, problem in found.values())
     counts = {"videos": 11, "missing": 0, "num_frames": 12, "sound": 6, "salvaged": 2, "bad": 3}
-    assert summary(out) == {"dataset": None, **counts}
+    copies = {"across_splits": 2, "across_classes": 0, "within_a_class": 0}
+    assert summary(out) == {"dataset": None, **counts, "equal_content": copies}
     told = capsys.readouterr().out
     assert "checked 11 videos: 6 sound, 2 damaged but used (at least 12 frames decode), 3 bad" in told
     assert "bad   val/run/none.mp4: " in told and "--data.on-bad-video skip" in told

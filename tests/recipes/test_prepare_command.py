@@ -67,6 +67,7 @@ def test_real_videos(tmp_path, test_data, capsys):
         "sound": 150,
         "salvaged": 0,
         "bad": 0,
+        "equal_content": {"across_splits": 0, "across_classes": 0, "within_a_class": 1},
     }
     words = ["--dataset", "ssv2_full", "--root", test_data / "videos", "--out", tmp_path / "full", "--no-check"]
     assert prepare(*words) == 0

@@ -77,9 +77,7 @@ def test_video_under_two_names_is_refused(tmp_path, other, row):
     os.symlink("1.mp4", root / "a" / "link.mp4")
     os.symlink("a", root / "linked")
     os.link(root / "a" / "1.mp4", root / "a" / "hard.mp4")
-    with pytest.raises(
-        DmgalError, match=r"under two names.\n.*1 repeated: a/1.mp4 is the same file as .*\.mp4\n"
-    ):
+    with pytest.raises(DmgalError, match=r"under two names.\n.*1 repeated: a/1.mp4 is the same file as .*\.mp4\n"):
         catalog_of(root, "train,x,a/1.mp4", f"{row},{other.format(root=root)}", "train,x,a/2.mp4")
 
 

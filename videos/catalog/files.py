@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from xxhash import xxh3_64
 
 _FILM_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".wmv", ".gif")
 VIDEO_EXTENSIONS = (*_FILM_EXTENSIONS, ".zip")  # a zip file of frames
@@ -227,6 +228,19 @@ def content_hash(path: str | os.PathLike[str]) -> int:
     except OSError:
         return 0
     return int.from_bytes(digest.digest(), "little")
+
+
+def quick_hash(path: str | os.PathLike[str]) -> int:
+    """Return a 64-bit xxHash of a file's bytes, or of the bytes of a folder's frames; 0 if unreadable."""
+    digest = xxh3_64()
+    try:
+        for name in frame_files(Path(path)) if os.path.isdir(path) else [""]:
+            with open(os.path.join(path, name) if name else path, "rb") as file:
+                while chunk := file.read(BYTES_AT_ONCE):
+                    digest.update(chunk)
+    except OSError:
+        return 0
+    return digest.intdigest()
 
 
 def _hash_file(file: BinaryIO) -> bytes:
