@@ -46,8 +46,8 @@ class VideoError(DmgalError):
         super().__init__(
             f"Cannot read the video {os.fspath(path)}.",
             received=reason,
-            expected="a video file that FFmpeg decodes, or a folder or zip file of jpg or png frames of one size, "
-            f"of at most {MAX_PIXELS:,} pixels each",
+            expected="a video file that FFmpeg decodes, or a folder or zip file of jpg or png frames: one "
+            f"numbered sequence of one size, of at most {MAX_PIXELS:,} pixels each",
             remedy="Replace the video. 'dmgal prepare' finds all such videos. --data.on-bad-video skip excludes them.",
         )
 

@@ -21,7 +21,8 @@ from einops import repeat
 from PIL import ExifTags
 from torch import Tensor
 
-from ..catalog.files import FRAME_EXTENSIONS, frame_files, natural_key
+from ...files import listed
+from ..catalog.files import FRAME_EXTENSIONS, frame_files
 from .base import (
     HEAD_BYTES,
     MAX_PIXELS,
@@ -35,6 +36,7 @@ from .base import (
     shown_reason,
     stack,
 )
+from .frame_names import frame_sequence
 
 # Exceptions of Pillow, zipfile and the system for a file that they cannot read.
 _UNREADABLE = (
@@ -68,14 +70,14 @@ _TRANSPOSE_OF_ORIENTATION = {
 
 
 class FrameImages(ABC):
-    """Jpg or png frames in natural order of their names. A frame that cannot be read ends the video.
+    """Jpg or png frames in the order of their numbers. A frame that cannot be read ends the video.
 
     Args:
         path: the folder or zip file.
-        names: the frames' names in order.
+        names: names of all pictures, in any order.
 
     Raises:
-        VideoError: there are no frames.
+        VideoError: there are no frames, or the pictures are several sequences.
     """
 
     def __init__(self, path: Path, names: list[str]) -> None:
@@ -83,8 +85,11 @@ class FrameImages(ABC):
             raise VideoError(path, f"a {self.kind} without jpg or png files")
         self.path = path
         self.damage: str | None = None
-        self._names = names
-        self.num_frames = len(names)
+        try:
+            self._names = frame_sequence(names)
+        except ValueError as error:
+            raise VideoError(path, str(error)) from error
+        self.num_frames = len(self._names)
 
     kind: str
 
@@ -101,30 +106,41 @@ class FrameImages(ABC):
         """Return frames by index (see `VideoDecoder`)."""
         check_indices(indices, self.num_frames)
         with self.opened() as load, _without_warnings():
-            images = {index: self._load_image(load, index) for index in sorted(set(indices))}
+            images = {index: self._load_image(load, index)[0] for index in sorted(set(indices))}
         return stack(self.path, indices, images)
 
     def probe(self) -> VideoProbe:
-        """Decode all frames and return what was found."""
+        """Decode all frames and return what was found.
+
+        Raises:
+            VideoError: the first frame cannot be read, or the frames differ in size or orientation.
+        """
+        example: dict[tuple[int, int, int], str] = {}
         with self.opened() as load, _without_warnings():
-            first = self._load_image(load, 0)
-            for index in range(1, self.num_frames):
+            for index in range(self.num_frames):
                 try:
-                    self._load_image(load, index)
+                    image, orientation = self._load_image(load, index)
                 except StaleFrameCountError:
                     break
-        height, width = first.shape[:2]
+                example.setdefault((*image.shape[:2], orientation), self._names[index])
+        if len(example) > 1:
+            texts = [f"{name} is {w} x {h}, orientation {turn}" for (h, w, turn), name in example.items()]
+            raise VideoError(self.path, f"its frames differ in size or EXIF orientation: {listed(texts)}")
+        height, width, _ = next(iter(example))
         codec = "png" if self._names[0].lower().endswith(".png") else "jpeg"
         return VideoProbe(self.num_frames, codec, width, height, 0, self.damage)
 
-    def _load_image(self, load: Callable[[str], bytes], index: int) -> Image:
+    def _load_image(self, load: Callable[[str], bytes], index: int) -> tuple[Image, int]:
+        """Return an upright frame, and the EXIF orientation in which it is stored."""
         name = self._names[index]
         data = b""
         try:
             data = load(name)
             with PIL.Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
                 check_pixels(self.path, *image.size)
-                return _to_rgb(_turn_upright(image))
+                orientation = _orientation(image)
+                turn = _TRANSPOSE_OF_ORIENTATION.get(orientation)
+                return _to_rgb(image if turn is None else image.transpose(turn)), orientation
         except VideoError:
             raise
         except _UNREADABLE as error:
@@ -164,7 +180,7 @@ class FrameFolder(FrameImages):
 
 
 class FrameZip(FrameImages):
-    """A video in a zip file of frames, which are in its root or in folders in natural order."""
+    """A video in a zip file of frames, which are in its root or in numbered folders."""
 
     kind = "zip file"
 
@@ -174,7 +190,7 @@ class FrameZip(FrameImages):
                 names = [name for name in archive.namelist() if _is_frame(name)]
         except _UNREADABLE as error:
             raise VideoError(path, shown_reason(error)) from error
-        super().__init__(path, sorted(names, key=lambda name: [natural_key(part) for part in name.split("/")]))
+        super().__init__(path, names)
 
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], bytes]]:
@@ -201,15 +217,13 @@ def _without_warnings() -> Iterator[None]:
         yield
 
 
-def _turn_upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn an image upright by its EXIF header. With a damaged header it stays as stored, as in image viewers."""
+def _orientation(image: PIL.Image.Image) -> int:
+    """Return the orientation in the EXIF header, or 1 (upright) for a damaged header, as image viewers do."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except _UNREADABLE:
-        return image
-    if not isinstance(orientation, int) or orientation not in _TRANSPOSE_OF_ORIENTATION:
-        return image
-    return image.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _TRANSPOSE_OF_ORIENTATION else 1
 
 
 def _to_rgb(image: PIL.Image.Image) -> Image:
