@@ -72,16 +72,18 @@ def printed_messages() -> Iterator[None]:
     """Print the messages of this package's loggers to stderr: warnings of every process, the rest of rank 0 only."""
     handler = _MessageHandler()
     loggers = [logging.getLogger(name) for name in (__package__, "__main__")]  # a command may be the main module
-    levels = [logger.level for logger in loggers]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logger.level or logging.INFO)
+        logger.propagate = False  # a library that configures the root logger would print everything twice
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level, propagate in before:
             logger.removeHandler(handler)
             logger.setLevel(level)
+            logger.propagate = propagate
 
 
 class _MessageHandler(logging.Handler):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from ..backbones.families import find_spec
-from ..backbones.spec import base_model
+from ..backbones.spec import BackboneSpec, base_model
 from ..errors import DmgalError
 from .base import BlockAdapterConfig, ExternalPeftType, resolve
 from .layer import AdapterLayer, layout_of, name_in_use, remove_layout
@@ -49,6 +50,7 @@ class BlockTuner(BaseTuner):
         self._blocks = {root + name: index for index, name in enumerate(self._spec.block_names())}
         completed = resolve(peft_config, self._spec, model)
         self.peft_config.update({name: completed for name, config in self.peft_config.items() if config is peft_config})
+        _check_saved_modules(completed, self._blocks, self.model, self._spec)
         self._layout = layout_of(model, self._spec)
         return completed
 
@@ -162,6 +164,29 @@ class BlockTuner(BaseTuner):
                 if separator:
                     locations[key] = (index, name)
         return locations
+
+
+def _check_saved_modules(
+    config: BlockAdapterConfig, blocks: dict[str, int], model: nn.Module, spec: BackboneSpec
+) -> None:
+    """Raise a DmgalError if ``modules_to_save`` names a block with an adapter, or a module that contains one.
+
+    PEFT would copy the block with its adapter, and the names of the copy would not fit the adapter when it is loaded.
+    """
+    if not config.modules_to_save:
+        return
+    ends = tuple(config.modules_to_save)
+    saved = [name for name, _ in model.named_modules() if name and name.endswith(ends)]  # PEFT's rule
+    inside = {block: name for block in blocks for name in saved if f"{block}.".startswith(f"{name}.")}
+    with torch.random.fork_rng(devices=[]):  # the initial weights of the adapters stay as without this check
+        adapted = [b for b in inside if config.adapter_for(blocks[b], model.get_submodule(b), spec) is not None]
+    if adapted:
+        raise DmgalError(
+            "modules_to_save cannot name a block with an adapter, or a module that contains one.",
+            received=f"modules_to_save={sorted(ends)}: {inside[adapted[0]]} holds the adapter of {adapted[0]}",
+            expected="modules without adapters, such as a final norm or a projection",
+            remedy="Remove the name, or train the whole backbone instead (backbone.trainable in recipes).",
+        )
 
 
 def _weights_do_not_fit(differing: list[tuple[int, str]], num_saved: int, num_expected: int) -> DmgalError:

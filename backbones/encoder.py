@@ -6,10 +6,11 @@ interact. Without a task layer, ``encode`` computes the features and ``relate`` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from itertools import chain, repeat
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -244,7 +245,8 @@ class FrameEncoder(nn.Module):
         tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
         for block in self._blocks()[start:stop]:
             if self.checkpoint_blocks and torch.is_grad_enabled():
-                tokens = checkpoint(self._run_block, block, tokens, num_frames, aside, use_reentrant=False)
+                settings = _AdapterSettings(block)
+                tokens = checkpoint(self._run_again, settings, block, tokens, num_frames, aside, use_reentrant=False)
             else:
                 tokens = self._run_block(block, tokens, num_frames, aside)
         return tokens if self.spec.batch_first else tokens.transpose(0, 1)
@@ -253,6 +255,13 @@ class FrameEncoder(nn.Module):
         """Run one block. It sets the layout itself, because a checkpointed block runs again after the outer call."""
         with self._layout.of(num_frames=num_frames), aside.set_aside() if aside else nullcontext():
             return self.spec.run_block(self._model, block, tokens)
+
+    def _run_again(
+        self, settings: _AdapterSettings, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None
+    ) -> Tensor:
+        """Run one block with the adapters of the forward pass, also if others are active in the backward pass."""
+        with settings.applied():
+            return self._run_block(block, tokens, num_frames, aside)
 
     def _rows_after(self, index: int) -> slice:
         """Return the rows of tokens that are used after block ``index``."""
@@ -293,6 +302,52 @@ class FrameEncoder(nn.Module):
 
     def _blocks(self) -> nn.ModuleList:
         return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
+
+
+class _AdapterSettings:
+    """Settings of the PEFT layers in a block at one time: active adapters, scaling, what is trained."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+        self._values = self._read()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Apply the settings inside the context.
+
+        Raises:
+            DmgalError: adapters were added, removed or merged since.
+        """
+        now = self._read()
+        if now == self._values:
+            yield
+            return
+        if now.keys() != self._values.keys():
+            raise DmgalError(
+                "A backward pass recomputes a block whose adapters have changed since.",
+                received="adapters that were added, removed, merged or unmerged",
+                expected="the adapters of the forward pass, active or not",
+                remedy="Call backward() first, or use checkpoint_blocks=False.",
+            )
+        self._write(self._values)
+        try:
+            yield
+        finally:
+            self._write(now)
+
+    def _read(self) -> dict[tuple[Any, str, tuple[str, ...]], Any]:
+        values: dict[tuple[Any, str, tuple[str, ...]], Any] = {
+            (module, name, tuple(getattr(module, "merged_adapters", ()))): copy(vars(module)[name])
+            for module in self._block.modules()
+            for name in ("_active_adapter", "_disable_adapters", "scaling", "training")
+            if name in vars(module)
+        }
+        return values | {(p, "requires_grad", ()): p.requires_grad for p in self._block.parameters()}
+
+    @staticmethod
+    def _write(values: dict[tuple[Any, str, tuple[str, ...]], Any]) -> None:
+        for (owner, name, _), value in values.items():
+            setattr(owner, name, copy(value))
 
 
 def make_encoder(

@@ -142,6 +142,17 @@ def test_commands_print_messages(rank, expected, capsys, monkeypatch) -> None:
     assert capsys.readouterr() == ("", expected)
 
 
+def test_configured_root_logger_does_not_print_messages_again(capsys) -> None:
+    root = logging.getLogger()
+    handler = logging.StreamHandler(sys.stderr)
+    root.addHandler(handler)
+    try:
+        assert exit_code(lambda argv: logging.getLogger("dmgal.videos").warning("b"), []) == 0
+    finally:
+        root.removeHandler(handler)
+    assert capsys.readouterr().err == "b\n"
+
+
 def test_messages_are_silent_outside_commands(capsys) -> None:
     with printed_messages():
         pass

@@ -26,6 +26,7 @@ import secrets
 import statistics
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -303,8 +304,12 @@ def _finite(value: Any) -> Any:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically. Tensors that share memory, such as tied weights, are written as copies."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    memory = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
+    for name, tensor in tensors.items():
+        if memory[tensor.untyped_storage().data_ptr()] > 1:
+            tensors[name] = tensor.clone()
     try:
         with atomic_write(path) as temporary:
             save_file(tensors, temporary)

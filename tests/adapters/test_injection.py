@@ -8,7 +8,7 @@ import peft
 import pytest
 import torch
 
-from dmgal.adapters import AIMConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
+from dmgal.adapters import AIMConfig, BitFitConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
 from dmgal.errors import DmgalError
 
 FRAMES = 4
@@ -117,6 +117,16 @@ def test_unloading_one_of_two_adapters_keeps_the_other(open_clip_visual, videos,
     below.set_adapter("inner")
     assert not any(".outer." in name for name, _ in below.named_parameters())
     assert open_clip_visual.features(below, videos).shape == expected.shape
+
+
+@pytest.mark.parametrize("place", ["resblocks.1", "transformer", "resblocks"])
+@pytest.mark.parametrize("config", [DmgalConfig, SmgaConfig, D2STConfig, AIMConfig, STAdapterConfig, BitFitConfig])
+def test_modules_to_save_with_an_adapter_are_refused(config, place, open_clip_visual):
+    backbone = open_clip_visual.make()
+    before = list(backbone.state_dict())
+    with pytest.raises(DmgalError, match="modules_to_save cannot name a block with an adapter"):
+        peft.get_peft_model(backbone, config(modules_to_save=[place]))
+    assert list(backbone.state_dict()) == before
 
 
 @pytest.mark.parametrize("part", ["norm", "proj", "fc1", "head"])

@@ -102,6 +102,52 @@ def test_backward_works_after_a_call_with_another_layout():
     assert_equal_gradients(results[1], results[0])
 
 
+def switched(config, change, checkpoint):
+    """Return the gradients of two adapters on one loss, with a change between the forward and the backward pass."""
+    model = peft.get_peft_model(TINY_BACKBONES["open_clip visual"].make(), config, adapter_name="one")
+    model.add_adapter("two", config)
+    added = [p for n, p in model.named_parameters() if ".one." in n or ".two." in n]
+    generator = torch.Generator().manual_seed(1)
+    for parameter in added:
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    encoder, loss = FrameEncoder(model.train(), checkpoint_blocks=checkpoint), 0.0
+    for name in ("one", "two"):
+        model.set_adapter(name)
+        for parameter in added:
+            parameter.requires_grad_(True)
+        loss = loss + sum(features.square().sum() for features in encoder(videos(2), videos(1)))
+    change(model)
+    for parameter in added:
+        parameter.requires_grad_(True)  # PEFT freezes the adapters that it disables
+    loss.backward()
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+LORA = peft.LoraConfig(target_modules=["c_fc"], lora_dropout=0.0)
+CHANGES = {
+    "another adapter": lambda model: None,
+    "disabled": lambda model: model.base_model.disable_adapter_layers(),
+    "evaluation mode": lambda model: model.eval(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("config", [*CASES.values(), LORA], ids=[*CASES, "LoRA"])
+def test_recomputation_uses_the_adapters_of_the_forward_pass(config, change):
+    plain, recomputed = (switched(config, CHANGES[change], checkpoint) for checkpoint in (False, True))
+    assert any(".one." in name for name in plain) and any(".two." in name for name in plain)
+    assert_equal_gradients(recomputed, plain)
+
+
+@pytest.mark.parametrize("change", ["merge_adapter", "delete_adapter"])
+def test_recomputation_after_adapters_are_gone_raises(change):
+    def change_model(model):
+        getattr(model, change)(*(["one"] if change == "delete_adapter" else []))
+
+    with pytest.raises(DmgalError, match=r"Call backward\(\) first"):
+        switched(LORA, change_model, True)
+
+
 def test_checkpointing_that_reruns_hooks_is_refused():
     """Without a layout the hooks cannot know how frames form videos."""
     model = awake(SmgaConfig(num_frames=4)).train()

@@ -34,6 +34,14 @@ def test_newest_checkpoint_is_bit_identical_and_oldest_is_deleted(checkpoints):
     assert names(checkpoints) == ["step_00000004", "step_00000006"]
 
 
+def test_tensors_that_share_memory_are_saved(checkpoints):
+    tied, whole = torch.arange(4.0), torch.arange(6.0)
+    model = {"a": tied, "b": tied, "row": whole[:3], "rest": whole[2:], "transposed": whole.view(2, 3).T}
+    checkpoints.save(8, {"model": model}, {"step": 8})
+    found = checkpoints.newest().tensors["model"]
+    assert found.keys() == model.keys() and all(torch.equal(found[name], model[name]) for name in model)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
