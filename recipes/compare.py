@@ -26,7 +26,7 @@ from dmgal.recipes.reports.runs import Comparison, as_text, compare_in_depth, ro
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataOverrides
 from dmgal.recipes.run.encoding import Kept
-from dmgal.recipes.run.evaluation import Protocol, samplers
+from dmgal.recipes.run.evaluation import Protocol, protocol_as_json, samplers
 from dmgal.recipes.run.folder import environment, json_text
 
 
@@ -80,7 +80,8 @@ def main(argv: list[str] | None = None) -> int | None:
     if found is None:
         return 0
     sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
-    numbers: dict[str, Any] = {"protocol": vars(protocol), "rows": rows_as_json(found.rows)}
+    numbers: dict[str, Any] = {"protocol": protocol_as_json(protocol, found.recipe, found.catalog)}
+    numbers["rows"] = rows_as_json(found.rows)
     numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
     if options.states == "float16":
         numbers["inexact"] = "states were kept as float16"

@@ -13,6 +13,7 @@ of two pairs. A model that ignores the order of frames cannot exceed 50 % in eit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,8 +23,7 @@ import tyro
 
 from dmgal.files import printable
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.config import DataOverrides, Recipe
-from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.config import DataConfig, DataOverrides
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
 from dmgal.recipes.run.evaluation import (
     Protocol,
@@ -31,9 +31,11 @@ from dmgal.recipes.run.evaluation import (
     check_exact,
     encode,
     evaluate_tasks,
+    evaluation_data,
     exact_as_json,
     exact_tasks,
     load_run,
+    protocol_as_json,
 )
 from dmgal.recipes.run.folder import Run, environment
 
@@ -62,12 +64,12 @@ def main(argv: list[str] | None = None) -> int | None:
     """Evaluate the run named on the command line."""
     options = parse_options(Evaluate, argv, "evaluate", __doc__)
     run, protocol, progress = Run(options.run), options.protocol, not options.quiet
-    recipe, recognizer = load_run(run)
-    recipe = options.data.over(recipe)
+    trained, recognizer = load_run(run)
     if options.exact:
-        check_exact(recognizer, recipe, protocol)
+        check_exact(recognizer, trained, protocol)
     keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
-    catalog = build_catalog(recipe.data, progress and not keep.processes.rank, run.split)
+    is_shown = progress and not keep.processes.rank
+    recipe, catalog = evaluation_data(run, trained, options.data, protocol.split, is_shown)
     encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
     is_helper, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:
@@ -80,14 +82,31 @@ def main(argv: list[str] | None = None) -> int | None:
         if is_helper:
             return 0
         results, lines = as_json(evaluations), {name: str(e.accuracy) for name, e in evaluations.items()}
-    _report(options, recipe, results, lines, run)
+    described = protocol_as_json(protocol, recipe, catalog)
+    suffix = _data_suffix(run, trained.data, recipe.data, described)
+    _report(options, described, results, lines, run, suffix)
     return 0
 
 
-def _report(options: Evaluate, recipe: Recipe, results: Mapping[str, Any], lines: Mapping[str, str], run: Run) -> None:
+def _data_suffix(run: Run, own: DataConfig, data: DataConfig, protocol: Mapping[str, Any]) -> str:
+    """Return the end of a result's name that names other data than the run's own, wherever its own are now."""
+    fingerprint = protocol["data"]["fingerprint"]
+    if data.location == own.location or run.has_data(protocol["split"], fingerprint):
+        return ""
+    name = re.sub(r"[^\w.-]+", "-", data.location[0].name)[:40]
+    return f"_{name}_{fingerprint}"
+
+
+def _report(
+    options: Evaluate,
+    described: Mapping[str, Any],
+    results: Mapping[str, Any],
+    lines: Mapping[str, str],
+    run: Run,
+    suffix: str,
+) -> None:
     """Print the results and write them to the run folder."""
-    protocol = options.protocol
-    ways, shots = protocol.n_way or recipe.episode.n_way, protocol.k_shot or recipe.episode.k_shot
+    protocol, ways, shots = options.protocol, described["n_way"], described["k_shot"]
     extent = "all episodes, exact" if options.exact else f"{protocol.episodes} episodes, 95 % intervals over them"
     if protocol.until is not None and not options.exact:
         extent = f"until ± {protocol.until:g}, 95 % intervals over the episodes"
@@ -96,14 +115,14 @@ def _report(options: Evaluate, recipe: Recipe, results: Mapping[str, Any], lines
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
         number = results[name]["episodes"]
         print(f"  {label:<20} {text} %{f'  ({number} episodes)' if protocol.until and not options.exact else ''}")
-    result: dict[str, Any] = {"protocol": vars(protocol), "results": results, "environment": environment()}
+    result: dict[str, Any] = {"protocol": described, "results": results, "environment": environment()}
     if options.states == "float16":
         print("  INEXACT: states were stored as float16. Predictions may differ from those of exact states.")
         result["inexact"] = "states were kept as float16"
     amount = "all" if options.exact else f"{protocol.episodes}"
     if protocol.until is not None and not options.exact:
         amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
-    suffix = "_float16" if options.states == "float16" else ""
+    suffix = f"_float16{suffix}" if options.states == "float16" else suffix
     path = run.write_result(
         f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{amount}episodes_seed{protocol.seed}{suffix}",
         result,

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -22,10 +24,10 @@ from einops import rearrange
 from torch import Tensor
 
 from ..errors import DmgalError
-from ..files import atomic_write, exclusively, read_json, write_text
+from ..files import atomic_write, exclusively, listed, read_json, write_text
 from ..parallel import completed
 from ..progress import progress_bar
-from .catalog.lists import SPLITS, write_rows
+from .catalog.lists import write_rows
 from .decoding.base import VideoError
 from .decoding.video import read_clip
 
@@ -151,6 +153,7 @@ def generate(settings: ClipSettings, root: Path, workers: int | None = None, pro
         raise settings.bad_value("workers", workers, "at least 1, or None for one per core")
     log = partial(logging.getLogger(__name__).log, logging.INFO if progress else logging.DEBUG)
     try:
+        _refuse_foreign_files(root, settings)  # before a lock is written beside them
         root.mkdir(parents=True, exist_ok=True)
         if (root / settings.manifest).exists() and _is_finished(root, settings) and not _damaged_clips(root, settings):
             return root / SPLIT_FILE  # without the lock, since the folder of a complete dataset may be read-only
@@ -241,13 +244,10 @@ def _is_finished(root: Path, settings: ClipSettings) -> bool:
     Raises:
         DmgalError: the root has another dataset or files of unknown origin.
     """
+    _refuse_foreign_files(root, settings)
     names = settings.manifest, settings.promise
     file = next((root / name for name in names if (root / name).exists()), None)
     if file is None:
-        foreign_files = [name for name in (*SPLITS, SPLIT_FILE) if (root / name).exists()]
-        if foreign_files:
-            received = f"{', '.join(foreign_files)}, but no {settings.manifest}"
-            raise _bad_root(root, settings, received, "an empty folder or a generated dataset")
         return False
     stored, wanted = read_json(file), settings.description()
     other = [name for name, value in wanted.items() if stored.get(name) != value]
@@ -259,6 +259,21 @@ def _is_finished(root: Path, settings: ClipSettings) -> bool:
             ", ".join(f"{name}={wanted[name]!r}" for name in other),
         )
     return file.name == settings.manifest
+
+
+def _refuse_foreign_files(root: Path, settings: ClipSettings) -> None:
+    """Raise a DmgalError if the root has any files of other origin and no dataset of this kind."""
+    names = settings.promise, settings.manifest
+    ours = re.compile(rf"{re.escape(settings.lock)}|\.\d+\.({'|'.join(map(re.escape, names))})")  # or left by a kill
+    foreign = sorted(name for name in os.listdir(root) if not ours.fullmatch(name)) if root.is_dir() else []
+    # Another process may have begun since. It writes the manifest before it removes the promise.
+    if foreign and not any((root / name).exists() for name in names):
+        raise DmgalError(
+            f"Cannot generate {settings.DATA_SET} in {root}.",
+            received=f"{listed(foreign)}, but no {settings.manifest}",
+            expected="an empty folder or a generated dataset",
+            remedy="Choose another root. A recipe reads the videos of this folder if data.generate is no.",
+        )
 
 
 def _bad_root(root: Path, settings: ClipSettings, received: str, expected: str) -> DmgalError:

@@ -14,9 +14,8 @@ from dmgal.files import printable
 from dmgal.recipes.reports.comparison import Method, Pairing, grouped, paired
 from dmgal.recipes.run.build import count_parameters, visual_tower_parameters
 from dmgal.recipes.run.config import DataOverrides, Recipe
-from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
-from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, load_run
+from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, evaluation_data, load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.videos import VideoCatalog
 
@@ -76,8 +75,8 @@ def compare_in_depth(
     catalogs: list[VideoCatalog] = []
     for folder in folders:
         recipe, recognizer = load_run(Run(folder))
-        recipe = data.over(recipe)
-        catalog = build_catalog(recipe.data, progress and not processes.rank, Run(folder).split)
+        is_shown = progress and not processes.rank
+        recipe, catalog = evaluation_data(Run(folder), recipe, data, protocol.split, is_shown)
         states_folder = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
         keep = Keep(states, states_folder, processes)
         encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -21,6 +21,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.decoding.video import DecoderName
+from dmgal.videos.generated import SPLIT_FILE
 
 SHORT_FLAGS = {"--ways": "--episode.n-way", "--shots": "--episode.k-shot", "--queries": "--episode.n-query"}
 OPEN_SECTIONS = ("adapter", "head", "train.loss_weights")
@@ -50,7 +51,7 @@ class DataConfig:
     on_bad_video: OnBadVideo = "error"
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     generate: Literal["no"] | GeneratedSet = "no"
-    """Generate this data set in root if it does not exist."""
+    """Generate this data set in root, which must be absent, empty or this data set. It has its own split file."""
     seed: int = 0
     """Seed of the generated data set, and of the random split into classes if the data has no split."""
     num_frames: int = 8
@@ -82,6 +83,19 @@ class DataConfig:
                 expected="data.flip: false, because its classes differ by left and right",
                 remedy="Remove data.flip.",
             )
+        if self.generate != "no" and self.split_file is not None:
+            raise DmgalError(
+                "Generated data have their own split file.",
+                received=f"data.split_file: {self.split_file}, data.generate: {self.generate}",
+                expected="one of the two",
+                remedy="Remove the split file, or set data.generate to no to use it.",
+            )
+
+    @property
+    def location(self) -> tuple[Path, Path | None]:
+        """Absolute paths of the root and the split file, also that of a generated data set."""
+        split_file = self.root / SPLIT_FILE if self.generate != "no" else self.split_file
+        return self.root.resolve(), split_file and split_file.resolve()
 
 
 @dataclass(frozen=True)
@@ -286,7 +300,20 @@ class DataOverrides:
     num_workers: int | None = None
     """Number of data loading processes."""
 
+    @property
+    def is_other_data(self) -> bool:
+        """True if the root or the split file is overridden."""
+        return self.root is not None or self.split_file is not None
+
     def over(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with its data settings replaced by those that are not None."""
+        """Return the recipe with its data settings replaced by those that are not None.
+
+        Another root or split file switches generation off. A generated data set in the root keeps its split file.
+        """
         overrides = {name: value for name, value in vars(self).items() if value is not None}
+        if self.is_other_data and recipe.data.generate != "no":
+            overrides["generate"] = "no"
+            manifests = [(self.root or recipe.data.root) / f"{name}.json" for name in get_args(GeneratedSet)]
+            if self.split_file is None and any(manifest.is_file() for manifest in manifests):
+                overrides["split_file"] = manifests[0].parent / SPLIT_FILE
         return replace(recipe, data=replace(recipe.data, **overrides))

@@ -1,27 +1,30 @@
 """Class splits of a run's data, and the bad videos known before the run from the report of ``dmgal prepare``.
 
 A split drawn by the seed is saved in the run's split.csv. Drawn again after a class was added, it would differ, and
-test classes could be among the trained ones. Known bad videos are refused, or skipped and reported. Data sets handle
-videos that fail later (``dmgal.videos.bad_videos``).
+test classes could be among the trained ones. On other data, all classes that the run has not seen are novel.
+Known bad videos are refused, or skipped and reported. Data sets handle videos that fail later
+(``dmgal.videos.bad_videos``).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmgal.errors import DmgalError
-from dmgal.files import listed
+from dmgal.files import listed, printable
 from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing
-from dmgal.videos.catalog.lists import looks_like_split_file, read_rows
+from dmgal.videos.catalog.files import frame_files
+from dmgal.videos.catalog.lists import SPLITS, looks_like_split_file, read_rows
 from dmgal.videos.check_log import read_report
 from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding.clip import FrameSampler, TestTransform
@@ -54,21 +57,99 @@ def split_of(catalog: VideoCatalog) -> dict[str, str]:
     return dict(zip(catalog.class_names, catalog.class_splits or (), strict=True))
 
 
+def seen_classes(data: DataConfig, saved_split: Path) -> dict[str, str]:
+    """Return the split of every class of a run's own data by name, or an empty dict if it is unknown."""
+    if saved_split.is_file():
+        return read_split(saved_split)
+    if data.generate != "no":
+        settings = generated_settings(data.generate)(seed=data.seed)
+        names = [one.name for one in settings.classes()]
+        return {names[number]: split for split, numbers in settings.split().items() for number in numbers}
+    return read_split(data.split_file) if data.split_file is not None and has_split_file(data) else {}
+
+
 def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> VideoCatalog:
     """Return the catalog with the saved split of a run, without classes unknown to the run, which are reported.
 
-    Draw the split if there is no such file, or if it has none of the classes.
+    Draw the split if there is no such file. All classes are novel if it has none of them.
     """
-    saved = read_split(path) if path is not None else {}
+    if path is None or not path.is_file():
+        drawn = catalog.with_seeded_split(seed)
+        counts = ", ".join(f"{list(split_of(drawn).values()).count(split)} {split}" for split in SPLITS)
+        logger.info("no splits in %s: its classes are drawn by seed %d, %s", printable(str(catalog.root)), seed, counts)
+        return drawn
+    saved = read_split(path)
     new = [name for name in catalog.class_names if name not in saved]
     if len(new) == len(catalog.class_names):
-        return catalog.with_seeded_split(seed)
+        return with_novel_classes(catalog, saved)
     gone = sorted(set(saved) - set(catalog.class_names))
-    if os.environ.get("RANK", "0") == "0":
-        for names, what in ((new, "new and left out"), (gone, "no longer there")):
-            if names:
-                logger.warning("classes by %s, %s: %s", path, what, listed(names))
+    for names, what in ((new, "new and left out"), (gone, "no longer there")):
+        if names:
+            _warn(f"classes by {path}, {what}: {listed(names)}")
     return catalog.with_split(saved)
+
+
+def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str]) -> VideoCatalog:
+    """Return a catalog without splits with all classes as test classes, but for the train and val classes of a run."""
+    catalog = catalog.with_split({name: seen.get(name, "test") for name in catalog.class_names})
+    novel, total = list(split_of(catalog).values()).count("test"), len(catalog.class_names)
+    reason = "the run has not seen them" if seen else "the classes that the run has seen are unknown"
+    root = printable(str(catalog.root))
+    _warn(f"no splits in {root}: {novel} of {total} classes are novel (test), because {reason}")
+    return catalog
+
+
+def warn_of_seen(catalog: VideoCatalog, split: str, seen: Mapping[str, str]) -> None:
+    """Warn if a run has seen classes of the split in its training, or in the choice of its weights."""
+    earlier = ("train",) if split == "val" else ("train", "val")
+    names = [name for name, own in split_of(catalog).items() if own == split and seen.get(name) in earlier]
+    if names:
+        count = list(split_of(catalog).values()).count(split)
+        _warn(f"{len(names)} of {count} {split} classes are not novel: the run has seen {listed(names)}")
+
+
+def _warn(message: str) -> None:
+    """Log a warning from rank 0 only."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(message)
+
+
+SAMPLED_VIDEOS, SAMPLED_BYTES = 64, 2**16
+
+
+def fingerprint(catalog: VideoCatalog) -> str:
+    """Return a hash of the classes and videos, with the sizes and first bytes of up to 64 videos."""
+    columns = catalog.class_names, catalog.labels.tolist(), catalog.videos
+    digest = blake2b(repr(columns).encode(), digest_size=4)
+    for video in range(0, len(catalog), -(-len(catalog) // SAMPLED_VIDEOS)):
+        digest.update(_sample(catalog.path(video)))
+    return digest.hexdigest()
+
+
+def _sample(path: Path) -> bytes:
+    try:
+        files = [path / name for name in frame_files(path)] if path.is_dir() else [path]
+        sizes = repr([file.stat().st_size for file in files]).encode()
+        if not files or not files[0].is_file():
+            return sizes
+        with files[0].open("rb") as file:
+            return sizes + file.read(SAMPLED_BYTES)
+    except OSError:
+        return b"unreadable"
+
+
+def data_as_json(data: DataConfig, catalog: VideoCatalog) -> dict[str, Any]:
+    """Return what identifies the data of a catalog, without paths of this machine."""
+    root, split_file = data.location
+    return {
+        "name": data.name,
+        "root": printable(root.name),
+        "split_file": split_file and printable(split_file.name),
+        "seed": data.seed,
+        "classes": len(catalog.class_names),
+        "videos": len(catalog),
+        "fingerprint": fingerprint(catalog),
+    }
 
 
 def without_reported(catalog: VideoCatalog, data: DataConfig) -> VideoCatalog:
@@ -97,14 +178,19 @@ def without_reported(catalog: VideoCatalog, data: DataConfig) -> VideoCatalog:
 
 def log_skipped(count: int, of: int, why: str, videos: Sequence[str], split: str = "") -> None:
     """Log one line about skipped videos, from rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
-        logger.warning(f"skipped {count:,} of {of:,} {split}videos, {why}: {listed(videos)}")
+    _warn(f"skipped {count:,} of {of:,} {split}videos, {why}: {listed(videos)}")
 
 
-def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | None = None) -> VideoCatalog:
+def build_catalog(
+    data: DataConfig,
+    progress: bool = True,
+    saved_split: Path | None = None,
+    seen: Mapping[str, str] | None = None,
+) -> VideoCatalog:
     """Return the catalog of all splits, without the videos that ``on_bad_video`` skips.
 
-    If the data has no split, classes are assigned by the seed, or as in the ``saved_split`` of a run.
+    If the data has no split, classes are assigned by the seed, or as in the ``saved_split`` of a run. With the classes
+    that a run has ``seen`` in other data, all others are novel.
 
     Raises:
         DmgalError: videos are missing or bad and must not be skipped, or a class has no usable video.
@@ -114,7 +200,9 @@ def build_catalog(data: DataConfig, progress: bool = True, saved_split: Path | N
     catalog = without_reported(list_catalog(data, progress, on_missing), data)
     if missing:
         log_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
-    return catalog if catalog.class_splits is not None else with_saved_split(catalog, data.seed, saved_split)
+    if catalog.class_splits is not None:
+        return catalog
+    return with_saved_split(catalog, data.seed, saved_split) if seen is None else with_novel_classes(catalog, seen)
 
 
 def generated_settings(name: GeneratedSet) -> type[MovingShapes] | type[MotionWorld]:

@@ -16,7 +16,8 @@ from dmgal.episodes.evaluation.statistics import ExactAccuracy, exact_accuracy
 from dmgal.episodes.sampler import TaskSampler
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer, dtype_of
-from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.config import DataOverrides, Recipe
+from dmgal.recipes.run.data import build_catalog, data_as_json, seen_classes, warn_of_seen
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
 from dmgal.recipes.run.folder import Run, read_tensors
@@ -62,6 +63,26 @@ def load_run(
     if run.weights.exists():
         load_trained_state(recognizer, read_tensors(run.weights), run.weights)
     return recipe, recognizer.to(dtype_of(recipe.train.precision)).eval()
+
+
+def evaluation_data(
+    run: Run, trained: Recipe, overrides: DataOverrides, split: str, progress: bool
+) -> tuple[Recipe, VideoCatalog]:
+    """Return the recipe with overrides and its catalog. Classes that the run has not seen in its own data are novel."""
+    recipe = overrides.over(trained)
+    if not overrides.is_other_data:
+        return recipe, build_catalog(recipe.data, progress, run.split)
+    seen = seen_classes(trained.data, run.split)
+    catalog = build_catalog(recipe.data, progress, seen=seen)
+    warn_of_seen(catalog, split, seen)
+    return recipe, catalog
+
+
+def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) -> dict[str, Any]:
+    """Return the options of a protocol with the ways and shots in use, and the data of its split."""
+    episode, data = recipe.episode, data_as_json(recipe.data, catalog.split(protocol.split))
+    n_way, k_shot = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
+    return {**vars(protocol), "n_way": n_way, "k_shot": k_shot, "data": data}
 
 
 def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:

@@ -3,7 +3,7 @@
     recipe.yaml          all settings of the run
     paths.yaml           the recipe's absolute paths on this machine
     split.csv            classes and videos of each split if the data has no split file
-    environment.json     command, versions, git revision, hardware, the run's id for trackers
+    environment.json     command, versions, git revision, hardware, the run's id for trackers, the data's fingerprints
     log.jsonl            one line per step and per validation
     checkpoints/         the newest states to resume from
     adapter/             the best adapter in PEFT's format, and weights.safetensors with all other trained weights
@@ -42,9 +42,9 @@ from torch import Tensor
 
 from dmgal import __version__
 from dmgal.errors import DmgalError, differences, refuse_differences
-from dmgal.files import atomic_write, complete_folder, exclusively, write_text
+from dmgal.files import atomic_write, complete_folder, exclusively, read_json, write_text
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import SAVED_SPLIT, has_split_file, read_split, split_of
+from dmgal.recipes.run.data import SAVED_SPLIT, fingerprint, has_split_file, read_split, split_of
 from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
 from dmgal.videos import VideoCatalog
 
@@ -92,6 +92,7 @@ class Run:
             DmgalError: the folder holds a run and ``resume`` is off, its recipe or split differs, or the folder cannot
                 be written.
         """
+        data = catalog
         if has_split_file(recipe.data):
             catalog = None
         changes: dict[str, tuple[Any, Any]] = {}
@@ -121,9 +122,11 @@ class Run:
             if catalog is not None:
                 catalog.to_csv(self.split)
             shared, paths = set_apart(to_mapping(recipe))
+            known = self._environment()
             if not changes:
                 known = {**environment(), "tracker_id": secrets.token_hex(4)}  # random, because runs share seeds
-                write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
+            known["data"] = _fingerprints(data)
+            write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
             if paths:
                 write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
             else:
@@ -158,9 +161,16 @@ class Run:
 
     def tracker_id(self) -> str | None:
         """Return the random id of the run, by which trackers distinguish folders of the same name."""
+        return self._environment().get("tracker_id")
+
+    def has_data(self, split: str, fingerprint: str) -> bool:
+        """Return True if the run was started with data of this fingerprint in the split."""
+        data = self._environment().get("data")
+        return isinstance(data, dict) and data.get(split) == fingerprint
+
+    def _environment(self) -> dict[str, Any]:
         path = self.folder / "environment.json"
-        saved: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        return saved.get("tracker_id")
+        return read_json(path) if path.is_file() else {}
 
     def recipe(self) -> Recipe:
         """Return the saved recipe with this machine's paths."""
@@ -231,6 +241,12 @@ class Run:
             "seconds_per_step": statistics.median(steps) if steps else None,
             "peak_memory_mb": max(peaks) if peaks else None,
         }
+
+
+def _fingerprints(catalog: VideoCatalog | None) -> dict[str, str]:
+    """Return the fingerprints of the splits that are evaluated."""
+    splits = [split for split in ("val", "test") if catalog is not None and split in (catalog.class_splits or ())]
+    return {split: fingerprint(catalog.split(split)) for split in splits if catalog is not None}
 
 
 @contextmanager
