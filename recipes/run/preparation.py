@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from dmgal.errors import DmgalError
+from dmgal.files import listed as listed_names
 from dmgal.files import printable, write_text
 from dmgal.parallel import available_cores
 from dmgal.progress import progress_bar
@@ -22,7 +23,7 @@ from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog
 from dmgal.recipes.run.layers import from_mapping, merged, read_layer, to_mapping
 from dmgal.videos import VideoCatalog
-from dmgal.videos.catalog.files import subfolders, videos_in
+from dmgal.videos.catalog.files import other_files, subfolders, videos_in
 from dmgal.videos.catalog.lists import SPLITS, read_rows, standard_split_file, write_rows
 from dmgal.videos.catalog.matching import Matches, match_videos
 from dmgal.videos.check_log import CheckLog, write_report
@@ -128,6 +129,11 @@ def list_videos(data: DataConfig, progress: bool) -> Listed:
             return Listed(data.root, videos, None)
     missing: list[Row] = []
     catalog = list_catalog(data, progress, lambda *row: missing.append(row))
+    if data.split_file is None and data.generate == "no":
+        counts = other_files(data.root, {video.rpartition("/")[0] for video in catalog.videos})
+        kinds = [f"{count:,} {extension or 'without an extension'}" for extension, count in counts.most_common()]
+        if kinds:
+            logger.info("left out of the class folders, because they are not videos: %s", listed_names(kinds))
     return Listed(data.root, catalog.videos, catalog, missing)
 
 

@@ -28,7 +28,7 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import test_transform
 from dmgal.recipes.run.gallery import gallery_task, made_with, make_ready, with_rejection
 from dmgal.videos.bad_videos import OnBadVideo
-from dmgal.videos.catalog.files import VIDEO_EXTENSIONS, content_hash, frame_files, subfolders, videos_in
+from dmgal.videos.catalog.files import SHOWN_EXTENSIONS, content_hash, frame_files, subfolders, videos_in
 from dmgal.videos.decoding.base import VideoError
 from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.stream import TimedFrames
@@ -51,7 +51,7 @@ def find_videos(paths: tuple[Path, ...]) -> list[Path]:
             raise DmgalError(
                 "There is no clip to recognize.",
                 received=f"{printable(str(path))}, a folder without one",
-                expected=f"files ({' '.join(VIDEO_EXTENSIONS)}) or folders of jpg or png frames",
+                expected=f"files ({SHOWN_EXTENSIONS}) or folders of jpg or png frames",
                 remedy="Correct the path.",
             )
         found += clips

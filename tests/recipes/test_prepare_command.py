@@ -72,3 +72,26 @@ def test_real_videos(tmp_path, test_data, capsys):
     words = ["--dataset", "ssv2_full", "--root", test_data / "videos", "--out", tmp_path / "full", "--no-check"]
     assert prepare(*words) == 0
     assert sum(summary(tmp_path / "full")["found"].values()) == 150
+
+
+def test_files_that_are_not_videos_are_counted(tmp_path, capsys):
+    root, out = tmp_path / "data", tmp_path / "out"
+    names = (
+        "train/a/1.mp4",
+        "train/a/1.SRT",
+        "train/a/2.srt",
+        "val/b/1.MTS",
+        "val/b/README",
+        "val/b/x.jpg",
+        "val/b/.x",
+    )
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    assert prepare("--root", root, "--out", out, "--no-check") == 0
+    line = "left out of the class folders, because they are not videos: 2 .srt, 1 "
+    told = capsys.readouterr().err
+    assert line in told and "1 without an extension" in told and "1 .jpg" in told
+    (root / "train" / "a" / "1.SRT").unlink()
+    assert prepare("--root", root, "--split-file", out / "split.csv", "--out", out, "--no-check") == 0
+    assert "not videos" not in capsys.readouterr().err

@@ -18,7 +18,7 @@ import torch
 from ...errors import DmgalError
 from ...files import NAMES_SHOWN, listed, printable
 from .columns import collect_columns, pair_classes
-from .files import VIDEO_EXTENSIONS, VideoFinder, subfolders, videos_in
+from .files import SHOWN_EXTENSIONS, VideoFinder, subfolders, videos_in
 from .lists import SPLITS, looks_like_split_file, read_lists, read_rows, write_rows
 
 OnMissing = Callable[[str, str, str], None]
@@ -306,7 +306,7 @@ def _resolve_videos(
         raise DmgalError(
             f"Videos of {source} are missing.",
             received=f"{num_missing} of {num_listed} not found in {root}: {listed(shown, num_missing)}",
-            expected=f"each as a frame folder or a file, with its extension or one of {' '.join(VIDEO_EXTENSIONS)}",
+            expected=f"each as a frame folder or a file, with its extension or one of {SHOWN_EXTENSIONS}",
             remedy="Check the root folder, remove the videos from the split file, or let 'dmgal prepare' find them.",
         )
 

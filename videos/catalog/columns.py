@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import DmgalError
 from ...files import listed, printable
-from .files import VIDEO_EXTENSIONS, same_files
+from .files import SHOWN_EXTENSIONS, same_files
 
 Columns = tuple[tuple[str, ...], np.ndarray, tuple[str, ...], tuple[str, ...] | None]
 """The fields ``videos``, ``labels``, ``class_names`` and ``class_splits`` of a `VideoCatalog`."""
@@ -71,7 +71,7 @@ def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str, ro
         raise DmgalError(
             f"Some classes of {source} have no video.",
             received=f"{len(empty)} without: {listed(empty)}",
-            expected=f"in each class, files with one of {' '.join(VIDEO_EXTENSIONS)}, or folders of jpg or png frames",
+            expected=f"in each class, files with one of {SHOWN_EXTENSIONS}, or folders of jpg or png frames",
             remedy="Add videos to these classes, or remove the classes.",
         )
     repeated = _repeated(videos)

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from hashlib import blake2b
@@ -18,8 +19,14 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from xxhash import xxh3_64
 
-_FILM_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".3gp", ".flv", ".wmv", ".gif")
+_FILM_NAMES = (
+    "mp4 webm avi mkv mov m4v mpg mpeg 3gp flv wmv gif mts m2ts m2t ts tp trp vob vro ogv ogm asf 3g2 f4v mxf gxf m1v "
+    "m2v mpe mpv divx xvid dv dif rm rmvb qt mk3d mj2 mjpeg mjpg apng h261 h263 h264 h265 h266 hevc vvc avc ivf obu "
+    "y4m nut wtv dvr-ms amv dav nuv mod tod flc fli ismv"
+)
+_FILM_EXTENSIONS = tuple(f".{name}" for name in _FILM_NAMES.split())
 VIDEO_EXTENSIONS = (*_FILM_EXTENSIONS, ".zip")  # a zip file of frames
+SHOWN_EXTENSIONS = f"{' '.join(_FILM_EXTENSIONS[:6])} .zip or {len(_FILM_EXTENSIONS) - 6} others that FFmpeg reads"
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png")
 _DIGITS = re.compile("([0-9]+)")
 _DIGITS_AS_ZEROS = str.maketrans("123456789", "000000000")
@@ -62,6 +69,16 @@ def videos_in(folder: Path) -> list[str]:
     """Return the names of a folder's videos in natural order: files with a known extension and folders of frames."""
     with os.scandir(folder) as entries:
         return natural_order(entry.name for entry in entries if _is_video(entry))
+
+
+def other_files(root: Path, folders: Iterable[str]) -> Counter[str]:
+    """Return the number of files in folders that are not videos, by extension in lower case, without hidden files."""
+    counts: Counter[str] = Counter()
+    for folder in folders:
+        with os.scandir(root / folder) as entries:
+            names = (entry.name for entry in entries if not entry.is_dir() and not _is_video(entry))
+            counts.update(os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
+    return counts
 
 
 def stem_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -194,9 +195,25 @@ class UprightRGB:
         width, height = shown_size(frame.width, frame.height, self.aspect)
         check_pixels(self.path, width, height)
         image = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
-        return np.rot90(image, quarter_turns(frame))
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+        return turn_upright(image, None if matrix is None else bytes(matrix))
+
+
+def turn_upright(image: Image, matrix: bytes | None) -> Image:
+    """Return the image as the display matrix shows it, turned by quarters and mirrored.
+
+    Args:
+        image: as stored.
+        matrix: nine int32; maps the pixel ``(x, y)`` to ``(a x + c y, b x + d y)``. None shows the image as stored.
+    """
+    if matrix is None:
+        return image
+    a, b, _, c, d = struct.unpack_from("=5i", matrix)
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return image.swapaxes(0, 1)[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
 
 
 def quarter_turns(frame: av.VideoFrame) -> int:
-    """Return the number of counterclockwise quarter turns that turn the frame upright."""
+    """Return the number of counterclockwise quarter turns that turn the frame upright, except for mirroring."""
     return round(frame.rotation / 90) % 4

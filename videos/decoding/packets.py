@@ -209,12 +209,14 @@ class PacketIndex:
 MAX_PACKETS = 2**20
 """Maximum number of packets (nine hours at 30 frames per second), because damaged tables can claim any number."""
 
+DEFAULT_BONUS = 5_000_000  # pixels; FFmpeg weighs the flag of a default stream like this
+
 # Demuxers that read presentation times from the file. Others guess them, wrongly for reordered frames.
 _FORMATS_WITH_TIMES = {"mp4", "matroska", "flv", "gif"}
 
 
 class PacketStream:
-    """The first video stream of a file other than a cover picture, for one use in a ``with`` statement.
+    """The video stream that FFmpeg chooses by itself, for one use in a ``with`` statement. Cover pictures do not count.
 
     Args:
         path: the file.
@@ -293,9 +295,10 @@ class PacketStream:
         streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
         if not streams:
             raise VideoError(self.path, "it has no video stream")
-        if streams[0].codec_context is None:
+        stream = max(streams, key=_preference)
+        if stream.codec_context is None:
             raise VideoError(self.path, "FFmpeg has no decoder for its codec")
-        return streams[0]
+        return stream
 
     def _read_header(self, threads: int) -> None:
         context = self._stream.codec_context
@@ -310,6 +313,13 @@ class PacketStream:
         self.aspect: Fraction | None = self._stream.sample_aspect_ratio
         self._times_are_read = not _FORMATS_WITH_TIMES.isdisjoint(self._container.format.name.split(","))
         self._read_kind = kind_reader(self.codec, context.extradata or b"")
+
+
+def _preference(stream: VideoStream) -> tuple[bool, int]:
+    """Return a value that is highest for the stream that FFmpeg chooses: the largest, with a bonus for the default."""
+    context = stream.codec_context
+    pixels = 0 if context is None else context.width * context.height
+    return bool(stream.frames), pixels + DEFAULT_BONUS * bool(stream.disposition & Disposition.default)
 
 
 @contextmanager
