@@ -206,3 +206,12 @@ def test_lists_without_splits_and_missing_videos(tmp_path):
         VideoCatalog.from_split(listing, root)
     with pytest.raises(DmgalError, match=r"The split file .* cannot be read"):
         VideoCatalog.from_split(tmp_path / "absent.txt", root)
+
+
+def test_a_pair_of_labels_is_not_read_as_a_number_of_frames(tmp_path):
+    root = touch(tmp_path / "videos", "a/1.avi", "a/2.avi")
+    (tmp_path / "l.txt").write_text("a/1.avi 0 1\na/2.avi 3 0\n")
+    with pytest.raises(DmgalError, match=r"2 of 2 not found in .*: a/1.avi 0"):
+        VideoCatalog.from_split(tmp_path / "l.txt", root)
+    (tmp_path / "l.txt").write_text("a/1.avi 10 1\na/2.avi 3 0\n")
+    assert VideoCatalog.from_split(tmp_path / "l.txt", root).videos == ("a/1.avi", "a/2.avi")

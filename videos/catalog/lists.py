@@ -5,7 +5,7 @@ names may have any bytes, everything else is UTF-8. The lists of the field have 
 
     train0//path.avi        HyRSM, MoLo, CLIP-FSAR: split and class number, then the path
     train8/78687            TRX, STRM on Something-Something: the same with the video's number
-    path n_frames label     TSN and its descendants; n_frames is ignored
+    path n_frames label     TSN and its descendants; n_frames is at least 1 and otherwise ignored
     path label              Kinetics, UCF101
     class/video             TRX on HMDB51, UCF101 and Kinetics; train/class/video also names the split
 
@@ -48,7 +48,7 @@ FORMATS = tuple(
     for name, pattern in {
         "train0//path.avi": r"(?P<class_name>(?P<split>train|val|test)\d+)//+(?P<video>.+)",
         "train8/78687": r"(?P<video>(?P<class_name>(?P<split>train|val|test)\d+)/[^/].*)",
-        "path n_frames label": r"(?P<video>.*[^\s,;])[\s,;]+\d+[\s,;]+(?P<label>\d+)",
+        "path n_frames label": r"(?P<video>.*[^\s,;])[\s,;]+\d*[1-9]\d*[\s,;]+(?P<label>\d+)",
         "path label": r"(?P<video>.*[^\s,;])[\s,;]+(?P<label>\d+)",
         "class/video": r"(?P<video>(?:(?P<split>train|val|test)/)?(?P<class_name>[^/]+)/[^/].*)",
     }.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -194,8 +194,8 @@ class UprightRGB:
         """
         width, height = shown_size(frame.width, frame.height, self.aspect)
         check_pixels(self.path, width, height)
-        image = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        image: Any = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
         return turn_upright(image, None if matrix is None else bytes(matrix))
 
 

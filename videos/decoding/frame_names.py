@@ -107,8 +107,8 @@ def _ordered(names: list[str], number: re.Pattern[str]) -> list[str]:
 def _keys(numbers: Sequence[str]) -> list[tuple[Decimal, ...]]:
     """Return sort keys of the numbers at one position of all names: values, or pairs of counts such as ``1.10``."""
     parts = [re.split("[.,]", number) for number in numbers]
-    values = [(Decimal(".".join(part)),) for part in parts]
-    counts = [tuple(map(Decimal, part)) for part in parts]
+    values: list[tuple[Decimal, ...]] = [(Decimal(".".join(part)),) for part in parts]
+    counts: list[tuple[Decimal, ...]] = [tuple(map(Decimal, part)) for part in parts]
     fractions = {part[1] for part in parts if len(part) > 1}
     # Two decimals with one value, or of different lengths with a zero at the end, are counts.
     rounded = [text for text in fractions if len(text) > 1 and text.strip("0") and text.endswith("0")]
