@@ -85,6 +85,7 @@ def write_text(path: Path, text: str) -> None:
 
 MOST_JSON, MOST_YAML, MOST_LIST = 2**23, 2**17, 2**27
 """Bytes of a JSON file, of a YAML file, whose parser is slow, and of a list of videos after decompression."""
+MOST_LOG = 2**31
 MOST_LINES, LONGEST_LINE = 2_000_000, 2**16
 MOST_DEPTH, MOST_VALUES = 32, 20_000
 """Levels of nested values, and values of a YAML file. An alias counts as all values that it repeats."""
@@ -171,6 +172,20 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
                 yield line
 
 
+def log_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield the lines of a log. A crash may leave any bytes in it, so lines may be invalid; long ones come in parts.
+
+    Raises:
+        OSError: the file cannot be read, is not regular, or is too large.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_LOG:
+            raise UnusableFileError(f"more than {MOST_LOG // 2**20:,} MiB")
+        with io.TextIOWrapper(file, "utf-8", "replace") as text:
+            while line := text.readline(LONGEST_LINE):
+                yield line
+
+
 def _size(file: BinaryIO, is_packed: bool) -> int:
     """Return the size of a file, or the size after decompression that its end names."""
     is_packed = is_packed and file.read(2) == b"\x1f\x8b"
@@ -252,6 +267,8 @@ def _checked(content: Any) -> Any:
                     raise ValueError(f"the key {str(strange)[:50]}, which is not text")
             elif isinstance(value, int) and not -(2**63) <= value < 2**64:
                 raise ValueError("a number of more than 64 bits")
+            elif isinstance(value, str) and "\0" in value:
+                raise ValueError("text with null bytes")
             elif not isinstance(value, list | str | int | float | None):
                 raise ValueError(f"a {type(value).__name__}")
         parents = [value for value in level if isinstance(value, dict | list)]

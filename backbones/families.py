@@ -6,7 +6,6 @@ family, or the result of observing a forward pass.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import DmgalError
+from ..files import read_mapping
 from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_vit
 from .probing import Run
 from .replay import call_model
@@ -88,7 +88,8 @@ def _load_folder(folder: Path) -> Any:
             expected="a config.json (transformers, timm) or open_clip_config.json (open_clip) beside safetensors",
             remedy="Use a folder written by save_pretrained, or by timm's save_for_hf with safe_serialization=True.",
         )
-    if "architecture" in json.loads(config.read_text(encoding="utf-8")):
+    problem, remedy = "The configuration of this backbone cannot be read.", "Download or save the backbone again."
+    if "architecture" in read_mapping(config, problem, remedy):
         return _load_or_explain(str(folder), lambda: FAMILIES["timm"].load(f"local-dir:{folder}"))
     return _load_or_explain(str(folder), lambda: FAMILIES["hf"].load(str(folder)))
 

@@ -7,7 +7,7 @@ the configuration's ``image_size`` (518 for most DINOv2 weights, which results i
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from ..files import read_mapping
 from .spec import (
     HALF,
     IMAGENET,
@@ -125,7 +126,9 @@ def _preprocessing(source: str) -> dict[str, Any]:
             path = Path(hf_hub_download(source, _PREPROCESSOR))
         except EntryNotFoundError:
             return {}
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not os.path.lexists(path):
+        return {}
+    return read_mapping(path, "The preprocessing of this backbone cannot be read.", "Download the backbone again.")
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:

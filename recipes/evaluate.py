@@ -70,6 +70,8 @@ def main(argv: list[str] | None = None) -> int | None:
     keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
     is_shown = progress and not keep.processes.rank
     recipe, catalog = evaluation_data(run, trained, options.data, protocol.split, is_shown)
+    described = protocol_as_json(protocol, recipe, catalog)
+    suffix = _data_suffix(run, trained.data, recipe.data, described)
     encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
     is_helper, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:
@@ -82,8 +84,6 @@ def main(argv: list[str] | None = None) -> int | None:
         if is_helper:
             return 0
         results, lines = as_json(evaluations), {name: str(e.accuracy) for name, e in evaluations.items()}
-    described = protocol_as_json(protocol, recipe, catalog)
-    suffix = _data_suffix(run, trained.data, recipe.data, described)
     _report(options, described, results, lines, run, suffix)
     return 0
 

@@ -22,9 +22,9 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import DmgalError
-from ..files import printable
+from ..files import UNREADABLE, log_lines, printable, reason, text_lines
 from .catalog.files import stamp
-from .catalog.lists import opened_text, write_rows
+from .catalog.lists import write_rows
 from .checking import CheckedVideo
 
 LINES_AT_ONCE = 8192
@@ -117,14 +117,14 @@ class CheckLog:
         """Yield indices of the catalog's videos and their log entries, in chunks of ``LINES_AT_ONCE`` lines."""
         if not self.is_of_root or not len(self._videos):
             return
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            while lines := list(islice(file, LINES_AT_ONCE)):
-                entries = [entry for entry in map(_parse, lines) if entry is not None]
-                hashes = np.fromiter((_hash(entry["video"]) for entry in entries), np.uint64, len(entries))
-                position = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-                # With a million names, a collision of 64-bit hashes occurs in one of forty million catalogs.
-                is_known = self._hashes[position] == hashes
-                yield self._order[position[is_known]], [entries[number] for number in np.flatnonzero(is_known)]
+        all_lines = log_lines(self.path)
+        while lines := list(islice(all_lines, LINES_AT_ONCE)):
+            entries = [entry for entry in map(_parse, lines) if entry is not None]
+            hashes = np.fromiter((_hash(entry["video"]) for entry in entries), np.uint64, len(entries))
+            position = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
+            # With a million names, a collision of 64-bit hashes occurs in one of forty million catalogs.
+            is_known = self._hashes[position] == hashes
+            yield self._order[position[is_known]], [entries[number] for number in np.flatnonzero(is_known)]
 
 
 def write_report(path: Path, problems: dict[str, CheckedVideo]) -> None:
@@ -140,15 +140,14 @@ def read_report(path: Path) -> dict[str, CheckedVideo]:
         DmgalError: the file cannot be read, or is not such a report.
     """
     try:
-        with opened_text(path, "rt") as file:
-            rows = csv.reader(file)
-            if tuple(next(rows, ())) != REPORT_COLUMNS:
-                raise ValueError(f"the first line is not {','.join(REPORT_COLUMNS)}")
-            return {video: CheckedVideo(int(frames), problem) for video, frames, problem in rows}
-    except (OSError, ValueError, csv.Error) as error:
+        rows = csv.reader(text_lines(path))
+        if tuple(next(rows, ())) != REPORT_COLUMNS:
+            raise ValueError(f"the first line is not {','.join(REPORT_COLUMNS)}")
+        return {video: CheckedVideo(int(frames), problem) for video, frames, problem in rows}
+    except (*UNREADABLE, ValueError, csv.Error) as error:
         raise DmgalError(
             f"dmgal cannot read the report {path}.",
-            received=printable(str(error)),
+            received=printable(reason(error)[:200]),
             expected="the report.csv that 'dmgal prepare' wrote",
             remedy="Run 'dmgal prepare' again, or remove data.report.",
         ) from error
@@ -163,18 +162,21 @@ def _parse(line: str) -> dict[str, Any] | None:
     """Return the entry of a log line, or None if the line is invalid, such as one cut short by a kill."""
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and entry.keys() >= ENTRY_KEYS else None
+    if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:
+        return None
+    is_usable = isinstance(entry["video"], str) and isinstance(entry["problem"], str | None)
+    numbers = isinstance(entry["frames"], int) and isinstance(entry["content"], int)
+    return entry if is_usable and numbers and 0 <= entry["content"] < 2**64 else None
 
 
 def _logged_root(path: Path) -> str | None:
     """Return the root that the first line names; None if there is no log, or its first line is cut or has no root."""
     try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            first_line = file.readline()
-            entry = json.loads(first_line) if first_line.endswith("\n") else None
-    except (FileNotFoundError, ValueError):
+        first_line = next(log_lines(path), "")
+        entry = json.loads(first_line) if first_line.endswith("\n") else None
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     root = entry.get("root") if isinstance(entry, dict) else None
     return root if isinstance(root, str) else None

@@ -228,7 +228,9 @@ def _rows(settings: ClipSettings) -> Iterator[tuple[str, str, str, str]]:
 
 def _damaged_clips(root: Path, settings: ClipSettings) -> list[Clip]:
     """Return the missing and resized clips of a finished dataset, or all clips if its split file is missing."""
-    sizes = read_json(root / settings.manifest).get("bytes", {})
+    sizes = read_json(root / settings.manifest).get("bytes")
+    if not isinstance(sizes, dict):
+        return _clips(settings)
     if not (root / SPLIT_FILE).exists():
         return _clips(settings)
     return [clip for clip in _clips(settings) if _size(root / clip[2]) != sizes.get(clip[2])]

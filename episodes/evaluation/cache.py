@@ -15,6 +15,7 @@ import errno
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import DmgalError, differences, refuse_differences
-from ...files import exclusively, listed, printable, read_json, write_text
+from ...files import exclusively, listed, open_regular, printable, read_json, reason, write_text
 from ...parallel import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
@@ -133,23 +134,23 @@ class StateFiles:
 
     def problem(self, block: int) -> str | None:
         """Return the reason why a block cannot be used, or None."""
-        record, indices = _read_json(self._record(block)), self.blocks[block]
-        if not record:
-            return "it has no record"
+        record, indices, layout = self._read_record(block), self.blocks[block], self._layout()
+        if not record or not layout:
+            return "it has no record" if not record else f"{KEY} names no tensors"
         videos = [self.videos[index] for index in indices]
-        changed = [now for now, before in zip(videos, record.get("videos", ()), strict=False) if now != before]
-        if changed or len(videos) != len(record.get("videos", ())):
+        changed = [now for now, before in zip(videos, record["videos"], strict=False) if now != before]
+        if changed or len(videos) != len(record["videos"]):
             return f"{len(changed)} videos have changed: {listed(changed)}"
-        for name in self._layout():
+        for name in layout:
             try:
-                with self._data(name).open("rb") as file:
+                with open_regular(self._data(name)) as file:
                     size = len(indices) * _seek_row(file, indices.start)
-                    rows = file.read(size)
-            except (OSError, ValueError) as error:
-                return f"{name}.npy cannot be read: {error}"
+                    rows = file.read(size) if size <= os.fstat(file.fileno()).st_size else b""
+            except (OSError, ValueError, TypeError, OverflowError) as error:
+                return f"{name}.npy cannot be read: {reason(error)}"
             if len(rows) < size:
                 return f"{name}.npy is truncated"
-            if xxhash.xxh3_64_hexdigest(rows) != record.get("checksums", {}).get(name):
+            if xxhash.xxh3_64_hexdigest(rows) != record["checksums"].get(name):
                 return f"{name}.npy differs from its checksum"
         return None
 
@@ -158,20 +159,21 @@ class StateFiles:
         states = {}
         for name, (dtype, shape) in self._layout().items():
             try:
+                open_regular(self._data(name)).close()
                 data = npy.open_memmap(self._data(name), mode="r")  # the system counts writable ones as used memory
                 if data.shape != (len(self.videos), *shape):
                     raise ValueError(f"an array of shape {data.shape}")
             except (OSError, ValueError) as error:
                 raise DmgalError(
                     f"The cache {self.folder} cannot be opened.",
-                    received=f"{name}.npy: {error}",
+                    received=f"{name}.npy: {reason(error)}",
                     expected="a readable file of its original length",
                     remedy="Fill the cache again, and let no other program change the folder.",
                 ) from error
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "The given NumPy array is not writable")
                 states[name] = torch.from_numpy(data).view(getattr(torch, dtype))
-        records = [_read_json(self._record(block)) for block in range(len(self.blocks))]
+        records = map(self._read_record, range(len(self.blocks)))
         return PrecomputedStates.from_tensors(states), tuple(i for record in records for i in record.get("bad", ()))
 
     def forget(self, block: int) -> None:
@@ -186,7 +188,16 @@ class StateFiles:
         (self.folder / KEY).unlink(missing_ok=True)
 
     def _layout(self) -> dict[str, Any]:
-        return _read_json(self.folder / KEY).get("tensors", {})
+        """Return dtype and shape of a video's tensors by name, or an empty dictionary if the key has no valid ones."""
+        layout = _read_json(self.folder / KEY).get("tensors")
+        return layout if isinstance(layout, dict) and all(map(_is_tensor, layout, layout.values())) else {}
+
+    def _read_record(self, block: int) -> dict[str, Any]:
+        """Return the record of a block, or an empty dictionary if there is no valid one."""
+        record = _read_json(self._record(block))
+        videos, bad, checksums = (record.get(name) for name in ("videos", "bad", "checksums"))
+        is_valid = isinstance(videos, list) and isinstance(bad, list) and isinstance(checksums, dict)
+        return record if is_valid and all(index in self.blocks[block] for index in bad) else {}
 
     def _record(self, block: int) -> Path:
         return self.folder / "blocks" / f"{block:05}.json"
@@ -365,6 +376,15 @@ def _seek_row(file: BinaryIO, index: int) -> int:
     size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     file.seek(index * size, os.SEEK_CUR)
     return size
+
+
+def _is_tensor(name: str, entry: Any) -> bool:
+    """Return True for a name that is a file name, and an entry of a dtype and a shape."""
+    if not re.fullmatch(r"\w[\w.]*", name) or not isinstance(entry, list) or len(entry) != 2:
+        return False
+    dtype, shape = entry
+    is_shape = isinstance(shape, list) and all(isinstance(size, int) and size >= 0 for size in shape)
+    return is_shape and isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from ... import __version__
 from ...errors import DmgalError, differences, refuse_differences
-from ...files import atomic_write, exclusively, listed, printable
+from ...files import atomic_write, exclusively, listed, open_regular, parse_json, printable, reason
 from ..evaluation.states import PrecomputedStates, with_prefix
 from .task import Rejection
 
@@ -274,15 +275,16 @@ def load_gallery(path: Path) -> Gallery:
     Raises:
         DmgalError: the file does not exist, is not a gallery, or is damaged.
     """
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise _unusable("There is no such gallery.", path, "no such file", "Enroll clips with 'dmgal enroll' first.")
     try:
+        open_regular(path).close()
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         remedy = "Copy the file again, or enroll its clips again."
-        raise _unusable("The gallery cannot be read.", path, str(error), remedy) from error
+        raise _unusable("The gallery cannot be read.", path, reason(error)[:300], remedy) from error
     if "gallery" not in metadata:
         raise _unusable(
             "This file is not a gallery.", path, "safetensors without a gallery's metadata", "Correct the path."
@@ -294,11 +296,17 @@ def load_gallery(path: Path) -> Gallery:
             "its content differs from its checksum",
             "Check the disk, then copy the file again or enroll its clips again.",
         )
-    content = json.loads(metadata["gallery"])
-    if content["format"] != FORMAT:
+    try:
+        content = parse_json(metadata["gallery"])
+        if content["format"] == FORMAT:
+            return _to_gallery(content, tensors)
         received = f"format {content['format']}, written by dmgal {content['dmgal']}"
-        raise _unusable("The gallery was written by another version.", path, received, "Enroll its clips again.")
-    return _to_gallery(content, tensors)
+    except DmgalError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        received = f"{type(error).__name__}: {reason(error)[:200]}"
+        raise _unusable("The gallery has wrong values.", path, received, "Enroll its clips again.") from error
+    raise _unusable("The gallery was written by another version.", path, received, "Enroll its clips again.")
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
@@ -312,7 +320,8 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gallery:
-    return Gallery(
+    """Return the gallery of a file's content. A forged one raises one of several errors."""
+    gallery = Gallery(
         class_names=tuple(content["class_names"]),
         labels=tensors["labels"],
         clips=tuple(content["clips"]),
@@ -323,6 +332,16 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         made_with=content["made_with"],
         rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
     )
+    counts = {len(gallery.labels), len(gallery.clips), len(gallery.contents), gallery.states.num_videos}
+    texts = (*gallery.class_names, *gallery.clips, *gallery.made_with, *gallery.made_with.values())
+    views = gallery.view_clips
+    if len(counts) > 1 or not all(isinstance(text, str) for text in texts):
+        raise ValueError("labels, clips and states do not match")
+    if len(views) != gallery.views.num_videos or (
+        len(views) and not 0 <= int(views.min()) <= int(views.max()) < len(gallery)
+    ):
+        raise ValueError("views do not match their clips")
+    return gallery
 
 
 def _cannot_be_written(path: Path, error: Exception) -> DmgalError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dmgal.adapters import is_added
@@ -19,6 +19,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
 from dmgal.errors import DmgalError
+from dmgal.files import listed, open_regular, read_mapping, reason
 from dmgal.recipes.run.config import Recipe
 from dmgal.videos import VideoCatalog
 
@@ -83,8 +84,10 @@ def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Mod
     import dmgal.adapters  # noqa: F401  (registers our adapters with PEFT)
 
     if folder is not None:
+        _check_adapter(recipe, folder)
         arguments = {"model": backbone, "model_id": str(folder), "is_trainable": True}
-        model = _construct(f"adapter of {folder}", peft.PeftModel.from_pretrained, arguments)
+        model = _construct(f"adapter of {folder}", peft.PeftModel.from_pretrained, arguments, Exception)
+        _check_tensors(set(peft.get_peft_model_state_dict(model)), folder)
     else:
         config = _adapter_config(recipe)
         model = _construct("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config})
@@ -94,13 +97,51 @@ def _adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Mod
     return model
 
 
-def _construct(what: str, constructor: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def _check_adapter(recipe: Recipe, folder: Path) -> None:
+    """Raise a DmgalError if the files of a saved adapter cannot be read, or are of another kind than the recipe's.
+
+    PEFT would wait for a pipe, and look for a missing file on the hub or for one in a format that can run code.
+    """
+    remedy = "Copy the run again."
+    config = read_mapping(folder / "adapter_config.json", "The adapter of this run cannot be read.", remedy)
+    kind = (recipe.adapter or {}).get("peft_type")
+    weights = folder / "adapter_model.safetensors"
+    try:
+        open_regular(weights).close()
+        problem = f"{folder / 'adapter_config.json'}: peft_type {config.get('peft_type')!r}"
+        expected = f"an adapter of the type {kind}, as in the recipe"
+        if config.get("peft_type") == kind:
+            return
+    except OSError as error:
+        problem, expected = f"{weights}: {reason(error)}", "the weights that dmgal train wrote"
+    raise DmgalError("The adapter of this run cannot be read.", received=problem, expected=expected, remedy=remedy)
+
+
+def _check_tensors(wanted: set[str], folder: Path) -> None:
+    """Raise a DmgalError if a saved adapter lacks weights. PEFT would leave them at their initial values."""
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        missing = sorted(wanted.difference(file.keys()))
+    if missing:
+        raise DmgalError(
+            "The adapter of this run is incomplete.",
+            received=f"{folder / 'adapter_model.safetensors'} without {listed(missing)}",
+            expected=f"{len(wanted)} tensors",
+            remedy="Copy the run again.",
+        )
+
+
+def _construct(
+    what: str,
+    constructor: Callable[..., Any],
+    arguments: Mapping[str, Any],
+    errors: type[Exception] | tuple[type[Exception], ...] = (TypeError, ValueError, SafetensorError),
+) -> Any:
     """Call a constructor. Report its errors as the user's, because the arguments come from files and command lines."""
     try:
         return constructor(**arguments)
     except DmgalError:
         raise
-    except (TypeError, ValueError, SafetensorError) as error:
+    except errors as error:
         raise DmgalError(
             f"The {what} cannot be built.",
             received=" ".join(str(error).split())[:300],

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from dmgal import __version__
 from dmgal.errors import DmgalError
-from dmgal.files import replace_folder, restore_folder, write_text
+from dmgal.files import parse_json, read_text, replace_folder, restore_folder, write_text
 from dmgal.recipes.run.folder import read_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
@@ -149,9 +149,9 @@ def _read(folder: Path) -> Checkpoint:
 
 def _read_index(folder: Path) -> dict[str, Any]:
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = parse_json(read_text(folder / INDEX))
         number = int(index["format"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise _DamagedError(f"{INDEX} cannot be read") from error
     if number > FORMAT:
         raise DmgalError(
@@ -163,7 +163,15 @@ def _read_index(folder: Path) -> dict[str, Any]:
     written = index.pop("checksum", None)
     if written != _hash_of_text(index):
         raise _DamagedError(f"{INDEX} does not have the checksum that was saved")
+    files, progress = index.get("files"), index.get("progress")
+    if not isinstance(files, dict) or not isinstance(progress, dict) or not all(map(_is_file, files, files.values())):
+        raise _DamagedError(f"{INDEX} has no files or no progress")
     return index
+
+
+def _is_file(name: str, content: Any) -> bool:
+    is_plain = Path(name).name == name and name.endswith(".safetensors")
+    return is_plain and isinstance(content, dict) and content.keys() == {"bytes", "blake2b"}
 
 
 def _write_index(folder: Path, files: Mapping[str, Any], progress: Mapping[str, Any]) -> None:

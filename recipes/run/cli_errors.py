@@ -17,9 +17,12 @@ from traceback import clear_frames
 from typing import NoReturn, TypeVar
 
 from dmgal.errors import DmgalError
+from dmgal.files import UnusableFileError, printable, reason
 from dmgal.progress import close_bars, printed_messages
 
 Options = TypeVar("Options")
+UNUSABLE = (UnusableFileError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Errors of the system that name a file or folder of the user's."""
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -54,6 +57,16 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
         clear_frames(error.__traceback__)
         close_bars()
         print(f"{_process()}error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except UNUSABLE as error:
+        close_bars()
+        unusable = DmgalError(
+            "A file or folder cannot be used.",
+            received=f"{printable(str(error.filename or ''))}: {reason(error)}".removeprefix(": "),
+            expected="regular files, and folders that you may read",
+            remedy="Check the path, its permissions and its owner, for example with ls -l.",
+        )
+        print(f"{_process()}error: {unusable}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt as interruption:
         close_bars()

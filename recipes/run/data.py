@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmgal.errors import DmgalError
-from dmgal.files import listed, printable
+from dmgal.files import listed, open_regular, printable
 from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing
@@ -49,7 +49,24 @@ def has_split_file(data: DataConfig) -> bool:
 
 def read_split(path: Path) -> dict[str, str]:
     """Return the split of every class by name, or an empty dict if there is no such file."""
-    return {name: split for split, name, _, _ in read_rows(path)} if path.is_file() else {}
+    return {name: split for split, name, _, _ in read_rows(path)} if os.path.lexists(path) else {}
+
+
+def read_saved_split(path: Path) -> dict[str, str]:
+    """Return the split of every class as a run saved it. Raise a DmgalError if the file was cut."""
+    split = read_split(path)
+    if split:
+        with open_regular(path) as file:
+            file.seek(-1, os.SEEK_END)
+            is_complete = file.read() == b"\n"
+        if not is_complete:
+            raise DmgalError(
+                "The split of this run is incomplete.",
+                received=f"{path} that ends within a line",
+                expected="the complete split.csv that dmgal train wrote",
+                remedy="Copy the run again.",
+            )
+    return split
 
 
 def split_of(catalog: VideoCatalog) -> dict[str, str]:
@@ -59,8 +76,8 @@ def split_of(catalog: VideoCatalog) -> dict[str, str]:
 
 def seen_classes(data: DataConfig, saved_split: Path) -> dict[str, str]:
     """Return the split of every class of a run's own data by name, or an empty dict if it is unknown."""
-    if saved_split.is_file():
-        return read_split(saved_split)
+    if os.path.lexists(saved_split):
+        return read_saved_split(saved_split)
     if data.generate != "no":
         settings = generated_settings(data.generate)(seed=data.seed)
         names = [one.name for one in settings.classes()]
@@ -73,12 +90,12 @@ def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> Vid
 
     Draw the split if there is no such file. All classes are novel if it has none of them.
     """
-    if path is None or not path.is_file():
+    if path is None or not os.path.lexists(path):
         drawn = catalog.with_seeded_split(seed)
         counts = ", ".join(f"{list(split_of(drawn).values()).count(split)} {split}" for split in SPLITS)
         logger.info("no splits in %s: its classes are drawn by seed %d, %s", printable(str(catalog.root)), seed, counts)
         return drawn
-    saved = read_split(path)
+    saved = read_saved_split(path)
     new = [name for name in catalog.class_names if name not in saved]
     if len(new) == len(catalog.class_names):
         return with_novel_classes(catalog, saved)

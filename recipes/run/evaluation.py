@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -60,8 +61,9 @@ def load_run(
     run.check_complete(recipe)
     adapter = run.adapter if run.adapter.exists() else None
     recognizer = build_recognizer(recipe, backbone=backbone, head=head, adapter=adapter)
-    if run.weights.exists():
-        load_trained_state(recognizer, read_tensors(run.weights), run.weights)
+    if recipe.train.steps:
+        weights = read_tensors(run.weights) if os.path.lexists(run.weights) else {}
+        load_trained_state(recognizer, weights, run.weights)
     return recipe, recognizer.to(dtype_of(recipe.train.precision)).eval()
 
 

@@ -27,8 +27,8 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,19 @@ from torch import Tensor
 
 from dmgal import __version__
 from dmgal.errors import DmgalError, differences, refuse_differences
-from dmgal.files import atomic_write, complete_folder, exclusively, read_json, write_text
+from dmgal.files import (
+    atomic_write,
+    complete_folder,
+    exclusively,
+    log_lines,
+    open_regular,
+    parse_json,
+    parse_yaml,
+    read_mapping,
+    read_text,
+    reason,
+    write_text,
+)
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, fingerprint, has_split_file, read_split, split_of
 from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
@@ -144,7 +156,9 @@ class Run:
         lock_file = self.folder / ".lock"
 
         def refuse() -> NoReturn:
-            holder = lock_file.read_text(errors="replace").strip() or "unknown"
+            holder = "unknown"
+            with suppress(OSError):
+                holder = read_text(lock_file).strip() or holder
             raise DmgalError(
                 "This run folder is in use.",
                 received=f"{self.folder}, where process {holder} trains",
@@ -161,7 +175,8 @@ class Run:
 
     def tracker_id(self) -> str | None:
         """Return the random id of the run, by which trackers distinguish folders of the same name."""
-        return self._environment().get("tracker_id")
+        name = self._environment().get("tracker_id")
+        return name if isinstance(name, str) else None
 
     def has_data(self, split: str, fingerprint: str) -> bool:
         """Return True if the run was started with data of this fingerprint in the split."""
@@ -169,27 +184,37 @@ class Run:
         return isinstance(data, dict) and data.get(split) == fingerprint
 
     def _environment(self) -> dict[str, Any]:
-        path = self.folder / "environment.json"
-        return read_json(path) if path.is_file() else {}
+        return self._read("environment.json", parse_json) if os.path.lexists(self.folder / "environment.json") else {}
+
+    def _read(self, name: str, parse: Callable[[str], Any] = parse_yaml) -> dict[str, Any]:
+        """Return the mapping in a file of this folder. Raise a DmgalError if it cannot be read."""
+        return read_mapping(self.folder / name, "A file of this run cannot be read.", "Copy the run again.", parse)
 
     def recipe(self) -> Recipe:
-        """Return the saved recipe with this machine's paths."""
-        path, paths = self.folder / "recipe.yaml", self.folder / "paths.yaml"
-        if not path.is_file():
+        """Return the saved recipe with this machine's paths. Raise a DmgalError if one of the files is unusable."""
+        if not os.path.lexists(self.folder / "recipe.yaml"):
             raise DmgalError(
                 "This folder holds no run.",
                 received=str(self.folder),
                 expected="a folder with a recipe.yaml, as dmgal train writes it",
                 remedy="Pass the folder of a run.",
             )
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        absolute_paths = (yaml.safe_load(paths.read_text(encoding="utf-8")) if paths.is_file() else None) or {}
-        return from_mapping(Recipe, put_back(tree, absolute_paths))
+        tree = self._read("recipe.yaml")
+        last = [*to_mapping(Recipe())][-1]
+        if not isinstance(tree.get(last), dict) or "seed" not in tree[last]:  # the last key: a cut file is valid YAML
+            raise DmgalError(
+                "The recipe of this run is incomplete.",
+                received=f"{self.folder / 'recipe.yaml'} without {last}.seed",
+                expected="the complete recipe.yaml that dmgal train wrote",
+                remedy="Copy the run again.",
+            )
+        paths = self._read("paths.yaml") if os.path.lexists(self.folder / "paths.yaml") else {}
+        return from_mapping(Recipe, put_back(tree, paths))
 
     def check_complete(self, recipe: Recipe) -> None:
         """Raise a DmgalError if the run has not yet saved the weights that its recipe trains."""
         required = [self.adapter] if recipe.adapter is not None else [self.weights]
-        missing = [path.name for path in required if not path.exists()]
+        missing = [path.name for path in required if not os.path.lexists(path)]
         if recipe.train.steps and missing:
             raise DmgalError(
                 "This run has no trained weights yet.",
@@ -266,13 +291,24 @@ def writing(
 
 
 def _complete_entries(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a log without incomplete or invalid lines, such as a killed run leaves."""
     entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # incomplete line of a killed run
-    return entries
+    try:
+        for line in log_lines(path) if os.path.lexists(path) else ():
+            with suppress(ValueError, RecursionError):
+                entries.append(json.loads(line))
+    except OSError as error:
+        raise DmgalError(
+            "The log of this run cannot be read.",
+            received=f"{path}: {reason(error)}",
+            expected="the log.jsonl that dmgal train wrote",
+            remedy="Copy the run again, or delete the log.",
+        ) from error
+    return [entry for entry in entries if isinstance(entry, dict) and _has_numbers(entry)]
+
+
+def _has_numbers(entry: Mapping[str, Any]) -> bool:
+    return all(isinstance(entry.get(name, 0), int | float) for name in ("step", "seconds", "peak_memory_mb"))
 
 
 def environment() -> dict[str, Any]:
@@ -336,11 +372,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file onto the CPU. Raise a DmgalError if it is damaged."""
     try:
+        open_regular(path).close()
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise DmgalError(
             "Saved weights cannot be read.",
-            received=f"{path}: {error}",
+            received=f"{path}: {reason(error)[:300]}",
             expected="an intact safetensors file",
             remedy="Copy or train the run again.",
         ) from error

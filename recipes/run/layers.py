@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import functools
 import os
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import dacite
-import yaml
 
 from dmgal.errors import DmgalError
+from dmgal.files import parse_yaml, read_mapping
 from dmgal.videos.catalog.lists import STANDARD_SPLITS
 
 T = TypeVar("T")
@@ -52,7 +53,7 @@ def read_layer(name: str) -> Tree:
     """
     bundled = Path(str(files("dmgal.recipes").joinpath("configs"))) / f"{name}.yaml"
     path = bundled if name in bundled_layers() else Path(name)
-    if not path.is_file():
+    if not os.path.exists(path):
         nearest = get_close_matches(name, bundled_layers(), n=1)
         raise DmgalError(
             "This recipe layer was not found.",
@@ -62,13 +63,8 @@ def read_layer(name: str) -> Tree:
             if nearest
             else "Check the name. Layers precede flags.",
         )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise _bad_layer(name, f"YAML that cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise _bad_layer(name, f"a {type(tree).__name__}")
-    return tree
+    problem, remedy = "This recipe layer cannot be read.", "Correct the file."
+    return read_mapping(path, problem, remedy, parse_yaml, may_be_empty=True)
 
 
 def merged(layers: Iterable[Tree]) -> Tree:
@@ -81,7 +77,7 @@ def merged(layers: Iterable[Tree]) -> Tree:
     """
     layers = list(layers)
     data = [layer["data"] for layer in layers if isinstance(layer.get("data"), dict)]
-    names = [section["name"] for section in data if "name" in section]
+    names = [section["name"] for section in data if isinstance(section.get("name"), str)]
     return _merge([part for layer in layers for part in _for_data(layer, names[-1] if names else None)])
 
 
@@ -230,8 +226,8 @@ def to_mapping(value: Any) -> Any:
 
 def _scalar(flag: str, text: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except ValueError:
         raise _bad_value(flag, text, "a number, a word, true, false or a list such as [0, 1]") from None
     try:
         return float(value) if isinstance(value, str) else value
@@ -247,18 +243,9 @@ def _is_another(below: Any, above: Any, mark: str) -> bool:
 def _bad_value(where: str, value: Any, expected: str) -> DmgalError:
     return DmgalError(
         "A value in the recipe has the wrong type.",
-        received=f"{where}: {value!r}",
+        received=f"{where}: {textwrap.shorten(repr(value), 200)}",
         expected=expected,
         remedy=f"Change the value of {where}.",
-    )
-
-
-def _bad_layer(name: str, received: str) -> DmgalError:
-    return DmgalError(
-        "This recipe layer cannot be read.",
-        received=f"{name}: {received}",
-        expected="a YAML mapping of recipe keys to values",
-        remedy="Fix the file.",
     )
 
 
@@ -279,9 +266,21 @@ def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
 
 
 def put_back(tree: Mapping[str, Any], paths: Mapping[str, str]) -> Tree:
-    """Return a copy of the mapping with its absolute paths restored. The inverse of ``set_apart``."""
+    """Return a copy of the mapping with its absolute paths restored. The inverse of ``set_apart``.
+
+    Raises:
+        DmgalError: a key of ``paths`` is not in the mapping, or its value is no path.
+    """
     restored: Tree = copy.deepcopy(dict(tree))
+    known = {key for key, value in flat(tree) if isinstance(value, str | None)}
     for key, path in paths.items():
+        if key not in known or not isinstance(path, str | None):
+            raise DmgalError(
+                "The paths of this run do not fit its recipe.",
+                received=f"paths.yaml with {key}: {textwrap.shorten(repr(path), 200)}",
+                expected="paths by keys of recipe.yaml that have a path, e.g. data.root: /disk/videos",
+                remedy="Correct paths.yaml, or delete it and pass --data.root.",
+            )
         *sections, last = key.split(".")
         functools.reduce(dict.__getitem__, sections, restored)[last] = path
     return restored

@@ -30,11 +30,15 @@ def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
 
 
 def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load a trained state. Raise a DmgalError if its names or shapes do not match the model."""
+    """Load a trained state. Raise a DmgalError if its names or shapes do not match the model.
+
+    It must have all trained parameters, but may have no adapter, which PEFT loads.
+    """
     current = recognizer.state_dict()
+    trained = {name for name, p in recognizer.named_parameters() if p.requires_grad and not is_added(name)}
     saved_shapes = {name: tuple(value.shape) for name, value in state.items()}
     refuse_differences(
-        differences(saved_shapes, {name: tuple(current[name].shape) for name in state if name in current}),
+        differences(saved_shapes, {name: tuple(current[name].shape) for name in trained | state.keys() & current}),
         f"The weights in {source} do not fit the model that the recipe describes.",
         "Use the recipe.yaml that was saved with the weights.",
     )

@@ -104,8 +104,16 @@ class TrainingState:
         """Load the newest checkpoint, if any, and return the step of its last validation, or -1."""
         checkpoint, last_validation = self._checkpoints.newest(), -1
         if checkpoint is not None:
-            self._load_tensors(checkpoint)
-            last_validation = self._load_progress(checkpoint.progress)
+            try:
+                self._load_tensors(checkpoint)
+                last_validation = self._load_progress(checkpoint.progress)
+            except (LookupError, TypeError, AttributeError) as error:
+                raise DmgalError(
+                    "This checkpoint has wrong values.",
+                    received=f"{checkpoint.folder}: {type(error).__name__}: {error}",
+                    expected="a checkpoint that dmgal train wrote",
+                    remedy="Copy the run again, or delete this checkpoint to resume from an earlier one.",
+                ) from error
             self._saved_step = self.progress.step
         self._check_shared_folder()
         return last_validation

@@ -21,7 +21,6 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Literal, TextIO, cast, get_args
 
 from ...errors import DmgalError
-from ...files import atomic_write, listed, printable
+from ...files import UNREADABLE, atomic_write, listed, printable, reason, text_lines
 
 SAMPLE = 64  # number of lines looked up on disk if several formats fit
 EXTENSIONS = (".txt", ".csv", ".list", ".lst", ".tsv", ".csv.gz", ".txt.gz")
@@ -76,10 +75,10 @@ def read_lists(path: Path, find: Find, format_name: str | None = None) -> Iterat
     try:
         for file in _lists_of_folder(path) if path.is_dir() else [path]:
             yield from _list_rows(file, find_format(file, find, format_name))
-    except (OSError, EOFError, zlib.error) as error:
+    except UNREADABLE as error:
         raise DmgalError(
             f"The list {path} cannot be read.",
-            received=str(error),
+            received=reason(error),
             expected="a text file in UTF-8, plain or gzipped (.gz), or a folder of such files",
             remedy="Check the path and the file.",
         ) from error
@@ -171,11 +170,10 @@ def _label_names(path: Path, entry: ListFormat, split: str) -> dict[str, str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the nonempty lines with their numbers. Windows paths get forward slashes."""
-    with opened_text(path, "rt") as file:
-        for number, line in enumerate(file, start=1):
-            line = line.strip()
-            if line:
-                yield number, line if "/" in line else line.replace("\\", "/")
+    for number, line in enumerate(text_lines(path), start=1):
+        line = line.strip()
+        if line:
+            yield number, line if "/" in line else line.replace("\\", "/")
 
 
 def _lists_of_folder(folder: Path) -> list[Path]:
@@ -204,13 +202,13 @@ def read_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
         DmgalError: the file cannot be read, a column is missing, or a line cannot be used.
     """
     try:
-        with opened_text(path, "rt") as file:
-            header, delimiter = _header(file.readline())
-            yield from _rows(csv.reader(file, delimiter=delimiter), header, path)
-    except (OSError, EOFError, zlib.error, UnicodeError, csv.Error) as error:
+        lines = text_lines(path)
+        header, delimiter = _header(next(lines, ""))
+        yield from _rows(csv.reader(lines, delimiter=delimiter), header, path)
+    except (*UNREADABLE, UnicodeError, csv.Error) as error:
         raise DmgalError(
             f"The split file {path} cannot be read.",
-            received=str(error),
+            received=reason(error),
             expected="a CSV file in UTF-8, plain or gzipped (.gz)",
             remedy="Check the path and the file.",
         ) from error
@@ -219,7 +217,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
 def write_rows(path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
     """Write a CSV file, by default a split file. The file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary, opened_text(temporary, "wt") as file:
+    with atomic_write(path) as temporary, _opened_to_write(temporary) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         writer.writerows(rows)
@@ -231,18 +229,16 @@ def looks_like_split_file(path: Path) -> bool:
     `read_rows` raises the error for an unreadable file.
     """
     try:
-        with opened_text(path, "rt") as file:
-            return len(_absent(_header(file.readline())[0])) < 3
-    except (OSError, EOFError, zlib.error, csv.Error):
+        return len(_absent(_header(next(text_lines(path), ""))[0])) < 3
+    except (*UNREADABLE, csv.Error):
         return True
 
 
-def opened_text(path: Path, mode: Literal["rt", "wt"]) -> TextIO:
+def _opened_to_write(path: Path) -> TextIO:
     """Open a text file, gzipped if its name ends in ``.gz``. Bytes that are not valid UTF-8 are preserved."""
-    encoding = "utf-8-sig" if mode == "rt" else "utf-8"  # spreadsheets start files with a byte order mark
     if path.suffix == ".gz":
-        return cast(TextIO, gzip.open(path, mode, encoding=encoding, errors="surrogateescape", newline=""))
-    return cast(TextIO, open(path, mode, encoding=encoding, errors="surrogateescape", newline=""))
+        return cast(TextIO, gzip.open(path, "wt", encoding="utf-8", errors="surrogateescape", newline=""))
+    return open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")
 
 
 def _header(line: str) -> tuple[list[str], str]:

@@ -12,6 +12,7 @@ hash, so a stale store is refused, and videos that were only copied or touched a
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import Tensor
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from ...errors import DmgalError, differences, refuse_differences
-from ...files import listed, read_json
+from ...files import listed, open_regular, read_mapping, reason
 from ..catalog.catalog import VideoCatalog
 from ..catalog.files import stamp
 from ..decoding.base import VideoError
@@ -32,6 +33,7 @@ from ..decoding.video import ChooseFrames, DecoderName
 from .content import Content, EvaluationClips, TrainingFrames, unpack
 
 DATA, INDEX, KEY = "blocks.bin", "index.txt", "key.json"
+LONGEST_LINE = 2**16
 REMEDY = "Build it: run dmgal store with the options of this run. Only missing or changed videos are decoded."
 
 
@@ -58,33 +60,70 @@ class Record(NamedTuple):
 
 
 def read_records(part: Path) -> dict[str, Record]:
-    """Return the last valid record of each video. A record is invalid if its line or its block is incomplete."""
+    """Return the last valid record of each video. A record is invalid if its line or its block is incomplete.
+
+    Raises:
+        DmgalError: the index exists, but cannot be read.
+    """
+    records: dict[str, Record] = {}
     try:
-        lines = (part / INDEX).read_bytes().split(b"\n")
-        data_bytes = (part / DATA).stat().st_size
+        with open_regular(part / INDEX) as file:
+            data_bytes = (part / DATA).stat().st_size
+            while line := file.readline(LONGEST_LINE):
+                record = _parse(line.rstrip(b"\n"), data_bytes)
+                if record is not None:
+                    records[record.video] = record
     except FileNotFoundError:
         return {}
-    checksums_and_texts = (line.partition(b" ")[::2] for line in lines)
-    texts = (text for checksum, text in checksums_and_texts if checksum == xxh3_64_hexdigest(text).encode())
-    records = (Record(*json.loads(text)) for text in texts)
-    return {record.video: record for record in records if record.offset + record.length <= data_bytes}
+    except OSError as error:
+        raise _unreadable(part / INDEX, error) from error
+    return records
+
+
+def _parse(line: bytes, data_bytes: int) -> Record | None:
+    """Return the record of a line, or None if the line is damaged, incomplete or forged."""
+    checksum, _, text = line.partition(b" ")
+    if checksum != xxh3_64_hexdigest(text).encode():
+        return None
+    try:
+        values = json.loads(text)
+        record = Record(*values) if isinstance(values, list) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+    if record is None or not isinstance(record.video, str) or not isinstance(record.reason, str):
+        return None
+    numbers = record[1:-1]
+    if not all(isinstance(number, int) and -(2**63) <= number < 2**64 for number in numbers):
+        return None
+    is_inside = min(record.offset, record.length, record.frames) >= 0 and record.offset + record.length <= data_bytes
+    return record if is_inside else None
+
+
+def _unreadable(path: Path, error: OSError) -> DmgalError:
+    return DmgalError(
+        f"The store {path.parent} cannot be read.",
+        received=f"{path.name}: {reason(error)}",
+        expected="the files that dmgal store wrote",
+        remedy="Copy the store again, or delete it and build it again.",
+    )
 
 
 def read_key(part: Path) -> dict[str, Any]:
-    """Return the key of a part, or an empty one if it cannot be read.
+    """Return the key of a part.
 
     Raises:
-        DmgalError: there is no store.
+        DmgalError: there is no store, or its key cannot be read.
     """
-    try:
-        return read_json(part / KEY)
-    except FileNotFoundError as error:
+    if not os.path.lexists(part / KEY):
         raise DmgalError(
             f"There is no store in {part}.",
             received=f"no {KEY}",
             expected="a folder created by dmgal store",
             remedy=REMEDY,
-        ) from error
+        )
+    return read_mapping(
+        part / KEY, "The key of this store cannot be read.", "Copy the store again, or delete it and build it again."
+    )
 
 
 def require_key(part: Path, wanted: dict[str, Any]) -> None:
@@ -165,7 +204,7 @@ class StoredClips(_StoredPart):
         """
         record = self._record(video)
         block = self._block(record).copy()
-        if xxh3_64_intdigest(block.data) != record.checksum:
+        if len(block) != math.prod(self.content.shape) or xxh3_64_intdigest(block.data) != record.checksum:
             raise self._damaged(video)
         return torch.from_numpy(block).view(self.content.shape)
 
@@ -186,7 +225,7 @@ class StoredFrames(_StoredPart):
     def __init__(self, folder: str | os.PathLike[str], catalog: VideoCatalog, decoder: DecoderName = "pyav") -> None:
         part = Path(folder) / TrainingFrames.name
         key = read_key(part)
-        jpeg_options = {name: key[name] for name in ("short_side", "quality") if name in key}
+        jpeg_options = {name: key[name] for name in ("short_side", "quality") if isinstance(key.get(name), int)}
         self.content = TrainingFrames(**jpeg_options, decoder=decoder)
         super().__init__(part, catalog, self.content)
 
