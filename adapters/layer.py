@@ -234,7 +234,7 @@ def layout_of(model: Any, spec: BackboneSpec) -> Layout:
         model.dmgal_layout = Layout()
         for module in spec.modules_above_blocks(model):
             if not isinstance(module, (nn.ModuleList, nn.Sequential)):
-                _CallHooks(model.dmgal_layout).install(module)
+                _CallHooks(model.dmgal_layout, spec).install(module)
     return model.dmgal_layout
 
 
@@ -249,8 +249,9 @@ def remove_layout(model: Any) -> None:
 class _CallHooks:
     """Hook pair that keeps the layout of a call while the call runs."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, spec: BackboneSpec) -> None:
         self.layout = layout
+        self.spec = spec
 
     def install(self, module: Any) -> None:
         module._dmgal_handles = (
@@ -262,6 +263,9 @@ class _CallHooks:
         self.layout.enter()  # first, because torch calls ``after`` even if the rest fails
         num_frames, num_support = _count(kwargs, "num_frames"), _count(kwargs, "num_support")
         requested_frames = num_frames
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.ndim in (4, 5) and value.shape[-3] == 3:
+                self.spec.check_image_size(*value.shape[-2:], grid=True)
         if args and _is_video(args[0]):
             num_frames, args = args[0].shape[1], (args[0].flatten(0, 1), *args[1:])
         for name in [name for name, value in kwargs.items() if _is_video(value)]:

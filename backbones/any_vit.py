@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import DmgalError
 from .probing import Call, Run, Stack, batch_dimension, corner_images, evaluating, image_size, places, stacks, watch
 from .replay import Rerun, call_model, feature_of
-from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, preprocessing
+from .spec import IMAGENET, BackboneSpec, BlockParts, Preprocessing, fill_normalization
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
 
@@ -150,10 +150,8 @@ def _assemble(
     norm = next((c.path for c in observation.after_blocks if _is_norm(c)), None)
     stem = [call.path for call in observation.before_blocks if call.path]
     rerun = Rerun(run, stack, batch_first, size, f"{embedding}.weight", observation.blocks[0], norm, stem)
-    config, timm = preprocessing(model), getattr(model, "pretrained_cfg", None) or {}
-    mean, std = fill_normalization(
-        IMAGENET, config.get("image_mean") or timm.get("mean"), config.get("image_std") or timm.get("std")
-    )
+    timm = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = Preprocessing(model).normalization(fill_normalization(IMAGENET, timm.get("mean"), timm.get("std")))
     spec = BackboneSpec(
         library="custom",
         blocks=stack.path,

@@ -12,7 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from .spec import IMAGENET, Normalization, base_model, fill_normalization, preprocessing
+from .spec import IMAGENET, Normalization, Preprocessing, base_model, fill_normalization
 from .state import VideoState
 
 
@@ -36,13 +36,12 @@ def find_cnn(backbone: nn.Module) -> CnnSpec | None:
 
 
 def _describe_transformers(model: Any) -> CnnSpec:
-    config = preprocessing(model)
-    edge = config.get("size", {}).get("shortest_edge", 224)
+    preprocessing = Preprocessing(model)
     return CnnSpec(
         maps=lambda backbone, images: backbone(images).last_hidden_state,
         width=model.config.hidden_sizes[-1],
-        image_size=(edge, edge),
-        normalization=fill_normalization(IMAGENET, config.get("image_mean"), config.get("image_std")),
+        image_size=preprocessing.image_size((224, 224)),
+        normalization=preprocessing.normalization(IMAGENET),
     )
 
 

@@ -79,6 +79,29 @@ class BackboneSpec:
     block_keys: tuple[str, ...] | None = None
     """Names of the blocks in their stack, or None if the names are their indices."""
 
+    def check_image_size(self, height: int, width: int, positions: bool = False, grid: bool = False) -> None:
+        """Raise a DmgalError for images of another size whose positions or grid would be those of ``image_size``.
+
+        Backbones that resize their learned positions accept images of other sizes.
+
+        Args:
+            height, width: of the images, in pixels.
+            positions: the caller passes the rotary positions of ``image_size`` to the blocks.
+            grid: the caller relies on the grid, and checks the number of tokens itself.
+        """
+        rows, columns = self.grid
+        patch = self.image_size[0] // rows, self.image_size[1] // columns
+        same_count = (height // patch[0]) * (width // patch[1]) == rows * columns
+        rotary = positions and self.rotary
+        if (height, width) != tuple(self.image_size) and (rotary or (grid and same_count)):
+            raise DmgalError(
+                "This backbone is described for images of another size.",
+                received=f"images of {height} x {width} pixels",
+                expected=f"{self.image_size[0]} x {self.image_size[1]} pixels"
+                + (", since its rotary positions depend on the size" if rotary else ""),
+                remedy="Resize the images, or set the size in the backbone's configuration before it is used.",
+            )
+
     def block_names(self) -> list[str]:
         """Return the dotted names of all blocks, from the model's root."""
         return [f"{self.blocks}.{key}" for key in self.block_keys or range(self.num_blocks)]
@@ -137,14 +160,81 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def preprocessing(model: nn.Module) -> dict[str, Any]:
-    """Return the ``preprocessor_config.json`` that ``load_backbone`` stored on a transformers model, or ``{}``."""
-    return getattr(model, "dmgal_preprocessing", None) or {}
-
-
 def fill_normalization(default: Normalization, mean: Any, std: Any) -> Normalization:
     """Return the mean and std of a configuration, falling back to ``default`` for missing values."""
     return Normalization(tuple(mean or default.mean), tuple(std or default.std))
+
+
+class Preprocessing:
+    """The ``preprocessor_config.json`` that ``load_backbone`` stored on a transformers model, in all its forms.
+
+    Args:
+        model: with the content of the file as attribute ``dmgal_preprocessing``, or without a file.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._values: dict[str, Any] = getattr(model, "dmgal_preprocessing", None) or {}
+
+    def image_size(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Return height and width of the images after the crop.
+
+        Raises:
+            DmgalError: the file has another form of sizes.
+        """
+        crops = self._values.get("do_center_crop", True)
+        name = "crop_size" if crops and self._values.get("crop_size") else "size"
+        size = self._values.get(name)
+        if size is None:
+            return default
+        if isinstance(size, dict):
+            edge = size.get("shortest_edge")
+            size = [size.get("height", edge), size.get("width", edge)]
+        sides = [size, size] if isinstance(size, int) else size
+        if not (isinstance(sides, (list, tuple)) and len(sides) == 2 and all(_is_positive(side) for side in sides)):
+            raise self._bad_value(name, "a number, [height, width], or shortest_edge, or height and width")
+        return sides[0], sides[1]
+
+    def normalization(self, default: Normalization) -> Normalization:
+        """Return mean and standard deviation for pixel values in [0, 1].
+
+        Raises:
+            DmgalError: the file has another form of these values.
+        """
+        scale = self._values.get("rescale_factor", 1 / 255) if self._values.get("do_rescale", True) else 1.0
+        mean, std = self._channels("image_mean", default.mean), self._channels("image_std", default.std)
+        if not self._values.get("do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        if not isinstance(scale, float | int) or scale <= 0 or min(std) <= 0:
+            raise self._bad_value("rescale_factor" if min(std) > 0 else "image_std", "numbers greater than 0")
+        factor = 1.0 if abs(255 * scale - 1) < 1e-6 else 1 / (255 * scale)  # of pixels in [0, 1]
+        return Normalization(_scaled(mean, factor), _scaled(std, factor))
+
+    def _channels(self, name: str, default: Channels) -> Channels:
+        value = self._values.get(name)
+        if value is None:
+            return default
+        values = [value] * 3 if isinstance(value, float | int) else value
+        numbers = isinstance(values, (list, tuple)) and all(isinstance(one, float | int) for one in values)
+        if not numbers or len(values) not in (1, 3):
+            raise self._bad_value(name, "a number, or one number for each of three channels")
+        first, second, third = map(float, values if len(values) == 3 else [*values] * 3)
+        return first, second, third
+
+    def _bad_value(self, name: str, expected: str) -> DmgalError:
+        return DmgalError(
+            "The preprocessor_config.json of this backbone cannot be used.",
+            received=f"{name}: {self._values.get(name)!r}",
+            expected=expected,
+            remedy=f"Correct {name} in the file, or remove it.",
+        )
+
+
+def _is_positive(side: object) -> bool:
+    return isinstance(side, int) and not isinstance(side, bool) and side > 0
+
+
+def _scaled(channels: Channels, factor: float) -> Channels:
+    return channels if factor == 1 else (channels[0] * factor, channels[1] * factor, channels[2] * factor)
 
 
 def without_jitter(positions: nn.Module) -> Any:

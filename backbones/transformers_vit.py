@@ -25,8 +25,7 @@ from .spec import (
     BackboneSpec,
     BlockParts,
     Normalization,
-    fill_normalization,
-    preprocessing,
+    Preprocessing,
     require_hub,
     without_jitter,
 )
@@ -137,17 +136,17 @@ def describe(model: nn.Module) -> BackboneSpec | None:
         tower = getattr(model, path, None) if path else model
         kind = _KINDS.get(getattr(getattr(tower, "config", None), "model_type", ""))
         if kind and hasattr(tower, "embeddings"):
-            spec = _describe_tower(tower, kind, preprocessing(model))
+            spec = _describe_tower(tower, kind, Preprocessing(model))
             return replace(spec.inside(path), project=_project) if path else spec
     return None
 
 
-def _describe_tower(tower: Any, kind: _Kind, preprocessor: dict[str, Any]) -> BackboneSpec:
+def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> BackboneSpec:
     blocks = tower.get_submodule(kind.blocks)
     size = _image_size(tower.config.image_size, kind, preprocessor)
     patch = tower.get_submodule(kind.patch_embedding).kernel_size
     rotary = hasattr(tower, "rope_embeddings")
-    mean, std = fill_normalization(kind.normalization, preprocessor.get("image_mean"), preprocessor.get("image_std"))
+    mean, std = preprocessor.normalization(kind.normalization)
     return BackboneSpec(
         library="transformers",
         blocks=kind.blocks,
@@ -172,13 +171,9 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: dict[str, Any]) -> Ba
     )
 
 
-def _image_size(configured: Any, kind: _Kind, preprocessor: dict[str, Any]) -> tuple[int, int]:
+def _image_size(configured: Any, kind: _Kind, preprocessor: Preprocessing) -> tuple[int, int]:
     height, width = configured if isinstance(configured, (list, tuple)) else (configured, configured)
-    if kind.any_size:
-        size = preprocessor.get("crop_size") or preprocessor.get("size") or {}
-        edge = size.get("shortest_edge")
-        height, width = size.get("height", edge or height), size.get("width", edge or width)
-    return height, width
+    return preprocessor.image_size((height, width)) if kind.any_size else (height, width)
 
 
 def _has_class_token(embeddings: nn.Module) -> bool:
@@ -205,7 +200,7 @@ def _run_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
 
 def _run_rotary_block(tower: Any, block: nn.Module, tokens: Tensor) -> Tensor:
     weight = tower.embeddings.patch_embeddings.weight
-    height, width = _image_size(tower.config.image_size, _DINOV2, preprocessing(tower))
+    height, width = _image_size(tower.config.image_size, _DINOV2, Preprocessing(tower))
     positions = without_jitter(tower.rope_embeddings)(weight.new_empty(1).expand(1, 3, height, width))
     return block(tokens, None, position_embeddings=positions)
 

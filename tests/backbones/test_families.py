@@ -168,6 +168,33 @@ def test_preprocessing_config_overrides_defaults():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("size", [(48, 48), (16, 64), (SIZE, 2 * SIZE)])
+@pytest.mark.parametrize("name", ["DINOv3", "DINOv2", "timm EVA"])
+def test_images_of_another_size_give_the_models_own_features_or_raise(name, size):
+    model = TINY_BACKBONES[name].make().eval()
+    images = torch.randn(2, 3, *size)
+    encoder = FrameEncoder(model)
+    if encoder.spec.rotary:
+        with pytest.raises(DmgalError, match=r"(?s)another size.*rotary positions"):
+            encoder.encode(images[None])
+    else:
+        own = model(images).pooler_output
+        torch.testing.assert_close(encoder.encode(images[None])["features"][0], own, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(16, 64), (64, 16)])
+def test_grid_of_other_sides_and_equal_tokens_raises(size):
+    images = torch.randn(4, 3, *size)
+    model = peft.get_peft_model(TINY_BACKBONES["DINOv2"].make(), SmgaConfig(num_frames=4))
+    for call in (model, lambda images: FrameEncoder(model).encode(images[None])):
+        with pytest.raises(DmgalError, match="another size"):
+            call(images)
+    with pytest.raises(DmgalError, match="another size"):
+        FrameEncoder(TINY_BACKBONES["DINOv2"].make(), "map").encode(images[None])
+
+
+@torch.no_grad()
 def test_positions_are_not_jittered_in_training_mode():
     """Check that encoding a video twice gives equal features, as two-pass training requires."""
     model = tiny_backbones.of_transformers("DINOv3ViT", num_register_tokens=0, pos_embed_rescale=2.0).train()

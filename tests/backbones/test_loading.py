@@ -12,7 +12,7 @@ import timm
 import torch
 import transformers
 from huggingface_hub import constants
-from tiny_backbones import TINY_BACKBONES, of_transformers_whole, root
+from tiny_backbones import TINY_BACKBONES, of_transformers, of_transformers_whole, root
 
 from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
 from dmgal.backbones.spec import require_hub
@@ -43,6 +43,15 @@ def no_gradients():
 @pytest.fixture
 def frames():
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+def of_kind(kind: str) -> torch.nn.Module:
+    """Return a tiny model of transformers."""
+    if kind == "ResNet":
+        return transformers.ResNetModel(
+            transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+        )
+    return of_transformers(kind)
 
 
 class TestTransformersFolders:
@@ -92,6 +101,52 @@ class TestTransformersFolders:
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
         spec = find_spec(load_backbone(str(tmp_path)))
         assert (spec.mean, spec.std, spec.image_size) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), (48, 48))
+
+    @pytest.mark.parametrize(
+        ("values", "size"),
+        [
+            ({"size": 48}, (48, 48)),
+            ({"size": [48, 64]}, (48, 64)),
+            ({"size": {"height": 48, "width": 64}}, (48, 64)),
+            ({"size": {"shortest_edge": 64}, "crop_size": 48}, (48, 48)),
+            ({"size": {"shortest_edge": 64}, "crop_size": 48, "do_center_crop": False}, (64, 64)),
+            ({"size": {"shortest_edge": 64}, "crop_size": {"height": 48, "width": 64}}, (48, 64)),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["Dinov2", "DINOv3ViT", "ResNet"])
+    def test_sizes_in_all_forms(self, kind, values, size):
+        model = of_kind(kind)
+        model.dmgal_preprocessing = values
+        assert make_encoder(model).image_size == size
+
+    @pytest.mark.parametrize(
+        ("values", "mean", "std"),
+        [
+            ({"image_mean": 0.5, "image_std": 0.25}, 0.5, 0.25),
+            ({"image_mean": [0.5], "image_std": [0.25] * 3}, 0.5, 0.25),
+            ({"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "do_normalize": False}, 0.0, 1.0),
+            ({"image_mean": 127.5, "image_std": 63.75, "do_rescale": False}, 0.5, 0.25),
+            ({"image_mean": 1.0, "image_std": 0.5, "rescale_factor": 2 / 255}, 0.5, 0.25),
+        ],
+    )
+    @pytest.mark.parametrize("kind", ["CLIPVision", "Dinov2", "ResNet"])
+    def test_normalization_in_all_forms(self, kind, values, mean, std):
+        model = of_kind(kind)
+        model.dmgal_preprocessing = values
+        encoder = make_encoder(model)
+        assert encoder.mean.flatten().tolist() == pytest.approx([mean] * 3)
+        assert encoder.std.flatten().tolist() == pytest.approx([std] * 3)
+
+    @pytest.mark.parametrize(
+        "values",
+        [{"size": "large"}, {"size": {"longest_edge": 48}}, {"size": [48]}, {"size": 0}, {"size": True}]
+        + [{"image_mean": "grey"}, {"image_std": [0.5, 0.5]}, {"image_std": 0}, {"rescale_factor": 0}],
+    )
+    def test_unknown_forms_of_values_raise(self, values):
+        model = of_kind("ResNet")
+        model.dmgal_preprocessing = values
+        with pytest.raises(DmgalError, match=r"preprocessor_config\.json(.|\n)*" + next(iter(values))):
+            make_encoder(model)
 
     def test_resnet_maps_match_normalized_images(self, test_data):
         folder = test_data / "weights" / "resnet50-imagenet"
