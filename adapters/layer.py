@@ -265,7 +265,7 @@ class _CallHooks:
         requested_frames = num_frames
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.ndim in (4, 5) and value.shape[-3] == 3:
-                self.spec.check_image_size(*value.shape[-2:], grid=True)
+                self.spec.check_image_size(value.shape[-2:], grid=True)
         if args and _is_video(args[0]):
             num_frames, args = args[0].shape[1], (args[0].flatten(0, 1), *args[1:])
         for name in [name for name, value in kwargs.items() if _is_video(value)]:

@@ -125,7 +125,7 @@ class FrameEncoder(nn.Module):
     def embed(self, videos: Tensor) -> BlockInput:
         """Return the input of the first block for videos ``(V, T, 3, H, W)``, as in `encode`."""
         grid = self.pooling == "map" or hasattr(self._model, "dmgal_layout")
-        self.spec.check_image_size(*videos.shape[-2:], positions=True, grid=grid)
+        self.spec.check_image_size(videos.shape[-2:], positions=True, grid=grid)
         images = self._normalize(rearrange(videos, "v t c h w -> (v t) c h w"))
         tokens = self.spec.stem(self._model, images)
         return BlockInput(0, rearrange(tokens, "(v t) n c -> v t n c", t=videos.shape[1]))

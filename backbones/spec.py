@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,16 +79,17 @@ class BackboneSpec:
     block_keys: tuple[str, ...] | None = None
     """Names of the blocks in their stack, or None if the names are their indices."""
 
-    def check_image_size(self, height: int, width: int, positions: bool = False, grid: bool = False) -> None:
+    def check_image_size(self, size: Sequence[int], positions: bool = False, grid: bool = False) -> None:
         """Raise a DmgalError for images of another size whose positions or grid would be those of ``image_size``.
 
         Backbones that resize their learned positions accept images of other sizes.
 
         Args:
-            height, width: of the images, in pixels.
+            size: height and width of the images, in pixels.
             positions: the caller passes the rotary positions of ``image_size`` to the blocks.
             grid: the caller relies on the grid, and checks the number of tokens itself.
         """
+        height, width = size
         rows, columns = self.grid
         patch = self.image_size[0] // rows, self.image_size[1] // columns
         same_count = (height // patch[0]) * (width // patch[1]) == rows * columns
