@@ -31,10 +31,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...errors import DmgalError
-from .accuracy import Answers, Estimate, Evaluation
+from .accuracy import Answers, Estimate, Evaluation, normal_or_t_quantile
 
 Floats = NDArray[np.float64]
 RESAMPLES = 10_000
+LEAST_RESAMPLED = 5
+"""Smallest number of values for a bootstrap."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +118,33 @@ def accuracy_by_class(runs: Sequence[Evaluation]) -> dict[int, float]:
 def bootstrap_over_classes(
     one: Sequence[Evaluation], other: Sequence[Evaluation], resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Return the mean difference over classes in points, with a percentile interval from resampling the classes.
+    """Return the mean difference over classes in points, with an interval from resampling the classes.
 
     Only the classes of the queries are resampled. The classes that a query was compared with stay the same.
     """
     _check_same([*one, *other])
     first, second = accuracy_by_class(one), accuracy_by_class(other)
-    differences = np.array([first[c] - second[c] for c in first])
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(differences), size=(resamples, len(differences)))
-    low, high = np.percentile(differences[drawn].mean(axis=1), [2.5, 97.5])
-    return Interval(float(differences.mean()), float(low), float(high))
+    return interval_of_mean(np.array([first[c] - second[c] for c in first]), resamples, seed)
+
+
+def interval_of_mean(values: Floats, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Return the mean of a few values with a 95 % interval, also for skewed distributions.
+
+    The interval is that of the studentized bootstrap (Efron and Tibshirani, 1993, chapter 12). A percentile interval
+    is a third too narrow for five values. Coverage in simulations: ``bench/coverage.py``. Below ``LEAST_RESAMPLED``
+    values there are too few different samples, and the interval is Student's.
+    """
+    count, mean = len(values), float(values.mean())
+    if count == 1:
+        return Interval(mean, -math.inf, math.inf)
+    error = float(values.std(ddof=1)) / math.sqrt(count)
+    low, high = -normal_or_t_quantile(count - 1), normal_or_t_quantile(count - 1)
+    if count >= LEAST_RESAMPLED and error > 0:
+        drawn = values[np.random.default_rng(seed).integers(count, size=(resamples, count))]
+        errors = drawn.std(axis=1, ddof=1) / math.sqrt(count)
+        varies = errors > 1e-9 * error
+        low, high = np.percentile((drawn.mean(axis=1)[varies] - mean) / errors[varies], [2.5, 97.5]).tolist()
+    return Interval(mean, mean - high * error, mean - low * error)
 
 
 def confusion(runs: Sequence[Evaluation], num_classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

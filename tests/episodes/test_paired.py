@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
+from dmgal.bench.coverage import DIFFERENCES, coverage_over_classes
 from dmgal.episodes import EpisodeSampler
 from dmgal.episodes.evaluation import Estimate, Evaluation
-from dmgal.episodes.evaluation.accuracy import Answers
+from dmgal.episodes.evaluation.accuracy import Answers, normal_or_t_quantile
 from dmgal.episodes.evaluation.statistics import (
     accuracy_by_class,
     bootstrap_over_classes,
     confusion,
     difference,
+    interval_of_mean,
     spread_over_runs,
     strongest_disagreements,
 )
@@ -70,11 +75,25 @@ def test_bootstrap_width_reflects_class_differences() -> None:
         a - b for a, b in zip(accuracy_by_class(ones).values(), accuracy_by_class(others).values(), strict=True)
     ]
     assert found.mean == pytest.approx(sum(by_class) / CLASSES)
-    error = torch.tensor(by_class).std(unbiased=False).item() / CLASSES**0.5
-    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    error = torch.tensor(by_class).std().item() / CLASSES**0.5
+    assert found.high - found.low == pytest.approx(2 * normal_or_t_quantile(CLASSES - 1) * error, rel=0.15)
     same = bootstrap_over_classes([method([0.5] * CLASSES, 1)], [method([0.5] * CLASSES, 1)])
     assert (same.low, same.mean, same.high) == (0, 0, 0)
     assert found == bootstrap_over_classes(ones, others)
+
+
+@pytest.mark.parametrize("count", [5, 10, 24])
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_interval_over_classes_has_nominal_coverage(name, count) -> None:
+    draw, mean = DIFFERENCES[name]
+    assert 92 < coverage_over_classes(draw, mean, count, 1000, 500) < 97.5
+
+
+def test_interval_over_few_classes() -> None:
+    one, two, alike = (interval_of_mean(np.array(values)) for values in ([3.0], [1.0, 3.0], [2.0] * 6))
+    assert (one.mean, one.low, one.high) == (3, -math.inf, math.inf)
+    assert two.high == pytest.approx(2 + 12.7062047362) and two.low == pytest.approx(2 - 12.7062047362)
+    assert (alike.low, alike.mean, alike.high) == (2, 2, 2)
 
 
 def test_confusion_counts_chosen_and_offered() -> None:
