@@ -13,6 +13,7 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import zlib
@@ -377,5 +378,9 @@ def listed(names: Sequence[str], count: int | None = None) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a file name that any terminal can print. Bytes that are not valid UTF-8 become ``\\xe9`` and the like."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Return a file name that any terminal can print.
+
+    Bytes that are not valid UTF-8 and control characters, which could move the cursor, become ``\\xe9`` and the like.
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -14,7 +14,16 @@ import pytest
 from filelock import FileLock
 
 from dmgal.errors import DmgalError
-from dmgal.files import UNREADABLE, atomic_write, exclusively, parse_json, parse_yaml, read_mapping, text_lines
+from dmgal.files import (
+    UNREADABLE,
+    atomic_write,
+    exclusively,
+    parse_json,
+    parse_yaml,
+    printable,
+    read_mapping,
+    text_lines,
+)
 
 HOLDER = """
 import sys
@@ -199,3 +208,7 @@ def test_a_list_keeps_its_bytes_and_ends(tmp_path):
         with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wb") as file:
             file.write(b"\xef\xbb\xbfa,\xff\r\nb\n\nc")
         assert [*text_lines(tmp_path / name)] == ["a,\udcff\r\n", "b\n", "\n", "c"]
+
+
+def test_control_characters_of_a_name_are_shown_as_escapes():
+    assert printable("a\x1b[2J\nb\udcff\x9b é") == r"a\x1b[2J\x0ab\xff\x9b é"

@@ -1,8 +1,9 @@
 """Options and exit codes of recipes, the same for all ways to start one.
 
-The exit code is 2 with a message for mistakes of the user, 130 with one line for an interruption, and 141 without a
-message if the reader of the output closes the pipe (``| head``). Other exceptions keep their traceback. The ways are
-``dmgal train``, ``python -m dmgal.recipes.train``, ``accelerate launch recipes/train.py`` and ``torchrun``.
+The exit code is 2 with a message for mistakes of the user and for files that may not be read, 130 with one line for an
+interruption, and 141 without a message if the reader of the output closes the pipe (``| head``). Other exceptions keep
+their traceback. The ways are ``dmgal train``, ``python -m dmgal.recipes.train``, ``accelerate launch recipes/train.py``
+and ``torchrun``.
 """
 
 from __future__ import annotations

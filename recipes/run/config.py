@@ -9,6 +9,8 @@ finished run, such as the folder of the videos on this machine.
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,6 +36,55 @@ GeneratedSet = Literal["moving_shapes", "motion_world"]
 
 
 @dataclass(frozen=True)
+class Range:
+    """Bounds in the annotation of a numeric field, or of each number of a pair. None always passes, NaN never."""
+
+    least: float
+    most: float
+
+
+STEPS, TASKS, SEEDS = 10**9, 10**4, 2**63 - 1
+"""Largest number of steps, of tasks, classes and videos of one step, and of a seed."""
+MOST_OF_AN_OPTION = 2**16
+"""Largest whole number of an option of an adapter or head, most of which are sizes of tensors."""
+
+
+def check_ranges(section: str, config: Any) -> None:
+    """Raise a DmgalError if a value of a section of the recipe is outside of its range."""
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        for bounds in getattr(hint, "__metadata__", ()):
+            value = getattr(config, name)
+            if not isinstance(bounds, Range) or value is None:
+                continue
+            for number in value if isinstance(value, tuple) else (value,):
+                if not number >= bounds.least:
+                    raise _out_of_range(section, name, value, f"at least {bounds.least:,}")
+                if number > bounds.most:
+                    raise _out_of_range(section, name, value, f"at most {bounds.most:,}")
+
+
+def _check_options(section: str, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            _check_options(f"{section}.{name}", value)
+        for number in value if isinstance(value, list | tuple) else (value,):
+            is_large = isinstance(number, int) and abs(number) > MOST_OF_AN_OPTION
+            if is_large and not re.search("seed|prng", name):
+                raise _out_of_range(section, name, number, f"at most {MOST_OF_AN_OPTION:,}")
+            if isinstance(number, float) and not math.isfinite(number):
+                raise _out_of_range(section, name, number, "a finite number")
+
+
+def _out_of_range(section: str, name: str, value: object, expected: str) -> DmgalError:
+    return DmgalError(
+        f"`{section}.{name}` must be {expected}, got `{value}`.",
+        received=f"{section}.{name}: {value}",
+        expected=expected,
+        remedy=f"Change or remove {section}.{name}.",
+    )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Location of the videos, and how clips are sampled from them."""
 
@@ -52,19 +103,19 @@ class DataConfig:
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     generate: Literal["no"] | GeneratedSet = "no"
     """Generate this data set in root, which must be absent, empty or this data set. It has its own split file."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the generated data set, and of the random split into classes if the data has no split."""
-    num_frames: int = 8
+    num_frames: Annotated[int, Range(1, 1024)] = 8
     """Frames per clip."""
     flip: bool = False
     """Mirror half of the training clips. Not allowed if classes differ by left and right."""
     may_flip: bool = True
     """A mirrored clip keeps its label. Set to false by data sets with left and right in their labels."""
-    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_scale: Annotated[tuple[float, float], Range(1e-3, 1)] = (1.0, 1.0)
     """Smallest and largest share of the frame's area in a training crop. 1 1: center crop."""
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, Range(0, 1)] = 0.0
     """Strength of the color jitter of training clips. 0: none."""
-    test_resize: float = 1.0
+    test_resize: Annotated[float, Range(1, 8)] = 1.0
     """Short side of test frames before the center crop, as a multiple of the backbone's input size."""
     keep_in_memory: bool = False
     """Keep decoded clips in memory. For small data sets."""
@@ -72,10 +123,11 @@ class DataConfig:
     """Decoder of video files. decord returns wrong frames for some videos, see docs/performance.md."""
     store: Path | None = None
     """Folder of decoded frames, written by dmgal store. None: decode the videos each time."""
-    num_workers: int = 2
+    num_workers: Annotated[int, Range(0, 256)] = 2
     """Number of data loading processes. 0: load in the training process."""
 
     def __post_init__(self) -> None:
+        check_ranges("data", self)
         if self.flip and not self.may_flip:
             raise DmgalError(
                 "This data set may not be mirrored.",
@@ -120,55 +172,51 @@ class BackboneConfig:
 class EpisodeConfig:
     """Size of a training or validation task. Short flags: --ways, --shots and --queries."""
 
-    n_way: int = 5
+    n_way: Annotated[int, Range(1, TASKS)] = 5
     """Classes per task."""
-    k_shot: int = 1
+    k_shot: Annotated[int, Range(1, TASKS)] = 1
     """Support videos per class."""
-    n_query: int = 2
+    n_query: Annotated[int, Range(1, TASKS)] = 2
     """Query videos per class."""
 
-
-@dataclass(frozen=True)
-class AtLeast:
-    """A lower bound in the annotation of a numeric field. None always passes."""
-
-    least: int
+    def __post_init__(self) -> None:
+        check_ranges("episode", self)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Optimizer, learning rate schedule, validation, checkpoints and logging of a run."""
 
-    steps: Annotated[int, AtLeast(0)] = 600
+    steps: Annotated[int, Range(0, STEPS)] = 600
     """Optimizer steps. 0: train nothing and evaluate the frozen backbone."""
-    tasks_per_step: Annotated[int, AtLeast(1)] = 1
+    tasks_per_step: Annotated[int, Range(1, TASKS)] = 1
     """Tasks per optimizer step, summed over all processes. The result does not depend on the number of processes."""
-    tasks_per_pass: Annotated[int | None, AtLeast(1)] = None
+    tasks_per_pass: Annotated[int | None, Range(1, TASKS)] = None
     """Tasks per forward and backward pass on each process. Fewer tasks need less memory. None: all tasks of a step."""
     two_pass: Literal["no", "auto"] | int = "no"
     """The same gradients with less memory and more time: the videos of a task are encoded in chunks, and again in the
     backward pass. A number: videos per chunk. auto: all videos at once if memory_budget allows, else the largest chunk
     that fits. 1 with a tiny memory_budget needs the least memory. Requires frozen batch norms and unsharded weights
     (no FSDP)."""
-    memory_budget: float | None = None
+    memory_budget: Annotated[float | None, Range(0, 10**6)] = None
     """GB for encoding the videos of a task if two_pass is auto or a number. What the chunks leave free caches results
     for the backward pass. The savings are logged at the start. None: with auto most of the free memory, otherwise only
     the most expensive results are cached. Weights, gradients and optimizer state are not included."""
     optimizer: Optimizer = "adamw"
     """Optimizer of torch.optim. Older papers use adam and sgd."""
-    momentum: float = 0.0
+    momentum: Annotated[float, Range(0, 1)] = 0.0
     """Momentum of sgd."""
-    learning_rate: float = 4e-3
+    learning_rate: Annotated[float, Range(0, 10**3)] = 4e-3
     """Peak learning rate of adapter and head."""
-    backbone_learning_rate: float = 1e-4
+    backbone_learning_rate: Annotated[float, Range(0, 10**3)] = 1e-4
     """Peak learning rate of the backbone's own parameters if they are trained."""
-    weight_decay: float = 0.01
+    weight_decay: Annotated[float, Range(0, 10**3)] = 0.01
     """Applied to matrices only, not to biases, norms, gains and scales. adam and sgd add it to the gradient."""
-    warmup_steps: Annotated[int, AtLeast(0)] = 30
+    warmup_steps: Annotated[int, Range(0, STEPS)] = 30
     """Steps of linear learning rate warm-up."""
     schedule: Schedule = "cosine"
     """Learning rate schedule after the warm-up. cosine decays to zero. The others are those of transformers."""
-    clip_norm: float | None = 1.0
+    clip_norm: Annotated[float | None, Range(0, 10**9)] = 1.0
     """Maximum gradient norm. None: no clipping."""
     ema: float | None = None
     """Decay of an exponential moving average of the trained weights, such as 0.999. The average is validated and
@@ -182,37 +230,34 @@ class TrainConfig:
     """bf16 and fp16: autocast with float32 weights. tf32: float32 with faster, less exact products on NVIDIA GPUs."""
     compile: bool = False
     """Compile the backbone's blocks with torch.compile. Measure first: it does not always pay off."""
-    validate_every: Annotated[int, AtLeast(1)] = 200
+    validate_every: Annotated[int, Range(1, STEPS)] = 200
     """Steps between validations."""
-    validation_episodes: Annotated[int, AtLeast(1)] = 500
+    validation_episodes: Annotated[int, Range(1, 10**6)] = 500
     """Episodes per validation."""
-    patience: Annotated[int | None, AtLeast(1)] = None
+    patience: Annotated[int | None, Range(1, STEPS)] = None
     """Stop after this many validations without improvement. None: never stop early."""
-    checkpoint_every: Annotated[int, AtLeast(1)] = 100
+    checkpoint_every: Annotated[int, Range(1, STEPS)] = 100
     """Steps between checkpoints."""
-    keep_checkpoints: Annotated[int, AtLeast(1)] = 2
+    keep_checkpoints: Annotated[int, Range(1, STEPS)] = 2
     """Number of newest checkpoints to keep. An older one is the fallback if the newest is damaged."""
     on_bad_loss: Literal["skip", "stop"] = "skip"
     """What to do if a loss or gradient is not finite, or a loss explodes. skip: skip the step and count it."""
-    max_bad_losses: Annotated[int, AtLeast(1)] = 10
+    max_bad_losses: Annotated[int, Range(1, STEPS)] = 10
     """Stop after this many skipped steps in a row."""
     tracker: Tracker | None = None
     """Also send the log to this tracker through Accelerate. Its package must be installed."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of initialization, episodes and augmentation."""
 
     def __post_init__(self) -> None:
-        for name, hint in get_type_hints(TrainConfig, include_extras=True).items():
-            value = getattr(self, name)
-            for bound in getattr(hint, "__metadata__", ()):
-                if isinstance(bound, AtLeast) and value is not None and value < bound.least:
-                    raise _out_of_range(name, value, f"at least {bound.least}")
-        if isinstance(self.two_pass, int) and self.two_pass < 1:
-            raise _out_of_range("two_pass", self.two_pass, "no, auto, or at least 1")
+        check_ranges("train", self)
+        _check_options("train.loss_weights", self.loss_weights)
+        if isinstance(self.two_pass, int) and not 1 <= self.two_pass <= STEPS:
+            raise _out_of_range("train", "two_pass", self.two_pass, "no, auto, or at least 1")
         if self.memory_budget is not None and not self.memory_budget > 0:
-            raise _out_of_range("memory_budget", self.memory_budget, "more than 0 GB, or null")
+            raise _out_of_range("train", "memory_budget", self.memory_budget, "more than 0 GB, or null")
         if not 0 <= self.momentum < 1:
-            raise _out_of_range("momentum", self.momentum, "at least 0 and less than 1")
+            raise _out_of_range("train", "momentum", self.momentum, "at least 0 and less than 1")
         if self.momentum and self.optimizer != "sgd":
             raise DmgalError(
                 f"`train.momentum` requires `train.optimizer=sgd`, got `{self.optimizer}`.",
@@ -221,18 +266,9 @@ class TrainConfig:
                 remedy="Remove train.momentum or use sgd.",
             )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise _out_of_range("ema", self.ema, "a decay between 0 and 1, or null")
+            raise _out_of_range("train", "ema", self.ema, "a decay between 0 and 1, or null")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise _out_of_range("clip_norm", self.clip_norm, "more than 0, or null")
-
-
-def _out_of_range(name: str, value: float, expected: str) -> DmgalError:
-    return DmgalError(
-        f"`train.{name}` must be {expected}, got `{value}`.",
-        received=f"train.{name}: {value}",
-        expected=expected,
-        remedy=f"Change or remove train.{name}.",
-    )
+            raise _out_of_range("train", "clip_norm", self.clip_norm, "more than 0, or null")
 
 
 @dataclass(frozen=True)
@@ -247,6 +283,10 @@ class Recipe:
     """Class of ``dmgal.episodes.heads`` by its name and arguments."""
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _check_options("adapter", self.adapter or {})
+        _check_options("head", self.head)
 
 
 def _expand_short_flag(flag: str) -> str:

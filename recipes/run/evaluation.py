@@ -73,6 +73,14 @@ def evaluation_data(
     """Return the recipe with overrides and its catalog. Classes that the run has not seen in its own data are novel."""
     recipe = overrides.over(trained)
     if not overrides.is_other_data:
+        data = recipe.data
+        if data.generate == "no" and data.split_file is None and not os.path.lexists(run.split):
+            raise DmgalError(
+                "The split of this run is missing.",
+                received=f"{run.folder} without {run.split.name}",
+                expected="the split.csv that dmgal train wrote, because a split drawn again may differ",
+                remedy="Copy the run again, or pass --data.split-file.",
+            )
         return recipe, build_catalog(recipe.data, progress, run.split)
     seen = seen_classes(trained.data, run.split)
     catalog = build_catalog(recipe.data, progress, seen=seen)

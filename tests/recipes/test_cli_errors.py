@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.recipes.run.cli_errors import CLOSED_PIPE
+from dmgal.files import UnusableFileError
+from dmgal.recipes.run.cli_errors import CLOSED_PIPE, exit_code
 
 RECIPE = '''
 """A recipe that is given what it cannot use."""
@@ -96,3 +98,23 @@ def test_interruption_message_says_how_to_resume(tmp_path: Path) -> None:
     (tmp_path / "talkative.py").write_text(TALKATIVE)
     done = launch(tmp_path / "talkative.py", "interrupted")
     assert (done.returncode, done.stderr) == (130, "interrupted: the same command resumes from here\n")
+
+
+UNUSABLE = [
+    PermissionError(errno.EACCES, "Permission denied", "videos/a.mp4"),
+    PermissionError(errno.EPERM, "Operation not permitted", "videos"),
+    IsADirectoryError(errno.EISDIR, "Is a directory", "gallery.safetensors"),
+    NotADirectoryError(errno.ENOTDIR, "Not a directory", "run/adapter"),
+    UnusableFileError("a pipe instead of a regular file"),
+]
+
+
+@pytest.mark.parametrize("error", UNUSABLE, ids=lambda error: str(error.strerror))
+def test_a_path_that_cannot_be_used_gives_one_message(capsys, error):
+    def run(argv):
+        raise error
+
+    assert exit_code(run, []) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("error: A file or folder cannot be used.\n  received: ") and "what to do: " in printed
+    assert (error.filename or "a pipe") in printed and "Traceback" not in printed

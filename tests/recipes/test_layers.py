@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import yaml
@@ -13,7 +13,7 @@ import yaml
 import dmgal.recipes.run.layers
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_head
-from dmgal.recipes.run.config import Recipe, parse
+from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig, parse
 from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, to_mapping
 from dmgal.recipes.train import Train
 
@@ -85,6 +85,34 @@ def test_invalid_layer_raises(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(DmgalError, match=message):
         parsed(str(path))
+
+
+OUT_OF_RANGE = {
+    "data": ["num_frames: 1000000000", "num_workers: 1000000", "test_resize: .inf", "test_resize: .nan", "seed: -1"]
+    + ["crop_scale: [0, 1]", "crop_scale: [0.5, .inf]", "color_jitter: 2", "num_frames: 0", "num_workers: -1"],
+    "episode": ["n_way: 0", "k_shot: 1000000", "n_query: -3"],
+    "train": ["steps: 10000000000", "learning_rate: .nan", "learning_rate: -1", "weight_decay: 1e999", "momentum: 1"]
+    + ["warmup_steps: -1", "clip_norm: .inf", "ema: 1", "memory_budget: .inf", "two_pass: 0", "tasks_per_step: 0"]
+    + ["validation_episodes: 100000000", "loss_weights: {a: .inf}", "patience: 0", "backbone_learning_rate: .inf"],
+    "head": ["{name: HyRSM, num_base_classes: 1000000000}", "{name: BiMHM, logit_scale: .nan}"],
+    "adapter": ["{peft_type: DMGAL, bottleneck: 1000000000}", "{peft_type: LORA, layers_to_transform: [1, 100000]}"],
+}
+
+
+@pytest.mark.parametrize(("section", "value"), [(name, value) for name in OUT_OF_RANGE for value in OUT_OF_RANGE[name]])
+def test_every_number_has_a_range(tmp_path, section, value):
+    path = tmp_path / "layer.yaml"
+    path.write_text(f"{section}: {value if value.startswith('{') else f'{{{value}}}'}")
+    with pytest.raises(DmgalError, match=rf"`{section}\.\w+.*` must be ") as caught:
+        parsed(str(path))
+    assert caught.value.received and caught.value.expected and caught.value.remedy
+
+
+def test_numeric_options_of_a_recipe_have_bounds():
+    for kind in (DataConfig, EpisodeConfig, TrainConfig):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            is_numeric = hint in (int, float, int | None, float | None, tuple[float, float])
+            assert not is_numeric or name == "ema", name
 
 
 def test_loss_weights_are_merged_by_name(tmp_path):

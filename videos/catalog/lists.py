@@ -30,6 +30,7 @@ from typing import Literal, TextIO, cast, get_args
 from ...errors import DmgalError
 from ...files import UNREADABLE, atomic_write, listed, printable, reason, text_lines
 
+LONGEST_SHOWN = 200  # characters of a line in a message
 SAMPLE = 64  # number of lines looked up on disk if several formats fit
 EXTENSIONS = (".txt", ".csv", ".list", ".lst", ".tsv", ".csv.gz", ".txt.gz")
 
@@ -93,7 +94,7 @@ def find_format(path: Path, find: Find, format_name: str | None = None) -> ListF
         if not still_fitting:
             raise DmgalError(
                 f"Line {number} of {path} fits no list format that the previous lines fit.",
-                received=printable(line),
+                received=printable(line[:LONGEST_SHOWN]),
                 expected=f"lines all of one format: {_names(fitting)}",
                 remedy="Correct the line, or write a CSV file with the columns split, class_name, video.",
             )
@@ -257,7 +258,7 @@ def _rows(lines: Iterator[list[str]], header: list[str], path: Path) -> Iterator
     if absent:
         raise DmgalError(
             f"{path} is not a split file.",
-            received=f"a first line with {', '.join(map(printable, header)) or 'nothing'}",
+            received=f"a first line with {printable(', '.join(header)[:LONGEST_SHOWN]) or 'nothing'}",
             expected="a first line with split, class_name and video",
             remedy=f"Add the column {' and '.join(absent)}.",
         )
@@ -269,7 +270,7 @@ def _rows(lines: Iterator[list[str]], header: list[str], path: Path) -> Iterator
         if len(row) != len(header) or row[split_at].strip() not in SPLITS or not row[name_at].strip():
             raise DmgalError(
                 f"Row {number} of {path} is invalid.",
-                received=printable(",".join(row)),
+                received=printable(",".join(row)[:LONGEST_SHOWN]),
                 expected=f"{len(header)} values, the split one of {', '.join(SPLITS)}, and a class name",
                 remedy="Correct the row.",
             )
