@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -239,3 +240,33 @@ def test_a_key_is_of_everything_that_shapes_states() -> None:
     assert key == describe(recognizer(), clips={"num_frames": 4})
     assert {"backbone_weights", "head_weights", "settings", "pooling", "torch", "clips"} <= key.keys()
     assert key["backbone"] == "tiny-clip" and isinstance(StateCache(Path(), key, []).key, dict)
+
+
+HOSTILE = {
+    "key of pipes": (KEY, os.mkfifo),
+    "key not JSON": (KEY, lambda path: path.write_text("{")),
+    "key of a list": (KEY, lambda path: path.write_text("[]")),
+    "tensors of a number": (KEY, lambda path: path.write_text('{"tensors": 5}')),
+    "tensor outside": (KEY, lambda path: path.write_text('{"tensors": {"../../victim": ["float32", [1]]}}')),
+    "tensor of no dtype": (KEY, lambda path: path.write_text('{"tensors": {"a": ["save", [1]]}}')),
+    "record of pipes": ("blocks/00000.json", os.mkfifo),
+    "record of numbers": ("blocks/00000.json", lambda path: path.write_text('{"videos": 3, "bad": 1, "checksums": 2}')),
+    "record of a bad video": (
+        "blocks/00000.json",
+        lambda path: path.write_text('{"videos": [], "bad": [99999], "checksums": {}}'),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "make"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_file_of_a_cache_is_replaced(tmp_path, whole, name, make):
+    victim = tmp_path.parent / "victim.npy"
+    victim.write_text("not of the cache")
+    folder = Path(shutil.copytree(whole, tmp_path / "cache"))
+    (folder / name).unlink()
+    make(folder / name)
+    model = recognizer()
+    with pytest.raises(DmgalError):
+        cache(folder, model).open()
+    assert cache(folder, model).fill(model, Clips(-1), progress=False).encoded > 0
+    assert len(cache(folder, model).open().states.tensors()) > 0 and victim.read_text() == "not of the cache"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, VideoState, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
-from dmgal.episodes.gallery.gallery import Gallery, load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery import Gallery, checksum, load_gallery, save_gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.heads import BiMHM, DmgalFT
 from dmgal.errors import DmgalError
@@ -309,3 +311,30 @@ def test_number_of_held_out_clips_is_limited():
     made = clustered({"a": 5, "b": 5, "c": 5})
     found = find_rejection(task(made), made.views, made.view_clips, most=6, progress=False)
     assert (found.known, found.unknown) == (6, 6)
+
+
+FORGED = {
+    "not JSON": lambda content: "{",
+    "a list": lambda content: "[1]",
+    "no format": lambda content: "{}",
+    "deep": lambda content: "[" * 60_000,
+    "labels": lambda content: json.dumps({**content, "clips": content["clips"][1:]}),
+    "classes": lambda content: json.dumps({**content, "class_names": ["a"]}),
+    "numbers as names": lambda content: json.dumps({**content, "class_names": [1, 2]}),
+    "contents": lambda content: json.dumps({**content, "contents": ["x"] * len(content["contents"])}),
+    "made with": lambda content: json.dumps({**content, "made_with": [1]}),
+    "rejection": lambda content: json.dumps({**content, "rejection": {"x": 1}}),
+}
+
+
+@pytest.mark.parametrize("forge", FORGED.values(), ids=FORGED)
+def test_a_forged_gallery_with_its_checksum_is_refused(tmp_path, forge):
+    path = tmp_path / "g.safetensors"
+    save_gallery(gallery({"a": 2, "b": 1}), path)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = forge(json.loads(metadata["gallery"]))
+    save_file(tensors, path, {"gallery": text, "checksum": checksum(text, tensors)})
+    with pytest.raises(DmgalError, match=r"g\.safetensors") as caught:
+        load_gallery(path)
+    assert caught.value.expected and caught.value.remedy

@@ -13,7 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_hexdigest
 
+from dmgal.errors import DmgalError
 from dmgal.videos import VideoCatalog
 from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding import clip as transforms
@@ -22,7 +24,7 @@ from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.store.build import build_store
 from dmgal.videos.store.content import EvaluationClips
-from dmgal.videos.store.store import DATA, INDEX, Record, StoredClips, StoredFrames, read_records
+from dmgal.videos.store.store import DATA, INDEX, KEY, Record, StoredClips, StoredFrames, read_key, read_records
 
 CLIPS = EvaluationClips(4, transforms.TestTransform(40, resize=1.2))
 
@@ -130,3 +132,39 @@ class TestInterruptions:
         assert result["found"] == (0 if size == 300 else 2)
         assert "Cannot write the store" in said and "File too large" in said
         assert "It resumes from the stored videos." in said
+
+
+FORGED = {
+    "too few": ["a.mp4", 1],
+    "too many": ["a.mp4", *range(9)],
+    "a mapping": {"video": "a.mp4"},
+    "a number": 3,
+    "null": None,
+    "list as video": [["a.mp4"], 1, 1, 1, 0, 1, 1, 1, ""],
+    "text as size": ["a.mp4", "1", 1, 1, 0, 1, 1, 1, ""],
+    "negative offset": ["a.mp4", 1, 1, 1, -9, 1, 1, 1, ""],
+    "huge length": ["a.mp4", 1, 1, 1, 0, 2**63, 1, 1, ""],
+    "wide number": ["a.mp4", 1, 1, 2**70, 0, 1, 1, 1, ""],
+    "fraction": ["a.mp4", 1, 1, 1, 0.5, 1, 1, 1, ""],
+    "no reason": ["a.mp4", 1, 1, 1, 0, 1, 1, 1, None],
+}
+
+
+@pytest.mark.parametrize("values", FORGED.values(), ids=FORGED)
+def test_a_forged_line_with_its_checksum_is_no_record(tmp_path, values):
+    (tmp_path / DATA).write_bytes(bytes(99))
+    record = Record("b.mp4", 1, 1, 1, 0, 1, 1, 1, "")
+    text = json.dumps(values).encode()
+    forged = b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)
+    deep = b"[" * 60_000
+    deep = b"%s %s\n" % (xxh3_64_hexdigest(deep).encode(), deep)
+    (tmp_path / INDEX).write_bytes(forged + deep + record.line() + b"\0\xff" * 10**5)
+    assert read_records(tmp_path) == {"b.mp4": record}
+
+
+@pytest.mark.parametrize("name", [INDEX, KEY])
+def test_a_pipe_in_a_store_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    (tmp_path / DATA).touch()
+    with pytest.raises(DmgalError, match="a pipe instead of a regular file"):
+        read_key(tmp_path) if name == KEY else read_records(tmp_path)
