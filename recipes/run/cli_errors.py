@@ -1,9 +1,9 @@
 """Options and exit codes of recipes, the same for all ways to start one.
 
-The exit code is 2 with a message for mistakes of the user and for files that may not be read, 130 with one line for an
-interruption, and 141 without a message if the reader of the output closes the pipe (``| head``). Other exceptions keep
-their traceback. The ways are ``dmgal train``, ``python -m dmgal.recipes.train``, ``accelerate launch recipes/train.py``
-and ``torchrun``.
+The exit code is 1 with a message if the output cannot be written, 2 with a message for mistakes of the user and for
+files that may not be read, 130 with one line for an interruption, and 141 without a message if the reader of the output
+closes the pipe (``| head``). Other exceptions keep their traceback. The ways are ``dmgal train``, ``python -m
+dmgal.recipes.train``, ``accelerate launch recipes/train.py`` and ``torchrun``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typing import NoReturn, TypeVar
 from dmgal.errors import DmgalError
 from dmgal.files import UnusableFileError, printable, reason
 from dmgal.progress import close_bars, printed_messages
+from dmgal.recipes.run.output import tolerant_output
 
 Options = TypeVar("Options")
 UNUSABLE = (UnusableFileError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors of the system that name a file or folder of the user's."""
 
+NO_OUTPUT = 1
 BAD_INPUT = 2
 INTERRUPTED = 130
 CLOSED_PIPE = 141
@@ -39,15 +41,15 @@ def run_recipe(main: Callable[[list[str] | None], int | None]) -> NoReturn:
 def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
     """Run ``main(argv)``, print its messages to stderr, and return the process's exit code.
 
-    The code is the result of ``main`` (``None`` means success), 2 after a ``DmgalError``, 130 after Ctrl-C, or 141
-    after the output pipe was closed. Every other exception passes through.
+    The code is the result of ``main`` (``None`` means success), 1 if the output could not be written, 2 after a
+    ``DmgalError``, 130 after Ctrl-C, or 141 after the output pipe was closed. Every other exception passes through.
     """
     try:
-        with printed_messages():
+        with printed_messages(), tolerant_output() as output:
             _import_plugins()
             code = main(argv) or 0
-        sys.stdout.flush()  # raises for a closed pipe here rather than at interpreter exit
-        return code
+            output.flush()  # raises for a closed pipe here rather than at interpreter exit
+        return code if output.error is None else _without_output(output.error)
     except BrokenPipeError:
         if not _output_is_closed():
             raise
@@ -73,6 +75,12 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
         close_bars()
         print(": ".join([f"{_process()}interrupted", *map(str, interruption.args)]), file=sys.stderr)
         return INTERRUPTED
+
+
+def _without_output(error: OSError) -> int:
+    message = f"{_process()}error: The output could not be written: {reason(error)}. Files were written as usual."
+    print(message, file=sys.stderr)
+    return NO_OUTPUT
 
 
 @contextmanager

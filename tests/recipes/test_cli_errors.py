@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -87,6 +88,36 @@ def test_closed_output_pipe_exits_silently(tmp_path: Path, lines: int, flags: li
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=300)
     os.close(write)
     assert (done.returncode, done.stderr) == (CLOSED_PIPE, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("lines", [3, 20_000])
+def test_full_output_is_reported_at_the_end(tmp_path: Path, lines: int) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    command = [sys.executable, str(tmp_path / "talkative.py"), str(lines)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert done.returncode == 1
+    assert (
+        done.stderr == "error: The output could not be written: No space left on device. Files were written as usual.\n"
+    )
+
+
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_output_is_no_error(tmp_path: Path, redirect: str) -> None:
+    (tmp_path / "talkative.py").write_text(TALKATIVE)
+    command = f"{sys.executable} {tmp_path / 'talkative.py'} 3 {redirect}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_characters_that_the_encoding_lacks_are_escaped(capsys) -> None:
+    before, sys.stdout = sys.stdout, io.TextIOWrapper(io.BytesIO(), encoding="ascii", write_through=True)
+    try:
+        assert exit_code(lambda argv: print("92.0 ± 5.2 %"), []) == 0
+        assert sys.stdout.buffer.getvalue() == b"92.0 \\xb1 5.2 %\n"
+    finally:
+        sys.stdout = before
 
 
 def test_broken_pipe_to_another_process_keeps_its_traceback(tmp_path: Path) -> None:
