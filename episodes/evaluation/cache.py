@@ -197,7 +197,7 @@ class StateFiles:
         record = _read_json(self._record(block))
         videos, bad, checksums = (record.get(name) for name in ("videos", "bad", "checksums"))
         is_valid = isinstance(videos, list) and isinstance(bad, list) and isinstance(checksums, dict)
-        return record if is_valid and all(index in self.blocks[block] for index in bad) else {}
+        return record if is_valid and all(index in self.blocks[block] for index in bad or ()) else {}
 
     def _record(self, block: int) -> Path:
         return self.folder / "blocks" / f"{block:05}.json"
