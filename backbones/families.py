@@ -6,6 +6,7 @@ family, or the result of observing a forward pass.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -64,7 +65,7 @@ def _load(name: str) -> Any:
     prefix, _, rest = name.partition(":")
     if name == "tiny-clip":
         return FAMILIES["open_clip"].load(f"local-dir:{tiny_clip.FOLDER}")
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         return _load_folder(Path(name))
     if prefix in FAMILIES and rest:
         return _load_or_explain(name, lambda: FAMILIES[prefix].load(rest))

@@ -67,7 +67,7 @@ def load(source: str) -> Any:
     import torch
     import transformers
 
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):
         require_hub()
     config: Any = transformers.AutoConfig.from_pretrained(source)
     kind: Any = transformers.AutoModel
@@ -120,7 +120,7 @@ def _preprocessing(source: str) -> dict[str, Any]:
     from huggingface_hub.errors import EntryNotFoundError
 
     path = Path(source) / _PREPROCESSOR
-    if not Path(source).is_dir():
+    if not os.path.isdir(source):
         try:
             path = Path(hf_hub_download(source, _PREPROCESSOR))
         except EntryNotFoundError:
