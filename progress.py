@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -70,18 +71,47 @@ class _PlainLines:
 @contextmanager
 def printed_messages() -> Iterator[None]:
     """Print the messages of this package's loggers to stderr: warnings of every process, the rest of rank 0 only."""
-    handler = _MessageHandler()
-    loggers = [logging.getLogger(name) for name in (__package__, "__main__")]  # a command may be the main module
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logger.level or logging.INFO)
-        logger.propagate = False  # a library that configures the root logger would print everything twice
+    with _PRINTING:
+        if not _PRINTING.count:
+            _PRINTING.start()
+        _PRINTING.count += 1
     try:
         yield
     finally:
-        for logger, level, propagate in before:
-            logger.removeHandler(handler)
+        with _PRINTING:
+            _PRINTING.count -= 1
+            if not _PRINTING.count:
+                _PRINTING.stop()
+
+
+class _Printing:
+    """The handler and settings of this package's loggers while commands run, one or several in threads."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """Number of running commands."""
+        self._handler = _MessageHandler()
+        self._before: list[tuple[logging.Logger, int, bool]] = []
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def start(self) -> None:
+        for name in (__package__, "__main__"):  # a command may be the main module
+            logger = logging.getLogger(name)
+            self._before.append((logger, logger.level, logger.propagate))
+            logger.addHandler(self._handler)
+            logger.setLevel(logger.level or logging.INFO)
+            logger.propagate = False  # a library that configures the root logger would print everything again
+
+    def stop(self) -> None:
+        while self._before:
+            logger, level, propagate = self._before.pop()
+            logger.removeHandler(self._handler)
             logger.setLevel(level)
             logger.propagate = propagate
 
@@ -98,3 +128,6 @@ class _MessageHandler(logging.Handler):
         from tqdm import tqdm
 
         tqdm.write(self.format(record), file=sys.stderr)
+
+
+_PRINTING = _Printing()

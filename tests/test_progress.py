@@ -143,14 +143,29 @@ def test_commands_print_messages(rank, expected, capsys, monkeypatch) -> None:
 
 
 def test_configured_root_logger_does_not_print_messages_again(capsys) -> None:
-    root = logging.getLogger()
-    handler = logging.StreamHandler(sys.stderr)
-    root.addHandler(handler)
+    root, handler = logging.getLogger(), logging.StreamHandler(sys.stderr)
+
+    def main(argv: list[str] | None) -> None:
+        root.addHandler(handler)
+        logging.getLogger("dmgal.videos").warning("b")
+
     try:
-        assert exit_code(lambda argv: logging.getLogger("dmgal.videos").warning("b"), []) == 0
+        assert exit_code(main, []) == 0
     finally:
         root.removeHandler(handler)
     assert capsys.readouterr().err == "b\n"
+
+
+def test_commands_in_threads_leave_the_loggers_as_they_were() -> None:
+    ours = logging.getLogger("dmgal")
+    before = ours.level, ours.propagate, list(ours.handlers)
+    first, second = printed_messages(), printed_messages()
+    first.__enter__()
+    second.__enter__()
+    assert len(ours.handlers) == len(before[2]) + 1
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert (ours.level, ours.propagate, list(ours.handlers)) == before
 
 
 def test_messages_are_silent_outside_commands(capsys) -> None:

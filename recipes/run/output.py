@@ -54,6 +54,9 @@ class TolerantOutput:
 def tolerant_output() -> Iterator[TolerantOutput]:
     """Replace standard output inside the context. Characters that its encoding lacks are printed as escapes."""
     before: Any = sys.stdout
+    if isinstance(before, TolerantOutput):
+        yield before
+        return
     with open(os.devnull, "w") as nowhere:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None and hasattr(stream, "reconfigure"):
