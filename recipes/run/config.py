@@ -206,9 +206,9 @@ class TrainConfig:
     """Optimizer of torch.optim. Older papers use adam and sgd."""
     momentum: Annotated[float, Range(0, 1)] = 0.0
     """Momentum of sgd."""
-    learning_rate: Annotated[float, Range(0, 10**3)] = 4e-3
+    learning_rate: Annotated[float, Range(0, 1e38)] = 4e-3
     """Peak learning rate of adapter and head."""
-    backbone_learning_rate: Annotated[float, Range(0, 10**3)] = 1e-4
+    backbone_learning_rate: Annotated[float, Range(0, 1e38)] = 1e-4
     """Peak learning rate of the backbone's own parameters if they are trained."""
     weight_decay: Annotated[float, Range(0, 10**3)] = 0.01
     """Applied to matrices only, not to biases, norms, gains and scales. adam and sgd add it to the gradient."""
