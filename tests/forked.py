@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import runpy
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from typing import Any
 
 LIBRARY = ("dmgal.cli", "dmgal.recipes.train", "dmgal.recipes.evaluate", "dmgal.recipes.enroll")
 _server: subprocess.Popen[str] | None = None
+_outputs: list[Path] = []
 
 
 @dataclass
@@ -67,6 +69,7 @@ class Program:
 def start(words: list[str], processes: int = 1, cwd: Path | None = None, **environment: str) -> Program:
     """Start ``python WORDS``: a script with arguments, ``-c`` with code, or ``-m`` with a command of the library."""
     output = Path(tempfile.mkdtemp(prefix="forked-"))
+    _outputs.append(output)
     for name in ("stdout", "stderr"):
         (output / name).touch()
     if words[0] == "-c":
@@ -114,6 +117,8 @@ def _ask(question: dict[str, Any]) -> Any:
 def _end_server() -> None:
     if _server is not None:
         _server.communicate()
+    for output in _outputs:
+        shutil.rmtree(output, ignore_errors=True)
 
 
 # ---- the process that forks ----
