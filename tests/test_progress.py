@@ -23,6 +23,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
         monkeypatch.setattr(progress.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(progress._PlainLines, "last_line", 0.0)
         monkeypatch.setattr("tqdm.std.time", lambda: self.now)
 
 
