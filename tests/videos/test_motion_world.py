@@ -19,7 +19,6 @@ from dmgal.videos.decoding.video import read_clip
 from dmgal.videos.generated import generate
 from dmgal.videos.motion_world import clips
 from dmgal.videos.motion_world.clips import MotionWorld, draw_parameters, scene_layers
-from dmgal.videos.motion_world.generate import generate_motion_world
 from dmgal.videos.motion_world.motions import all_motions, split_motions
 from dmgal.videos.motion_world.stage.cameras import View, film
 from dmgal.videos.motion_world.stage.curves import Tempo
@@ -198,7 +197,7 @@ def parameters(drawn: object) -> list[float]:
 class TestDataSet:
     def test_set_is_written_read_and_not_written_again(self, tmp_path, few_classes):
         root = tmp_path / "world"
-        split_file = generate_motion_world(root, **SMALL, workers=1, progress=False)
+        split_file = generate(MotionWorld(**SMALL), root, workers=1, progress=False)
         catalog = VideoCatalog.from_csv(split_file, root)
         assert sorted(catalog.class_names) == sorted(few_classes) and len(catalog.reversal_pairs) == 3
         video = next(root.rglob("put_into_00.mp4"))
@@ -206,7 +205,7 @@ class TestDataSet:
         assert (read_clip(video, range).float() - drawn).abs().mean() < 12
         before, lost = video.stat().st_mtime_ns, root / "train" / "walk" / "walk_00.mp4"
         lost.unlink()
-        generate_motion_world(root, **SMALL, workers=1, progress=False)
+        generate(MotionWorld(**SMALL), root, workers=1, progress=False)
         assert lost.exists() and video.stat().st_mtime_ns == before
         assert json.loads((root / "motion_world.json").read_text())["pixels"] == 16
 
