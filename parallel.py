@@ -1,4 +1,7 @@
-"""Work in several processes: a function applied to many pieces, and a data loader that preserves the user's errors."""
+"""A function applied to many pieces in several processes.
+
+This module imports nothing heavy. A new worker process thus notices the end of its parent before it imports torch.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from functools import partial
 from itertools import islice
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
-from typing import Any, TypeVar
-
-import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from typing import TypeVar
 
 from .errors import DmgalError
 
@@ -106,6 +105,8 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 def _run_in_this_process(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> Iterator[Result]:
+    import torch
+
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # same as in a worker; more threads do not speed up small tensors
     try:
@@ -129,53 +130,6 @@ def _single_threaded_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-class Loader(DataLoader[Any]):
-    """A torch ``DataLoader`` that raises the DmgalError of a worker unchanged.
-
-    torch raises a new error with the traceback of the worker as its text. Here the worker returns the error as a value
-    instead, and this process raises it.
-
-    Args:
-        dataset: items by index.
-        collate_fn: combines the items of a batch.
-        options: those of ``DataLoader``.
-    """
-
-    def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] = default_collate, **options: Any) -> None:
-        super().__init__(_ErrorsAsItems(dataset), collate_fn=partial(_collate_or_error, collate_fn), **options)
-
-    def __iter__(self) -> Any:
-        """Start the workers, and return the batches."""
-        return map(_raise_error, super().__iter__())
-
-
-class _ErrorsAsItems(Dataset[Any]):
-    """A data set that returns a DmgalError instead of raising it."""
-
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: Any) -> Any:
-        try:
-            return self._dataset[index]
-        except DmgalError as error:
-            return error
-
-
-def _collate_or_error(collate: Callable[[Any], Any], items: Any) -> Any:
-    errors = [item for item in (items if isinstance(items, list) else [items]) if isinstance(item, DmgalError)]
-    return errors[0] if errors else collate(items)
-
-
-def _raise_error(batch: Any) -> Any:
-    if isinstance(batch, DmgalError):
-        raise batch
-    return batch
-
-
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -183,12 +137,18 @@ def available_cores() -> int:
 
 def _set_up_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block the signal from the start
+    end_with_parent()
+    import torch
+
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this worker when its parent ends, because it would otherwise wait for work forever."""
+def end_with_parent() -> None:
+    """Watch the parent in a thread and end this worker process as soon as the parent ends, also if it is killed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])

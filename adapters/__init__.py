@@ -10,11 +10,13 @@ All of PEFT's own functions work with the result.
 """
 
 from .aim import AIMConfig, AIMModel
+from .autograd import differentiable_twice
 from .base import BlockAdapterConfig
 from .bitfit import BitFitConfig, BitFitModel
 from .d2st import D2STConfig, D2STModel
 from .dmgal import CmgaConfig, DmgalConfig, DmgalModel, SmgaConfig
 from .layer import AdapterLayer
+from .pretrained import BUNDLED, backbone_of, bundled_adapters, fits, load_adapter, pretrained
 from .st_adapter import STAdapterConfig, STAdapterModel
 from .tuner import ADAPTERS, BlockTuner, is_added, register
 
@@ -26,6 +28,7 @@ register(BitFitConfig, BitFitModel)
 
 __all__ = [
     "ADAPTERS",
+    "BUNDLED",
     "AIMConfig",
     "AdapterLayer",
     "BitFitConfig",
@@ -37,6 +40,12 @@ __all__ = [
     "DmgalModel",
     "STAdapterConfig",
     "SmgaConfig",
+    "backbone_of",
+    "bundled_adapters",
+    "differentiable_twice",
+    "fits",
     "is_added",
+    "load_adapter",
+    "pretrained",
     "register",
 ]

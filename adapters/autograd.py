@@ -3,17 +3,55 @@
 A bottleneck is cheap compared to a frozen block, but its attention maps would take more memory than the block saves for
 its own attention. Unlike ``torch.utils.checkpoint``, these functions work inside a checkpointed block that saves its
 products. Their forward pass runs without gradients, which is faster.
+
+Gradients of gradients, as of MAML or a gradient penalty, need `differentiable_twice`. The transforms of ``torch.func``
+need nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..backbones.state import SAVES_EVERYTHING
+from ..errors import DmgalError
+
+
+@contextmanager
+def differentiable_twice() -> Iterator[None]:
+    """Make forward passes in the context differentiable any number of times, at the usual cost of memory.
+
+    with dmgal.adapters.differentiable_twice():
+        loss = task_loss(model(videos))
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    """
+    token = SAVES_EVERYTHING.set(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention can be differentiated once
+            yield
+    finally:
+        SAVES_EVERYTHING.reset(token)
+
+
+def _saves_everything() -> bool:
+    """Return True if autograd or a compiler chooses what is saved, or nothing is saved at all."""
+    is_transformed = torch._C._are_functorch_transforms_active()  # grad, vmap, jvp of torch.func
+    return not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed or SAVES_EVERYTHING.get()
+
+
+def _check_differentiated_once() -> None:
+    if torch.is_grad_enabled():  # only with create_graph=True
+        raise DmgalError(
+            "This gradient of an adapter cannot be differentiated again.",
+            received="a backward pass with create_graph=True",
+            expected="a forward pass inside `with dmgal.adapters.differentiable_twice():`",
+            remedy="Run the forward pass in this context, or use torch.func.",
+        )
 
 
 def recomputed(work: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Sequence[nn.Parameter]) -> Tensor:
@@ -21,7 +59,7 @@ def recomputed(work: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Seq
 
     The function is deterministic and reads nothing else than its input and these parameters.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # a compiler chooses what it saves
+    if _saves_everything():
         return work(inputs)
     result: Tensor = _Recomputed.apply(work, inputs, *parameters)  # type: ignore[no-untyped-call]
     return result
@@ -40,7 +78,7 @@ def residual_bottleneck(
         down, between, up: deterministic functions.
         within: all parameters that ``between`` reads.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if _saves_everything():
         return add_change(up(between(down(tokens))), tokens)
     parameters = (down.weight, down.bias, up.weight, up.bias, *within)
     result: Tensor = _ResidualBottleneck.apply(down, between, up, tokens, *parameters)  # type: ignore[no-untyped-call]
@@ -60,8 +98,8 @@ class _Recomputed(torch.autograd.Function):
         return work(inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _check_differentiated_once()
         (inputs,) = ctx.saved_tensors
         inputs = inputs.detach().requires_grad_(ctx.needs_input_grad[1])
         with torch.enable_grad(), ctx.autocast():
@@ -91,8 +129,8 @@ class _ResidualBottleneck(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        _check_differentiated_once()
         reduced, result = ctx.saved_tensors
         reduced = reduced.detach().requires_grad_()
         with torch.enable_grad(), ctx.autocast():

@@ -152,7 +152,7 @@ def resolve(config: Config, spec: BackboneSpec, model: nn.Module) -> Config:
         DmgalError: the config does not fit the backbone, or belongs to another one.
     """
     fingerprint = spec.fingerprint(model)
-    _check_backbone(config, spec, fingerprint)
+    check_backbone(config, spec, fingerprint)
     config = copy.copy(config)
     config.backbone = config.backbone or getattr(model, "dmgal_name", None)
     config.width, config.num_blocks = spec.width, spec.num_blocks
@@ -162,7 +162,7 @@ def resolve(config: Config, spec: BackboneSpec, model: nn.Module) -> Config:
     return config
 
 
-def _check_backbone(config: BlockAdapterConfig, spec: BackboneSpec, fingerprint: list[float] | None) -> None:
+def check_backbone(config: BlockAdapterConfig, spec: BackboneSpec, fingerprint: list[float] | None) -> None:
     """Raise DmgalError if a completed config, such as that of a saved adapter, belongs to another backbone."""
     saved = {
         "width": config.width,
@@ -181,7 +181,8 @@ def _check_backbone(config: BlockAdapterConfig, spec: BackboneSpec, fingerprint:
             "This adapter belongs to another backbone.",
             received=", ".join(received),
             expected=", ".join(expected),
-            remedy=f"Load it into the backbone it was trained on ({config.backbone or 'its name was not saved'}).",
+            remedy=f"Load it into the backbone it was trained on ({config.backbone or 'its name was not saved'}), or "
+            "train one for yours: dmgal train method/smga data/motion_world --backbone.name NAME",
         )
 
 
@@ -190,14 +191,17 @@ def _are_close(one: list[float], other: list[float]) -> bool:
 
 
 class ExternalPeftType(str):
-    """String that PEFT accepts as a member of its closed ``PeftType`` enumeration."""
+    """String that PEFT accepts as a member of its closed ``PeftType`` enumeration, and that prints like one."""
 
     __slots__ = ()
 
+    def __str__(self) -> str:
+        return f"PeftType.{self.value}"  # PEFT's status shows what follows the dot
+
     @property
     def value(self) -> str:
-        return str(self)
+        return str.__str__(self)
 
     @property
     def name(self) -> str:
-        return str(self)
+        return self.value

@@ -38,6 +38,23 @@ class BlockTuner(BaseTuner):
             raise name_in_use("This model already has an adapter of this name.", adapter_name)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
+    def inject_adapter(
+        self,
+        model: nn.Module,
+        adapter_name: str,
+        autocast_adapter_dtype: bool = True,
+        low_cpu_mem_usage: bool = False,
+        state_dict: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Inject an adapter. The config determines its blocks, and a ``state_dict`` must have its weights.
+
+        As with PEFT's own methods, the values are not loaded here: call ``set_peft_model_state_dict``.
+        """
+        super().inject_adapter(model, adapter_name, autocast_adapter_dtype, low_cpu_mem_usage)
+        if state_dict is not None:
+            config = self.peft_config[adapter_name]
+            self._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)  # raises if they differ
+
     def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
         """Find the parts of the backbone, complete the config from them, and install the layout hooks.
 
@@ -216,7 +233,7 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
     prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
     registered = configs.get(peft_type)
     if registered is not None and _qualified_name(registered) != _qualified_name(config):
-        raise RuntimeError(f"PEFT already has a method named {peft_type}: {_qualified_name(registered)}.")
+        raise RuntimeError(f"PEFT already has a method named {peft_type.value}: {_qualified_name(registered)}.")
     for other, prefix in prefixes.items():
         if prefix == tuner.prefix and other != peft_type:
             raise RuntimeError(f"The parameter prefix {prefix!r} belongs to PEFT's method {other}.")

@@ -5,6 +5,7 @@ from .families import FAMILIES, Family, describe_backbone, find_spec, load_backb
 from .quick_gelu import use_memory_efficient_gelu
 from .spec import BackboneSpec, BlockParts
 from .state import VideoState
+from .streams import StreamEncoder
 
 __all__ = [
     "FAMILIES",
@@ -13,6 +14,7 @@ __all__ = [
     "BlockParts",
     "Family",
     "FrameEncoder",
+    "StreamEncoder",
     "VideoState",
     "describe_backbone",
     "find_spec",

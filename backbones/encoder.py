@@ -21,7 +21,7 @@ from ..errors import DmgalError
 from .cnn import MapEncoder, find_cnn
 from .families import find_spec
 from .spec import BackboneSpec, base_model
-from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
+from .state import SAVES_EVERYTHING, DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
 POOLINGS: tuple[Pooling | None, ...] = (None, "patch_mean", "cls+patch_mean", "map")
@@ -102,6 +102,14 @@ class FrameEncoder(nn.Module):
     def has_task_layer(self) -> bool:
         """True if an adapter relates the videos of a task."""
         return self.first_task_block is not None
+
+    @property
+    def first_adapted_block(self) -> int | None:
+        """Index of the first block with an adapter, active or not, or None if a part outside the blocks has one."""
+        per_block = [_num_adapted_modules(block) for block in self._blocks()]
+        if sum(per_block) < _num_adapted_modules(self._model):
+            return None
+        return next((index for index, count in enumerate(per_block) if count), self.spec.num_blocks)
 
     def encode(self, videos: Tensor, start: BlockInput | None = None) -> VideoState:
         """Compute the part of the features that depends on each video alone.
@@ -246,7 +254,7 @@ class FrameEncoder(nn.Module):
             return tokens
         tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
         for block in self._blocks()[start:stop]:
-            if self.checkpoint_blocks and torch.is_grad_enabled():
+            if self.checkpoint_blocks and torch.is_grad_enabled() and not SAVES_EVERYTHING.get():
                 settings = _AdapterSettings(block)
                 tokens = checkpoint(self._run_again, settings, block, tokens, num_frames, aside, use_reentrant=False)
             else:
@@ -304,6 +312,10 @@ class FrameEncoder(nn.Module):
 
     def _blocks(self) -> nn.ModuleList:
         return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
+
+
+def _num_adapted_modules(module: nn.Module) -> int:
+    return sum(hasattr(part, "_disable_adapters") for part in module.modules())
 
 
 class _AdapterSettings:

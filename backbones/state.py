@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,9 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+
+SAVES_EVERYTHING: ContextVar[bool] = ContextVar("saves_everything", default=False)
+"""True inside `dmgal.adapters.differentiable_twice`: nothing is recomputed in the backward pass."""
 
 
 class VideoState(dict[str, Tensor]):

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("bench", "results")
-PAGES = (Path("README.md"), Path("docs", "index.md"), *(Path("docs", f"{n}.md") for n in ("results", "performance")))
+PAGES = (Path("README.md"), *(Path("docs", f"{name}.md") for name in ("index", "results", "performance", "motion")))
 FIGURE = Path("docs", "figures", "accuracy.svg")
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -274,6 +275,36 @@ def wrong_counts(report: dict[str, Any]) -> str:
     return "unreadable" if "error" in report else ", ".join(str(report[k]) for k in ("uniform", "random", "reverse"))
 
 
+def motion_table(root: Path, backbone: str) -> str:
+    """Show what the bundled motion adapter is worth on real clips, at one and five shots."""
+    results = load(root, "motion_transfer")["results"][backbone]
+    rows = {
+        name: [pair([of["shots"][shots]["accuracy"][name] for shots in ("1", "5")]) for of in results.values()]
+        for name in next(iter(results.values()))["shots"]["1"]["accuracy"]
+    }
+    for difference in MOTION_DIFFERENCES[backbone]:
+        cells = [
+            pair([of["shots"][shots]["difference"][difference] for shots in ("1", "5")], "+") for of in results.values()
+        ]
+        rows[difference.replace(" - ", " minus ")] = cells
+    used = [f"{name}{' *' if of['used_for_choices'] else ''}" for name, of in results.items()]
+    header = [f"{MOTION_BACKBONES[backbone]}, 5-way, 1 / 5 shots", *used]
+    return markdown(header, [[name, *cells] for name, cells in rows.items()])
+
+
+def pair(estimates: Sequence[dict[str, float]], sign: str = "") -> str:
+    """Return two accuracies or differences, the latter with their intervals."""
+    return " / ".join(
+        f"{fixed(one['percent'], sign)}{' ± ' + fixed(one['half_width']) if sign else ''}" for one in estimates
+    )
+
+
+MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
+MOTION_DIFFERENCES = {
+    "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
+    "resnet50-imagenet": ("weighted per task - frozen as it is", "weighted per task - frozen"),
+}
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": demo_table,
     "adapters": adapter_table,
@@ -284,6 +315,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "memory": memory_table,
     "evaluation": evaluation_table,
     "decode": decode_table,
+    "motion_tiny_clip": partial(motion_table, backbone="tiny-clip"),
+    "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
 }
 """Functions that return a Markdown table, by its name in the markers."""
 

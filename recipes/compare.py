@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -28,6 +28,7 @@ from dmgal.recipes.run.config import DataOverrides
 from dmgal.recipes.run.encoding import Kept
 from dmgal.recipes.run.evaluation import Protocol, protocol_as_json, samplers
 from dmgal.recipes.run.folder import environment, json_text
+from dmgal.recipes.run.ranges import TASKS, Range
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Compare:
     """Storage of the encoded videos, see dmgal evaluate. float16 is INEXACT."""
     cache: Path | None = None
     """Folder for the encoded videos, with a subfolder per run by its full path. None: RUN/states."""
-    disagreements: int = 5
+    disagreements: Annotated[int, Range(0, TASKS)] = 5
     """Number of episodes to list in which two methods disagree most."""
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False

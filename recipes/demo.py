@@ -15,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from dmgal.errors import DmgalError
 from dmgal.files import write_text
@@ -25,6 +26,7 @@ from dmgal.recipes.run.config import DataConfig
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol
 from dmgal.recipes.run.folder import environment, json_text
+from dmgal.recipes.run.ranges import SEEDS, STEPS, Range
 
 METHODS = ("frozen", "smga", "dmgal_adapter", "dmgal_ft")
 
@@ -35,13 +37,13 @@ class Demo:
 
     out: Path = Path("demo")
     """Folder for videos, runs, table and web page."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the videos and of the class split. The recipes were chosen on the validation classes of seed 0."""
-    train_seed: int = 0
+    train_seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the trainings."""
-    steps: int | None = None
+    steps: Annotated[int | None, Range(1, STEPS)] = None
     """Training steps of every method. None: those of the recipes."""
-    episodes: int = 2000
+    episodes: Annotated[int, Range(2, 10**8)] = 2000
     """Number of test episodes, the same for every method."""
     quiet: bool = False
     """Hide progress bars."""

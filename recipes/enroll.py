@@ -1,14 +1,16 @@
 """Enrollment of actions, by a few clips each, in a gallery file for 'dmgal recognize'.
 
-    dmgal enroll runs/mine FOLDER --out gallery.safetensors                     FOLDER/ACTION/clip.mp4, 1-5 clips each
+    dmgal enroll FOLDER --out gallery.safetensors                               FOLDER/ACTION/clip.mp4, 1-5 clips each
+    dmgal enroll runs/mine FOLDER --out gallery.safetensors                     by a run of your own
     dmgal enroll runs/mine MORE --out gallery.safetensors --add                 more actions, or more clips of one
     dmgal enroll runs/mine clip.mp4 --class-name wave --out gallery.safetensors --add
     dmgal enroll runs/mine --out gallery.safetensors --remove wave
 
-No training is needed: an action is represented by the states of its clips. Adding and removing leaves the states of
-all other clips bit-identical. Only the threshold below which a clip counts as unknown is computed again, from the
-gallery's own clips. Each clip is held out in turn if its class has several. Otherwise augmented views replace it. Two
-or more clips per action give a better threshold.
+No training is needed: an action is represented by the states of its clips. Without a run, tiny-clip is used with the
+motion adapter that ships with dmgal (method/motion). Adding and removing leaves the states of all other clips
+bit-identical. Only the threshold below which a clip counts as unknown is computed again, from the gallery's own clips.
+Each clip is held out in turn if its class has several. Otherwise augmented views replace it. Two or more clips per
+action give a better threshold.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import print_gallery
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.evaluation import load_run
-from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.evaluation import is_run, load_run_or_default
 from dmgal.recipes.run.gallery import list_clips, made_with, make_gallery, with_rejection
+from dmgal.recipes.run.ranges import Range
 from dmgal.videos.bad_videos import OnBadVideo
 
 
@@ -34,10 +36,9 @@ from dmgal.videos.bad_videos import OnBadVideo
 class Enroll:
     """Options of the command."""
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """Folder of a run, written by dmgal train."""
-    clips: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="CLIPS")]] = None
-    """Folder with one subfolder of clips per class. With --class-name: a folder of clips, or one clip."""
+    paths: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN] CLIPS")]]
+    """RUN: folder of a run, written by dmgal train. Default: method/motion, which needs no training. CLIPS: folder with
+    one subfolder of clips per class. With --class-name: a folder of clips, or one clip."""
     out: Path = Path("gallery.safetensors")
     """Gallery file to write."""
     class_name: str | None = None
@@ -49,12 +50,25 @@ class Enroll:
     shortlist: int | None = None
     """Compare a clip with this many classes only, preselected without the attention between videos. For runs with a
     Cmga. 0: all classes. None: as the gallery has it, or all classes for a new gallery."""
-    views: int = 2
+    views: Annotated[int, Range(1, 1000)] = 2
     """Augmented views per clip, for classes with a single clip."""
     on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--data.on-bad-video"])] = "error"
     """What to do if a clip cannot be read. error: stop. skip: continue without it and report it."""
     quiet: bool = False
     """Hide progress bars."""
+
+    @property
+    def run(self) -> Path | None:
+        """Folder of the run, or None for the default."""
+        only_removes = bool(self.remove) and not self.add
+        is_first = len(self.paths) > 1 or (self.paths and (only_removes or is_run(self.paths[0])))
+        return self.paths[0] if is_first else None
+
+    @property
+    def clips(self) -> Path | None:
+        """Folder of the clips, or the clip, if there are any."""
+        rest = self.paths if self.run is None else self.paths[1:]
+        return rest[0] if rest else None
 
 
 def run(options: Enroll) -> Gallery:
@@ -64,7 +78,7 @@ def run(options: Enroll) -> Gallery:
         DmgalError: the clips, the gallery or the run cannot be used.
     """
     _check(options)
-    recipe, recognizer = load_run(Run(options.run))
+    recipe, recognizer = load_run_or_default(options.run)
     catalog = None if options.clips is None else list_clips(options.clips, options.class_name)
     _existing(options)  # raises before a lock file is created beside a missing gallery
     with changing(options.out):
@@ -91,6 +105,13 @@ def _existing(options: Enroll) -> Gallery | None:
 
 
 def _check(options: Enroll) -> None:
+    if len(options.paths) > 2:
+        raise DmgalError(
+            "Only one folder of clips can be enrolled at a time.",
+            received=" ".join(printable(str(path)) for path in options.paths),
+            expected="[RUN] CLIPS",
+            remedy="Enroll the first folder, and the others with --add.",
+        )
     if options.clips is None and not options.remove:
         raise DmgalError(
             "There is nothing to do.",
@@ -111,7 +132,8 @@ def main(argv: list[str] | None = None) -> int | None:
     """Enroll the clips named on the command line."""
     options = parse_options(Enroll, argv, "enroll", __doc__)
     print_gallery(run(options), options.out)
-    print(f"next: dmgal recognize {options.run} {printable(str(options.out))} CLIP")
+    places = [path for path in (options.run, options.out) if path is not None]
+    print(f"next: dmgal recognize {' '.join(printable(str(path)) for path in places)} CLIP")
     return 0
 
 

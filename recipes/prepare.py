@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,6 +29,7 @@ from dmgal.recipes.run import preparation
 from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
 from dmgal.recipes.run.config import DataConfig
 from dmgal.recipes.run.preparation import FoundData, Listed
+from dmgal.recipes.run.ranges import WORKERS, Range
 from dmgal.videos.catalog.lists import StandardSplit
 
 
@@ -48,13 +49,13 @@ class Prepare:
     """Format of the lists, needed only if it cannot be detected."""
     out: Path | None = None
     """Output folder. None: prepared/ and the name of the data set or of its folder."""
-    num_frames: int | None = None
+    num_frames: Annotated[int | None, Range(1, 1024)] = None
     """Decodable frames that a damaged video needs: those of a clip. None: as in the recipe's layers, or 8."""
     check: bool = True
     """Decode every video. --no-check only matches and lists."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(1, WORKERS)] = None
     """Number of decoding processes. None: one per core."""
-    seconds_per_video: float = 120.0
+    seconds_per_video: Annotated[float, Range(0.001, 10**6)] = 120.0
     """Time limit of decoding. A video that takes longer is bad."""
     recheck: bool = False
     """Ignore earlier checks."""
@@ -68,7 +69,6 @@ def run(options: Prepare) -> dict[str, Any]:
     Raises:
         DmgalError: there are no videos, or files cannot be read or written.
     """
-    _check_options(options)
     data = preparation.prepared_data(
         options.layers, options.dataset, options.root, options.split_file, options.list_format
     )
@@ -108,20 +108,6 @@ def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | L
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print_next(listed, options.layers, out, skip_bad=bool(summary.get("bad")))
     return summary
-
-
-def _check_options(options: Prepare) -> None:
-    least = {"--workers": (options.workers, 1), "--num-frames": (options.num_frames, 1)}
-    wrong = [f"{flag} {value}" for flag, (value, smallest) in least.items() if value is not None and value < smallest]
-    if not options.seconds_per_video > 0:
-        wrong.append(f"--seconds-per-video {options.seconds_per_video:g}")
-    if wrong:
-        raise DmgalError(
-            "These options are out of range.",
-            received=", ".join(wrong),
-            expected="at least 1 worker and 1 frame, and more than 0 seconds for a video",
-            remedy="Correct the number, or remove the option.",
-        )
 
 
 def main(argv: list[str] | None = None) -> int | None:

@@ -1,5 +1,6 @@
 """Recognition of clips and long videos with a gallery that 'dmgal enroll' made with the same run.
 
+    dmgal recognize gallery.safetensors clip.mp4
     dmgal recognize runs/mine gallery.safetensors clip.mp4
     dmgal recognize runs/mine gallery.safetensors FOLDER --json
     dmgal recognize runs/mine gallery.safetensors long.mp4 --window 4 --stride 2
@@ -23,10 +24,11 @@ import tyro
 from dmgal.episodes.gallery.gallery import load_gallery
 from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
+from dmgal.files import printable
 from dmgal.recipes.reports.recognition import gallery_as_json, print_results, video_as_json
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.evaluation import load_run
-from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.evaluation import is_run, load_run_or_default
+from dmgal.recipes.run.ranges import TASKS, Range
 from dmgal.recipes.run.recognition import ClipRecognizer, find_videos, folder_accuracy, recognize_videos
 from dmgal.videos.bad_videos import OnBadVideo
 
@@ -35,23 +37,20 @@ from dmgal.videos.bad_videos import OnBadVideo
 class Recognize:
     """Options of the command."""
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """Folder of the run that the gallery was made with."""
-    gallery: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="GALLERY")]]
-    """Gallery file, written by dmgal enroll."""
-    videos: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="CLIP")]]
-    """Clips, or folders with clips at any depth."""
+    paths: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN] GALLERY CLIP")]]
+    """RUN: folder of the run that the gallery was made with, if dmgal enroll was given one. GALLERY: file that dmgal
+    enroll wrote. CLIP: clips, or folders with clips at any depth."""
     window: float | None = None
     """Find actions in long videos, in windows of this many seconds. None: each video is one clip."""
     stride: float | None = None
     """Seconds from one window to the next. None: half a window."""
-    fps: float | None = None
+    fps: Annotated[float | None, Range(0.001, 100_000)] = None
     """Frames per second of a folder or zip file of frames, with --window."""
     shortlist: int | None = None
     """Number of preselected classes to compare with, see dmgal enroll. 0: all. None: as in the gallery."""
     unknown: bool = True
     """Call clips below the threshold unknown. --no-unknown always names a class."""
-    top: int = 5
+    top: Annotated[int, Range(1, TASKS)] = 5
     """Number of classes to print for a single clip."""
     json: bool = False
     """Print all classes and scores as JSON."""
@@ -59,6 +58,22 @@ class Recognize:
     """What to do if a clip cannot be read. error: stop. skip: continue without it and report it."""
     quiet: bool = False
     """Hide progress bars."""
+
+    @property
+    def run(self) -> Path | None:
+        """Folder of the run, or None for the default."""
+        return None if not self.paths or self.paths[0].is_file() else self.paths[0]
+
+    @property
+    def gallery(self) -> Path | None:
+        """The gallery, if there is one."""
+        rest = self.paths if self.run is None else self.paths[1:]
+        return rest[0] if rest else None
+
+    @property
+    def videos(self) -> tuple[Path, ...]:
+        """Clips, or folders of clips."""
+        return self.paths[1:] if self.run is None else self.paths[2:]
 
 
 def run(options: Recognize) -> dict[str, Any]:
@@ -77,9 +92,23 @@ def run(options: Recognize) -> dict[str, Any]:
             expected="--window SECONDS together with them",
             remedy="Pass --window, or remove them.",
         )
+    if options.run is not None and not is_run(options.run) and len(options.paths) < 3:
+        raise DmgalError(
+            "This path is neither a run nor a gallery.",
+            received=printable(str(options.run)),
+            expected="[RUN] GALLERY CLIP: a gallery file that dmgal enroll wrote, after the run it was made with",
+            remedy="Check the path.",
+        )
+    if options.gallery is None:
+        raise DmgalError(
+            "There is no gallery to recognize with.",
+            received=" ".join(printable(str(path)) for path in options.paths) or "nothing",
+            expected="[RUN] GALLERY CLIP, with the gallery file that dmgal enroll wrote",
+            remedy="See dmgal recognize --help.",
+        )
     paths = find_videos(options.videos)
     gallery = load_gallery(options.gallery)
-    recipe, recognizer = load_run(Run(options.run))
+    recipe, recognizer = load_run_or_default(options.run)
     progress = not options.quiet
     ready = ClipRecognizer(recipe, recognizer, gallery, options.shortlist, options.unknown, progress)
     results, bad = recognize_videos(ready, paths, plan, options.fps, options.on_bad_video, progress)

@@ -24,6 +24,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
 from dmgal.recipes.run.data import build_catalog, test_transform
+from dmgal.recipes.run.ranges import WORKERS, Range
 from dmgal.videos.store.build import build_store
 from dmgal.videos.store.content import EvaluationClips, TrainingFrames
 
@@ -35,13 +36,13 @@ class Store:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     out: Path | None = None
     """Folder of the store, created if absent. None: the recipe's data.store."""
-    size: int | None = None
+    size: Annotated[int | None, Range(1, 4096)] = None
     """Height and width of the backbone's images. None: load the recipe's backbone to find out."""
-    short_side: int = 256
+    short_side: Annotated[int, Range(1, 4096)] = 256
     """Maximum short side of training frames, in pixels."""
-    quality: int = 90
+    quality: Annotated[int, Range(1, 95)] = 90
     """JPEG quality of training frames, from 1 to 95."""
-    workers: int | None = None
+    workers: Annotated[int | None, Range(1, WORKERS)] = None
     """Number of decoding processes. None: one per core."""
     check: bool = False
     """Read all stored data, and rebuild what is damaged."""

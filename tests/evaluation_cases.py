@@ -14,7 +14,20 @@ from torch import Tensor, nn
 
 from dmgal.backbones import FrameEncoder
 from dmgal.episodes import FewShotRecognizer
-from dmgal.episodes.heads import M2ACL, OTAM, SACT, STRM, TRX, BiMHM, DmgalFT, FrameAligned, HyRSM, MoLo, Prototype
+from dmgal.episodes.heads import (
+    M2ACL,
+    OTAM,
+    SACT,
+    STRM,
+    TRX,
+    BiMHM,
+    DmgalFT,
+    FrameAligned,
+    HyRSM,
+    LateFusion,
+    MoLo,
+    Prototype,
+)
 
 CLASSES, VIDEOS_PER_CLASS = 6, 6
 LABELS = [c for c in range(CLASSES) for _ in range(VIDEOS_PER_CLASS)]
@@ -30,6 +43,7 @@ ON_FEATURES: dict[str, Callable[[], nn.Module]] = {
     "Prototype euclidean": partial(Prototype, "euclidean", 10.0),
     "TRX": partial(TRX, NARROW, width=8),
     "HyRSM": partial(HyRSM, NARROW, num_base_classes=7),
+    "LateFusion": partial(LateFusion, (NARROW // 4, NARROW - NARROW // 4)),
 }
 ON_MAPS: dict[str, Callable[[], nn.Module]] = {
     "DmgalFT": partial(DmgalFT, NARROW, FRAMES),

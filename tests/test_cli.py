@@ -13,7 +13,7 @@ import dmgal
 from dmgal import recipes
 from dmgal.cli import COMMANDS, main
 from dmgal.errors import DmgalError
-from dmgal.parallel import Loader
+from dmgal.loader import Loader
 from dmgal.videos.decoding.base import VideoError
 
 
@@ -135,3 +135,25 @@ def test_error_of_a_loader_worker_keeps_its_parts(workers: int, options: dict) -
     error = VideoError("/videos/1.mp4", "damaged")
     assert (str(caught.value), vars(caught.value)) == (str(error), vars(error))
     assert caught.value.received == "damaged" and "Traceback" not in str(caught.value)
+
+
+OUT_OF_RANGE = {
+    "evaluate run": ["--episodes 0", "--episodes 1000000000", "--shots 0", "--ways -1", "--queries 0", "--seed -1"],
+    "evaluate run --split val": ["--until 0", "--until nan", "--until 101", "--shots 99999"],
+    "evaluate run --split test": ["--data.num-workers -1"],
+    "compare run": ["--episodes -5", "--disagreements -1"],
+    "enroll clips": ["--views 0", "--views 100000"],
+    "recognize gallery clip": ["--top 0", "--fps 0", "--fps inf"],
+    "prepare --root clips": ["--workers 0", "--num-frames 0", "--seconds-per-video 0", "--seconds-per-video nan"],
+    "store method/frozen": ["--workers 0", "--quality 96", "--short-side 0", "--size 100000"],
+    "demo": ["--episodes 1", "--seed -1", "--steps 0", "--train-seed 99999999999999999999"],
+}
+
+
+@pytest.mark.parametrize("words", [f"{c} {flag}" for c, flags in OUT_OF_RANGE.items() for flag in flags])
+def test_number_out_of_range_is_refused_before_anything_is_read(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words.split()) == 2
+    error, flag = capsys.readouterr().err, words.split()[-2].removeprefix("--")
+    name = {"shots": "k-shot", "ways": "n-way", "queries": "n-query"}.get(flag, flag).replace("-", "_")
+    assert name in error.replace("-", "_") and "must be at" in error and not list(tmp_path.iterdir())

@@ -29,6 +29,7 @@ LAYERS = {
     "": 0,
     "errors": 0,
     "files": 1,
+    "loader": 2,
     "parallel": 1,
     "progress": 1,
     "backbones": 2,
@@ -40,6 +41,7 @@ LAYERS = {
 LAYERS |= {"bench": 6, "testing": 6, "cli": 6, "__main__": 7}
 SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so they name the package in full
 DATA = (
+    "adapters/bundled/*/*",
     "backbones/tiny_clip/*.json",
     "backbones/tiny_clip/*.safetensors",
     "videos/catalog/splits/*.csv.gz",

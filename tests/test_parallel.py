@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +58,62 @@ def test_sigint_received_by_another_thread_is_delivered_afterward() -> None:
         done.set()
         thread.join()
     assert reached
+
+
+WORKERS = {
+    "pool": """
+        from dmgal.parallel import completed
+        list(completed(wait, range(8), 2))
+    """,
+    "checks": """
+        from dmgal.videos.checking import check_videos
+        list(check_videos([(n, Path(str(n))) for n in range(16)], 2, 600.0, wait))
+    """,
+}
+PROGRAM = """
+import os, time
+from pathlib import Path
+
+def wait(piece):
+    Path("started", str(os.getpid())).touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+{}
+"""
+
+
+@pytest.mark.parametrize("kind", WORKERS)
+def test_workers_end_within_two_seconds_of_a_killed_parent(kind: str, tmp_path: Path) -> None:
+    """Each worker is busy with a piece that takes ten minutes."""
+    (tmp_path / "started").mkdir()
+    (tmp_path / "program.py").write_text(PROGRAM.format(WORKERS[kind]))
+    program = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path)
+    try:
+        end = time.monotonic() + 120
+        while len(list((tmp_path / "started").iterdir())) < 2 and time.monotonic() < end:
+            assert program.poll() is None
+            time.sleep(0.05)
+    finally:
+        program.kill()
+        program.wait()
+    workers = [int(path.name) for path in (tmp_path / "started").iterdir()]
+    end = time.monotonic() + 2
+    while any(map(is_running, workers)) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(workers) == 2 and not any(map(is_running, workers))
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    try:
+        return "State:\tZ" not in status.read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("module", ["dmgal.parallel", "dmgal.cli"])
+def test_module_that_new_workers_import_first_is_light(module: str) -> None:
+    """A worker watches its parent before it imports anything that takes seconds."""
+    code = f"import sys, {module}; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'transformers')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -21,7 +21,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from pathlib import Path
 
 from ..errors import DmgalError
-from ..parallel import deaf_to_interrupts
+from ..parallel import deaf_to_interrupts, end_with_parent
 from .catalog.files import Stamp, quick_hash, stamp
 from .decoding.base import VideoProbe
 from .decoding.video import probe_video
@@ -192,6 +192,7 @@ def _context() -> ForkServerContext | SpawnContext:
 def _serve(connection: Connection, probe: Callable[[Path], VideoProbe]) -> None:
     """Check the received videos until the other side closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block the signal from the start
+    end_with_parent()  # a video may take a minute
     import torch
 
     torch.set_num_threads(1)

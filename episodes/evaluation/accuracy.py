@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...backbones.state import VideoState
-from ...parallel import Loader
+from ...loader import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from ..sampler import EpisodeIndices, TaskSampler

@@ -32,7 +32,7 @@ from torch.utils.data import Dataset
 
 from ...errors import DmgalError, differences, refuse_differences
 from ...files import exclusively, listed, open_regular, printable, read_json, reason, write_text
-from ...parallel import Loader
+from ...loader import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from .states import PrecomputedStates, check_states_can_be_kept, precompute_states

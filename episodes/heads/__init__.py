@@ -5,6 +5,7 @@ from torch import nn
 from .dmgal_ft import DmgalFT
 from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
 from .hyrsm import HyRSM
+from .late_fusion import LateFusion
 from .m2acl import M2ACL
 from .molo import MoLo
 from .otam import OTAM
@@ -26,12 +27,14 @@ __all__ = [
     "FrameAligned",
     "FrameDistanceHead",
     "HyRSM",
+    "LateFusion",
     "MoLo",
     "Prototype",
     "TemporalMixer",
 ]
 
 HEADS: dict[str, type[nn.Module]] = {
-    head.__name__: head for head in (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT)
+    head.__name__: head
+    for head in (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion)
 }
 """All heads by class name."""

@@ -13,6 +13,7 @@ import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from importlib import import_module
 from traceback import clear_frames
 from typing import NoReturn, TypeVar
@@ -21,6 +22,7 @@ from dmgal.errors import DmgalError
 from dmgal.files import UnusableFileError, printable, reason
 from dmgal.progress import close_bars, printed_messages
 from dmgal.recipes.run.output import tolerant_output
+from dmgal.recipes.run.ranges import check_ranges
 
 Options = TypeVar("Options")
 UNUSABLE = (UnusableFileError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -131,7 +133,12 @@ def parse_options(kind: type[Options], argv: list[str] | None, command: str, doc
     import tyro  # slow to import, and not needed by ``dmgal --help``
 
     words = sys.argv[1:] if argv is None else argv
-    return tyro.cli(kind, prog=f"dmgal {command}", args=words, description=as_description(docstring))
+    options = tyro.cli(kind, prog=f"dmgal {command}", args=words, description=as_description(docstring))
+    check_ranges("", options)
+    for name, section in vars(options).items():
+        if is_dataclass(section):
+            check_ranges("" if name == "protocol" else name, section)  # its flags have no prefix
+    return options
 
 
 def as_description(docstring: str | None) -> str:

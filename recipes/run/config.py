@@ -9,18 +9,17 @@ finished run, such as the folder of the videos on this machine.
 
 from __future__ import annotations
 
-import math
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
+from dmgal.recipes.run.ranges import SEEDS, STEPS, TASKS, Range, check_options, check_ranges, out_of_range
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.decoding.video import DecoderName
 from dmgal.videos.generated import SPLIT_FILE
@@ -33,55 +32,6 @@ Schedule = Literal["cosine", "linear", "polynomial", "inverse_sqrt", "constant"]
 Optimizer = Literal["adamw", "adam", "sgd"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 GeneratedSet = Literal["moving_shapes", "motion_world"]
-
-
-@dataclass(frozen=True)
-class Range:
-    """Bounds in the annotation of a numeric field, or of each number of a pair. None always passes, NaN never."""
-
-    least: float
-    most: float
-
-
-STEPS, TASKS, SEEDS = 10**9, 10**4, 2**63 - 1
-"""Largest number of steps, of tasks, classes and videos of one step, and of a seed."""
-MOST_OF_AN_OPTION = 2**16
-"""Largest whole number of an option of an adapter or head, most of which are sizes of tensors."""
-
-
-def check_ranges(section: str, config: Any) -> None:
-    """Raise a DmgalError if a value of a section of the recipe is outside of its range."""
-    for name, hint in get_type_hints(type(config), include_extras=True).items():
-        for bounds in getattr(hint, "__metadata__", ()):
-            value = getattr(config, name)
-            if not isinstance(bounds, Range) or value is None:
-                continue
-            for number in value if isinstance(value, tuple) else (value,):
-                if not number >= bounds.least:
-                    raise _out_of_range(section, name, value, f"at least {bounds.least:,}")
-                if number > bounds.most:
-                    raise _out_of_range(section, name, value, f"at most {bounds.most:,}")
-
-
-def _check_options(section: str, options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            _check_options(f"{section}.{name}", value)
-        for number in value if isinstance(value, list | tuple) else (value,):
-            is_large = isinstance(number, int) and abs(number) > MOST_OF_AN_OPTION
-            if is_large and not re.search("seed|prng", name):
-                raise _out_of_range(section, name, number, f"at most {MOST_OF_AN_OPTION:,}")
-            if isinstance(number, float) and not math.isfinite(number):
-                raise _out_of_range(section, name, number, "a finite number")
-
-
-def _out_of_range(section: str, name: str, value: object, expected: str) -> DmgalError:
-    return DmgalError(
-        f"`{section}.{name}` must be {expected}, got `{value}`.",
-        received=f"{section}.{name}: {value}",
-        expected=expected,
-        remedy=f"Change or remove {section}.{name}.",
-    )
 
 
 @dataclass(frozen=True)
@@ -156,6 +106,9 @@ class BackboneConfig:
 
     name: str = "tiny-clip"
     """tiny-clip, open_clip:MODEL/WEIGHTS, hf:REPOSITORY, or a folder in the transformers format."""
+    expert: str | None = None
+    """Motion expert beside the frozen backbone: a bundled adapter such as tiny-clip-motion, the folder of an adapter,
+    or that of a run with one. The head LateFusion weighs what both see. Nothing is trained."""
     pooling: Literal["patch_mean", "cls+patch_mean", "map"] | None = None
     """How the tokens of a frame become its feature. None: the backbone's own pooling."""
     trainable: bool = False
@@ -212,6 +165,9 @@ class TrainConfig:
     """Peak learning rate of the backbone's own parameters if they are trained."""
     weight_decay: Annotated[float, Range(0, 10**3)] = 0.01
     """Applied to matrices only, not to biases, norms, gains and scales. adam and sgd add it to the gradient."""
+    pull_to_start: Annotated[float, Range(0, 10**6)] = 0.0
+    """Decay of the trained weights towards their initial values, times the learning rate as for weight_decay. For an
+    adapter that continues on few classes, see adapter.start. 0: none."""
     warmup_steps: Annotated[int, Range(0, STEPS)] = 30
     """Steps of linear learning rate warm-up."""
     schedule: Schedule = "cosine"
@@ -251,13 +207,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges("train", self)
-        _check_options("train.loss_weights", self.loss_weights)
+        check_options("train.loss_weights", self.loss_weights)
         if isinstance(self.two_pass, int) and not 1 <= self.two_pass <= STEPS:
-            raise _out_of_range("train", "two_pass", self.two_pass, "no, auto, or at least 1")
+            raise out_of_range("train", "two_pass", self.two_pass, "no, auto, or at least 1")
         if self.memory_budget is not None and not self.memory_budget > 0:
-            raise _out_of_range("train", "memory_budget", self.memory_budget, "more than 0 GB, or null")
+            raise out_of_range("train", "memory_budget", self.memory_budget, "more than 0 GB, or null")
         if not 0 <= self.momentum < 1:
-            raise _out_of_range("train", "momentum", self.momentum, "at least 0 and less than 1")
+            raise out_of_range("train", "momentum", self.momentum, "at least 0 and less than 1")
         if self.momentum and self.optimizer != "sgd":
             raise DmgalError(
                 f"`train.momentum` requires `train.optimizer=sgd`, got `{self.optimizer}`.",
@@ -266,9 +222,9 @@ class TrainConfig:
                 remedy="Remove train.momentum or use sgd.",
             )
         if self.ema is not None and not 0 < self.ema < 1:
-            raise _out_of_range("train", "ema", self.ema, "a decay between 0 and 1, or null")
+            raise out_of_range("train", "ema", self.ema, "a decay between 0 and 1, or null")
         if self.clip_norm is not None and not self.clip_norm > 0:
-            raise _out_of_range("train", "clip_norm", self.clip_norm, "more than 0, or null")
+            raise out_of_range("train", "clip_norm", self.clip_norm, "more than 0, or null")
 
 
 @dataclass(frozen=True)
@@ -285,8 +241,15 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _check_options("adapter", self.adapter or {})
-        _check_options("head", self.head)
+        if self.backbone.expert is not None and (self.adapter is not None or self.backbone.trainable):
+            raise DmgalError(
+                "A motion expert stands beside a frozen backbone.",
+                received="backbone.expert with an adapter or a trainable backbone",
+                expected="either an expert, or an adapter or a backbone to train",
+                remedy="Remove the adapter, or train it without backbone.expert and then pass the run as the expert.",
+            )
+        check_options("adapter", self.adapter or {})
+        check_options("head", self.head)
 
 
 def _expand_short_flag(flag: str) -> str:
@@ -320,6 +283,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
         "Weights of a head's losses: --train.loss-weights.LOSS WEIGHT.",
         config=(tyro.conf.AvoidSubcommands,),
     )
+    check_ranges("", options)
     return options, names
 
 
@@ -337,7 +301,7 @@ class DataOverrides:
     """Folder of decoded frames, written by dmgal store."""
     on_bad_video: OnBadVideo | None = None
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
-    num_workers: int | None = None
+    num_workers: Annotated[int | None, Range(0, 256)] = None
     """Number of data loading processes."""
 
     @property

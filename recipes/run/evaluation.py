@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -22,9 +23,13 @@ from dmgal.recipes.run.data import build_catalog, data_as_json, seen_classes, wa
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
 from dmgal.recipes.run.folder import Run, read_tensors
+from dmgal.recipes.run.layers import from_mapping, read_layer
+from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
 from dmgal.recipes.run.weights import load_trained_state
 from dmgal.videos import VideoCatalog
 
+DEFAULT_METHOD = "method/motion"
+"""Layer of the recognizer that needs no training."""
 MOST_EPISODES = 1_000_000
 """Upper limit of --until."""
 
@@ -35,18 +40,18 @@ class Protocol:
 
     split: Literal["test", "val"] = "test"
     """test: the novel classes. Evaluate on them only once, for the final report."""
-    n_way: Annotated[int | None, tyro.conf.arg(aliases=["--ways"])] = None
+    n_way: Annotated[int | None, Range(1, TASKS), tyro.conf.arg(aliases=["--ways"])] = None
     """Classes per task. None: as in training."""
-    k_shot: Annotated[int | None, tyro.conf.arg(aliases=["--shots"])] = None
+    k_shot: Annotated[int | None, Range(1, TASKS), tyro.conf.arg(aliases=["--shots"])] = None
     """Support videos per class. None: as in training."""
-    n_query: Annotated[int, tyro.conf.arg(aliases=["--queries"])] = 1
+    n_query: Annotated[int, Range(1, TASKS), tyro.conf.arg(aliases=["--queries"])] = 1
     """Query videos per class."""
-    episodes: int = 10_000
+    episodes: Annotated[int, Range(1, 10**8)] = 10_000
     """Number of episodes. With --until: episodes before the interval is first checked."""
-    until: float | None = None
+    until: Annotated[float | None, Range(0.01, 100)] = None
     """Continue until the half-width of the 95 % interval is this many points, at most to a million episodes. Because of
     the repeated checks, the interval covers the true accuracy slightly less often than 95 %."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the episodes."""
 
 
@@ -65,6 +70,19 @@ def load_run(
         weights = read_tensors(run.weights) if os.path.lexists(run.weights) else {}
         load_trained_state(recognizer, weights, run.weights)
     return recipe, recognizer.to(dtype_of(recipe.train.precision)).eval()
+
+
+def is_run(folder: Path) -> bool:
+    """Return True if the folder holds a run."""
+    return os.path.lexists(folder / "recipe.yaml")
+
+
+def load_run_or_default(folder: Path | None) -> tuple[Recipe, FewShotRecognizer]:
+    """Return recipe and recognizer of the run in a folder, or of `DEFAULT_METHOD` without one."""
+    if folder is not None:
+        return load_run(Run(folder))
+    recipe = from_mapping(Recipe, read_layer(DEFAULT_METHOD))
+    return recipe, build_recognizer(recipe).eval()
 
 
 def evaluation_data(

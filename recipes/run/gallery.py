@@ -143,7 +143,8 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
     frozen = ((name, tensor) for name, tensor in backbone if not is_added(name))
     added = ((name, tensor) for name, tensor in backbone if is_added(name))
     head = recognizer.head.state_dict().items() if isinstance(recognizer.head, torch.nn.Module) else ()
-    return {
+    expert = {} if recipe.backbone.expert is None else {"motion expert": weights_hash(_weights(recognizer.encoder))}
+    return expert | {
         "backbone": without_folder(recipe.backbone.name),
         "backbone weights": weights_hash(frozen),
         "adapter": _text(options["adapter"]),
@@ -157,6 +158,10 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
         "decoder": recipe.data.decoder,
         "precision": str(next(recognizer.parameters()).dtype).removeprefix("torch."),
     }
+
+
+def _weights(encoder: object) -> Iterable[tuple[str, Tensor]]:
+    return encoder.state_dict().items() if isinstance(encoder, torch.nn.Module) else ()
 
 
 def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -34,6 +34,8 @@ T = TypeVar("T")
 Tree = dict[str, Any]
 KINDS = {"adapter": "peft_type", "head": "name"}
 """Sections that select one of several classes, and the key that names it."""
+START = "start"
+"""Option of an adapter that names a trained one, which has its own options."""
 PER_DATA = "per_data"
 """Section of a method layer with its values for each data set, by ``data.name``."""
 
@@ -70,7 +72,7 @@ def read_layer(name: str) -> Tree:
 def merged(layers: Iterable[Tree]) -> Tree:
     """Merge layers, later ones on top.
 
-    An adapter with another ``peft_type``, or a head with another ``name``, replaces the earlier one.
+    An adapter with another ``peft_type`` or a ``start``, or a head with another ``name``, replaces the earlier one.
 
     The ``per_data`` values of a layer for the recipe's data set are applied right after that layer, in any order of
     the layers.
@@ -107,8 +109,8 @@ def _merge(layers: list[Tree]) -> Tree:
     result: Tree = {}
     for layer in layers:
         for section, mark in KINDS.items():
-            if _is_another(result.get(section), layer.get(section), mark):
-                del result[section]
+            if _is_another(result.get(section), layer.get(section), mark) or START in _options_of(layer, section):
+                result.pop(section, None)
         result = _on_top(result, layer)
     return result
 
@@ -233,6 +235,11 @@ def _scalar(flag: str, text: str) -> Any:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
+
+
+def _options_of(layer: Tree, section: str) -> Tree:
+    options = layer.get(section)
+    return options if isinstance(options, dict) else {}
 
 
 def _is_another(below: Any, above: Any, mark: str) -> bool:

@@ -60,7 +60,7 @@ def find_videos(paths: tuple[Path, ...]) -> list[Path]:
             "There is no clip to recognize.",
             received="no path",
             expected="clips or folders of clips",
-            remedy="Run dmgal recognize RUN GALLERY CLIP ...",
+            remedy="Run dmgal recognize [RUN] GALLERY CLIP ...",
         )
     return found
 

@@ -59,7 +59,8 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
     """
     backbone: Any = recognizer.encoder.backbone
     rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
-    if not hasattr(backbone, "peft_config"):
+    adapter = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
+    if not hasattr(backbone, "peft_config") or not adapter:  # a motion expert is not saved again
         if rest:
             write_tensors(run.folder / "weights.safetensors", rest)
         return
@@ -67,7 +68,6 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
     shutil.rmtree(partial, ignore_errors=True)
     for config in backbone.peft_config.values():
         _without_folders(config)
-    adapter = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
     # "auto" for the embeddings would ask the hub
     backbone.save_pretrained(str(partial), state_dict=adapter, save_embedding_layers=False)
     if rest:

@@ -80,6 +80,7 @@ class TrainingStep:
         """The model as prepared by Accelerate."""
         self.optimizer: Any = state.optimizer
         """The optimizer as prepared by Accelerate."""
+        self._start: dict[int, Tensor] = {}
 
     def run(self, episodes: Sequence[Episode]) -> StepResult:
         """Train on this process's tasks of the next step. Every process must call this."""
@@ -101,6 +102,21 @@ class TrainingStep:
         rate = float(self.schedule.get_last_lr()[0])
         self.schedule.step()
         return StepResult(means, norm, rate, problem, stopping)
+
+    def remember_start(self) -> None:
+        """Keep the current weights for ``train.pull_to_start``. Call it before a checkpoint is loaded."""
+        if self._recipe.train.pull_to_start:
+            self._start = {id(p): p.detach().clone() for p in self._recognizer.parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def _pull(self) -> None:
+        """Move the weights towards the start, by a share that decays with the learning rate (L2-SP, ICML 2018)."""
+        if not self._start or self.optimizer.step_was_skipped:
+            return
+        for group in self.optimizer.param_groups:
+            share = min(group["lr"] * self._recipe.train.pull_to_start, 1.0)
+            for parameter in group["params"]:
+                parameter.lerp_(self._start[id(parameter)], share)
 
     def _clip(self) -> float:
         """Clip the gradient and return its norm before clipping."""
@@ -125,6 +141,7 @@ class TrainingStep:
         problem = self._state.bad_losses.verdict(loss, 0.0 if may_overflow else norm)
         if problem is None:
             self.optimizer.step()
+            self._pull()
             if self._state.average is not None and not self.optimizer.step_was_skipped:
                 self._state.average.update()
         elif scaler is not None:

@@ -5,6 +5,7 @@ The tasks of a step depend only on the seed and the step. All processes share a 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from accelerate import Accelerator
 from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.episodes.evaluation import Estimate
-from dmgal.parallel import Loader
+from dmgal.loader import Loader
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import log_skipped, test_clips
 from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared, ignore_in_worker
@@ -26,7 +27,10 @@ from dmgal.videos.bad_videos import BadVideos, without_bad
 from dmgal.videos.dataset import CACHE_BYTES, ClipSource
 from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
 
+logger = logging.getLogger(__name__)
 VALIDATION_SEED = 1
+FEW_CLASSES = 16
+"""Number of base classes below which a training on them alone is doubtful (docs/motion.md)."""
 
 
 class TrainingData:
@@ -140,6 +144,8 @@ class Selection:
         step: step of the last validation.
         since_best: number of validations since the best one.
         tasks: hash of the tasks; empty in older checkpoints.
+        is_start: True if the best weights are those of a trained adapter that the run started from. Only a gain whose
+            interval is above zero replaces them.
     """
 
     best: float | None = None
@@ -147,6 +153,7 @@ class Selection:
     step: int = -1
     since_best: int = 0
     tasks: str = ""
+    is_start: bool = False
 
     def take(self, step: int, accuracies: torch.Tensor) -> tuple[bool, str]:
         """Add a validation and return whether it is the best so far, and a line for the log."""
@@ -154,14 +161,30 @@ class Selection:
         better = self.best is None or result.mean > self.best
         if len(self.accuracies) == len(accuracies):
             change = Estimate.of(accuracies - torch.tensor(self.accuracies, dtype=torch.float64))
-            gain = f", {change.mean:+.1f} ± {change.half_width:.1f} over the previous best" if better else ""
+            if self.is_start:
+                better = change.mean > change.half_width
+            of_what = "start" if self.is_start else "previous best"
+            gain = f", {change.mean:+.1f} ± {change.half_width:.1f} over the {of_what}" if better else ""
         self.step = step
+        self.is_start = step == 0 or (self.is_start and not better)
         self.since_best = 0 if better else self.since_best + 1
         if better:
             self.best, self.accuracies = result.mean, accuracies.tolist()
         half_width = "" if math.isinf(result.half_width) else f" ± {result.half_width:.1f}"
         note = f" (best so far{gain})" if better else ""
         return better, f"step {step}: validation {result.mean:.1f}{half_width} %{note}"
+
+
+def warn_of_few_classes(recipe: Recipe, catalog: VideoCatalog) -> None:
+    """Log a warning if a new adapter would be trained on few base classes."""
+    num_classes = len(set(catalog.labels.tolist()))
+    if recipe.train.steps and num_classes < FEW_CLASSES and "start" not in (recipe.adapter or {"start": None}):
+        logger.warning(
+            "Only %d base classes: on new classes, an adapter trained on so few is often worse than the frozen "
+            "backbone. To continue from a trained adapter, pass --adapter.start %s",
+            num_classes,
+            "tiny-clip-motion" if recipe.backbone.name == "tiny-clip" else "RUN, a run on data/motion_world",
+        )
 
 
 def report_skipped(bad_videos: BadVideos, split: str) -> None:

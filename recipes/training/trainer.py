@@ -23,7 +23,7 @@ from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.step import StepResult, TrainingStep, make_two_pass, measure_head_norms
-from dmgal.recipes.training.tasks import TrainingData, Validation
+from dmgal.recipes.training.tasks import TrainingData, Validation, warn_of_few_classes
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_state import TrainingState
 from dmgal.videos import VideoCatalog
@@ -60,7 +60,8 @@ class Trainer:
         )
         self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, self._validation.tasks_hash)
         self.progress, self.selection = self.state.progress, self.state.selection
-        self._data = TrainingData(recipe, catalog.split("train"), recognizer.encoder.image_size[0])
+        self._base = catalog.split("train")
+        self._data = TrainingData(recipe, self._base, recognizer.encoder.image_size[0])
         self._step = TrainingStep(recipe, recognizer, accelerator, stop, self.state)
 
     def prepare(self, resume: bool) -> None:
@@ -68,6 +69,7 @@ class Trainer:
         train, state = self.recipe.train, self.state
         if self.main:
             state.clean_up()
+            warn_of_few_classes(self.recipe, self._base)
         self.accelerator.wait_for_everyone()
         state.two_pass = make_two_pass(self.recipe, self.recognizer, self.accelerator)
         if train.compile:
@@ -77,6 +79,7 @@ class Trainer:
                 prepared = self.accelerator.prepare(self.recognizer, state.optimizer)
             self._step.model, self._step.optimizer = prepared
         state.average = MovingAverage(self.recognizer, train.ema) if train.ema else None
+        self._step.remember_start()
         if resume:
             last_validation = state.restore()
             if self.main:
@@ -95,6 +98,8 @@ class Trainer:
             self.tracking.start(progress.step)
             if self.state.is_under_deepspeed:
                 logger.info("The optimizer's state is not saved under DeepSpeed: this run cannot be resumed")
+            if "start" in (self.recipe.adapter or {}) and self.selection.best is None and not progress.step:
+                self.validate()
             self._validate_where_due()
             if self._is_over():
                 return

@@ -139,3 +139,24 @@ def test_modules_to_save_match_no_part_of_an_adapter(config, part, backbones):
     wrapped = [name for name, _ in model.named_modules() if name.endswith("modules_to_save")]
     adapters = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[config.kind]
     assert wrapped and not any(adapters in name for name in wrapped)
+
+
+def test_status_names_the_method(open_clip_visual):
+    model = injected(open_clip_visual, both())
+    model.add_adapter("second", SmgaConfig(num_frames=FRAMES))
+    assert model.get_model_status().peft_types == {"default": "DMGAL", "second": "DMGAL"}
+
+
+def test_injection_with_a_state_dict_takes_weights_of_the_same_adapter(open_clip_visual):
+    weights = peft.get_peft_model_state_dict(injected(open_clip_visual, both()))
+    model = peft.inject_adapter_in_model(both(), open_clip_visual.make(), state_dict=weights)
+    assert not peft.set_peft_model_state_dict(model, weights).unexpected_keys
+    loaded = peft.get_peft_model_state_dict(model)
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+
+
+def test_injection_with_the_state_dict_of_another_adapter_is_refused(open_clip_visual):
+    weights = peft.get_peft_model_state_dict(injected(open_clip_visual, both()))
+    other = DmgalConfig(num_frames=FRAMES, smga_blocks=[0], cmga_blocks=[])
+    with pytest.raises(DmgalError, match="do not fit the adapter"):
+        peft.inject_adapter_in_model(other, open_clip_visual.make(), state_dict=weights)

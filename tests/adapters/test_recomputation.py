@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 
+import peft
 import pytest
 import torch
 from torch import nn
 
 import dmgal.adapters.dmgal as smga
-from dmgal.adapters.autograd import recomputed
+from dmgal.adapters import SmgaConfig
+from dmgal.adapters.autograd import differentiable_twice, recomputed
 from dmgal.adapters.motion import BottleneckShape
+from dmgal.backbones import FrameEncoder
 from dmgal.episodes.two_pass.memory import LiveBytes
+from dmgal.errors import DmgalError
 
 SHAPE = BottleneckShape(width=32, bottleneck=8, motion_width=4, num_frames=4, num_prefix_tokens=1, grid=(8, 8))
 
@@ -146,3 +150,56 @@ def test_frozen_inputs_and_parameters_get_no_gradient():
     assert linear.bias.grad is None and linear.weight.grad is not None
     with torch.no_grad():
         assert not recomputed(linear, entering, list(linear.parameters())).requires_grad
+
+
+def penalty(made, tokens):
+    """Return the gradients of a gradient penalty: of the squared norm of the first gradient."""
+    leaf = tokens.detach().clone().requires_grad_()
+    loss = made(leaf).square().sum()
+    first = torch.autograd.grad(loss, [leaf, *made.parameters()], create_graph=True)
+    return torch.autograd.grad(sum(g.square().sum() for g in first), [leaf, *made.parameters()])
+
+
+def test_gradients_of_gradients_are_those_without_recomputation(monkeypatch):
+    made, tokens = adapter(), torch.randn(2, 4, 65, 32, dtype=torch.float64)
+    with differentiable_twice():
+        found = penalty(made, tokens)
+    disable_recomputation(monkeypatch)
+    for one, other in zip(found, penalty(made, tokens), strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_second_gradient_outside_of_the_context_is_refused():
+    with pytest.raises(DmgalError, match="differentiable_twice"):
+        penalty(adapter(), torch.randn(2, 4, 65, 32, dtype=torch.float64))
+
+
+def test_transforms_of_torch_func_give_the_same_gradients():
+    made, tokens = adapter(), torch.randn(3, 4, 65, 32, dtype=torch.float64)
+
+    def loss(parameters, videos):
+        return torch.func.functional_call(made, parameters, (videos,)).square().sum()
+
+    parameters = {name: p.detach() for name, p in made.named_parameters()}
+    found = torch.func.grad(loss)(parameters, tokens)
+    expected = result_and_gradients(made, tokens)
+    for name, gradient in found.items():
+        assert torch.allclose(gradient, expected[name], rtol=1e-9, atol=1e-12)
+    by_video = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, tokens[:, None])
+    for name, gradients in by_video.items():
+        assert torch.allclose(gradients.sum(0), expected[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("checkpoint_blocks", [False, True])
+def test_second_gradients_of_an_encoder(open_clip_visual, checkpoint_blocks):
+    """Include attention of the backbone and recomputed blocks."""
+    model = peft.get_peft_model(open_clip_visual.make(), SmgaConfig(num_frames=4)).double()
+    encoder = FrameEncoder(model, checkpoint_blocks=checkpoint_blocks)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        nn.init.normal_(parameter, std=0.1)
+    with differentiable_twice():
+        loss = encoder.encode(open_clip_visual.videos(2).double())["features"].square().sum()
+    first = torch.autograd.grad(loss, trained, create_graph=True)
+    second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), trained)
+    assert all(gradient.isfinite().all() for gradient in second) and any(gradient.any() for gradient in second)

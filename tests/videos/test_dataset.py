@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, default_convert
 from dmgal.episodes.episode_dataset import EpisodeDataset
 from dmgal.episodes.sampler import EpisodeSampler, ReversalSampler
 from dmgal.errors import DmgalError
-from dmgal.parallel import Loader
+from dmgal.loader import Loader
 from dmgal.videos import VideoCatalog
 from dmgal.videos import dataset as dataset_module
 from dmgal.videos.dataset import CACHE_BYTES, ClipReader, ClipSource, VideoDataset
@@ -110,7 +110,8 @@ def test_episodes_are_independent_of_workers(catalog, context):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in Linux's /proc")
-@pytest.mark.parametrize("decoder", [pytest.param("pyav", marks=pytest.mark.slow), "decord"])
+@pytest.mark.slow
+@pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_workers_start_no_extra_threads(catalog, decoder):
     if decoder == "decord":
         pytest.importorskip("decord")

@@ -19,6 +19,7 @@ from dmgal.episodes.heads import (
     DmgalFT,
     FrameAligned,
     HyRSM,
+    LateFusion,
     MoLo,
     Prototype,
 )
@@ -41,6 +42,8 @@ CASES = {
     "hyrsm": HeadCase(partial(HyRSM, 16, num_base_classes=7), FRAMES),
     "hyrsm_without_classes": HeadCase(partial(HyRSM, 16, 2), FRAMES),
     "hyrsm_centered": HeadCase(partial(HyRSM, 16, num_base_classes=7, center="video"), FRAMES),
+    "late_fusion": HeadCase(LateFusion, FRAMES),
+    "late_fusion_two_streams": HeadCase(partial(LateFusion, (6, 10), (0.2, 0.3, 0.5)), FRAMES),
     "prototype": HeadCase(Prototype, FRAMES),
     "prototype_euclidean": HeadCase(partial(Prototype, "euclidean"), FRAMES),
     "prototype_scaled": HeadCase(partial(Prototype, "euclidean", 10.0), FRAMES),

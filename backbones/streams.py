@@ -1,0 +1,158 @@
+"""Several encoders of the same video side by side, as in two-stream networks: what a frozen backbone sees, what moves.
+
+The second stream is a motion expert: the same backbone with its adapter, or a small one beside a backbone of any kind.
+A head such as `LateFusion` weighs the streams. No layer relates the videos of a task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import DmgalError
+from .encoder import BlockInput, FrameEncoder
+from .state import VideoState
+
+
+class StreamEncoder(nn.Module):
+    """An encoder with the frame features of all streams, concatenated.
+
+    Videos have the size of the largest stream and are resized for the others. Streams of one encoder that follow each
+    other share the blocks before its first adapter.
+
+    Args:
+        streams: encoders with frame features ``(V, T, D)``. An encoder may be given several times.
+        adapted: for each stream, False to switch the adapters of its backbone off. Default: all on.
+
+    Raises:
+        DmgalError: a stream relates the videos of a task, or has maps instead of frame features.
+    """
+
+    has_task_layer = False
+
+    def __init__(self, streams: Sequence[Any], adapted: Sequence[bool] | None = None) -> None:
+        super().__init__()
+        self.adapted = (True,) * len(streams) if adapted is None else tuple(adapted)
+        for encoder, is_adapted in zip(streams, self.adapted, strict=True):
+            with _adapters(encoder, is_adapted):
+                _check_stream(encoder)
+        self._encoders = nn.ModuleList(dict.fromkeys(streams))  # each once, also in the state dict
+        self._places = tuple([*dict.fromkeys(streams)].index(encoder) for encoder in streams)
+
+    @property
+    def streams(self) -> list[Any]:
+        """The encoder of each stream."""
+        return [self._encoders[place] for place in self._places]
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone of the first stream."""
+        return self.streams[0].backbone  # type: ignore[no-any-return]
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images of the largest stream."""
+        return max((encoder.image_size for encoder in self.streams), key=lambda size: size[0] * size[1])
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Number of channels ``D`` of each stream."""
+        return tuple(encoder.feature_width for encoder in self.streams)
+
+    @property
+    def feature_width(self) -> int:
+        """Number of channels of all streams together."""
+        return sum(self.widths)
+
+    @property
+    def mean(self) -> Tensor:
+        """Means of the image normalization of all streams, ``(3 * streams,)``."""
+        return torch.cat([encoder.mean.flatten() for encoder in self.streams])
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviations of the image normalization of all streams, ``(3 * streams,)``."""
+        return torch.cat([encoder.std.flatten() for encoder in self.streams])
+
+    def encode(self, videos: Tensor) -> VideoState:
+        """Return ``{"features": (V, T, D1 + D2 + ...)}`` of uint8 videos ``(V, T, 3, H, W)``.
+
+        Raises:
+            DmgalError: the videos are normalized already.
+        """
+        if videos.dtype != torch.uint8:
+            raise DmgalError(
+                "Each stream normalizes the videos in its own way.",
+                received=f"videos of type {videos.dtype}",
+                expected="torch.uint8",
+                remedy="Pass the decoded frames.",
+            )
+        features, previous, start = [], None, None
+        for encoder, is_adapted in zip(self.streams, self.adapted, strict=True):
+            if encoder is not previous:
+                resized, start, previous = _resized(videos, encoder.image_size), None, encoder
+            with _adapters(encoder, is_adapted):
+                if start is None:
+                    start = _shared_part(encoder, resized)
+                options = {} if start is None else {"start": start}
+                features.append(encoder.encode(resized, **options)["features"])
+        return VideoState(features=torch.cat(features, dim=-1))
+
+    def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
+        """Return the features of support and query, which no layer relates."""
+        return support["features"], query["features"]
+
+
+def _shared_part(encoder: Any, videos: Tensor) -> BlockInput | None:
+    """Return the point of an encoding before the first adapter, or None if there is no such point."""
+    if not isinstance(encoder, FrameEncoder) or encoder.first_adapted_block is None:
+        return None
+    return encoder.advance(encoder.embed(videos), encoder.first_adapted_block)
+
+
+@contextmanager
+def _adapters(encoder: Any, is_adapted: bool) -> Iterator[None]:
+    """Switch the backbone's adapters off inside the context if ``is_adapted`` is false.
+
+    PEFT's ``disable_adapter`` would make their parameters require gradients afterwards.
+    """
+    layers = [] if is_adapted else [m for m in encoder.backbone.modules() if hasattr(m, "_disable_adapters")]
+    before = [vars(layer).get("_disable_adapters") for layer in layers]  # None: the default of the class
+    try:
+        for layer in layers:
+            layer._disable_adapters = True
+        yield
+    finally:
+        for layer, is_off in zip(layers, before, strict=True):
+            if is_off is None:
+                del layer._disable_adapters
+            else:
+                layer._disable_adapters = is_off
+
+
+def _resized(videos: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(videos.shape[-2:]) == tuple(size):
+        return videos
+    images = rearrange(videos, "v t c h w -> (v t) c h w")
+    if images.device.type == "cpu":
+        images = functional.interpolate(images, size=size, mode="bilinear", antialias=True)
+    else:  # other devices have no kernel for uint8
+        images = functional.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+        images = images.round().clamp(0, 255).to(torch.uint8)
+    return rearrange(images, "(v t) c h w -> v t c h w", v=len(videos))
+
+
+def _check_stream(encoder: Any) -> None:
+    if encoder.has_task_layer or encoder.pooling == "map":
+        raise DmgalError(
+            "A stream needs frame features that do not depend on a task.",
+            received="a task layer (a Cmga)" if encoder.has_task_layer else 'pooling="map"',
+            expected="an encoder with a Smga or without adapters, and another pooling",
+            remedy="Train method/smga, or remove pooling.",
+        )
