@@ -116,6 +116,7 @@ def test_no_schemas_are_defined_without_torchvision() -> None:
     assert run(hide + STATE) == ["False", "False", "False", "False"]
 
 
+@pytest.mark.slow
 def test_installed_hook_makes_torchvision_importable(tmp_path: Path) -> None:
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")

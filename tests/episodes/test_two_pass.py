@@ -221,7 +221,14 @@ def allocator_error():
     return RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), allocator_error()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        pytest.param(MemoryError(), marks=pytest.mark.slow),
+        pytest.param(allocator_error(), marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("when", ["forward", "backward"])
 def test_out_of_memory_reduces_the_chunk(monkeypatch, caplog, error, when):
     model, episodes = of_adapter("DMGAL"), [task(0)]
@@ -353,7 +360,9 @@ def test_default_budget_is_free_memory():
     assert two_pass.planner.plan.chunk >= 7  # a tiny model
 
 
-@pytest.mark.parametrize("config", [DmgalConfig(num_frames=4), None], ids=["DMGAL", "all trained"])
+@pytest.mark.parametrize(
+    "config", [DmgalConfig(num_frames=4), pytest.param(None, marks=pytest.mark.slow)], ids=["DMGAL", "all trained"]
+)
 def test_extra_memory_is_a_small_share(config):
     """5-way 5-shot with one query per class: exact peak of live tensors above those held before."""
     network = load_backbone("tiny-clip").requires_grad_(config is None)

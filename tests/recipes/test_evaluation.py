@@ -49,14 +49,14 @@ def evaluated(run: Path, *flags: str, episodes: int = 60) -> dict:
 
 
 @pytest.mark.parametrize("name", ["cmga", "smga0"])
-def test_cached_states_give_the_results_of_states_in_memory(runs, name, capsys) -> None:
-    run = runs / name
-    first = evaluated(run)
+def test_cached_states_give_the_results_of_states_in_memory(runs, name, tmp_path, capsys) -> None:
+    run, cache = runs / name, ("--cache", str(tmp_path / "states"))
+    first = evaluated(run, *cache)
     assert f"{NUM_VIDEOS} of {NUM_VIDEOS} videos encoded" in capsys.readouterr().err
-    again = evaluated(run)
+    again = evaluated(run, *cache)
     assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().err
     assert first == again == evaluated(run, "--states", "memory")
-    evaluated(run, "--shots", "2")
+    evaluated(run, "--shots", "2", *cache)
     assert f"0 of {NUM_VIDEOS} videos encoded" in capsys.readouterr().err
 
 

@@ -45,6 +45,7 @@ def test_steps_in_float64_agree(in_float64, name):
     assert max((first[key].double() - second[key].double()).abs().max().item() for key in first) < 1e-9
 
 
+@pytest.mark.slow
 def test_dropout_is_equal_on_any_number_of_processes(tmp_path, data_flags):
     """TRX drops a tenth of its coded frames. The full backbone is trained with SGD, as in the paper."""
     common = ["--train.precision", "float64", "--train.steps", "2", "--train.tasks-per-step", "2", "--train.clip-norm"]

@@ -36,7 +36,7 @@ def whole(tmp_path_factory, words):
     return out
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", pytest.param("SIGUSR1", marks=pytest.mark.slow)])
 def test_signal_saves_within_a_step(tmp_path, words, whole, monkeypatch, name, capsys):
     out, step = tmp_path / "run", Tracking.step
 
@@ -100,7 +100,9 @@ def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change
     assert (before == now) == (not is_reset)
 
 
-@pytest.mark.parametrize("optimizer", [["adam"], ["sgd", "--train.momentum", "0.9"]])
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(["adam"], marks=pytest.mark.slow), ["sgd", "--train.momentum", "0.9"]]
+)
 def test_resume_is_bit_identical_for_every_optimizer(tmp_path, data_flags, monkeypatch, optimizer):
     words = ["train", "method/smga", *data_flags, "--train.steps", "3", "--train.optimizer", *optimizer]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
