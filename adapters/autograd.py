@@ -26,9 +26,11 @@ from ..errors import DmgalError
 def differentiable_twice() -> Iterator[None]:
     """Make forward passes in the context differentiable any number of times, at the usual cost of memory.
 
-    with dmgal.adapters.differentiable_twice():
-        loss = task_loss(model(videos))
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        with dmgal.adapters.differentiable_twice():
+            loss = task_loss(model(videos))
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+
+    The backward pass may run outside of the context.
     """
     token = SAVES_EVERYTHING.set(True)
     try:

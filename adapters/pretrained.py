@@ -1,9 +1,11 @@
 """Trained adapters: those that ship with dmgal, by name, and the folders that training writes.
 
-import dmgal.adapters, dmgal.backbones, peft
+    import dmgal.adapters, dmgal.backbones, peft
 
-backbone = dmgal.backbones.load_backbone("tiny-clip")
-model = peft.PeftModel.from_pretrained(backbone, dmgal.adapters.pretrained("tiny-clip-motion"))
+    backbone = dmgal.backbones.load_backbone("tiny-clip")
+    model = peft.PeftModel.from_pretrained(backbone, dmgal.adapters.pretrained("tiny-clip-motion"))
+
+Importing ``dmgal.adapters`` registers our methods with PEFT.
 """
 
 from __future__ import annotations

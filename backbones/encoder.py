@@ -106,8 +106,8 @@ class FrameEncoder(nn.Module):
     @property
     def first_adapted_block(self) -> int | None:
         """Index of the first block with an adapter, active or not, or None if a part outside the blocks has one."""
-        per_block = [_num_adapted_modules(block) for block in self._blocks()]
-        if sum(per_block) < _num_adapted_modules(self._model):
+        per_block = [len(adapted_modules(block)) for block in self._blocks()]
+        if sum(per_block) < len(adapted_modules(self._model)):
             return None
         return next((index for index, count in enumerate(per_block) if count), self.spec.num_blocks)
 
@@ -314,8 +314,9 @@ class FrameEncoder(nn.Module):
         return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
 
 
-def _num_adapted_modules(module: nn.Module) -> int:
-    return sum(hasattr(part, "_disable_adapters") for part in module.modules())
+def adapted_modules(module: nn.Module) -> list[Any]:
+    """Return the layers of PEFT inside a module, which have a switch for their adapters."""
+    return [part for part in module.modules() if hasattr(part, "_disable_adapters")]
 
 
 class _AdapterSettings:

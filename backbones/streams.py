@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import DmgalError
-from .encoder import BlockInput, FrameEncoder
+from .encoder import BlockInput, FrameEncoder, adapted_modules
 from .state import VideoState
 
 
@@ -111,9 +111,8 @@ class StreamEncoder(nn.Module):
 
 def _shared_part(encoder: Any, videos: Tensor) -> BlockInput | None:
     """Return the point of an encoding before the first adapter, or None if there is no such point."""
-    if not isinstance(encoder, FrameEncoder) or encoder.first_adapted_block is None:
-        return None
-    return encoder.advance(encoder.embed(videos), encoder.first_adapted_block)
+    block = encoder.first_adapted_block if isinstance(encoder, FrameEncoder) else None
+    return None if block is None else encoder.advance(encoder.embed(videos), block)
 
 
 @contextmanager
@@ -122,7 +121,7 @@ def _adapters(encoder: Any, is_adapted: bool) -> Iterator[None]:
 
     PEFT's ``disable_adapter`` would make their parameters require gradients afterwards.
     """
-    layers = [] if is_adapted else [m for m in encoder.backbone.modules() if hasattr(m, "_disable_adapters")]
+    layers = [] if is_adapted else adapted_modules(encoder.backbone)
     before = [vars(layer).get("_disable_adapters") for layer in layers]  # None: the default of the class
     try:
         for layer in layers:

@@ -30,7 +30,7 @@ from dmgal.episodes.heads import BiMHM, LateFusion
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import test_clips
-from dmgal.recipes.run.evaluation import load_run, load_run_or_default
+from dmgal.recipes.run.evaluation import default_recipe, load_run
 from dmgal.recipes.run.folder import Run, environment
 from dmgal.videos import VideoCatalog
 
@@ -122,7 +122,7 @@ def as_json(estimate: Estimate) -> dict[str, float]:
 def measure(options: Options) -> dict[str, Any]:
     """Return the result of one data set and backbone."""
     catalog = catalog_of(options.root)
-    default, _ = load_run_or_default(None)
+    default = default_recipe()
     recipe = replace(default, backbone=replace(default.backbone, name=options.backbone))
     found = evaluations_of(recipe, build_recognizer(recipe).eval(), catalog, options.episodes)
     for folder in options.others:

@@ -17,8 +17,7 @@ index: the sum of both distances counts. Which part helps depends on the task an
    distance of a support video to its nearest other class.
 
 Of more than 256 support videos, every n-th is held out and measured, against all others. A query's logits depend on
-the support and on this query only. The constants were chosen on validation classes, see
-docs/motion.md.
+the support and on this query only. The constants were chosen on validation classes, see docs/motion.md.
 """
 
 from __future__ import annotations

@@ -63,14 +63,13 @@ def adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Modu
 def _start(recipe: Recipe) -> Path | None:
     """Return the folder of the trained adapter that the recipe starts from, if it does."""
     options = dict(recipe.adapter or {})
-    if "start" not in options:
+    if not recipe.is_continued:
         return None
-    start = options.pop("start")
-    others = sorted(options.keys() - {"peft_type"})
+    start, others = options["start"], sorted(options.keys() - {"peft_type", "start"})
     if others or not isinstance(start, str):
         raise DmgalError(
             "A trained adapter has its own options.",
-            received=", ".join(f"adapter.{name}: {recipe.adapter[name]}" for name in others or ["start"]),  # type: ignore[index]
+            received=", ".join(f"adapter.{name}: {options[name]}" for name in others or ["start"]),
             expected="adapter.start, the name or folder of a trained adapter, and no other options",
             remedy="Remove the other options, or adapter.start to train a new adapter.",
         )

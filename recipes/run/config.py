@@ -251,6 +251,11 @@ class Recipe:
         check_options("adapter", self.adapter or {})
         check_options("head", self.head)
 
+    @property
+    def is_continued(self) -> bool:
+        """True if the adapter is a trained one to continue from."""
+        return "start" in (self.adapter or {})
+
 
 def _expand_short_flag(flag: str) -> str:
     name, equals, value = flag.partition("=")

@@ -81,8 +81,13 @@ def load_run_or_default(folder: Path | None) -> tuple[Recipe, FewShotRecognizer]
     """Return recipe and recognizer of the run in a folder, or of `DEFAULT_METHOD` without one."""
     if folder is not None:
         return load_run(Run(folder))
-    recipe = from_mapping(Recipe, read_layer(DEFAULT_METHOD))
+    recipe = default_recipe()
     return recipe, build_recognizer(recipe).eval()
+
+
+def default_recipe() -> Recipe:
+    """Return the recipe of `DEFAULT_METHOD`."""
+    return from_mapping(Recipe, read_layer(DEFAULT_METHOD))
 
 
 def evaluation_data(

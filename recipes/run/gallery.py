@@ -142,7 +142,6 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
     backbone = recognizer.encoder.backbone.state_dict().items()
     frozen = ((name, tensor) for name, tensor in backbone if not is_added(name))
     added = ((name, tensor) for name, tensor in backbone if is_added(name))
-    head = recognizer.head.state_dict().items() if isinstance(recognizer.head, torch.nn.Module) else ()
     expert = {} if recipe.backbone.expert is None else {"motion expert": weights_hash(_weights(recognizer.encoder))}
     return expert | {
         "backbone": without_folder(recipe.backbone.name),
@@ -150,7 +149,7 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
         "adapter": _text(options["adapter"]),
         "adapter weights": weights_hash(added),
         "head": _text(options["head"]),
-        "head weights": weights_hash(head),
+        "head weights": weights_hash(_weights(recognizer.head)),
         "pooling": _text(recipe.backbone.pooling),
         "normalization": _text(normalization(recognizer)),
         "frames": str(recipe.data.num_frames),
@@ -160,8 +159,8 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
     }
 
 
-def _weights(encoder: object) -> Iterable[tuple[str, Tensor]]:
-    return encoder.state_dict().items() if isinstance(encoder, torch.nn.Module) else ()
+def _weights(part: object) -> Iterable[tuple[str, Tensor]]:
+    return part.state_dict().items() if isinstance(part, torch.nn.Module) else ()
 
 
 def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:

@@ -178,7 +178,7 @@ class Selection:
 def warn_of_few_classes(recipe: Recipe, catalog: VideoCatalog) -> None:
     """Log a warning if a new adapter would be trained on few base classes."""
     num_classes = len(set(catalog.labels.tolist()))
-    if recipe.train.steps and num_classes < FEW_CLASSES and "start" not in (recipe.adapter or {"start": None}):
+    if recipe.train.steps and num_classes < FEW_CLASSES and recipe.adapter and not recipe.is_continued:
         logger.warning(
             "Only %d base classes: on new classes, an adapter trained on so few is often worse than the frozen "
             "backbone. To continue from a trained adapter, pass --adapter.start %s",

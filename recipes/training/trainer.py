@@ -98,7 +98,7 @@ class Trainer:
             self.tracking.start(progress.step)
             if self.state.is_under_deepspeed:
                 logger.info("The optimizer's state is not saved under DeepSpeed: this run cannot be resumed")
-            if "start" in (self.recipe.adapter or {}) and self.selection.best is None and not progress.step:
+            if self.recipe.is_continued and self.selection.best is None and not progress.step:
                 self.validate()
             self._validate_where_due()
             if self._is_over():
