@@ -69,19 +69,26 @@ class StopSignal:
     @contextmanager
     def noting(self) -> Iterator[None]:
         """Only record signals in ``requested`` within this context."""
-        was_noting, self._noting = self._noting, True
-        try:
+        with self._handling(noting=True):
             yield
-        finally:
-            self._noting = was_noting
 
     @contextmanager
     def ending(self) -> Iterator[None]:
         """End the process on a signal within this context, or on entry if one was recorded before."""
-        was_noting, self._noting = self._noting, False
-        try:
+        with self._handling(noting=False):
             self.check()
             yield
+
+    @contextmanager
+    def _handling(self, noting: bool) -> Iterator[None]:
+        """Handle signals one way. A signal to the group may kill a worker that has only just started: no error then."""
+        was_noting, self._noting = self._noting, noting
+        try:
+            yield
+        except RuntimeError as error:
+            if self.requested and str(error).startswith("DataLoader worker"):
+                raise Preempted(self.requested) from error
+            raise
         finally:
             self._noting = was_noting
 

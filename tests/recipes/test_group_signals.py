@@ -10,8 +10,10 @@ from contextlib import contextmanager, suppress
 
 import forked
 import pytest
+import torch
 
 from dmgal.recipes.run.checkpoints import Checkpoints
+from dmgal.recipes.training.signals import Preempted, StopSignal
 
 SLOW_VALIDATION = """
 import sys
@@ -61,6 +63,30 @@ def test_sigterm_to_group_during_validation_exits_75(tmp_path, data_flags):
         os.killpg(training.pids[0], signal.SIGTERM)
         assert training.wait() == [75], training.stderr[-3000:]
     assert Checkpoints(tmp_path / "run" / "checkpoints").newest().progress["progress"]["step"] == 1
+
+
+class KilledWithItsParent(torch.utils.data.Dataset):
+    """A worker that a signal to the group reaches before it can ignore it."""
+
+    def __getitem__(self, index):
+        os.kill(os.getppid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def __len__(self):
+        return 2
+
+
+def test_a_worker_killed_by_the_same_signal_is_no_error():
+    loader = torch.utils.data.DataLoader(KilledWithItsParent(), num_workers=1)
+    with StopSignal() as stop, pytest.raises(Preempted), stop.noting():
+        next(iter(loader))
+
+
+@pytest.mark.parametrize(("requested", "raised"), [("SIGTERM", Preempted), (None, RuntimeError)])
+def test_a_worker_lost_while_a_signal_ends_the_process(requested, raised):
+    with StopSignal() as stop, pytest.raises(raised), stop.ending():
+        stop.requested = requested
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
 
 BROKEN = """
