@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones.spec import BackboneSpec
+from ..backbones.spec import BackboneSpec, BlockShape
 from ..errors import DmgalError
 from .base import BlockAdapterConfig, options_of
 from .common import check_video_tokens, load_reference_state, patch_tokens, patch_volume
@@ -297,7 +297,7 @@ class D2STConfig(BlockAdapterConfig):
 
     Args:
         blocks: indices of the blocks with an adapter, negative ones counting from the end. None: all blocks.
-        bottleneck: width of the adapter, a multiple of heads and groups. None: a quarter of the backbone's width,
+        bottleneck: width of the adapter, a multiple of heads and groups. None: a quarter of the block's width,
             rounded down to such a multiple.
         num_heads: heads of the deformable attention.
         num_groups: groups of channels, each with its own sampling points.
@@ -318,17 +318,27 @@ class D2STConfig(BlockAdapterConfig):
 
     def complete(self, spec: BackboneSpec) -> None:
         self.blocks = self.block_indices("blocks", spec.num_blocks)
-        unit = math.lcm(self.num_heads, self.num_groups)
-        self.bottleneck = self.bottleneck or max(unit, spec.width // 4 // unit * unit)
-        self._shape()
+        if not spec.sides:
+            self.bottleneck = self._bottleneck(spec.width)
+        for block in self.blocks:
+            self._shape(spec.of_block(block).exit)
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
         assert self.blocks is not None
-        return D2STAdapter(self._shape()) if block in self.blocks else None
+        return D2STAdapter(self._shape(spec.of_block(block).exit)) if block in self.blocks else None
 
-    def _shape(self) -> D2STShape:
-        options = ("width", "bottleneck", "num_frames", "num_prefix_tokens", "grid", "num_heads", "num_groups")
-        return D2STShape(**options_of(self, options))
+    def _bottleneck(self, width: int) -> int:
+        unit = math.lcm(self.num_heads, self.num_groups)
+        return self.bottleneck or max(unit, width // 4 // unit * unit)
+
+    def _shape(self, tokens: BlockShape) -> D2STShape:
+        return D2STShape(
+            width=tokens.width,
+            bottleneck=self._bottleneck(tokens.width),
+            num_prefix_tokens=tokens.num_prefix_tokens,
+            grid=tokens.grid,
+            **options_of(self, ("num_frames", "num_heads", "num_groups")),
+        )
 
 
 class D2STLayer(AdapterLayer):

@@ -26,7 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones.spec import BackboneSpec
+from ..backbones.spec import BackboneSpec, BlockShape
 from ..backbones.state import Layout, VideoState
 from ..errors import DmgalError
 from .autograd import recomputed, residual_bottleneck
@@ -36,14 +36,19 @@ from .motion import BottleneckShape, Directions, Motion, MotionBottleneck, Place
 from .tuner import BlockTuner
 
 
+MOST_PATCHES = 32 * 32
+"""Patches of a map up to which every block gets an Smga by default. The map of its attention has their square."""
+
+
 @dataclass
 class DmgalConfig(BlockAdapterConfig):
     """Smga-Adapters at all blocks but the last, a Cmga-Adapter after the last (our reconstruction of the paper).
 
     Args:
-        smga_blocks: indices of the blocks with an Smga, negative ones counting from the end. None: all without a Cmga.
+        smga_blocks: indices of the blocks with an Smga, negative ones counting from the end. None: all without a Cmga,
+            in a backbone in stages those with at most ``MOST_PATCHES`` patches.
         cmga_blocks: indices of the blocks with a Cmga. None: the last block.
-        bottleneck: width ``a`` of the adapter. None: a quarter of the backbone's width.
+        bottleneck: width ``a`` of the adapter. None: a quarter of the block's width.
         motion_width: width ``d`` of the motion features. None: ``max(8, width / 32)``. Keep it at or under ``a / 4``.
         scales: ``"single"``, or ``"multi"`` for motion at three resolutions.
         attention: use attention over motion, the paper's core.
@@ -88,7 +93,7 @@ class DmgalConfig(BlockAdapterConfig):
     def complete(self, spec: BackboneSpec) -> None:
         depth = spec.num_blocks
         cmga = [depth - 1] if self.cmga_blocks is None else self.block_indices("cmga_blocks", depth)
-        rest = [index for index in range(depth) if index not in cmga]
+        rest = [index for index in range(depth) if index not in cmga and _is_small(spec.of_block(index).exit)]
         smga = rest if self.smga_blocks is None else self.block_indices("smga_blocks", depth)
         both = sorted(set(smga) & set(cmga))
         if both or not smga + cmga:
@@ -99,14 +104,31 @@ class DmgalConfig(BlockAdapterConfig):
                 remedy=f"Remove {both} from one list." if both else "Name a block in one of the lists.",
             )
         self.smga_blocks, self.cmga_blocks = smga, cmga
-        self.bottleneck = self.bottleneck or max(1, spec.width // 4)
-        self.motion_width = self.motion_width or max(8, spec.width // 32)
+        if not spec.sides:
+            self.bottleneck, self.motion_width = self._widths(spec.width)
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
-        shape = BottleneckShape(**options_of(self, BottleneckShape.__dataclass_fields__))
+        spec = spec.of_block(block)
         if block in (self.cmga_blocks or ()):
-            return CmgaAdapter(shape)
-        return SmgaAdapter(shape, self.smga_placement) if block in (self.smga_blocks or ()) else None
+            return CmgaAdapter(self._shape(spec.exit))
+        if block not in (self.smga_blocks or ()):
+            return None
+        tokens = spec.exit if self.smga_placement == "after" else spec.entry
+        return SmgaAdapter(self._shape(tokens), self.smga_placement)
+
+    def _widths(self, width: int) -> tuple[int, int]:
+        return self.bottleneck or max(1, width // 4), self.motion_width or max(8, width // 32)
+
+    def _shape(self, tokens: BlockShape) -> BottleneckShape:
+        bottleneck, motion_width = self._widths(tokens.width)
+        return BottleneckShape(
+            width=tokens.width,
+            bottleneck=bottleneck,
+            motion_width=motion_width,
+            num_prefix_tokens=tokens.num_prefix_tokens,
+            grid=tokens.grid,
+            **options_of(self, ("num_frames", "scales", "attention", "signed", "temporal", "directions")),
+        )
 
 
 @dataclass
@@ -269,7 +291,7 @@ class MotionLayer(AdapterLayer):
         self._cmga_is_set_aside = False
 
     def enter_block(self, tokens: Tensor) -> Tensor:
-        return self.through(tokens, acts=_acts_before_block)
+        return self.through(tokens, acts=_acts_before_block, shape=self.spec.entry)
 
     def leave_block(self, tokens: Tensor) -> Tensor:
         return self.through(tokens, self._adapt, self._acts_after_block)
@@ -343,6 +365,11 @@ class MotionLayer(AdapterLayer):
                 remedy="Pass num_support=... with the call, or use encode and relate of FrameEncoder.",
             )
         return num_support
+
+
+def _is_small(tokens: BlockShape) -> bool:
+    """Return True unless attention over the patches of a frame would need too much memory."""
+    return tokens.layout in ("b n c", "n b c") or tokens.grid[0] * tokens.grid[1] <= MOST_PATCHES
 
 
 def _acts_before_block(adapter: MotionAdapter) -> bool:

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..backbones.spec import BackboneSpec
+from ..backbones.spec import BackboneSpec, BlockShape
 from ..backbones.state import Layout
 from ..errors import DmgalError
 
@@ -36,7 +36,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """The adapters of one block by name. The active ones change the tokens that pass through the block.
 
     A subclass overrides ``enter_block`` or ``leave_block`` to change tokens before or after the block. It overrides
-    ``attach`` to set hooks on parts of the block.
+    ``attach`` to set hooks on parts of the block. ``spec.entry`` and ``spec.exit`` are the shapes of this block.
     """
 
     rank: ClassVar[int] = 0
@@ -125,21 +125,24 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             return []
         return [(name, self.adapters[name]) for name in self.active_adapters if name in self.adapters]
 
-    def through(self, tokens: Tensor, act: Act = call, acts: Acts | None = None) -> Tensor:
+    def through(
+        self, tokens: Tensor, act: Act = call, acts: Acts | None = None, shape: BlockShape | None = None
+    ) -> Tensor:
         """Apply all active adapters that ``acts`` selects to tokens in the block's layout.
 
         Args:
-            tokens: ``(V*T, N, C)``, or ``(N, V*T, C)`` if the block is not batch first.
+            tokens: ``(V*T, N, C)``, ``(N, V*T, C)``, or a map.
             act: applies one adapter to ``(V, T, N, C)``.
             acts: selects adapters. None: all.
+            shape: shape of ``tokens``, by default that of the block's output.
         """
+        shape = shape or self.spec.exit
         for name, adapter in self.active():
             if acts is not None and not acts(adapter):
                 continue
-            frames = tokens if self.spec.batch_first else tokens.transpose(0, 1)
-            videos = self.layout.videos(frames, self._num_frames[name])
+            videos = self.layout.videos(shape.tokens(tokens), self._num_frames[name])
             result = rearrange(act(adapter, cast_for(adapter, videos)), "v t n c -> (v t) n c").to(tokens.dtype)
-            tokens = result if self.spec.batch_first else result.transpose(0, 1)
+            tokens = shape.native(result)
         return tokens
 
     def before(self, module: nn.Module, act: Act, acts: Acts | None = None) -> RemovableHandle:
@@ -198,10 +201,10 @@ class _BlockHooks:
 def _change_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with changed tokens: the first positional one, or the first 3-D keyword tensor."""
+    """Return the arguments of a call with changed tokens: the first positional one, or the first keyword of tokens."""
     if args:
         return (change(args[0]), *args[1:]), kwargs
-    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim == 3)
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim in (3, 4))
     return args, {**kwargs, name: change(kwargs[name])}
 
 

@@ -117,7 +117,7 @@ class STAdapterConfig(BlockAdapterConfig):
 
     Args:
         blocks: indices of the blocks with an adapter, negative ones counting from the end. None: all blocks.
-        bottleneck: width of the adapter. None: half of the backbone's width.
+        bottleneck: width of the adapter. None: half of the block's width.
         kernel: odd sizes of the convolution over frames, rows and columns.
         places: before the attention (12 adapters in a ViT-B), or before attention and MLP (24).
     """
@@ -143,15 +143,18 @@ class STAdapterConfig(BlockAdapterConfig):
                 "the norm before the MLP of its blocks is not known", "Use places='attention', the 12-adapter form."
             )
         self.blocks = self.block_indices("blocks", spec.num_blocks)
-        self.bottleneck = self.bottleneck or max(1, spec.width // 2)
+        if not spec.sides:
+            self.bottleneck = self.bottleneck or max(1, spec.width // 2)
         frames, rows, columns = self.kernel
         self.kernel = (frames, rows, columns)  # JSON turns the tuple into a list
 
     def adapter_for(self, block: int, module: nn.Module, spec: BackboneSpec) -> nn.Module | None:
-        assert self.blocks is not None and self.bottleneck is not None
+        assert self.blocks is not None
         if block not in self.blocks:
             return None
-        shape = STAdapterShape(spec.width, self.bottleneck, spec.num_prefix_tokens, spec.grid, self.kernel)
+        entry = spec.of_block(block).entry
+        bottleneck = self.bottleneck or max(1, entry.width // 2)
+        shape = STAdapterShape(entry.width, bottleneck, entry.num_prefix_tokens, entry.grid, self.kernel)
         return _STAdapters(shape, self.places)
 
 
@@ -185,12 +188,12 @@ class STAdapterLayer(AdapterLayer):
 
     def enter_block(self, tokens: Tensor) -> Tensor:
         self._pending_deltas.clear()  # a failed or partly recomputed call may have left some
-        return self.through(tokens, _before_attention)
+        return self.through(tokens, _before_attention, shape=self.spec.entry)
 
     def leave_block(self, tokens: Tensor) -> Tensor:
         while self._pending_deltas:
             delta = self._pending_deltas.pop()
-            tokens = tokens + (delta if self.spec.batch_first else delta.transpose(0, 1)).to(tokens.dtype)
+            tokens = tokens + self.spec.exit.native(delta).to(tokens.dtype)
         return tokens
 
     def _before_mlp(self, adapters: _STAdapters, tokens: Tensor) -> Tensor:

@@ -84,7 +84,8 @@ class BlockTuner(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        adapter = peft_config.adapter_for(self._blocks[current_key], target, self._spec)
+        index = self._blocks[current_key]
+        adapter = peft_config.adapter_for(index, target, self._spec)
         if adapter is None:
             return
         kind = self.tuner_layer_cls
@@ -93,7 +94,7 @@ class BlockTuner(BaseTuner):
             adapter.to(device=like.device, dtype=like.dtype)
         layer: Any = getattr(target, kind.child, None)
         if layer is None:
-            layer = kind(target, self._layout, self._spec)
+            layer = kind(target, self._layout, self._spec.of_block(index))
             target.add_module(kind.child, layer)
         layer.add(adapter_name, adapter, peft_config.num_frames)
         layer.set_adapter(self.active_adapters)

@@ -1,6 +1,6 @@
 """Frozen foundation models: loading, description of their parts, and encoding of frames into features."""
 
-from .encoder import BlockInput, FrameEncoder, make_encoder
+from .encoder import BlockInput, FrameEncoder
 from .families import FAMILIES, Family, describe_backbone, find_spec, load_backbone
 from .quick_gelu import use_memory_efficient_gelu
 from .spec import BackboneSpec, BlockParts
@@ -19,6 +19,5 @@ __all__ = [
     "describe_backbone",
     "find_spec",
     "load_backbone",
-    "make_encoder",
     "use_memory_efficient_gelu",
 ]

@@ -16,16 +16,36 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .probing import Call, Run, Stack, batch_dimension, corner_images, evaluating, image_size, places, stacks, watch
-from .replay import Rerun, call_model, feature_of
-from .spec import IMAGENET, BackboneSpec, BlockParts, Preprocessing, fill_normalization
+from .probing import (
+    Call,
+    Run,
+    Stack,
+    batch_dimension,
+    corner_images,
+    evaluating,
+    image_size,
+    image_size_attribute,
+    is_close,
+    is_norm,
+    not_found,
+    places,
+    stacks,
+    watch,
+)
+from .replay import Repeat, Rerun, Step, call_model, feature_of
+from .spec import (
+    IMAGENET,
+    BackboneSpec,
+    BlockParts,
+    BlockShape,
+    BlockSides,
+    Normalization,
+    Preprocessing,
+    fill_normalization,
+)
+from .staged import Chain, common_ancestor, embedding
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
-
-REMEDY = """Pass what is missing, e.g. dmgal.backbones.describe_backbone(model, blocks="encoder.blocks",
-    image_size=(224, 224), run=lambda model, images: model.encode_image(images)),
-    or set the whole spec: model.dmgal_spec = dmgal.backbones.BackboneSpec(...)"""
-
 
 def describe(
     model: nn.Module,
@@ -47,30 +67,92 @@ def describe(
         DmgalError: a part was not found. The message lists the stacks of blocks and explains how to describe the model
             by hand.
     """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise not_found(model, "its weights are on the meta device, so it cannot be run")
+    with evaluating(model):
+        try:
+            return _describe_plain(model, run, blocks, size, known or {})
+        except DmgalError:
+            spec = None if blocks or known else _describe_staged(model, run, size)
+            if spec is None:
+                raise
+            return spec
+
+
+def _describe_plain(
+    model: nn.Module, run: Run, blocks: str | None, size: tuple[int, int] | None, known: dict[str, Any]
+) -> BackboneSpec:
+    """Return the spec of a model with one stack of equal blocks."""
     candidates = [stack for stack in stacks(model) if blocks in (None, stack.path)]
     size = size or image_size(model)
     if not candidates:
         raise not_found(model, "no stack of equal blocks" + (f" is named {blocks!r}" if blocks else " was found"))
     if size is None:
         raise not_found(model, "the size of its images is unknown; give image_size=")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise not_found(model, "its weights are on the meta device, so it cannot be run")
-    with evaluating(model):
-        observation = _observe(model, run, candidates, size)
-        return _assemble(model, run, observation, size, known or {})
+    observation = _observe(model, run, candidates, size)
+    return _assemble(model, run, observation, size, known)
 
 
-def not_found(model: nn.Module, reason: str) -> DmgalError:
-    """Return an error that lists the stacks of blocks in a model and explains how to describe it by hand."""
-    model_class = f"{type(model).__module__}.{type(model).__qualname__}"
-    found_stacks = ", ".join(map(str, stacks(model))) or "none"
-    return DmgalError(
-        "The parts of this backbone were not found.",
-        received=f"{model_class}: {reason}; stacks of equal blocks: {found_stacks}",
-        expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks "
-        "that take tokens (B, N, C) or (N, B, C)",
-        remedy=REMEDY,
+def _describe_staged(model: nn.Module, run: Run, size: tuple[int, int] | None) -> BackboneSpec | None:
+    """Return the spec of a model whose blocks are a chain with changes of resolution, or None."""
+    size = size or image_size_attribute(model) or _timm_size(model) or Preprocessing(model).image_size((224, 224))
+    try:
+        chain = Chain(model, run, size)
+        steps = chain.steps() if chain.blocks else None
+    except Exception:  # models fail in many ways on unsupported images
+        return None
+    if steps is None:
+        return None
+    rerun, last = chain.rerun(steps), steps[-1].sides.after
+    paths = [step.block.path for step in steps]
+    stack = common_ancestor(paths)
+    mean, std = _normalization(model)
+    spec = BackboneSpec(
+        library="custom",
+        blocks=stack,
+        num_blocks=len(steps),
+        block_keys=tuple(path.removeprefix(f"{stack}.") for path in paths),
+        sides=tuple(step.sides for step in steps),
+        width=last.width,
+        batch_first=True,
+        num_prefix_tokens=last.num_prefix_tokens,
+        grid=last.grid,
+        image_size=size,
+        mean=mean,
+        std=std,
+        pools_prefix=False,
+        patch_embedding=embedding(model),
+        stem=rerun.stem,
+        run_block=rerun.run_block,
+        pool=rerun.pool if feature_of(chain.output) is not None else rerun.mean,
+        norm=rerun.norm,
+        project=rerun.project,
     )
+    return spec if _reproduces(model, spec, chain) else None
+
+
+@torch.no_grad()
+def _reproduces(model: nn.Module, spec: BackboneSpec, chain: Chain) -> bool:
+    """Return True if the parts in sequence give the last block's output and the model's own feature."""
+    try:
+        native = spec.entry.native(spec.stem(model, chain.images))
+        for name in spec.block_names():
+            native = spec.run_block(model, model.get_submodule(name), native)
+        expected = feature_of(chain.output)
+        is_feature = expected is None or is_close(spec.pool(model, spec.exit.tokens(native)), expected, 1e-3)
+        return is_feature and is_close(native, chain.blocks[-1].result, 1e-3)
+    except Exception:  # models may access their blocks in many ways
+        return False
+
+
+def _timm_size(model: Any) -> tuple[int, int] | None:
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return None if size is None else (size[1], size[2])
+
+
+def _normalization(model: Any) -> Normalization:
+    timm = getattr(model, "pretrained_cfg", None) or {}
+    return Preprocessing(model).normalization(fill_normalization(IMAGENET, timm.get("mean"), timm.get("std")))
 
 
 @dataclass(frozen=True)
@@ -142,22 +224,24 @@ def _assemble(
     stack = observation.stack
     batch_first, num_prefix_tokens, grid = _layout(model, observation, known)
     _check_blocks(model, observation, known)
-    embedding = next((c.path for c in observation.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))), None)
-    embedding = known.get("patch_embedding", embedding)
-    if embedding is None:
+    embeddings = [c.path for c in observation.before_blocks if isinstance(c.module, (nn.Conv2d, nn.Linear))]
+    patches = known.get("patch_embedding", embeddings[0] if embeddings else None)
+    if patches is None:
         raise not_found(model, "no convolution or linear layer embeds its patches; give patch_embedding=")
     parts, attend, rotary = _find_parts(observation.in_first_block, observation.blocks[0], batch_first)
-    norm = next((c.path for c in observation.after_blocks if _is_norm(c)), None)
+    norm = next((call for call in observation.after_blocks if is_norm(call)), None)
     stem = [call.path for call in observation.before_blocks if call.path]
-    rerun = Rerun(run, stack, batch_first, size, f"{embedding}.weight", observation.blocks[0], norm, stem)
-    timm = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = Preprocessing(model).normalization(fill_normalization(IMAGENET, timm.get("mean"), timm.get("std")))
+    width = observation.block_inputs[0].shape[-1]
+    shape = BlockShape(width, num_prefix_tokens, grid, "b n c" if batch_first else "n b c")
+    steps = [Step(Repeat.of(block), BlockSides(shape, shape)) for block in observation.blocks]
+    rerun = Rerun(run, steps, size, f"{patches}.weight", norm, stem)
+    mean, std = _normalization(model)
     spec = BackboneSpec(
         library="custom",
         blocks=stack.path,
         num_blocks=stack.num_blocks,
         block_keys=stack.keys,
-        width=observation.block_inputs[0].shape[-1],
+        width=width,
         batch_first=batch_first,
         num_prefix_tokens=num_prefix_tokens,
         grid=grid,
@@ -165,7 +249,7 @@ def _assemble(
         mean=mean,
         std=std,
         pools_prefix=False,
-        patch_embedding=embedding,
+        patch_embedding=patches,
         stem=rerun.stem,
         run_block=rerun.run_block,
         pool=rerun.pool,
@@ -227,26 +311,13 @@ def _verify(model: nn.Module, spec: BackboneSpec, observation: _Observation) -> 
     for name in spec.block_names():
         tokens = spec.run_block(model, model.get_submodule(name), tokens)
     tokens = tokens if spec.batch_first else tokens.transpose(0, 1)
-    if not _close(spec.pool(model, tokens), expected, 1e-3):
+    if not is_close(spec.pool(model, tokens), expected, 1e-3):
         raise not_found(model, "its blocks called in sequence do not give what it gives; give stem=, run_block=, pool=")
     try:
-        pools_prefix = spec.num_prefix_tokens > 0 and _close(spec.pool(model, tokens[:, :1]), expected, 1e-3)
+        pools_prefix = spec.num_prefix_tokens > 0 and is_close(spec.pool(model, tokens[:, :1]), expected, 1e-3)
         return replace(spec, pools_prefix=pools_prefix)
     except Exception:  # models fail in many ways without patches
         return spec
-
-
-def _close(output: Tensor | None, expected: Tensor, tolerance: float) -> bool:
-    if output is None or output.shape != expected.shape:
-        return False
-    return bool((output - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def _is_norm(call: Call) -> bool:
-    """Return True for the call of a norm over channels: LayerNorm, RMSNorm or similar names, but no batch norm."""
-    module = call.module
-    has_norm_name = "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._NormBase)
-    return has_norm_name and isinstance(call.input, Tensor) and getattr(call.output, "shape", None) == call.input.shape
 
 
 def _find_parts(inside: list[Call], block: Call, batch_first: bool) -> tuple[BlockParts | None, Attend | None, bool]:
@@ -259,19 +330,19 @@ def _find_parts(inside: list[Call], block: Call, batch_first: bool) -> tuple[Blo
         block: the call of the block itself.
         batch_first: True if the tokens are ``(B, N, C)``.
     """
-    attention_norm = next((c for c in inside if _is_norm(c) and c.input is block.input), None)
+    attention_norm = next((c for c in inside if is_norm(c) and c.input is block.input), None)
     attention = _consumer_of(attention_norm, inside)
     if attention_norm is None or attention is None:
         return None, None, False
     after = inside[inside.index(attention) + 1 :]
-    mlp_norm = next((c for c in after if _is_norm(c) and c.keeps_shape), None)
+    mlp_norm = next((c for c in after if is_norm(c) and c.keeps_shape), None)
     mlp = _consumer_of(mlp_norm, after)
     parts = BlockParts(attention_norm.path, attention.path, _path(mlp_norm), _path(mlp))
     others, named = attention.other_arguments
     if isinstance(_unwrapped(attention.module), nn.MultiheadAttention):
         others, named = (), {}  # keys and values equal the queries; this is verified below
     attend = partial(_attend, attention.path, others, named)
-    if not _close(_attend_or_none(attend, block.module, attention.input), attention.result, 1e-2):
+    if not is_close(_attend_or_none(attend, block.module, attention.input), attention.result, 1e-2):
         return parts, None, False
     dimension = 1 if batch_first else 0
     if not _mixes(attend, block.module, attention.input, dimension):
@@ -333,4 +404,4 @@ def _takes_any_tokens(attend: Attend, block: nn.Module, tokens: Tensor, dimensio
     pair_output = _attend_or_none(attend, block, tokens.narrow(dimension, 0, 2))
     if reversed_output is None or pair_output is None or pair_output.shape[dimension] != 2:
         return False
-    return _close(reversed_output.flip(dimension), attend(block, tokens), 1e-2)
+    return is_close(reversed_output.flip(dimension), attend(block, tokens), 1e-2)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import DmgalError
-from .cnn import MapEncoder, find_cnn
 from .families import find_spec
 from .spec import BackboneSpec, base_model
 from .state import SAVES_EVERYTHING, DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
@@ -41,7 +40,7 @@ class FrameEncoder(nn.Module):
     ``use_memory_efficient_gelu(backbone)``.
 
     Args:
-        backbone: an image model.
+        backbone: an image model: a vision transformer, or a hierarchical or convolutional network.
         pooling: how a frame's tokens become its feature. ``None``: the backbone's own pooling and projection, if it
             has one. ``"patch_mean"``: projected mean of the normed patch tokens. ``"cls+patch_mean"``: both,
             concatenated. ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.
@@ -252,14 +251,14 @@ class FrameEncoder(nn.Module):
         """Run blocks ``start`` to ``stop - 1`` on tokens ``(V*T, N, C)``, without the task layer ``aside``."""
         if start == stop:
             return tokens
-        tokens = tokens if self.spec.batch_first else tokens.transpose(0, 1)
+        tokens = self.spec.shape_between(start).native(tokens)
         for block in self._blocks()[start:stop]:
             if self.checkpoint_blocks and torch.is_grad_enabled() and not SAVES_EVERYTHING.get():
                 settings = _AdapterSettings(block)
                 tokens = checkpoint(self._run_again, settings, block, tokens, num_frames, aside, use_reentrant=False)
             else:
                 tokens = self._run_block(block, tokens, num_frames, aside)
-        return tokens if self.spec.batch_first else tokens.transpose(0, 1)
+        return self.spec.shape_between(stop).tokens(tokens)
 
     def _run_block(self, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None) -> Tensor:
         """Run one block. It sets the layout itself, because a checkpointed block runs again after the outer call."""
@@ -310,7 +309,9 @@ class FrameEncoder(nn.Module):
     def _layout(self) -> Layout:
         return getattr(self._model, "dmgal_layout", None) or Layout()
 
-    def _blocks(self) -> nn.ModuleList:
+    def _blocks(self) -> Sequence[nn.Module]:
+        if self.spec.sides:
+            return [self._model.get_submodule(name) for name in self.spec.block_names()]
         return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
 
 
@@ -363,20 +364,3 @@ class _AdapterSettings:
     def _write(values: dict[tuple[Any, str, tuple[str, ...]], Any]) -> None:
         for (owner, name, _), value in values.items():
             setattr(owner, name, copy(value))
-
-
-def make_encoder(
-    backbone: nn.Module, pooling: Pooling | None = None, checkpoint_blocks: bool = False
-) -> FrameEncoder | MapEncoder:
-    """Return a `FrameEncoder` for a vision transformer, or a `MapEncoder` for a convolutional network."""
-    spec = find_cnn(backbone)
-    if spec is None:
-        return FrameEncoder(backbone, pooling, checkpoint_blocks=checkpoint_blocks)
-    if checkpoint_blocks:
-        raise DmgalError(
-            "A convolutional backbone has no blocks to checkpoint.",
-            received="checkpoint_blocks=True",
-            expected="a vision transformer, or checkpoint_blocks=False",
-            remedy="Remove checkpoint_blocks=True.",
-        )
-    return MapEncoder(backbone, spec, "map" if pooling == "map" else None)

@@ -135,7 +135,7 @@ def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
 
 
 def _check_depth(model: nn.Module, spec: BackboneSpec) -> None:
-    blocks = len(list(model.get_submodule(spec.blocks).children()))
+    blocks = spec.num_blocks if spec.sides else len(list(model.get_submodule(spec.blocks).children()))
     if blocks != spec.num_blocks:
         raise DmgalError(
             "The number of blocks in this backbone differs from its spec.",

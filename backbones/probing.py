@@ -15,8 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import DmgalError
+
 Run = Callable[[nn.Module, Tensor], Any]
 """A function that runs a model on images."""
+
+REMEDY = """Pass what is missing, e.g. dmgal.backbones.describe_backbone(model, blocks="encoder.blocks",
+    image_size=(224, 224), run=lambda model, images: model.encode_image(images)),
+    or set the whole spec: model.dmgal_spec = dmgal.backbones.BackboneSpec(...)"""
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,8 @@ class Call:
 
     @property
     def result(self) -> Any:
-        """The output of the module, or its first element if it is a tuple."""
-        return self.output[0] if isinstance(self.output, tuple) and self.output else self.output
+        """The output of the module, or its first element if it is a tuple or a list."""
+        return self.output[0] if isinstance(self.output, (tuple, list)) and self.output else self.output
 
     @property
     def keeps_shape(self) -> bool:
@@ -56,12 +62,13 @@ class Call:
     def is_plain(self) -> bool:
         """True if the other arguments are constants, so that the call can be repeated with other tokens."""
         others, named = self.other_arguments
-        return _is_constant((*others, *named.values()))
+        return is_constant((*others, *named.values()))
 
 
-def _is_constant(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
+    """Return True for a number, a string, None, or a sequence of them."""
     if isinstance(value, (tuple, list)):
-        return all(map(_is_constant, value))
+        return all(map(is_constant, value))
     return value is None or isinstance(value, (bool, int, float, str))
 
 
@@ -189,13 +196,18 @@ def _is_stack(module: nn.Module) -> bool:
 
 def image_size(model: nn.Module) -> tuple[int, int] | None:
     """Return the height and width from a model's attributes or number of positions, or None if unknown."""
+    return image_size_attribute(model) or _square_of_positions(model)
+
+
+def image_size_attribute(model: nn.Module) -> tuple[int, int] | None:
+    """Return the height and width that a model, its config or one of its modules states, or None."""
     holders = [model, getattr(model, "config", None), *model.modules()]
     for holder in holders:
         for name in ("image_size", "img_size"):
             size = _pair(getattr(holder, name, None))
             if size is not None:
                 return size
-    return _square_of_positions(model)
+    return None
 
 
 def _pair(value: Any) -> tuple[int, int] | None:
@@ -219,3 +231,30 @@ def _square_of_positions(model: nn.Module) -> tuple[int, int] | None:
         if side > 1 and side * side == count - prefix:
             return side * patches.stride[0], side * patches.stride[1]
     return None
+
+
+def not_found(model: nn.Module, reason: str) -> DmgalError:
+    """Return an error that lists the stacks of blocks in a model and explains how to describe it by hand."""
+    model_class = f"{type(model).__module__}.{type(model).__qualname__}"
+    found_stacks = ", ".join(map(str, stacks(model))) or "none"
+    return DmgalError(
+        "The parts of this backbone were not found.",
+        received=f"{model_class}: {reason}; stacks of equal blocks: {found_stacks}",
+        expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks "
+        "that take tokens (B, N, C) or (N, B, C)",
+        remedy=REMEDY,
+    )
+
+
+def is_close(output: Tensor | None, expected: Tensor, tolerance: float) -> bool:
+    """Return True if two tensors of equal shape differ by at most a share of the largest expected value."""
+    if output is None or output.shape != expected.shape:
+        return False
+    return bool((output - expected).abs().max() <= tolerance * expected.abs().max())
+
+
+def is_norm(call: Call) -> bool:
+    """Return True for the call of a norm over channels: LayerNorm, RMSNorm or similar names, but no batch norm."""
+    module = call.module
+    has_norm_name = "norm" in type(module).__name__.lower() and not isinstance(module, nn.modules.batchnorm._NormBase)
+    return has_norm_name and isinstance(call.input, Tensor) and getattr(call.output, "shape", None) == call.input.shape

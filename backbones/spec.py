@@ -1,5 +1,8 @@
 """Description of the parts of a frozen backbone: its blocks, tokens, stem, final layers and normalization of pixels.
 
+The blocks of a vision transformer all have the same tokens. Those of a hierarchical or convolutional backbone have a
+`BlockShape` each, before and after the block.
+
 The rest of dmgal uses the spec and never depends on a library. ``families`` finds the spec of a model. Channel means
 and standard deviations are for pixel values in [0, 1]. Rotary positions have no random jitter. The functions at the end
 serve the modules of several libraries.
@@ -11,11 +14,13 @@ import copy
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
@@ -35,9 +40,60 @@ class BlockParts:
     mlp: str | None = None
 
 
+TokenLayout = Literal["b n c", "n b c", "b c h w", "b h w c"]
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What a block of the backbone takes or returns for ``B`` frames, and its conversion to and from tokens.
+
+    Attributes:
+        width: number of channels ``C``.
+        num_prefix_tokens: tokens before the patches.
+        grid: rows and columns of patches, ``H`` and ``W``.
+        layout: order of the dimensions: of tokens with ``N`` prefix tokens and patches, or of a map.
+        channels_last: True if the channels of a map ``(B, C, H, W)`` are innermost in memory. The layers that follow
+            round differently.
+    """
+
+    width: int
+    num_prefix_tokens: int
+    grid: tuple[int, int]
+    layout: TokenLayout = "b n c"
+    channels_last: bool = False
+
+    def tokens(self, native: Tensor) -> Tensor:
+        """Return tokens ``(B, N, C)`` of a tensor in the block's layout."""
+        if self.layout == "b n c":
+            return native
+        if self.layout == "n b c":
+            return native.transpose(0, 1)
+        return rearrange(native, f"{self.layout} -> b (h w) c").contiguous()
+
+    def native(self, tokens: Tensor) -> Tensor:
+        """Return tokens ``(B, N, C)`` in the block's layout, in memory as in the backbone alone."""
+        if self.layout == "b n c":
+            return tokens
+        if self.layout == "n b c":
+            return tokens.transpose(0, 1)
+        rows, columns = self.grid
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        native = rearrange(tokens, f"b (h w) c -> {self.layout}", h=rows, w=columns)
+        return native.contiguous(memory_format=memory)
+
+
+class BlockSides(NamedTuple):
+    """Shapes before and after a block. They differ if the block changes the resolution or the width."""
+
+    before: BlockShape
+    after: BlockShape
+
+
 @dataclass(frozen=True)
 class BackboneSpec:
-    """The parts of a vision transformer. Paths are dotted module names from the model's root.
+    """The parts of a backbone. Paths are dotted module names from the model's root.
+
+    Width, grid and prefix tokens of a backbone in stages are those after its last block.
 
     ``stem``, ``run_block`` and the tail (``pool``, ``norm``, ``project``) take the model first:
 
@@ -78,6 +134,30 @@ class BackboneSpec:
     """Path of the model that the other paths started from, before `inside`."""
     block_keys: tuple[str, ...] | None = None
     """Names of the blocks in their stack, or None if the names are their indices."""
+    sides: tuple[BlockSides, ...] = ()
+    """The shapes of each block of a backbone in stages, or empty if all blocks have the same tokens."""
+
+    @cached_property
+    def entry(self) -> BlockShape:
+        """What the first block takes."""
+        return self.sides[0].before if self.sides else self._shape
+
+    @cached_property
+    def exit(self) -> BlockShape:
+        """What the last block returns."""
+        return self.sides[-1].after if self.sides else self._shape
+
+    @cached_property
+    def _shape(self) -> BlockShape:
+        return BlockShape(self.width, self.num_prefix_tokens, self.grid, "b n c" if self.batch_first else "n b c")
+
+    def of_block(self, index: int) -> BackboneSpec:
+        """Return the spec as one block sees it: ``entry`` and ``exit`` are those of the block."""
+        return replace(self, sides=(self.sides[index],)) if self.sides else self
+
+    def shape_between(self, index: int) -> BlockShape:
+        """Return the shape of the tensor from which block ``index`` continues, or of the last block's output."""
+        return self.sides[index - 1].after if self.sides and index else self.entry
 
     def check_image_size(self, size: Sequence[int], positions: bool = False, grid: bool = False) -> None:
         """Raise a DmgalError for images of another size whose positions or grid would be those of ``image_size``.
@@ -90,6 +170,14 @@ class BackboneSpec:
             grid: the caller relies on the grid, and checks the number of tokens itself.
         """
         height, width = size
+        if self.sides and (height, width) != tuple(self.image_size):
+            raise DmgalError(
+                "A backbone in stages is described for images of one size.",
+                received=f"images of {height} x {width} pixels",
+                expected=f"{self.image_size[0]} x {self.image_size[1]} pixels",
+                remedy="Resize the images, or describe the backbone for this size before adapters are added: "
+                f"dmgal.backbones.describe_backbone(model, image_size=({height}, {width})).",
+            )
         rows, columns = self.grid
         patch = self.image_size[0] // rows, self.image_size[1] // columns
         same_count = (height // patch[0]) * (width // patch[1]) == rows * columns
@@ -105,11 +193,12 @@ class BackboneSpec:
 
     def block_names(self) -> list[str]:
         """Return the dotted names of all blocks, from the model's root."""
-        return [f"{self.blocks}.{key}" for key in self.block_keys or range(self.num_blocks)]
+        stack = f"{self.blocks}." if self.blocks else ""
+        return [f"{stack}{key}" for key in self.block_keys or range(self.num_blocks)]
 
     def modules_above_blocks(self, model: nn.Module) -> list[nn.Module]:
         """Return the model and all ancestors of the stack of blocks, outermost first."""
-        parts = self.blocks.split(".")[:-1]
+        parts = self.blocks.split(".")[: None if self.sides else -1] if self.blocks else []
         return [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
 
     def fingerprint(self, model: nn.Module) -> list[float] | None:
@@ -130,7 +219,7 @@ class BackboneSpec:
             for name in ("stem", "run_block", "pool", "norm", "project")
         }
         for name in ("blocks", "patch_embedding"):
-            changes[name] = f"{path}.{getattr(self, name)}"
+            changes[name] = f"{path}.{getattr(self, name)}".rstrip(".")
         changes["tower"] = f"{path}.{self.tower}" if self.tower else path
         return replace(self, **changes)
 

@@ -19,7 +19,7 @@ from typing import Annotated
 
 import tyro
 
-from dmgal.backbones import load_backbone, make_encoder
+from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int | None:
     with resumable():
         catalog = build_catalog(recipe.data, progress)
         if size is None:
-            encoder = make_encoder(load_backbone(recipe.backbone.name), recipe.backbone.pooling)
+            encoder = FrameEncoder(load_backbone(recipe.backbone.name), recipe.backbone.pooling)
             size = encoder.image_size[0]
         clips = EvaluationClips(recipe.data.num_frames, test_transform(recipe, (size, size)), decoder)
         frames = TrainingFrames(options.short_side, options.quality, decoder)

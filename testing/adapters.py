@@ -223,8 +223,8 @@ def check_modules_to_save_are_saved(case: AdapterCase) -> None:
     """Check PEFT's ``modules_to_save``: a trained part of the backbone is saved and unloaded with the adapter."""
     config: Any = copy.deepcopy(case.config)
     backbone = case.backbone()
-    name = next(n for n, module in reversed(list(backbone.named_modules())) if isinstance(module, nn.LayerNorm))
-    config.modules_to_save = [name]
+    norms = [name for name, module in backbone.named_modules() if isinstance(module, nn.LayerNorm)]
+    config.modules_to_save = [norms[-1] if norms else find_spec(backbone).patch_embedding]
     with ignored_warnings():
         model = peft.get_peft_model(backbone, config).eval()
     case.perturb(model)
@@ -304,21 +304,26 @@ def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
 
 
 def _lora(case: AdapterCase, model: nn.Module, name: str = "default") -> Any:
-    """Add a LoRA with nonzero weights to the linear layers of the blocks' MLPs."""
-    spec = find_spec(model)
-    linear = [
-        f"{block}.{path}"
-        for block in spec.block_names()
-        for path, module in base_model(model).get_submodule(block).named_modules()
-        if isinstance(module, nn.Linear)
-        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-        and ("mlp" in path or "fc" in path)
-        and not case.is_added(path)
-    ]
+    """Add a LoRA with nonzero weights to the linear layers of the blocks' MLPs, or to the blocks' convolutions."""
+    linear = _layers_in_blocks(case, model, nn.Linear, ("mlp", "fc"))
+    linear = linear or _layers_in_blocks(case, model, nn.Conv2d, ("",))
     with ignored_warnings():
         model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear), adapter_name=name).eval()
     _reseed_lora(model)
     return model
+
+
+def _layers_in_blocks(case: AdapterCase, model: nn.Module, kind: type[nn.Module], names: tuple[str, ...]) -> list[str]:
+    return [
+        f"{block}.{path}"
+        for block in find_spec(model).block_names()
+        for path, module in base_model(model).get_submodule(block).named_modules()
+        if isinstance(module, kind)
+        and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+        and getattr(module, "groups", 1) == 1
+        and any(name in path for name in names)
+        and not case.is_added(path)
+    ]
 
 
 def _reseed_lora(model: nn.Module) -> None:

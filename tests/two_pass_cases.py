@@ -11,7 +11,7 @@ from adapter_cases import ADAPTER_CASES
 from tiny_backbones import FRAMES, PROJECTED, SIZE, TINY_BACKBONES, WIDTH
 from torch import Tensor, nn
 
-from dmgal.backbones import FrameEncoder, make_encoder
+from dmgal.backbones import FrameEncoder
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.episodes.heads import (
     M2ACL,
@@ -81,11 +81,11 @@ def of_map_head(name: str, adapter: str | None) -> FewShotRecognizer:
 
 
 def of_feature_head(name: str) -> FewShotRecognizer:
-    return recognizer(make_encoder(backbone("Smga", name="ViT")), FEATURE_HEADS[name]())
+    return recognizer(FrameEncoder(backbone("Smga", name="ViT")), FEATURE_HEADS[name]())
 
 
 def of_resnet() -> FewShotRecognizer:
-    return recognizer(make_encoder(resnet(), "map"), MAP_HEADS["DmgalFT"]())
+    return recognizer(FrameEncoder(resnet(), "map"), MAP_HEADS["DmgalFT"]())
 
 
 def mixing_head(adapter: str) -> FewShotRecognizer:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dmgal.adapters import backbone_of, fits, is_added, load_adapter, pretrained
-from dmgal.backbones import StreamEncoder, load_backbone, make_encoder, use_memory_efficient_gelu
+from dmgal.backbones import FrameEncoder, StreamEncoder, load_backbone, use_memory_efficient_gelu
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
@@ -51,7 +51,7 @@ def build_recognizer(
 
 def _encoder(backbone: nn.Module, recipe: Recipe) -> Any:
     use_memory_efficient_gelu(backbone)
-    return make_encoder(backbone, recipe.backbone.pooling, recipe.backbone.checkpoint_blocks)
+    return FrameEncoder(backbone, recipe.backbone.pooling, recipe.backbone.checkpoint_blocks)
 
 
 def _with_expert(encoder: Any, recipe: Recipe) -> StreamEncoder:
@@ -66,7 +66,7 @@ def _with_expert(encoder: Any, recipe: Recipe) -> StreamEncoder:
     if is_shared:
         return StreamEncoder([_encoder(expert, recipe)] * 2, adapted=[False, True])
     use_memory_efficient_gelu(expert)
-    return StreamEncoder([encoder, make_encoder(expert)])
+    return StreamEncoder([encoder, FrameEncoder(expert)])
 
 
 def with_base_classes(recipe: Recipe, catalog: VideoCatalog) -> Recipe:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_backbones import TINY_BACKBONES
 
-from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
+from dmgal.backbones import FrameEncoder, find_spec, load_backbone
 from dmgal.errors import DmgalError
 
 
@@ -44,5 +44,5 @@ def test_checkpoint_blocks_requires_blocks() -> None:
 
     network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
     with pytest.raises(DmgalError, match="no blocks"):
-        make_encoder(network, checkpoint_blocks=True)
-    assert make_encoder(TINY_BACKBONES["ViT"].make(), checkpoint_blocks=True).checkpoint_blocks
+        FrameEncoder(network, checkpoint_blocks=True)
+    assert FrameEncoder(TINY_BACKBONES["ViT"].make(), checkpoint_blocks=True).checkpoint_blocks

@@ -14,7 +14,7 @@ import transformers
 from huggingface_hub import constants
 from tiny_backbones import TINY_BACKBONES, of_transformers, of_transformers_whole, root
 
-from dmgal.backbones import FrameEncoder, find_spec, load_backbone, make_encoder
+from dmgal.backbones import FrameEncoder, find_spec, load_backbone
 from dmgal.backbones.spec import require_hub
 from dmgal.errors import DmgalError
 
@@ -117,7 +117,7 @@ class TestTransformersFolders:
     def test_sizes_in_all_forms(self, kind, values, size):
         model = of_kind(kind)
         model.dmgal_preprocessing = values
-        assert make_encoder(model).image_size == size
+        assert FrameEncoder(model).image_size == size
 
     @pytest.mark.parametrize(
         ("values", "mean", "std"),
@@ -133,7 +133,7 @@ class TestTransformersFolders:
     def test_normalization_in_all_forms(self, kind, values, mean, std):
         model = of_kind(kind)
         model.dmgal_preprocessing = values
-        encoder = make_encoder(model)
+        encoder = FrameEncoder(model)
         assert encoder.mean.flatten().tolist() == pytest.approx([mean] * 3)
         assert encoder.std.flatten().tolist() == pytest.approx([std] * 3)
 
@@ -146,12 +146,12 @@ class TestTransformersFolders:
         model = of_kind("ResNet")
         model.dmgal_preprocessing = values
         with pytest.raises(DmgalError, match=r"preprocessor_config\.json(.|\n)*" + next(iter(values))):
-            make_encoder(model)
+            FrameEncoder(model)
 
     def test_resnet_maps_match_normalized_images(self, test_data):
         folder = test_data / "weights" / "resnet50-imagenet"
         backbone = load_backbone(str(folder))
-        encoder = make_encoder(backbone, "map")
+        encoder = FrameEncoder(backbone, "map")
         assert (encoder.width, encoder.image_size) == (2048, (224, 224))
         frames = torch.randint(0, 256, (1, 2, 3, 224, 224), dtype=torch.uint8)
         maps = encoder.encode(frames)["features"]
@@ -184,7 +184,7 @@ class TestTimm:
     @pytest.mark.parametrize("name", ["resnet18", "convnext_atto", "efficientnet_b0"])
     def test_cnn_maps_match_normalized_images(self, name):
         backbone = load_backbone(f"timm:{name}")
-        encoder = make_encoder(backbone, "map")
+        encoder = FrameEncoder(backbone, "map")
         frames = torch.randint(0, 256, (2, 2, 3, 64, 64), dtype=torch.uint8)
         config = backbone.pretrained_cfg
         mean, std = (torch.tensor(config[key]).view(3, 1, 1) for key in ("mean", "std"))
@@ -192,7 +192,7 @@ class TestTimm:
         maps = encoder.encode(frames)["features"]
         assert maps.shape == (2, 2, encoder.width, 2, 2) and encoder.image_size == tuple(config["input_size"][1:])
         torch.testing.assert_close(maps.flatten(0, 1), expected, rtol=1e-4, atol=1e-5)
-        pooled = make_encoder(backbone).encode(frames)["features"]
+        pooled = FrameEncoder(backbone).encode(frames)["features"]
         torch.testing.assert_close(pooled, maps.mean((3, 4)))
 
     def test_missing_timm_error_names_the_extra(self, monkeypatch):

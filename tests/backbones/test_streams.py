@@ -9,7 +9,7 @@ from tiny_backbones import TINY_BACKBONES
 from transformers import ResNetConfig, ResNetModel
 
 from dmgal.adapters import DmgalConfig
-from dmgal.backbones import FrameEncoder, StreamEncoder, make_encoder
+from dmgal.backbones import FrameEncoder, StreamEncoder
 from dmgal.errors import DmgalError
 
 
@@ -66,7 +66,7 @@ def test_adapter_outside_the_blocks_is_not_shared():
 
 
 def test_expert_beside_another_backbone_gets_resized_videos():
-    tiny, large = FrameEncoder(with_smga(TINY_BACKBONES["ViT"].make())), make_encoder(resnet())
+    tiny, large = FrameEncoder(with_smga(TINY_BACKBONES["ViT"].make())), FrameEncoder(resnet())
     streams = StreamEncoder([large, tiny])
     assert streams.image_size == (224, 224)
     videos = torch.full((1, 4, 3, 224, 224), 120, dtype=torch.uint8)  # resizing keeps a uniform color
@@ -77,7 +77,7 @@ def test_expert_beside_another_backbone_gets_resized_videos():
 
 
 def test_normalization_of_every_stream_counts():
-    streams = StreamEncoder([make_encoder(resnet()), FrameEncoder(TINY_BACKBONES["open_clip whole"].make())])
+    streams = StreamEncoder([FrameEncoder(resnet()), FrameEncoder(TINY_BACKBONES["open_clip whole"].make())])
     assert streams.mean.shape == streams.std.shape == (6,)
 
 

@@ -1,0 +1,244 @@
+"""Specs of hierarchical and convolutional backbones (Swin, ConvNeXt, ResNet and the like), by observation.
+
+Such a backbone calls blocks one after the other, with layers between some of them that change resolution and width. The
+blocks are found as a chain: the result of each, passed through the modules between, is the input of the next. The chain
+starts with the children of the outermost containers. If most of them change the shape, or if they are containers
+themselves, they are stages rather than blocks, and the blocks inside them are tried instead. `any_vit` verifies the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from .probing import Call, Run, corner_images, is_norm, places, watch
+from .replay import Repeat, Rerun, Step
+from .spec import BlockShape, BlockSides, TokenLayout
+
+_MOST_MODULES_BETWEEN = 3
+_MOST_LEVELS = 3
+
+
+class Chain:
+    """The blocks of a backbone that runs on three images, as calls in order.
+
+    Args:
+        model: the backbone, in evaluation mode.
+        run: runs it on images.
+        size: height and width of the images.
+    """
+
+    def __init__(self, model: nn.Module, run: Run, size: tuple[int, int]) -> None:
+        like = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+        self.model, self.run, self.size = model, run, size
+        self.two, self.images = corner_images(size, like)
+        self.calls, self.output = watch(model, run, self.images, _watched(model))
+        self._count = Counter(call.path for call in self.calls)
+        self._index = {id(call): index for index, call in enumerate(self.calls)}
+        self.blocks = self._find_blocks()
+
+    def _find_blocks(self) -> list[Call]:
+        blocks = self._longest(self._elements(""))
+        for _ in range(_MOST_LEVELS):
+            are_stages = 2 * sum(_changes_shape(block) for block in blocks) > len(blocks)
+            stages = [block for block in blocks if are_stages or _is_container(block.module)]
+            inner = {block.path: self._elements(block.path) or [block] for block in stages}
+            refined = [call for block in blocks for call in inner.get(block.path, [block])]
+            if len(refined) == len(blocks) or len(self._longest(refined)) < len(refined):
+                break
+            blocks = refined
+        return blocks
+
+    def _elements(self, path: str) -> list[Call]:
+        """Return the calls of the children of the outermost containers in a module, in the order of the calls."""
+        paths = {f"{path}.{name}".strip(".") for name in _children_of_containers(self.model.get_submodule(path))}
+        return [call for call in self.calls if call.path in paths and self._count[call.path] == 1 and _maps(call)]
+
+    def _longest(self, elements: Sequence[Call]) -> list[Call]:
+        """Return the part of the elements that is a chain and has the most parameters."""
+        chains: list[list[Call]] = []
+        for call in elements:
+            if chains and self.between(chains[-1][-1], call) is not None:
+                chains[-1].append(call)
+            else:
+                chains.append([call])
+        return max(chains, key=lambda chain: sum(_num_parameters(call.module) for call in chain), default=[])
+
+    def between(self, first: Call, second: Call) -> tuple[Repeat, ...] | None:
+        """Return the modules that map the result of a call to the input of a later one, or None if there are none."""
+        start, stop = self._index[id(first)], self._index[id(second)]
+        return self._path(first.result, second, self.calls[start + 1 : stop], _MOST_MODULES_BETWEEN)
+
+    def _path(self, tensor: Tensor, goal: Call, calls: list[Call], most: int) -> tuple[Repeat, ...] | None:
+        if _same(tensor, goal.input):
+            return ()
+        if not most:
+            return None
+        takers = [call for call in calls if _maps(call) and call.is_plain and _same(call.input, tensor)]
+        for call in sorted(takers, key=lambda call: call.path.count(".")):  # outer modules first
+            rest = self._path(call.result, goal, calls[calls.index(call) + 1 :], most - 1)
+            if rest is not None:
+                return (Repeat.of(call), *rest)
+        return None
+
+    def steps(self) -> list[Step] | None:
+        """Return the blocks with their shapes, or None if the order of their patches was not found."""
+        paths = [block.path for block in self.blocks]
+        calls = {call.path: call for call in watch(self.model, self.run, self.two, paths)[0]}
+        shapes, steps = Shapes(self.size), []
+        between = [(), *(self.between(first, second) for first, second in pairwise(self.blocks))]
+        for call, path in zip(self.blocks, between, strict=True):
+            before = shapes.next(calls[call.path].input, call.input)
+            after = shapes.next(calls[call.path].result, call.result)
+            if before is None or after is None:
+                return None
+            steps.append(Step(Repeat.of(call), BlockSides(before, after), path or ()))
+        return steps
+
+    def rerun(self, steps: Sequence[Step]) -> Rerun:
+        """Return the functions of the spec."""
+        last = self._index[id(self.blocks[-1])]
+        first = self._index[id(self.blocks[0])]
+        norm = next((call for call in self.calls[last + 1 :] if is_norm(call)), None)
+        stem = [call.path for call in self.calls[:first] if not self._is_around_blocks(call.path)]
+        return Rerun(self.run, steps, self.size, f"{embedding(self.model)}.weight", norm, stem)
+
+    def _is_around_blocks(self, path: str) -> bool:
+        paths = [block.path for block in self.blocks]
+        return any(f"{block}.".startswith(f"{path}.") or path.startswith(f"{block}.") for block in paths)
+
+
+class Shapes:
+    """Shapes of the tensors between blocks, one after the other.
+
+    Args:
+        size: height and width of the images.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self._aspect = size[0] / size[1]
+        self._shape: BlockShape | None = None
+
+    def next(self, two: Tensor, three: Tensor) -> BlockShape | None:
+        """Return the shape of a tensor for two and for three corner images, or None if it is not clear."""
+        self._shape = self._of_tokens(two, three) if three.ndim == 3 else self._of_map(two, three)
+        return self._shape
+
+    def _of_tokens(self, two: Tensor, three: Tensor) -> BlockShape | None:
+        if len(three) != 3:
+            return None
+        width = three.shape[2]
+        if self._shape is not None:  # the corners of later tokens depend on too many pixels
+            rows, columns = self._shape.grid
+            num_patches = three.shape[1] - self._shape.num_prefix_tokens
+            factor = math.isqrt(max(1, rows * columns // max(1, num_patches)))
+            grid = -(-rows // factor), -(-columns // factor)
+            if self._shape.num_prefix_tokens + grid[0] * grid[1] == three.shape[1]:
+                return BlockShape(width, self._shape.num_prefix_tokens, grid)
+        found = places(two, three)
+        return None if found is None else BlockShape(width, *found)
+
+    def _of_map(self, two: Tensor, three: Tensor) -> BlockShape | None:
+        layouts: list[TokenLayout] = ["b c h w", "b h w c"]
+        if self._shape is not None:
+            layouts.sort(key=lambda layout: layout != self._shape.layout)  # type: ignore[union-attr]
+        fitting = [layout for layout in layouts if self._fits_aspect(_sides(three, layout))]
+        layout = next((layout for layout in fitting if _keeps_corners(two, three, layout)), None)
+        if layout is None and len(fitting) == 1 and self._shape is not None:
+            layout = fitting[0]
+        if layout is None:
+            return None
+        width = three.shape[1 if layout == "b c h w" else 3]
+        return BlockShape(width, 0, _sides(three, layout), layout, _is_channels_last(three))
+
+    def _fits_aspect(self, grid: tuple[int, int]) -> bool:
+        """Return True if the rows fit the columns and the images, up to rounding."""
+        rows, columns = grid
+        return abs(rows - columns * self._aspect) <= max(1.0, self._aspect)
+
+
+def embedding(model: nn.Module) -> str:
+    """Return the path of the layer that reads the images: the first convolution of three channels, or any layer."""
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    readers = [name for name, module in layers if isinstance(module, nn.Conv2d) and module.in_channels == 3]
+    return readers[0] if readers else layers[0][0]
+
+
+def common_ancestor(paths: Sequence[str]) -> str:
+    """Return the path of the innermost module that contains all modules, or "" for the model itself."""
+    parts = [path.split(".")[:-1] for path in paths]
+    common = []
+    for names in zip(*parts, strict=False):
+        if len(set(names)) > 1:
+            break
+        common.append(names[0])
+    return ".".join(common)
+
+
+def _watched(model: nn.Module) -> list[str]:
+    """Return the paths of all modules with children, and of all near the root."""
+    return [
+        path
+        for path, module in model.named_modules()
+        if path and (path.count(".") < 2 or any(True for _ in module.children()))
+    ]
+
+
+def _children_of_containers(module: nn.Module) -> Iterator[str]:
+    """Yield the names of the children of the outermost containers whose children have children."""
+    containers: list[str] = []
+    for path, container in module.named_modules():
+        inside = any(not outer or path.startswith(f"{outer}.") for outer in containers)
+        if inside or not _is_container(container):
+            continue
+        names = [name for name, child in container.named_children() if any(True for _ in child.children())]
+        if names:
+            containers.append(path)
+            yield from (f"{path}.{name}".strip(".") for name in names)
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.Sequential))
+
+
+def _maps(call: Call) -> bool:
+    """Return True for a call from tokens or a map to tokens or a map."""
+    return all(isinstance(tensor, Tensor) and tensor.ndim in (3, 4) for tensor in (call.input, call.result))
+
+
+def _changes_shape(call: Call) -> bool:
+    return call.input.shape != call.result.shape
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _sides(tensor: Tensor, layout: TokenLayout) -> tuple[int, int]:
+    rows, columns = (2, 3) if layout == "b c h w" else (1, 2)
+    return tensor.shape[rows], tensor.shape[columns]
+
+
+def _keeps_corners(two: Tensor, three: Tensor, layout: TokenLayout) -> bool:
+    """Return True if a change of a corner pixel of the images changes a map near that corner most."""
+    channels = 1 if layout == "b c h w" else 3
+    for batch, index, corner in ((two, 1, (0, 0)), (three, 1, (0, 1)), (three, 2, (1, 1))):
+        change = (batch[index] - batch[0]).abs().sum(channels - 1)
+        rows, columns = change.shape
+        row, column = divmod(int(change.argmax()), columns)
+        if (2 * row >= rows, 2 * column >= columns) != (bool(corner[0]), bool(corner[1])) and min(change.shape) > 1:
+            return False
+    return True

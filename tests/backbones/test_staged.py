@@ -1,0 +1,206 @@
+"""Hierarchical and convolutional backbones: contract of the encoder and of every adapter, and how they are found."""
+
+from __future__ import annotations
+
+import itertools
+
+import open_clip
+import pytest
+import timm
+import torch
+import transformers
+from adapter_cases import ADAPTER_CASES
+from tiny_backbones import TinyBackbone, direct, pooled, tiny
+from torch import nn
+
+from dmgal.backbones import FrameEncoder, describe_backbone, find_spec
+from dmgal.errors import DmgalError
+from dmgal.testing import ADAPTER_CHECKS, BACKBONE_CHECKS, AdapterCase, BackboneCase
+
+SIZE = 64
+_FOUR = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 2, 1]}
+_SWIN = {"image_size": SIZE, "embed_dim": 16, "depths": [1, 1, 2], "num_heads": [1, 2, 2], "window_size": 4}
+
+
+def of_size(make, size=(SIZE, SIZE)):
+    """Return a model that is described for images of another size than its library's default."""
+
+    def described():
+        model = make()
+        describe_backbone(model, image_size=size)
+        return model
+
+    return described
+
+
+def _timm(name, **options):
+    return of_size(lambda: timm.create_model(name, num_classes=0, **options))
+
+
+def _mvit():
+    config = timm.models.mvitv2.MultiScaleVitCfg(depths=(1, 1, 2, 1), embed_dim=16, num_heads=1)
+    return timm.models.mvitv2.MultiScaleVit(config, img_size=SIZE, num_classes=0)
+
+
+def _hf(name, **options):
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options))
+
+
+def _last_map(model, x, **layout):
+    return model(pixel_values=x, **layout).last_hidden_state.mean((1, 2))
+
+
+def _pooled_map(model, x, **layout):
+    return pooled(model, x, **layout).flatten(1)
+
+
+def _sam2():
+    stages = {"blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64]}
+    heads = {"num_attention_heads": 1, "num_attention_heads_per_stage": [1, 2, 2, 2], "hidden_size": 8}
+    windows = {"window_size_per_stage": [4, 2, 2, 2], "global_attention_blocks": [3]}
+    background = {"window_positional_embedding_background_size": [4, 4]}
+    return _hf("Sam2HieraDet", image_size=[SIZE, SIZE], **stages, **heads, **windows, **background)
+
+
+class Pyramid(nn.Module):
+    """A staged model of a user's own, with a layer between its stages."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.first = nn.Sequential(Residual(8), Residual(8))
+        self.shrink = nn.Conv2d(8, 16, 2, 2)
+        self.second = nn.Sequential(Residual(16), Residual(16))
+
+    def forward(self, images):
+        return self.second(self.shrink(self.first(self.embed(images)))).mean((2, 3))
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.mix = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, maps):
+        return maps + self.mix(maps).relu()
+
+
+BACKBONES = {
+    "timm ResNet": tiny(_timm("resnet10t", layers=(1, 2, 1, 1), channels=(8, 8, 16, 32)), direct, (SIZE, SIZE)),
+    "timm Swin": tiny(
+        _timm("swin_tiny_patch4_window7_224", img_size=SIZE, embed_dim=16, depths=(1, 1, 2), num_heads=(1, 2, 2)),
+        direct,
+        (SIZE, SIZE),
+    ),
+    "timm ConvNeXt": tiny(_timm("convnext_atto", dims=(8, 16, 24, 32), depths=(1, 1, 2, 1)), direct, (SIZE, SIZE)),
+    "timm MViTv2": tiny(of_size(_mvit), direct, (SIZE, SIZE)),
+    "timm MobileNetV3": tiny(_timm("mobilenetv3_small_050"), direct, (SIZE, SIZE)),
+    "timm MobileViT": tiny(_timm("mobilevit_xxs"), direct, (SIZE, SIZE)),
+    "transformers ResNet": tiny(
+        of_size(lambda: _hf("ResNet", embedding_size=8, **_FOUR)), _pooled_map, (SIZE, SIZE)
+    ),
+    "transformers ConvNeXt": tiny(lambda: _hf("ConvNext", image_size=SIZE, **_FOUR), pooled, (SIZE, SIZE)),
+    "transformers Swin": tiny(lambda: _hf("Swin", **_SWIN), pooled, (SIZE, SIZE)),
+    "transformers Swin v2": tiny(lambda: _hf("Swinv2", **_SWIN), pooled, (SIZE, SIZE)),
+    "transformers SAM 2": tiny(_sam2, _last_map, (SIZE, SIZE)),
+    "open_clip ResNet": tiny(
+        lambda: open_clip.model.ModifiedResNet((1, 2, 1, 1), 16, 2, image_size=SIZE, width=8), direct, (SIZE, SIZE)
+    ),
+    "hand-written": tiny(of_size(Pyramid), direct, (SIZE, SIZE)),
+    "hand-written non-square": tiny(of_size(Pyramid, (SIZE, 32)), direct, (SIZE, 32)),
+}
+NUM_BLOCKS = {"timm MobileNetV3": 12, "timm MobileViT": 10, "transformers ConvNeXt": 4}
+FAST = ("timm ResNet", "timm Swin", "timm ConvNeXt", "hand-written non-square")
+SLOW = [name for name in BACKBONES if name not in FAST]
+CASES = [name for name in ADAPTER_CASES if name not in ("AIM", "ST-Adapter twice")]  # they need parts of plain blocks
+
+
+def backbone_case(backbone: TinyBackbone) -> BackboneCase:
+    return BackboneCase(backbone.make, backbone.videos(2, frames=2), backbone.features)
+
+
+every_backbone_check = pytest.mark.parametrize(
+    "check", BACKBONE_CHECKS, ids=lambda check: check.__name__.removeprefix("check_")
+)
+
+
+@every_backbone_check
+@pytest.mark.parametrize("name", FAST)
+def test_contract(name, check):
+    check(backbone_case(BACKBONES[name]))
+
+
+@pytest.mark.slow
+@every_backbone_check
+@pytest.mark.parametrize("name", SLOW)
+def test_contract_of_more_backbones(name, check):
+    check(backbone_case(BACKBONES[name]))
+
+
+QUICK = [
+    ("timm ResNet", "DMGAL"),
+    ("timm ResNet", "ST-Adapter"),
+    ("timm Swin", "D2ST"),
+    ("transformers Swin", "DMGAL"),
+    ("hand-written", "BitFit"),
+]
+FULL = [pair for pair in itertools.product(BACKBONES, CASES) if pair not in QUICK]
+
+
+def check_adapter(pair, check):
+    tiny_backbone = BACKBONES[pair[0]]
+    videos = tiny_backbone.videos()
+    check(AdapterCase(tiny_backbone.make, ADAPTER_CASES[pair[1]], videos, features=tiny_backbone.features))
+
+
+every_check = pytest.mark.parametrize("check", ADAPTER_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+
+
+@every_check
+@pytest.mark.parametrize("pair", dict.fromkeys(QUICK), ids=" + ".join)
+def test_adapters(pair, check):
+    check_adapter(pair, check)
+
+
+@pytest.mark.slow
+@every_check
+@pytest.mark.parametrize("pair", FULL, ids=" + ".join)
+def test_adapters_of_the_full_product(pair, check):
+    check_adapter(pair, check)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_blocks_are_found(name):
+    spec = find_spec(BACKBONES[name].make())
+    has_four = "Swin" in name or "hand-written" in name
+    assert spec.num_blocks == len(spec.sides) == NUM_BLOCKS.get(name, 4 if has_four else 5)
+    grids = [side.after.grid for side in spec.sides]
+    assert grids == sorted(grids, reverse=True) and len(set(grids)) > 1
+    check_features = BACKBONE_CHECKS[0]
+    check_features(backbone_case(BACKBONES[name]))
+
+
+def test_images_of_another_size_are_refused():
+    encoder = FrameEncoder(BACKBONES["timm ResNet"].make())
+    with pytest.raises(DmgalError, match=r"describe_backbone\(model, image_size=\(96, 96\)\)"):
+        encoder.encode(torch.zeros(1, 2, 3, 96, 96))
+
+
+class Dense(nn.Module):
+    """Blocks whose results are added outside them, so that they are no chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Conv2d(3, 8, 4, 4)
+        self.blocks = nn.ModuleList(Residual(8) for _ in range(3))
+
+    def forward(self, images):
+        maps = self.embed(images)
+        for block in self.blocks:
+            maps = maps + block(maps)
+        return maps.mean((2, 3))
+
+
+def test_blocks_that_are_no_chain_are_refused():
+    with pytest.raises(DmgalError, match="were not found"):
+        describe_backbone(Dense(), image_size=(SIZE, SIZE))
