@@ -26,7 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones.spec import BackboneSpec, BlockShape
+from ..backbones.spec import MAPS, BackboneSpec, BlockShape
 from ..backbones.state import Layout, VideoState
 from ..errors import DmgalError
 from .autograd import recomputed, residual_bottleneck
@@ -34,7 +34,6 @@ from .base import BlockAdapterConfig, options_of
 from .layer import AdapterLayer, cast_for
 from .motion import BottleneckShape, Directions, Motion, MotionBottleneck, Placement, Scales, motion_attention
 from .tuner import BlockTuner
-
 
 MOST_PATCHES = 32 * 32
 """Patches of a map up to which every block gets an Smga by default. The map of its attention has their square."""
@@ -369,7 +368,7 @@ class MotionLayer(AdapterLayer):
 
 def _is_small(tokens: BlockShape) -> bool:
     """Return True unless attention over the patches of a frame would need too much memory."""
-    return tokens.layout in ("b n c", "n b c") or tokens.grid[0] * tokens.grid[1] <= MOST_PATCHES
+    return tokens.layout not in MAPS or tokens.grid[0] * tokens.grid[1] <= MOST_PATCHES
 
 
 def _acts_before_block(adapter: MotionAdapter) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from . import staged
 from .probing import (
     Call,
     Run,
@@ -24,7 +25,6 @@ from .probing import (
     corner_images,
     evaluating,
     image_size,
-    image_size_attribute,
     is_close,
     is_norm,
     not_found,
@@ -33,19 +33,10 @@ from .probing import (
     watch,
 )
 from .replay import Repeat, Rerun, Step, call_model, feature_of
-from .spec import (
-    IMAGENET,
-    BackboneSpec,
-    BlockParts,
-    BlockShape,
-    BlockSides,
-    Normalization,
-    Preprocessing,
-    fill_normalization,
-)
-from .staged import Chain, common_ancestor, embedding
+from .spec import BackboneSpec, BlockParts, BlockShape, BlockSides, normalization_of
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
+
 
 def describe(
     model: nn.Module,
@@ -73,7 +64,7 @@ def describe(
         try:
             return _describe_plain(model, run, blocks, size, known or {})
         except DmgalError:
-            spec = None if blocks or known else _describe_staged(model, run, size)
+            spec = None if blocks or known else staged.describe(model, run, size)
             if spec is None:
                 raise
             return spec
@@ -91,68 +82,6 @@ def _describe_plain(
         raise not_found(model, "the size of its images is unknown; give image_size=")
     observation = _observe(model, run, candidates, size)
     return _assemble(model, run, observation, size, known)
-
-
-def _describe_staged(model: nn.Module, run: Run, size: tuple[int, int] | None) -> BackboneSpec | None:
-    """Return the spec of a model whose blocks are a chain with changes of resolution, or None."""
-    size = size or image_size_attribute(model) or _timm_size(model) or Preprocessing(model).image_size((224, 224))
-    try:
-        chain = Chain(model, run, size)
-        steps = chain.steps() if chain.blocks else None
-    except Exception:  # models fail in many ways on unsupported images
-        return None
-    if steps is None:
-        return None
-    rerun, last = chain.rerun(steps), steps[-1].sides.after
-    paths = [step.block.path for step in steps]
-    stack = common_ancestor(paths)
-    mean, std = _normalization(model)
-    spec = BackboneSpec(
-        library="custom",
-        blocks=stack,
-        num_blocks=len(steps),
-        block_keys=tuple(path.removeprefix(f"{stack}.") for path in paths),
-        sides=tuple(step.sides for step in steps),
-        width=last.width,
-        batch_first=True,
-        num_prefix_tokens=last.num_prefix_tokens,
-        grid=last.grid,
-        image_size=size,
-        mean=mean,
-        std=std,
-        pools_prefix=False,
-        patch_embedding=embedding(model),
-        stem=rerun.stem,
-        run_block=rerun.run_block,
-        pool=rerun.pool if feature_of(chain.output) is not None else rerun.mean,
-        norm=rerun.norm,
-        project=rerun.project,
-    )
-    return spec if _reproduces(model, spec, chain) else None
-
-
-@torch.no_grad()
-def _reproduces(model: nn.Module, spec: BackboneSpec, chain: Chain) -> bool:
-    """Return True if the parts in sequence give the last block's output and the model's own feature."""
-    try:
-        native = spec.entry.native(spec.stem(model, chain.images))
-        for name in spec.block_names():
-            native = spec.run_block(model, model.get_submodule(name), native)
-        expected = feature_of(chain.output)
-        is_feature = expected is None or is_close(spec.pool(model, spec.exit.tokens(native)), expected, 1e-3)
-        return is_feature and is_close(native, chain.blocks[-1].result, 1e-3)
-    except Exception:  # models may access their blocks in many ways
-        return False
-
-
-def _timm_size(model: Any) -> tuple[int, int] | None:
-    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
-    return None if size is None else (size[1], size[2])
-
-
-def _normalization(model: Any) -> Normalization:
-    timm = getattr(model, "pretrained_cfg", None) or {}
-    return Preprocessing(model).normalization(fill_normalization(IMAGENET, timm.get("mean"), timm.get("std")))
 
 
 @dataclass(frozen=True)
@@ -235,7 +164,7 @@ def _assemble(
     shape = BlockShape(width, num_prefix_tokens, grid, "b n c" if batch_first else "n b c")
     steps = [Step(Repeat.of(block), BlockSides(shape, shape)) for block in observation.blocks]
     rerun = Rerun(run, steps, size, f"{patches}.weight", norm, stem)
-    mean, std = _normalization(model)
+    mean, std = normalization_of(model)
     spec = BackboneSpec(
         library="custom",
         blocks=stack.path,

@@ -312,7 +312,7 @@ class FrameEncoder(nn.Module):
     def _blocks(self) -> Sequence[nn.Module]:
         if self.spec.sides:
             return [self._model.get_submodule(name) for name in self.spec.block_names()]
-        return cast(nn.ModuleList, self._model.get_submodule(self.spec.blocks))
+        return cast(Sequence[nn.Module], self._model.get_submodule(self.spec.blocks))
 
 
 def adapted_modules(module: nn.Module) -> list[Any]:

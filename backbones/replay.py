@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import DmgalError
 from .probing import Call, Run, is_constant
-from .spec import BlockShape, BlockSides
+from .spec import MAPS, BlockShape, BlockSides
 
 
 def call_model(model: nn.Module, images: Tensor) -> Any:
@@ -91,7 +91,8 @@ class Rerun:
         stem_paths: Sequence[str] = (),
     ) -> None:
         self.run, self.steps = run, tuple(steps)
-        self.norm_path, self.norms_maps = (None, False) if norm is None else (norm.path, norm.input.ndim == 4)
+        self.norm_path = None if norm is None else norm.path
+        self.norms_maps = norm is not None and norm.input.ndim == 4
         self.steps_are_equal = len({(repr(step.sides), repr(replace(step.block, path=""))) for step in steps}) == 1
         self.image_size, self.weight = image_size, weight
         self.stem_paths = (*stem_paths, *(repeat.path for step in steps for repeat in step.between))
@@ -166,13 +167,16 @@ class Rerun:
                 _replace(model, step.block.path, block)
 
     def mean(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Return the mean ``(B, C)`` of the normed patches, as the feature of a model that returns maps."""
-        return self.norm(model, tokens)[:, self.steps[-1].sides.after.num_prefix_tokens :].mean(1)
+        """Return the mean ``(B, C)`` of the normed patches, the feature of many convolutional networks."""
+        shape, normed = self.steps[-1].sides.after, self.norm(model, tokens)
+        if shape.layout in MAPS:
+            return shape.native(normed).mean((2, 3) if shape.layout == "b c h w" else (1, 2))
+        return normed[:, shape.num_prefix_tokens :].mean(1)
 
     def norm(self, model: nn.Module, tokens: Tensor) -> Tensor:
         """Apply the final norm to tokens ``(B, N, C)``. Backbones that pass on maps may have none."""
         shape = self.steps[-1].sides.after
-        if self.norm_path is None and shape.layout in ("b c h w", "b h w c"):
+        if self.norm_path is None and shape.layout in MAPS:
             return tokens
         if self.norm_path is None:
             raise DmgalError(

@@ -41,11 +41,12 @@ class BlockParts:
 
 
 TokenLayout = Literal["b n c", "n b c", "b c h w", "b h w c"]
+MAPS: tuple[TokenLayout, TokenLayout] = ("b c h w", "b h w c")
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What a block of the backbone takes or returns for ``B`` frames, and its conversion to and from tokens.
+    """Input or output of a block for ``B`` frames, and its conversion to and from tokens.
 
     Attributes:
         width: number of channels ``C``.
@@ -139,12 +140,12 @@ class BackboneSpec:
 
     @cached_property
     def entry(self) -> BlockShape:
-        """What the first block takes."""
+        """The input of the first block."""
         return self.sides[0].before if self.sides else self._shape
 
     @cached_property
     def exit(self) -> BlockShape:
-        """What the last block returns."""
+        """The output of the last block."""
         return self.sides[-1].after if self.sides else self._shape
 
     @cached_property
@@ -317,6 +318,12 @@ class Preprocessing:
             expected=expected,
             remedy=f"Correct {name} in the file, or remove it.",
         )
+
+
+def normalization_of(model: Any) -> Normalization:
+    """Return the normalization that timm or ``load_backbone`` stored on a model, or ImageNet's."""
+    timm = getattr(model, "pretrained_cfg", None) or {}
+    return Preprocessing(model).normalization(fill_normalization(IMAGENET, timm.get("mean"), timm.get("std")))
 
 
 def _is_positive(side: object) -> bool:

@@ -3,7 +3,8 @@
 Such a backbone calls blocks one after the other, with layers between some of them that change resolution and width. The
 blocks are found as a chain: the result of each, passed through the modules between, is the input of the next. The chain
 starts with the children of the outermost containers. If most of them change the shape, or if they are containers
-themselves, they are stages rather than blocks, and the blocks inside them are tried instead. `any_vit` verifies the result.
+themselves, they are stages rather than blocks, and the blocks inside them are tried instead. In the end the parts in
+sequence have to reproduce the model's output.
 """
 
 from __future__ import annotations
@@ -11,17 +12,83 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .probing import Call, Run, corner_images, is_norm, places, watch
-from .replay import Repeat, Rerun, Step
-from .spec import BlockShape, BlockSides, TokenLayout
+from .probing import Call, Run, corner_images, image_size_attribute, is_close, is_norm, places, watch
+from .replay import Repeat, Rerun, Step, feature_of
+from .spec import MAPS, BackboneSpec, BlockShape, BlockSides, Preprocessing, TokenLayout, normalization_of
 
 _MOST_MODULES_BETWEEN = 3
 _MOST_LEVELS = 3
+
+
+def describe(model: nn.Module, run: Run, size: tuple[int, int] | None) -> BackboneSpec | None:
+    """Return the spec of a model whose blocks are a chain with changes of resolution, or None."""
+    size = size or image_size_attribute(model) or _timm_size(model) or Preprocessing(model).image_size((224, 224))
+    try:
+        chain = Chain(model, run, size)
+        steps = chain.steps() if chain.blocks else None
+    except Exception:  # models fail in many ways on unsupported images
+        return None
+    if steps is None:
+        return None
+    rerun, last = chain.rerun(steps), steps[-1].sides.after
+    paths = [step.block.path for step in steps]
+    stack = common_ancestor(paths)
+    mean, std = normalization_of(model)
+    spec = BackboneSpec(
+        library="custom",
+        blocks=stack,
+        num_blocks=len(steps),
+        block_keys=tuple(path.removeprefix(f"{stack}.") for path in paths),
+        sides=tuple(step.sides for step in steps),
+        width=last.width,
+        batch_first=True,
+        num_prefix_tokens=last.num_prefix_tokens,
+        grid=last.grid,
+        image_size=size,
+        mean=mean,
+        std=std,
+        pools_prefix=False,
+        patch_embedding=embedding(model),
+        stem=rerun.stem,
+        run_block=rerun.run_block,
+        pool=rerun.pool,
+        norm=rerun.norm,
+        project=rerun.project,
+    )
+    try:
+        return _verified(model, spec, rerun, chain)
+    except Exception:  # models may access their blocks in many ways
+        return None
+
+
+@torch.no_grad()
+def _verified(model: nn.Module, spec: BackboneSpec, rerun: Rerun, chain: Chain) -> BackboneSpec | None:
+    """Return the spec if its parts in sequence give the model's output, else None.
+
+    Its pooling is the mean of the patches, without a run of the model, if this is the model's own feature to the bit,
+    or if the model has no feature of its own.
+    """
+    native = spec.entry.native(spec.stem(model, chain.images))
+    for name in spec.block_names():
+        native = spec.run_block(model, model.get_submodule(name), native)
+    tokens, expected = spec.exit.tokens(native), feature_of(chain.output)
+    if not is_close(native, chain.blocks[-1].result, 1e-3):
+        return None
+    if expected is None or torch.equal(rerun.mean(model, tokens), expected):
+        return replace(spec, pool=rerun.mean)
+    return spec if is_close(spec.pool(model, tokens), expected, 1e-3) else None
+
+
+def _timm_size(model: Any) -> tuple[int, int] | None:
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
+    return None if size is None else (size[1], size[2])
 
 
 class Chain:
@@ -87,10 +154,14 @@ class Chain:
         return None
 
     def steps(self) -> list[Step] | None:
-        """Return the blocks with their shapes, or None if the order of their patches was not found."""
+        """Return the blocks with their shapes.
+
+        Return None if the order of their patches was not found, or if they are those of a plain vision transformer.
+        """
         paths = [block.path for block in self.blocks]
         calls = {call.path: call for call in watch(self.model, self.run, self.two, paths)[0]}
-        shapes, steps = Shapes(self.size), []
+        shapes = Shapes(self.size)
+        steps: list[Step] = []
         between = [(), *(self.between(first, second) for first, second in pairwise(self.blocks))]
         for call, path in zip(self.blocks, between, strict=True):
             before = shapes.next(calls[call.path].input, call.input)
@@ -98,15 +169,17 @@ class Chain:
             if before is None or after is None:
                 return None
             steps.append(Step(Repeat.of(call), BlockSides(before, after), path or ()))
-        return steps
+        shapes_differ = len({shape for step in steps for shape in step.sides}) > 1
+        return steps if shapes_differ or self.blocks[0].input.ndim == 4 else None
 
     def rerun(self, steps: Sequence[Step]) -> Rerun:
         """Return the functions of the spec."""
         last = self._index[id(self.blocks[-1])]
         first = self._index[id(self.blocks[0])]
-        norm = next((call for call in self.calls[last + 1 :] if is_norm(call)), None)
+        shape = self.blocks[-1].result.shape  # a norm behind the pooling is no norm of patches
+        norms = (call for call in self.calls[last + 1 :] if is_norm(call) and call.input.shape == shape)
         stem = [call.path for call in self.calls[:first] if not self._is_around_blocks(call.path)]
-        return Rerun(self.run, steps, self.size, f"{embedding(self.model)}.weight", norm, stem)
+        return Rerun(self.run, steps, self.size, f"{embedding(self.model)}.weight", next(norms, None), stem)
 
     def _is_around_blocks(self, path: str) -> bool:
         paths = [block.path for block in self.blocks]
@@ -144,7 +217,7 @@ class Shapes:
         return None if found is None else BlockShape(width, *found)
 
     def _of_map(self, two: Tensor, three: Tensor) -> BlockShape | None:
-        layouts: list[TokenLayout] = ["b c h w", "b h w c"]
+        layouts = list(MAPS)
         if self._shape is not None:
             layouts.sort(key=lambda layout: layout != self._shape.layout)  # type: ignore[union-attr]
         fitting = [layout for layout in layouts if self._fits_aspect(_sides(three, layout))]

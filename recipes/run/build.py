@@ -51,7 +51,7 @@ def build_recognizer(
 
 def _encoder(backbone: nn.Module, recipe: Recipe) -> Any:
     use_memory_efficient_gelu(backbone)
-    return FrameEncoder(backbone, recipe.backbone.pooling, recipe.backbone.checkpoint_blocks)
+    return FrameEncoder(backbone, recipe.backbone.pooling, checkpoint_blocks=recipe.backbone.checkpoint_blocks)
 
 
 def _with_expert(encoder: Any, recipe: Recipe) -> StreamEncoder:

@@ -37,12 +37,3 @@ def test_unrecognized_backbone_error_lists_stacks():
     blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(2, 2)) for _ in range(3))
     with pytest.raises(DmgalError, match=r"blocks \(3 x Sequential, width 2\)"):
         find_spec(torch.nn.ModuleDict({"blocks": blocks}))
-
-
-def test_checkpoint_blocks_requires_blocks() -> None:
-    from transformers import ResNetConfig, ResNetModel
-
-    network = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic"))
-    with pytest.raises(DmgalError, match="no blocks"):
-        FrameEncoder(network, checkpoint_blocks=True)
-    assert FrameEncoder(TINY_BACKBONES["ViT"].make(), checkpoint_blocks=True).checkpoint_blocks
