@@ -13,6 +13,7 @@ from .prototype import Prototype
 from .sact import SACT
 from .strm import STRM
 from .temporal_mixer import TemporalMixer
+from .text_fusion import TextFusion
 from .trx import TRX
 
 __all__ = [
@@ -31,10 +32,11 @@ __all__ = [
     "MoLo",
     "Prototype",
     "TemporalMixer",
+    "TextFusion",
 ]
 
 HEADS: dict[str, type[nn.Module]] = {
     head.__name__: head
     for head in (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion)
 }
-"""All heads by class name."""
+"""All heads by class name. `TextFusion` stands around one of them."""
