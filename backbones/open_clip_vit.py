@@ -1,4 +1,4 @@
-"""open_clip's visual towers, alone or inside a CLIP (its own ``VisionTransformer``, or one of timm's), and text towers."""
+"""open_clip's towers: the visual one, alone or inside a CLIP (its own, or one of timm's), and the text tower."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The text towers of CLIP, SigLIP and SigLIP 2, and class names as features of such a tower.
 
-``load_text_encoder`` in ``families`` loads the text tower that belongs to a backbone. Each class is described by several
-prompts, as in CLIP (Radford et al., ICML 2021): its features are the normalized mean of the normalized features of its
-prompts. They are computed once, and recognition does not need the text tower.
+``load_text_encoder`` in ``families`` loads the text tower that belongs to a backbone. Each class is described by
+several prompts, as in CLIP (Radford et al., ICML 2021): its features are the normalized mean of the normalized features
+of its prompts. They are computed once, and recognition does not need the text tower.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -87,6 +87,7 @@ class ClassTexts:
         logit_scale, logit_bias: those of the text encoder.
         encoder: name of the text encoder.
         templates: the templates of the prompts.
+        weight: factor of the text logits if they are added to those of clips.
     """
 
     class_names: tuple[str, ...]
@@ -95,6 +96,7 @@ class ClassTexts:
     logit_bias: float
     encoder: str
     templates: tuple[str, ...] = TEMPLATES
+    weight: float = 1.0
 
     def logits(self, frames: Tensor) -> Tensor:
         """Return zero-shot logits ``(V, C)`` of projected frame features ``(V, T, D)``.
@@ -123,16 +125,18 @@ class ClassTexts:
     def select(self, class_names: Sequence[str]) -> ClassTexts:
         """Return the texts of some classes, in the order of ``class_names``. All of them must be known."""
         rows = [self.class_names.index(name) for name in class_names]
-        return self._with(tuple(class_names), self.features[rows])
+        return replace(self, class_names=tuple(class_names), features=self.features[rows])
 
     def added(self, other: ClassTexts) -> ClassTexts:
-        """Return the texts with the new classes of another one from the same encoder appended."""
-        new = [name for name in other.class_names if name not in self.class_names]
-        features = torch.cat([self.features, other.select(new).features])
-        return self._with((*self.class_names, *new), features)
+        """Return the texts with the new classes of another one from the same encoder appended.
 
-    def _with(self, class_names: tuple[str, ...], features: Tensor) -> ClassTexts:
-        return ClassTexts(class_names, features, self.logit_scale, self.logit_bias, self.encoder, self.templates)
+        Raises:
+            DmgalError: two names are the same words.
+        """
+        new = [name for name in other.class_names if name not in self.class_names]
+        names = (*self.class_names, *new)
+        check_class_names(names)
+        return replace(self, class_names=names, features=torch.cat([self.features, other.select(new).features]))
 
 
 def mean_frame(frames: Tensor) -> Tensor:
@@ -161,7 +165,7 @@ def encode_class_names(
             place for the name, a prompt is too long, or the tokenizer cannot distinguish two classes.
     """
     phrases = [readable(name) for name in class_names]
-    _check_names(class_names, phrases)
+    check_class_names(class_names)
     _check_templates(templates)
     more = _descriptions_of(class_names, descriptions)
     prompts = [
@@ -209,7 +213,9 @@ def _unusable_descriptions(path: Path, received: str) -> DmgalError:
     )
 
 
-def _check_names(class_names: Sequence[str], phrases: Sequence[str]) -> None:
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Raise a DmgalError if there is no name, a name has no letters, or two names are the same words."""
+    phrases = [readable(name) for name in class_names]
     empty = [repr(name) for name, phrase in zip(class_names, phrases, strict=True) if not comparable(phrase)]
     if empty or not phrases:
         raise DmgalError(

@@ -31,16 +31,18 @@ class TextFusion(nn.Module):
 
     Args:
         head: the head of the visual logits. None: the text logits alone, which is zero-shot recognition.
-        texts: the scale and bias of the text logits, and their width.
-        weight: factor of the text logits.
+        texts: the scale, bias and weight of the text logits, and their width.
+        weight: factor of the text logits. None: that of the texts.
         has_own_stream: the first ``D`` channels of the features are for the text alone, and the head receives the
             others. Otherwise, the head receives all channels.
     """
 
-    def __init__(self, head: Any | None, texts: ClassTexts, weight: float = 1.0, has_own_stream: bool = False) -> None:
+    def __init__(
+        self, head: Any | None, texts: ClassTexts, weight: float | None = None, has_own_stream: bool = False
+    ) -> None:
         super().__init__()
         self.head = head
-        self.weight = weight
+        self.weight = texts.weight if weight is None else weight
         self.width = texts.features.shape[-1]
         self.logit_scale, self.logit_bias = texts.logit_scale, texts.logit_bias
         self.has_own_stream = has_own_stream

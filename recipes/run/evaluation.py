@@ -187,8 +187,6 @@ def encode_with_text(
         of_validation = with_class_texts(encode(recognizer, recipe, catalog, validation, progress, keep), texts)
         n_way, episodes = protocol.n_way or recipe.episode.n_way, recipe.train.validation_episodes
         found = choose_weight(recognizer, of_validation, n_way, k_shot, protocol.n_query, episodes)
-    elif options.weight is not None:
-        head.weight = options.weight
     return recognizer, encoded, text_as_json(options, texts, head.weight if options.use == "fuse" else None, found)
 
 

@@ -28,6 +28,8 @@ from dmgal.backbones.encoder import adapted_modules
 from dmgal.backbones.text import TEMPLATES
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate
+from dmgal.episodes.gallery.gallery import Gallery
+from dmgal.episodes.gallery.texts import no_clips
 from dmgal.episodes.heads import TextFusion
 from dmgal.episodes.recognizer import Head
 from dmgal.errors import DmgalError
@@ -61,7 +63,8 @@ class TextOptions:
         """
         descriptions = None if self.descriptions is None else read_descriptions(self.descriptions)
         encoder = load_text_encoder(recipe.backbone.name)
-        return encode_class_names(encoder, class_names, self.template or TEMPLATES, descriptions)
+        texts = encode_class_names(encoder, class_names, self.template or TEMPLATES, descriptions)
+        return texts if self.weight is None else replace(texts, weight=self.weight)
 
 
 def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, is_only: bool) -> FewShotRecognizer:
@@ -71,29 +74,71 @@ def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, 
         DmgalError: the recognizer relates the videos of a task, or its features cannot be compared with the text.
     """
     encoder: Any = recognizer.encoder
-    has_frozen_stream = _starts_with_frozen_features(encoder, recipe)
-    if not has_frozen_stream:
+    if is_only:
+        encoder, head = StreamEncoder([_frozen(encoder, recipe)], adapted=[False]), TextFusion(None, texts)
+    elif _starts_with_frozen_features(encoder, recipe):
+        head = TextFusion(recognizer.head, texts)
+    else:
         _check_streams(encoder)
-        frozen = make_encoder(load_backbone(recipe.backbone.name) if recipe.backbone.trainable else encoder.backbone)
-        encoder = StreamEncoder(
-            [frozen, *([] if is_only else [encoder])], adapted=[False, *([] if is_only else [True])]
-        )
-    head = TextFusion(None if is_only else recognizer.head, texts, has_own_stream=not has_frozen_stream and not is_only)
+        encoder = StreamEncoder([_frozen(encoder, recipe), encoder], adapted=[False, True])
+        head = TextFusion(recognizer.head, texts, has_own_stream=True)
     return FewShotRecognizer(encoder, cast(Head, head)).eval()
+
+
+def with_gallery_texts(recognizer: FewShotRecognizer, recipe: Recipe, gallery: Gallery) -> FewShotRecognizer:
+    """Return the recognizer of a gallery's run with the text of the gallery, if any. No text tower is loaded."""
+    if gallery.texts is None:
+        return recognizer
+    return with_text(recognizer, recipe, gallery.texts, is_only=not len(gallery))
+
+
+def texts_to_add(
+    options: TextOptions, recipe: Recipe, gallery: Gallery | None, class_names: Sequence[str], is_only: bool
+) -> ClassTexts | None:
+    """Return the texts of classes to enroll, or None if they are enrolled without text.
+
+    Args:
+        options: templates and weight count for a new gallery. Otherwise they are those of the gallery.
+        gallery: the gallery to add to, if any.
+        class_names: the classes to enroll.
+        is_only: True if they have no clips.
+    """
+    if not class_names or (options.use == "no" and not is_only and (gallery is None or gallery.texts is None)):
+        return None
+    if gallery is not None and gallery.texts is not None:
+        options = replace(options, template=gallery.texts.templates, weight=gallery.texts.weight)
+    return options.encode(recipe, class_names)
+
+
+def gallery_of_names(texts: ClassTexts, made_with: Mapping[str, str]) -> Gallery:
+    """Return a gallery of class names alone."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    states = no_clips(texts)
+    return Gallery(texts.class_names, nothing, (), (), states, states, nothing, made_with, texts=texts)
+
+
+def _frozen(encoder: Any, recipe: Recipe) -> Any:
+    """Return an encoder of the frozen backbone with its own pooling, once its adapters are switched off."""
+    first = _first(encoder)
+    if recipe.backbone.trainable:
+        return make_encoder(load_backbone(recipe.backbone.name))
+    return first if isinstance(first, FrameEncoder) and first.pooling is None else make_encoder(first.backbone)
 
 
 def _starts_with_frozen_features(encoder: Any, recipe: Recipe) -> bool:
     """Return True if the first channels of the features are those of the frozen backbone."""
-    if isinstance(encoder, StreamEncoder):
-        first, is_adapted = encoder.streams[0], encoder.adapted[0] and adapted_modules(encoder.backbone)
-    else:
-        first, is_adapted = encoder, adapted_modules(encoder.backbone)
-    return not is_adapted and not recipe.backbone.trainable and getattr(first, "pooling", "map") is None
+    first = _first(encoder)
+    is_adapted = adapted_modules(first.backbone) and (encoder is first or encoder.adapted[0])
+    return not is_adapted and first is _frozen(first, recipe)
+
+
+def _first(encoder: Any) -> Any:
+    return encoder.streams[0] if isinstance(encoder, StreamEncoder) else encoder
 
 
 def _check_streams(encoder: Any) -> None:
-    if not isinstance(encoder, FrameEncoder) or encoder.has_task_layer or encoder.pooling == "map":
-        reason = "a Cmga, which relates the videos of a task" if getattr(encoder, "has_task_layer", False) else "maps"
+    if encoder.has_task_layer or getattr(encoder, "pooling", "map") == "map":
+        reason = "a Cmga, which relates the videos of a task" if encoder.has_task_layer else "maps"
         raise DmgalError(
             "This run cannot be combined with text.",
             received=f"features of the run: {reason}",
