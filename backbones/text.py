@@ -172,7 +172,8 @@ def encode_class_names(
         [template.replace("{}", phrase) for template in templates] + extra
         for phrase, extra in zip(phrases, more, strict=True)
     ]
-    _check_tokens(encoder, class_names, phrases, prompts)
+    _check_words(encoder, class_names, phrases, is_described=descriptions is not None)
+    _check_tokens(encoder, class_names, prompts)
     features = functional.normalize(encoder.encode([text for texts in prompts for text in texts]), dim=-1)
     means = [part.mean(dim=0) for part in features.split([len(texts) for texts in prompts])]
     stacked = functional.normalize(torch.stack(means), dim=-1)
@@ -265,10 +266,8 @@ def _descriptions_of(class_names: Sequence[str], descriptions: Mapping[str, Sequ
     return more
 
 
-def _check_tokens(
-    encoder: TextEncoder, class_names: Sequence[str], phrases: Sequence[str], prompts: Sequence[Sequence[str]]
-) -> None:
-    """Refuse classes with equal tokens, and warn of names with words that the tokenizer does not know."""
+def _check_tokens(encoder: TextEncoder, class_names: Sequence[str], prompts: Sequence[Sequence[str]]) -> None:
+    """Refuse two classes whose prompts have equal tokens."""
     first: dict[tuple[tuple[int, ...], ...], str] = {}
     for name, texts in zip(class_names, prompts, strict=True):
         other = first.setdefault(tuple(tuple(encoder.tokens(text)) for text in texts), name)
@@ -276,13 +275,25 @@ def _check_tokens(
             raise DmgalError(
                 f"The text tower of {encoder.name} cannot distinguish two classes.",
                 received=f"{other!r} and {name!r}, whose prompts have the same tokens",
-                expected="names of words or letters that the tokenizer knows",
-                remedy="Use other words for one of them, or another backbone.",
+                expected="names or descriptions with words that the tokenizer knows",
+                remedy="Use other words, add descriptions, or choose another backbone.",
             )
-    unknown = [
-        printable(name)
-        for name, phrase in zip(class_names, phrases, strict=True)
-        if encoder.unknown_token is not None and encoder.unknown_token in encoder.tokens(phrase)
-    ]
+
+
+def _check_words(encoder: TextEncoder, class_names: Sequence[str], phrases: Sequence[str], is_described: bool) -> None:
+    """Refuse names without any word that the tokenizer knows, unless they are described. Warn of unknown words."""
+    if encoder.unknown_token is None:
+        return
+    marks = encoder.tokens("")
+    words = [[token for token in encoder.tokens(phrase) if token not in marks] for phrase in phrases]
+    unreadable = [name for name, tokens in zip(class_names, words, strict=True) if {*tokens} <= {encoder.unknown_token}]
+    if unreadable and not is_described:
+        raise DmgalError(
+            f"The text tower of {encoder.name} knows no word of some class names.",
+            received=listed(unreadable),
+            expected="names with words that its tokenizer knows",
+            remedy="Use other words, add descriptions, or choose another backbone.",
+        )
+    unknown = [name for name, tokens in zip(class_names, words, strict=True) if encoder.unknown_token in tokens]
     if unknown:
         logger.warning("the tokenizer of %s does not know all words of %s", encoder.name, listed(unknown))

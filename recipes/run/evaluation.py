@@ -178,8 +178,10 @@ def encode_with_text(
             remedy="Pass --text.weight.",
         )
     texts = options.encode(recipe, catalog.class_names)  # of all splits, so that names of two splits must differ
-    recognizer = with_text(recognizer, recipe, texts, options.use == "only")
+    recognizer = with_text(recognizer, recipe, replace(texts, weight=1.0), options.use == "only")
     head = cast(TextFusion, recognizer.head)
+    if keep is not None and keep.folder is not None:  # the weight does not shape these states
+        keep = replace(keep, folder=keep.folder / f"text_{options.use}")
     encoded = with_class_texts(encode(recognizer, recipe, catalog, protocol, progress, keep), texts)
     found = None
     if is_chosen:
@@ -187,6 +189,8 @@ def encode_with_text(
         of_validation = with_class_texts(encode(recognizer, recipe, catalog, validation, progress, keep), texts)
         n_way, episodes = protocol.n_way or recipe.episode.n_way, recipe.train.validation_episodes
         found = choose_weight(recognizer, of_validation, n_way, k_shot, protocol.n_query, episodes)
+    else:
+        head.weight = texts.weight
     return recognizer, encoded, text_as_json(options, texts, head.weight if options.use == "fuse" else None, found)
 
 

@@ -36,8 +36,9 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.encoding import EncodedSplit, launched_device
 from dmgal.recipes.run.ranges import Range
+from dmgal.recipes.run.weights import without_folder
 
-WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Weights of the text to choose from."""
 
 
@@ -64,7 +65,8 @@ class TextOptions:
         descriptions = None if self.descriptions is None else read_descriptions(self.descriptions)
         encoder = load_text_encoder(recipe.backbone.name)
         texts = encode_class_names(encoder, class_names, self.template or TEMPLATES, descriptions)
-        return texts if self.weight is None else replace(texts, weight=self.weight)
+        weight = texts.weight if self.weight is None else self.weight
+        return replace(texts, weight=weight, encoder=without_folder(texts.encoder))
 
 
 def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, is_only: bool) -> FewShotRecognizer:
@@ -129,7 +131,7 @@ def _starts_with_frozen_features(encoder: Any, recipe: Recipe) -> bool:
     """Return True if the first channels of the features are those of the frozen backbone."""
     first = _first(encoder)
     is_adapted = adapted_modules(first.backbone) and (encoder is first or encoder.adapted[0])
-    return not is_adapted and first is _frozen(first, recipe)
+    return not is_adapted and not recipe.backbone.trainable and first is _frozen(first, recipe)
 
 
 def _first(encoder: Any) -> Any:

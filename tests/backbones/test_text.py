@@ -140,7 +140,8 @@ BAD_NAMES = {
     "equal after cleaning": (["red_disc", "Red disc"], "have the same name"),
     "brackets": (["red [disc]", "red disc"], "have the same name"),
     "humps": (["RedDisc", "red disc"], "have the same name"),
-    "unknown words": (["\U0001f525", "跳舞"], "cannot distinguish two classes"),
+    "unknown words": (["\U0001f525", "red disc", "跳舞"], "knows no word of some class names"),
+    "equal tokens": (["red spin", "red flip"], "cannot distinguish two classes"),
     "too long": (["red " * 20], "cannot read a prompt to its end"),
 }
 

@@ -98,14 +98,21 @@ def test_class_names_alone_with_own_prompts(runs, evaluated):
     assert text["templates"] == ["a {} shape"] and text["weight"] is None
 
 
+def test_states_with_text_do_not_replace_those_without(runs, descriptions, tmp_path, capsys):
+    cache, text = ["--cache", str(tmp_path)], ["--text.descriptions", str(descriptions), "--text.use"]
+    for flags, num_encoded in (([], 16), ([*text, "only"], 16), ([], 0), ([*text, "only"], 0)):
+        assert main(["evaluate", str(runs / "smga"), "--episodes", "4", *cache, *flags]) == 0
+        assert f"{num_encoded} of 16 videos encoded" in capsys.readouterr().err
+
+
 def test_cmga_is_refused(runs, evaluated):
     code, printed = evaluated(runs / "cmga", "--text.use", "fuse")
     assert code == 2 and "cannot be combined with text" in printed.err and "Cmga" in printed.err
 
 
-def test_names_that_the_tokenizer_cannot_distinguish_are_refused(runs, capsys):
+def test_names_without_a_known_word_are_refused(runs, capsys):
     assert main(["evaluate", str(runs / "frozen"), "--text.use", "only", "--quiet"]) == 2
-    assert "cannot distinguish two classes" in capsys.readouterr().err
+    assert "knows no word of some class names" in capsys.readouterr().err
 
 
 def test_open_weight_without_validation_classes_is_refused(runs):

@@ -132,7 +132,7 @@ BAD_OPTIONS = {
     "only with clips": (["CLIPS", "--text.use", "only"], "need no clips"),
     "equal names": (["--name", "Red_Disc", "--name", "red disc"], "have the same name"),
     "empty name": (["--name", " "], "needs a name"),
-    "unknown words": (["--name", "\U0001f525", "--name", "跳舞"], "cannot distinguish two classes"),
+    "unknown words": (["--name", "\U0001f525", "--name", "brush hair"], "knows no word of some class names"),
     "bad template": (["--name", "red", "--text.template", "a video"], "one place for the class name"),
     "cmga": (["CMGA", "CLIPS", "--text.use", "fuse"], "cannot be combined with text"),
 }
