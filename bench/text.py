@@ -139,7 +139,7 @@ def looks(split: str, clips: int) -> Classes:
 
 def _classes(videos: Sequence[Tensor], names: Sequence[str], captions: Sequence[str], clips: int) -> Classes:
     labels = np.arange(len(names)).repeat(clips)
-    paths = [f"{names[label]}/{index}" for index, label in enumerate(labels)]
+    paths = [f"{names[label]}/{index}" for index, label in enumerate(labels.tolist())]
     catalog = VideoCatalog(Path(), paths, labels, tuple(names))
     return Classes(torch.stack(list(videos)), catalog, tuple(captions))
 

@@ -31,7 +31,14 @@ from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.evaluation import is_run, load_run_or_default
 from dmgal.recipes.run.gallery import list_clips, made_with, make_gallery, with_rejection
 from dmgal.recipes.run.ranges import Range
-from dmgal.recipes.run.text import TextOptions, gallery_of_names, texts_to_add, with_gallery_texts, with_text
+from dmgal.recipes.run.text import (
+    TextOptions,
+    gallery_of_names,
+    learns_text,
+    texts_to_add,
+    with_gallery_texts,
+    with_text,
+)
 from dmgal.videos.bad_videos import OnBadVideo
 
 
@@ -102,7 +109,8 @@ def run(options: Enroll) -> Gallery:
                 shortlist = gallery.rejection.shortlist
             gallery = gallery.removed([printable(name) for name in options.remove]) if options.remove else gallery
         new_names = options.names if catalog is None else catalog.class_names
-        texts = texts_to_add(options.text, recipe, gallery, new_names, is_only=catalog is None)
+        is_learned = learns_text(recognizer)
+        texts = texts_to_add(options.text, recipe, gallery, new_names, catalog is None, is_learned)
         plain, made = recognizer, made_with(recipe, recognizer)
         if catalog is not None:
             recognizer = plain if texts is None else with_text(plain, recipe, texts, is_only=False)

@@ -75,9 +75,8 @@ def main(argv: list[str] | None = None) -> int | None:
     recipe, catalog = evaluation_data(run, trained, options.data, protocol.split, is_shown)
     described = protocol_as_json(protocol, recipe, catalog)
     suffix = _data_suffix(run, trained.data, recipe.data, described)
-    recognizer, encoded, described["text"] = encode_with_text(
-        recognizer, recipe, catalog, protocol, options.text, progress, keep
-    )
+    recognizer, encoded, text = encode_with_text(recognizer, recipe, catalog, protocol, options.text, progress, keep)
+    described["text"] = text or described["text"]
     is_helper, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:
         if is_helper:
@@ -130,7 +129,7 @@ def _report(
     if protocol.until is not None and not options.exact:
         amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
     suffix = f"_float16{suffix}" if options.states == "float16" else suffix
-    suffix = f"_text_{options.text.use}{suffix}" if described["text"] is not None else suffix
+    suffix = f"_text_{options.text.use}{suffix}" if options.text.use != "no" else suffix
     path = run.write_result(
         f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{amount}episodes_seed{protocol.seed}{suffix}",
         result,

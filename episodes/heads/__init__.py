@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .clip_fsar import ClipFSAR
 from .dmgal_ft import DmgalFT
 from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
 from .hyrsm import HyRSM
@@ -24,6 +25,7 @@ __all__ = [
     "STRM",
     "TRX",
     "BiMHM",
+    "ClipFSAR",
     "DmgalFT",
     "FrameAligned",
     "FrameDistanceHead",
@@ -35,8 +37,6 @@ __all__ = [
     "TextFusion",
 ]
 
-HEADS: dict[str, type[nn.Module]] = {
-    head.__name__: head
-    for head in (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion)
-}
+_ALL = (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR)
+HEADS: dict[str, type[nn.Module]] = {head.__name__: head for head in _ALL}
 """All heads by class name. `TextFusion` stands around one of them."""

@@ -15,7 +15,7 @@ from dmgal.episodes import EpisodeSampler, FewShotRecognizer, ReversalSampler
 from dmgal.episodes.evaluation import Evaluation, evaluate
 from dmgal.episodes.evaluation.states import pair_table, why_no_pair_scores
 from dmgal.episodes.evaluation.statistics import ExactAccuracy, exact_accuracy
-from dmgal.episodes.heads import TextFusion
+from dmgal.episodes.heads import HEADS, TextFusion
 from dmgal.episodes.sampler import TaskSampler
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer, dtype_of
@@ -26,8 +26,8 @@ from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launche
 from dmgal.recipes.run.folder import Run, read_tensors
 from dmgal.recipes.run.layers import from_mapping, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
-from dmgal.recipes.run.text import TextOptions, choose_weight, text_as_json, with_class_texts, with_text
-from dmgal.recipes.run.weights import load_trained_state
+from dmgal.recipes.run.text import TextOptions, choose_weight, learns_text, text_as_json, with_class_texts, with_text
+from dmgal.recipes.run.weights import load_trained_state, without_folder
 from dmgal.videos import VideoCatalog
 
 DEFAULT_METHOD = "method/motion"
@@ -117,7 +117,9 @@ def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) 
     """Return the options of a protocol with the ways and shots in use, and the data of its split."""
     episode, data = recipe.episode, data_as_json(recipe.data, catalog.split(protocol.split))
     n_way, k_shot = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
-    return {**vars(protocol), "n_way": n_way, "k_shot": k_shot, "data": data, "text": None}
+    needs_text = getattr(HEADS.get(recipe.head.get("name", "")), "learns_text", False)
+    text = {"use": "support", "encoder": without_folder(recipe.backbone.name)} if needs_text else None
+    return {**vars(protocol), "n_way": n_way, "k_shot": k_shot, "data": data, "text": text}
 
 
 def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:
@@ -144,11 +146,17 @@ def encode(
     progress: bool = True,
     keep: Keep | None = None,
 ) -> EncodedSplit:
-    """Return the encoded split of a protocol, after a check that its tasks are possible."""
+    """Return the encoded split of a protocol, after a check that its tasks are possible.
+
+    Support videos know the text of their class if the head has learned from it.
+    """
     catalog = catalog.split(protocol.split)
     samplers(catalog, recipe, protocol)
     device = launched_device()
-    return encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
+    encoded = encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
+    if learns_text(recognizer):
+        return with_class_texts(encoded, TextOptions().encode(recipe, catalog.class_names))
+    return encoded
 
 
 def encode_with_text(

@@ -28,6 +28,7 @@ from dmgal.backbones.encoder import adapted_modules
 from dmgal.backbones.text import TEMPLATES
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate
+from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.texts import no_clips
 from dmgal.episodes.heads import TextFusion
@@ -37,6 +38,7 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.encoding import EncodedSplit, launched_device
 from dmgal.recipes.run.ranges import Range
 from dmgal.recipes.run.weights import without_folder
+from dmgal.videos import VideoCatalog
 
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Weights of the text to choose from."""
@@ -76,7 +78,9 @@ def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, 
         DmgalError: the recognizer relates the videos of a task, or its features cannot be compared with the text.
     """
     encoder: Any = recognizer.encoder
-    if is_only:
+    if learns_text(recognizer) and not is_only:  # its own features were trained to be compared with text
+        head = TextFusion(recognizer.head, texts)
+    elif is_only:
         encoder, head = StreamEncoder([_frozen(encoder, recipe)], adapted=[False]), TextFusion(None, texts)
     elif _starts_with_frozen_features(encoder, recipe):
         head = TextFusion(recognizer.head, texts)
@@ -87,6 +91,26 @@ def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, 
     return FewShotRecognizer(encoder, cast(Head, head)).eval()
 
 
+def learns_text(recognizer: FewShotRecognizer) -> bool:
+    """Return True if the head uses the text of the classes itself, in training and afterwards."""
+    return bool(getattr(recognizer.head, "learns_text", False))
+
+
+def give_texts(recognizer: FewShotRecognizer, recipe: Recipe, catalog: VideoCatalog) -> None:
+    """Give a head that learns from text the texts of all classes before its training."""
+    if learns_text(recognizer) and recipe.train.steps:
+        texts = TextOptions().encode(recipe, catalog.class_names)
+        cast(Any, recognizer.head).use_texts(texts, catalog.split("train").class_names)
+
+
+def with_own_texts(
+    recognizer: FewShotRecognizer, states: PrecomputedStates, catalog: VideoCatalog
+) -> PrecomputedStates:
+    """Return states of a catalog's videos with the text that was given to the head, if any."""
+    texts: ClassTexts | None = getattr(recognizer.head, "class_texts", None)
+    return states if texts is None else with_support_texts(states, catalog, texts)
+
+
 def with_gallery_texts(recognizer: FewShotRecognizer, recipe: Recipe, gallery: Gallery) -> FewShotRecognizer:
     """Return the recognizer of a gallery's run with the text of the gallery, if any. No text tower is loaded."""
     if gallery.texts is None:
@@ -95,7 +119,12 @@ def with_gallery_texts(recognizer: FewShotRecognizer, recipe: Recipe, gallery: G
 
 
 def texts_to_add(
-    options: TextOptions, recipe: Recipe, gallery: Gallery | None, class_names: Sequence[str], is_only: bool
+    options: TextOptions,
+    recipe: Recipe,
+    gallery: Gallery | None,
+    class_names: Sequence[str],
+    is_only: bool,
+    is_learned: bool = False,
 ) -> ClassTexts | None:
     """Return the texts of classes to enroll, or None if they are enrolled without text.
 
@@ -104,9 +133,13 @@ def texts_to_add(
         gallery: the gallery to add to, if any.
         class_names: the classes to enroll.
         is_only: True if they have no clips.
+        is_learned: True if the head has learned from text. It then gets the text, also if no logits are added.
     """
-    if not class_names or (options.use == "no" and not is_only and (gallery is None or gallery.texts is None)):
+    is_wanted = options.use != "no" or is_only or (gallery is not None and gallery.texts is not None)
+    if not class_names or not (is_wanted or is_learned):
         return None
+    if not is_wanted:
+        options = replace(options, weight=0.0)
     if gallery is not None and gallery.texts is not None:
         options = replace(options, template=gallery.texts.templates, weight=gallery.texts.weight)
     return options.encode(recipe, class_names)
@@ -151,9 +184,13 @@ def _check_streams(encoder: Any) -> None:
 
 def with_class_texts(encoded: EncodedSplit, texts: ClassTexts) -> EncodedSplit:
     """Return the split with the text features of each video's class, for use as support."""
-    features = texts.select(encoded.catalog.class_names).features
-    rows = features[torch.from_numpy(encoded.catalog.labels.copy())]
-    return replace(encoded, states=encoded.states.with_support(class_text=rows))
+    return replace(encoded, states=with_support_texts(encoded.states, encoded.catalog, texts))
+
+
+def with_support_texts(states: PrecomputedStates, catalog: VideoCatalog, texts: ClassTexts) -> PrecomputedStates:
+    """Return the states of a catalog's videos with the text features of their classes."""
+    features = texts.select(catalog.class_names).features
+    return states.with_support(class_text=features[torch.from_numpy(catalog.labels.copy())])
 
 
 def choose_weight(
@@ -189,7 +226,9 @@ def text_as_json(
 
 
 def text_line(text: Mapping[str, Any]) -> str:
-    """Return one line about the text of a result, from `text_as_json`."""
+    """Return one line about the text of a result, from `text_as_json` or of a head that learned from text."""
+    if text["use"] == "support":
+        return f"class names of support videos, by {text['encoder']}"
     prompts = f"{len(text['templates'])} prompts per class by {text['encoder']}"
     if text["use"] == "only":
         return f"class names alone, {prompts}"
