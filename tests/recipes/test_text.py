@@ -86,18 +86,20 @@ def test_weight_is_chosen_on_validation_classes_and_reported(runs, evaluated):
     assert result(runs / "frozen", "")["protocol"]["text"] is None
 
 
+@pytest.mark.slow
 def test_weight_0_is_the_run_alone(runs, evaluated):
     assert evaluated(runs / "smga")[0] == evaluated(runs / "smga", "--text.use", "fuse", "--text.weight", "0")[0] == 0
     assert result(runs / "smga", "")["results"] == result(runs / "smga", "_text_fuse")["results"]
 
 
 def test_class_names_alone_with_own_prompts(runs, evaluated):
-    code, printed = evaluated(runs / "motion", "--text.use", "only", "--text.template", "a {} shape")
+    code, printed = evaluated(runs / "frozen", "--text.use", "only", "--text.template", "a {} shape")
     assert code == 0 and "class names alone, 1 prompts per class by tiny-clip" in printed.out
-    text = result(runs / "motion", "_text_only")["protocol"]["text"]
+    text = result(runs / "frozen", "_text_only")["protocol"]["text"]
     assert text["templates"] == ["a {} shape"] and text["weight"] is None
 
 
+@pytest.mark.slow
 def test_states_with_text_do_not_replace_those_without(runs, descriptions, tmp_path, capsys):
     cache, text = ["--cache", str(tmp_path)], ["--text.descriptions", str(descriptions), "--text.use"]
     for flags, num_encoded in (([], 16), ([*text, "only"], 16), ([], 0), ([*text, "only"], 0)):
