@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_vit
 from .probing import Run
 from .replay import call_model
 from .spec import BackboneSpec, base_model
+from .text import TextEncoder
 
 
 class Family(NamedTuple):
@@ -29,16 +30,20 @@ class Family(NamedTuple):
         describe: returns the spec of a model of the library, or None for any other model.
         load: returns the model of a name in evaluation mode.
         names: forms of the names, for error messages.
+        load_text: returns the text tower that belongs to the model of a name, or None if it has none.
     """
 
     describe: Callable[[nn.Module], BackboneSpec | None]
     load: Callable[[str], nn.Module]
     names: tuple[str, ...] = ("NAME",)
+    load_text: Callable[[str], TextEncoder | None] | None = None
 
 
 FAMILIES = {
-    "open_clip": Family(open_clip_vit.describe, open_clip_vit.load, ("MODEL", "MODEL/WEIGHTS")),
-    "hf": Family(transformers_vit.describe, transformers_vit.load, ("REPOSITORY",)),
+    "open_clip": Family(
+        open_clip_vit.describe, open_clip_vit.load, ("MODEL", "MODEL/WEIGHTS"), open_clip_vit.load_text
+    ),
+    "hf": Family(transformers_vit.describe, transformers_vit.load, ("REPOSITORY",), transformers_vit.load_text),
     "timm": Family(timm_vit.describe, timm_vit.load, ("MODEL", "MODEL.WEIGHTS")),
 }
 """Families by the prefix of their names, as in ``load_backbone("timm:MODEL")``. Later ones are asked first."""
@@ -56,19 +61,43 @@ def load_backbone(name: str) -> nn.Module:
     Raises:
         DmgalError: the name is unknown, or the weights cannot be reached or read.
     """
-    model = _load(name)
+    family, rest = _resolve(name)
+    model: Any = _load_or_explain(name, lambda: family.load(rest))
     model.dmgal_name = name  # saved with an adapter, to record which backbone it belongs to
-    return model
+    return model  # type: ignore[no-any-return]
 
 
-def _load(name: str) -> Any:
+def load_text_encoder(name: str) -> TextEncoder:
+    """Load the frozen text tower of a CLIP, SigLIP or SigLIP 2, with its tokenizer, in float32.
+
+    Args:
+        name: as in ``load_backbone``, whose projected frame features can then be compared with text.
+
+    Raises:
+        DmgalError: the backbone has no text tower, the name is unknown, or the weights cannot be reached or read.
+    """
+    family, rest = _resolve(name)
+    load = family.load_text
+    encoder = None if load is None else _load_or_explain(name, lambda: load(rest))
+    if encoder is None:
+        raise DmgalError(
+            "This backbone has no text tower.",
+            received=name,
+            expected="a CLIP of open_clip or transformers, a SigLIP, or tiny-clip",
+            remedy="Choose such a backbone, or recognize by clips alone.",
+        )
+    return replace(encoder, name=name)  # type: ignore[no-any-return]
+
+
+def _resolve(name: str) -> tuple[Family, str]:
+    """Return the family of a backbone's name, and the name within the family."""
     prefix, _, rest = name.partition(":")
     if name == "tiny-clip":
-        return FAMILIES["open_clip"].load(f"local-dir:{tiny_clip.FOLDER}")
+        return FAMILIES["open_clip"], f"local-dir:{tiny_clip.FOLDER}"
     if os.path.isdir(name):
-        return _load_folder(Path(name))
+        return _resolve_folder(Path(name))
     if prefix in FAMILIES and rest:
-        return _load_or_explain(name, lambda: FAMILIES[prefix].load(rest))
+        return FAMILIES[prefix], rest
     forms = [f"{prefix}:{form}" for prefix, family in FAMILIES.items() for form in family.names]
     raise DmgalError(
         "Unknown backbone.",
@@ -78,9 +107,9 @@ def _load(name: str) -> Any:
     )
 
 
-def _load_folder(folder: Path) -> Any:
+def _resolve_folder(folder: Path) -> tuple[Family, str]:
     if (folder / "open_clip_config.json").is_file():
-        return _load_or_explain(str(folder), lambda: FAMILIES["open_clip"].load(f"local-dir:{folder}"))
+        return FAMILIES["open_clip"], f"local-dir:{folder}"
     config = folder / "config.json"
     if not config.is_file():
         raise DmgalError(
@@ -91,8 +120,8 @@ def _load_folder(folder: Path) -> Any:
         )
     problem, remedy = "The configuration of this backbone cannot be read.", "Download or save the backbone again."
     if "architecture" in read_mapping(config, problem, remedy):
-        return _load_or_explain(str(folder), lambda: FAMILIES["timm"].load(f"local-dir:{folder}"))
-    return _load_or_explain(str(folder), lambda: FAMILIES["hf"].load(str(folder)))
+        return FAMILIES["timm"], f"local-dir:{folder}"
+    return FAMILIES["hf"], str(folder)
 
 
 def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:

@@ -1,4 +1,4 @@
-"""open_clip's visual towers, alone or inside a CLIP: its own ``VisionTransformer``, or one of timm's."""
+"""open_clip's towers: the visual one, alone or inside a CLIP (its own, or one of timm's), and the text tower."""
 
 from __future__ import annotations
 
@@ -12,15 +12,52 @@ from torch import Tensor, nn
 
 from . import timm_vit
 from .spec import OPENAI, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name
+from .text import TextEncoder
 
 
 def load(name: str) -> Any:
     """Load the visual tower of ``MODEL``, ``MODEL/WEIGHTS`` or ``local-dir:FOLDER``."""
+    return _load_both_towers(name).visual.eval()
+
+
+def load_text(name: str) -> TextEncoder:
+    """Load the text tower of ``MODEL``, ``MODEL/WEIGHTS`` or ``local-dir:FOLDER``."""
+    import open_clip
+
+    model = _load_both_towers(name)
+    tokenizer = open_clip.get_tokenizer(name if name.startswith("local-dir:") else name.partition("/")[0])
+    return text_encoder(model, tokenizer)
+
+
+def text_encoder(model: Any, tokenizer: Any, name: str = "open_clip") -> TextEncoder:
+    """Return the text encoder of a CLIP of this library and its tokenizer. The CLIP loses its visual tower."""
+    model.visual = nn.Identity()
+    model.eval().requires_grad_(False)
+    inner = getattr(tokenizer, "tokenizer", None)  # that of transformers, if open_clip wraps one
+
+    def tokens(text: str) -> list[int]:
+        if inner is not None:
+            return list(inner(tokenizer.clean_fn(text) if hasattr(tokenizer, "clean_fn") else text)["input_ids"])
+        return [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
+
+    bias = getattr(model, "logit_bias", None)
+    return TextEncoder(
+        name=name,
+        context_length=tokenizer.context_length,
+        logit_scale=model.logit_scale.exp().item(),
+        logit_bias=0.0 if bias is None else bias.item(),
+        tokens=tokens,
+        embed=lambda texts: model.encode_text(tokenizer(texts)),
+        unknown_token=getattr(inner, "unk_token_id", None),
+    )
+
+
+def _load_both_towers(name: str) -> Any:
     import open_clip
     from open_clip.pretrained import get_pretrained_cfg
 
     if name.startswith("local-dir:"):
-        return open_clip.create_model(name).visual.eval()
+        return open_clip.create_model(name)
     model, _, weights = name.partition("/")
     example = "open_clip:ViT-B-16/openai"
     if model not in open_clip.list_models():
@@ -32,7 +69,7 @@ def load(name: str) -> Any:
         require_hub()
     # By default, open_clip uses another activation for OpenAI's weights than they were trained with.
     quick = get_pretrained_cfg(model, weights).get("quick_gelu", False)
-    return open_clip.create_model(model, pretrained=weights or None, force_quick_gelu=quick).visual.eval()
+    return open_clip.create_model(model, pretrained=weights or None, force_quick_gelu=quick)
 
 
 def describe(model: nn.Module) -> BackboneSpec | None:

@@ -1,4 +1,4 @@
-"""transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model.
+"""transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model, and text towers.
 
 They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2 and
 DINOv3 accept images of any size. The size is that of ``preprocessor_config.json`` if ``load_backbone`` found one, else
@@ -29,7 +29,9 @@ from .spec import (
     require_hub,
     without_jitter,
 )
+from .text import TextEncoder
 
+_WITH_TEXT = ("clip", "siglip", "siglip2")
 _PREPROCESSOR = "preprocessor_config.json"
 _CLIP_PARTS = BlockParts("layer_norm1", "self_attn", "layer_norm2", "mlp")
 _VIT_PARTS = BlockParts("layernorm_before", "attention", "layernorm_after", "mlp")
@@ -83,6 +85,53 @@ def load(source: str) -> Any:
     model = _without_random_parts(model, report["missing_keys"])
     model.dmgal_preprocessing = _preprocessing(source)
     return model.eval()
+
+
+def load_text(source: str) -> TextEncoder | None:
+    """Load the text tower of a CLIP, SigLIP or SigLIP 2 and its tokenizer. Return None if there is none."""
+    import torch
+    import transformers
+
+    if not os.path.isdir(source):
+        require_hub()
+    config: Any = transformers.AutoConfig.from_pretrained(source)
+    if config.model_type not in _WITH_TEXT:
+        return None
+    with _quiet(transformers.logging):
+        auto: Any = transformers.AutoModel
+        model, report = auto.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("vision_model.")):
+        raise ValueError(f"weights are missing: {', '.join(missing[:3])}")
+    return text_encoder(model, tokenizer)
+
+
+def text_encoder(model: Any, tokenizer: Any, name: str = "hf") -> TextEncoder:
+    """Return the text encoder of a CLIP or SigLIP and its tokenizer. The model loses its visual tower."""
+    model.vision_model = nn.Identity()
+    model.eval().requires_grad_(False)
+    length = model.config.text_config.max_position_embeddings
+    is_clip = model.config.model_type == "clip"
+
+    def prepared(text: str) -> str:
+        return text if is_clip else text.lower()  # SigLIP 2 was trained on lower case, and SigLIP lowers it itself
+
+    def embed(texts: list[str]) -> Tensor:
+        options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}  # as SigLIP was trained
+        inputs = tokenizer([prepared(text) for text in texts], **options)
+        mask = {"attention_mask": inputs["attention_mask"]} if is_clip else {}
+        return model.get_text_features(input_ids=inputs["input_ids"], **mask).pooler_output  # type: ignore[no-any-return]
+
+    bias = getattr(model, "logit_bias", None)
+    return TextEncoder(
+        name=name,
+        context_length=length,
+        logit_scale=model.logit_scale.exp().item(),
+        logit_bias=0.0 if bias is None else bias.item(),
+        tokens=lambda text: list(tokenizer(prepared(text))["input_ids"]),
+        embed=embed,
+        unknown_token=tokenizer.unk_token_id,
+    )
 
 
 @contextmanager

@@ -25,7 +25,10 @@ import tyro
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("bench", "results")
-PAGES = (Path("README.md"), *(Path("docs", f"{name}.md") for name in ("index", "results", "performance", "motion")))
+PAGES = (
+    Path("README.md"),
+    *(Path("docs", f"{name}.md") for name in ("index", "results", "performance", "motion", "text")),
+)
 FIGURE = Path("docs", "figures", "accuracy.svg")
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -299,6 +302,20 @@ def pair(estimates: Sequence[dict[str, float]], sign: str = "") -> str:
     )
 
 
+def text_table(root: Path) -> str:
+    """Show what the text of the classes is worth beside clips, at one and five shots."""
+    rows = []
+    for data, methods in load(root, "text")["results"].items():
+        for method in methods:
+            if method != "captions":
+                by_shots = [methods[method][shots] for shots in ("1", "5")]
+                cells = [pair([one["accuracy"][name] for one in by_shots]) for name in ("clips", "text", "both")]
+                weights = " / ".join(f"{one['weight']:g}" for one in by_shots)
+                rows.append([data, method, *cells, pair([one["both - clips"] for one in by_shots], "+"), weights])
+    header = ["classes", "method", "clips %", "text %", "both %", "both minus clips, points", "weight of the text"]
+    return markdown(header, rows)
+
+
 MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
 MOTION_DIFFERENCES = {
     "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
@@ -317,6 +334,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "decode": decode_table,
     "motion_tiny_clip": partial(motion_table, backbone="tiny-clip"),
     "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
+    "text": text_table,
 }
 """Functions that return a Markdown table, by its name in the markers."""
 

@@ -5,17 +5,19 @@
     dmgal enroll runs/mine MORE --out gallery.safetensors --add                 more actions, or more clips of one
     dmgal enroll runs/mine clip.mp4 --class-name wave --out gallery.safetensors --add
     dmgal enroll runs/mine --out gallery.safetensors --remove wave
+    dmgal enroll FOLDER --text.use fuse --out gallery.safetensors               by clips and by class names
+    dmgal enroll --name "brush hair" --name wave --out gallery.safetensors      by class names alone (zero-shot)
 
 No training is needed: an action is represented by the states of its clips. Without a run, tiny-clip is used with the
 motion adapter that ships with dmgal (method/motion). Adding and removing leaves the states of all other clips
 bit-identical. Only the threshold below which a clip counts as unknown is computed again, from the gallery's own clips.
 Each clip is held out in turn if its class has several. Otherwise augmented views replace it. Two or more clips per
-action give a better threshold.
+action give a better threshold. Class names alone give none.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,14 @@ from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.evaluation import is_run, load_run_or_default
 from dmgal.recipes.run.gallery import list_clips, made_with, make_gallery, with_rejection
 from dmgal.recipes.run.ranges import Range
+from dmgal.recipes.run.text import (
+    TextOptions,
+    gallery_of_names,
+    learns_text,
+    texts_to_add,
+    with_gallery_texts,
+    with_text,
+)
 from dmgal.videos.bad_videos import OnBadVideo
 
 
@@ -43,8 +53,11 @@ class Enroll:
     """Gallery file to write."""
     class_name: str | None = None
     """Class of all clips."""
+    name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Class to recognize by its name alone, without clips. May be repeated."""
+    text: TextOptions = field(default_factory=TextOptions)
     add: bool = False
-    """Add the clips to the existing gallery."""
+    """Add the clips or names to the existing gallery."""
     remove: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Class to remove from the gallery. May be repeated."""
     shortlist: int | None = None
@@ -63,6 +76,11 @@ class Enroll:
         only_removes = bool(self.remove) and not self.add
         is_first = len(self.paths) > 1 or (self.paths and (only_removes or is_run(self.paths[0])))
         return self.paths[0] if is_first else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of classes without clips."""
+        return tuple(printable(name.strip()) for name in self.name)
 
     @property
     def clips(self) -> Path | None:
@@ -90,11 +108,20 @@ def run(options: Enroll) -> Gallery:
             if shortlist is None and gallery.rejection is not None:
                 shortlist = gallery.rejection.shortlist
             gallery = gallery.removed([printable(name) for name in options.remove]) if options.remove else gallery
+        new_names = options.names if catalog is None else catalog.class_names
+        is_learned = learns_text(recognizer)
+        texts = texts_to_add(options.text, recipe, gallery, new_names, catalog is None, is_learned)
+        plain, made = recognizer, made_with(recipe, recognizer)
         if catalog is not None:
+            recognizer = plain if texts is None else with_text(plain, recipe, texts, is_only=False)
             arguments = recipe, recognizer, options.views, options.on_bad_video, not options.quiet
-            new = make_gallery(catalog, *arguments)
+            new = replace(make_gallery(catalog, *arguments), made_with=made, texts=texts)
+            gallery = new if gallery is None else gallery.added(new)
+        elif texts is not None:
+            new = gallery_of_names(texts, made)
             gallery = new if gallery is None else gallery.added(new)
         assert gallery is not None
+        recognizer = with_gallery_texts(plain, recipe, gallery)
         gallery = with_rejection(gallery, recognizer, shortlist or None, progress=not options.quiet)
         save_gallery(gallery, options.out)
     return gallery
@@ -112,11 +139,18 @@ def _check(options: Enroll) -> None:
             expected="[RUN] CLIPS",
             remedy="Enroll the first folder, and the others with --add.",
         )
-    if options.clips is None and not options.remove:
+    if options.clips is not None and (options.name or options.text.use == "only"):
+        raise DmgalError(
+            "Class names alone need no clips.",
+            received=f"{printable(str(options.clips))} with --name or --text.use only",
+            expected="--name for each class, or clips",
+            remedy="Remove the clips. To use clips and the names of their classes, pass --text.use fuse.",
+        )
+    if options.clips is None and not options.remove and not options.name:
         raise DmgalError(
             "There is nothing to do.",
-            received="neither clips nor --remove",
-            expected="a folder of clips to enroll, or a class to remove",
+            received="neither clips nor --name nor --remove",
+            expected="a folder of clips or names of classes to enroll, or a class to remove",
             remedy="See dmgal enroll --help.",
         )
     if options.out.exists() and not (options.add or options.remove):

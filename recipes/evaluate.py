@@ -4,6 +4,7 @@
     dmgal evaluate runs/mine --shots 5 --split val
     dmgal evaluate runs/mine --until 0.2              as many episodes as needed for ± 0.2 points
     dmgal evaluate runs/mine --exact                  over all possible episodes, without sampling
+    dmgal evaluate runs/mine --text.use fuse          with the text of the class names
     torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     in two processes, bit-identical
 
 Every video is encoded once, and its state is cached in the run's folder. If a split contains motions together with
@@ -29,7 +30,7 @@ from dmgal.recipes.run.evaluation import (
     Protocol,
     as_json,
     check_exact,
-    encode,
+    encode_with_text,
     evaluate_tasks,
     evaluation_data,
     exact_as_json,
@@ -38,6 +39,7 @@ from dmgal.recipes.run.evaluation import (
     protocol_as_json,
 )
 from dmgal.recipes.run.folder import Run, environment
+from dmgal.recipes.run.text import TextOptions, text_line
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Evaluate:
     may differ, and the results are marked. memory: not saved."""
     cache: Path | None = None
     """Folder for the encoded videos. None: RUN/states."""
+    text: TextOptions = field(default_factory=TextOptions)
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
     """Hide progress bars."""
@@ -72,7 +75,8 @@ def main(argv: list[str] | None = None) -> int | None:
     recipe, catalog = evaluation_data(run, trained, options.data, protocol.split, is_shown)
     described = protocol_as_json(protocol, recipe, catalog)
     suffix = _data_suffix(run, trained.data, recipe.data, described)
-    encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
+    recognizer, encoded, text = encode_with_text(recognizer, recipe, catalog, protocol, options.text, progress, keep)
+    described["text"] = text or described["text"]
     is_helper, progress = keep.processes.rank > 0, progress and not keep.processes.rank
     if options.exact:
         if is_helper:
@@ -111,6 +115,8 @@ def _report(
     if protocol.until is not None and not options.exact:
         extent = f"until ± {protocol.until:g}, 95 % intervals over the episodes"
     print(f"{printable(str(options.run))}: {protocol.split} classes, {shots}-shot, {extent}")
+    if described["text"] is not None:
+        print(f"  text: {text_line(described['text'])}")
     for name, text in lines.items():
         label = f"{ways}-way accuracy" if name == "accuracy" else name.replace("_", " ")
         number = results[name]["episodes"]
@@ -123,6 +129,7 @@ def _report(
     if protocol.until is not None and not options.exact:
         amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
     suffix = f"_float16{suffix}" if options.states == "float16" else suffix
+    suffix = f"_text_{options.text.use}{suffix}" if options.text.use != "no" else suffix
     path = run.write_result(
         f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{amount}episodes_seed{protocol.seed}{suffix}",
         result,

@@ -30,6 +30,7 @@ from dmgal.recipes.run.config import Recipe, parse
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import bundled_layers
+from dmgal.recipes.run.text import give_texts
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_launcher
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tracking import check_tracker
@@ -85,6 +86,7 @@ def run(
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
         recipe = with_base_classes(recipe, catalog) if head is None else recipe
         recognizer = build_recognizer(recipe, backbone=backbone, head=head)
+        give_texts(recognizer, recipe, catalog)
         accelerator = make_accelerator(recipe, out, trackers)
         trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet)
         changes = {}

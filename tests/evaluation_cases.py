@@ -21,6 +21,7 @@ from dmgal.episodes.heads import (
     STRM,
     TRX,
     BiMHM,
+    ClipFSAR,
     DmgalFT,
     FrameAligned,
     HyRSM,
@@ -43,6 +44,7 @@ ON_FEATURES: dict[str, Callable[[], nn.Module]] = {
     "Prototype euclidean": partial(Prototype, "euclidean", 10.0),
     "TRX": partial(TRX, NARROW, width=8),
     "HyRSM": partial(HyRSM, NARROW, num_base_classes=7),
+    "ClipFSAR": partial(ClipFSAR, NARROW),
     "LateFusion": partial(LateFusion, (NARROW // 4, NARROW - NARROW // 4)),
 }
 ON_MAPS: dict[str, Callable[[], nn.Module]] = {

@@ -30,6 +30,7 @@ LAYERS = {
     "errors": 0,
     "files": 1,
     "loader": 2,
+    "names": 0,
     "parallel": 1,
     "progress": 1,
     "backbones": 2,

@@ -11,7 +11,7 @@ from adapter_cases import ADAPTER_CASES
 from tiny_backbones import FRAMES, PROJECTED, SIZE, TINY_BACKBONES, WIDTH
 from torch import Tensor, nn
 
-from dmgal.backbones import FrameEncoder
+from dmgal.backbones import ClassTexts, FrameEncoder
 from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.episodes.heads import (
     M2ACL,
@@ -20,6 +20,7 @@ from dmgal.episodes.heads import (
     STRM,
     TRX,
     BiMHM,
+    ClipFSAR,
     DmgalFT,
     FrameAligned,
     HyRSM,
@@ -37,6 +38,14 @@ MAP_HEADS: dict[str, Callable[[], nn.Module]] = {
     "SACT": lambda: SACT(WIDTH, FRAMES, width=16),
     "STRM": lambda: STRM(WIDTH, FRAMES, width=16),
 }
+
+
+def _clip_fsar() -> nn.Module:
+    head, names = ClipFSAR(WIDTH), tuple(map(str, range(BASE_CLASSES)))
+    head.use_texts(ClassTexts(names, torch.eye(BASE_CLASSES, WIDTH), 10.0, 0.0, "unit vectors"), names)
+    return head
+
+
 FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {
     "BiMHM": lambda: BiMHM(center="both", logit_scale=10.0),
     "OTAM": lambda: OTAM(center="video", logit_scale=10.0),
@@ -45,6 +54,7 @@ FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {
     "Prototype, Euclidean": lambda: Prototype("euclidean", logit_scale=10.0),
     "TRX": lambda: TRX(WIDTH, width=16),
     "HyRSM": lambda: HyRSM(WIDTH, num_base_classes=BASE_CLASSES),
+    "ClipFSAR": _clip_fsar,
 }
 
 

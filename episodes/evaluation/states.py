@@ -84,6 +84,16 @@ class PrecomputedStates:
         """Return the states with each tensor replaced by ``change(tensor)``."""
         return self.from_tensors({name: change(tensor) for name, tensor in self.tensors().items()})
 
+    def with_support(self, **tensors: Tensor) -> PrecomputedStates:
+        """Return the states with more tensors that heads read from support videos, first dimension ``V``.
+
+        Undivided states are one object, so queries have these tensors too.
+        """
+        state = VideoState(self.support.state, **tensors)
+        if self.support.attended is None:
+            return PrecomputedStates.undivided(state)
+        return PrecomputedStates(SupportStates(state, self.support.attended), self.query)
+
     def select(self, videos: Tensor | slice) -> PrecomputedStates:
         """Return the states of some videos, given by index tensor, mask or slice."""
         return self.map(lambda tensor: tensor[videos])

@@ -1,5 +1,7 @@
 """A gallery of actions, enrolled by a few clips each and stored as the states of these clips in a safetensors file.
 
+The names of the classes may be stored as text features, beside the clips or alone (zero-shot).
+
 A clip's state does not depend on other clips (see the task boundary in ``recognizer``). Classes are therefore added and
 removed without changing the other states, and recognition equals an episode of the same clips. The file has tensors
 (``state.NAME`` of the clips, ``view.NAME`` of augmented views, ``labels``, ``view_clips``), JSON metadata and a
@@ -27,10 +29,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ... import __version__
+from ...backbones.text import ClassTexts
 from ...errors import DmgalError, differences, refuse_differences
 from ...files import atomic_write, exclusively, listed, open_regular, parse_json, printable, reason
 from ..evaluation.states import PrecomputedStates, with_prefix
 from .task import Rejection
+from .texts import added_texts, texts_as_json, texts_of_file
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ class Gallery:
 
     Args:
         class_names: ``(n_way,)``, all different.
-        labels: class of each clip, ``(S,)`` int64 in ``0..n_way-1``. Every class has a clip.
+        labels: class of each clip, ``(S,)`` int64 in ``0..n_way-1``. Every class has a clip, or none has one.
         clips: name of each clip, ``(S,)``.
         contents: hash of each clip's file, ``(S,)``, all different, because a clip cannot be enrolled twice.
         states: states of the clips from `precompute_states`.
@@ -49,9 +53,11 @@ class Gallery:
         view_clips: index of the clip of each view, ``(W,)`` int64.
         made_with: everything that shaped the states, by name: weight hashes, frames, transform.
         rejection: threshold for unknown actions. None: not computed yet.
+        texts: text features of the classes. None: clips alone.
 
     Raises:
-        DmgalError: there is no class, a name occurs twice, a class has no clip, or a clip is enrolled twice.
+        DmgalError: there is no class, a name occurs twice, a class has no clip (unless the gallery has texts and no
+            clips at all), or a clip is enrolled twice.
     """
 
     class_names: tuple[str, ...]
@@ -63,6 +69,7 @@ class Gallery:
     view_clips: Tensor
     made_with: Mapping[str, str] = field(default_factory=dict)
     rejection: Rejection | None = None
+    texts: ClassTexts | None = None
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -81,7 +88,7 @@ class Gallery:
                 remedy="Rename one class of each name.",
             )
         empty = [name for name, count in zip(self.class_names, self.shots, strict=True) if not count]
-        if empty:
+        if empty and (self.texts is None or len(self)):
             raise DmgalError(
                 "Classes have no clip.",
                 received=listed(empty),
@@ -119,6 +126,7 @@ class Gallery:
             DmgalError: another model made it (the error names the differences), or a clip is in both.
         """
         self.check_model(other.made_with, "The clips to add")
+        texts = added_texts(self.texts, other.texts, bool(len(self)) == bool(len(other)))
         names = (*self.class_names, *(name for name in other.class_names if name not in self.class_names))
         new_labels = torch.tensor([names.index(name) for name in other.class_names])
         return replace(
@@ -131,6 +139,7 @@ class Gallery:
             views=PrecomputedStates.cat([self.views, other.views]),
             view_clips=torch.cat([self.view_clips, other.view_clips + len(self)]),
             rejection=None,
+            texts=texts,
         )._without_needless_views()
 
     def check_model(self, made_with: Mapping[str, str], what: str = "The run") -> None:
@@ -182,6 +191,7 @@ class Gallery:
             views=self.views.select(view_mask),
             view_clips=new_clips[self.view_clips[view_mask]],
             rejection=None,
+            texts=self.texts and self.texts.select([self.class_names[label] for label in remaining]),
         )
 
     def _without_needless_views(self) -> Gallery:
@@ -213,7 +223,7 @@ def _new_indices(remaining: Tensor, count: int) -> Tensor:
     return indices
 
 
-FORMAT = 1
+FORMAT, FORMAT_WITH_TEXTS = 1, 2
 
 
 @contextmanager
@@ -249,10 +259,13 @@ def save_gallery(gallery: Gallery, path: Path) -> None:
         "labels": gallery.labels,
         "view_clips": gallery.view_clips,
     }
+    if gallery.texts is not None:
+        tensors["texts"] = gallery.texts.features
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(
         {
-            "format": FORMAT,
+            "format": FORMAT if gallery.texts is None else FORMAT_WITH_TEXTS,
+            "texts": gallery.texts and texts_as_json(gallery.texts),
             "class_names": gallery.class_names,
             "clips": gallery.clips,
             "contents": [f"{content:016x}" for content in gallery.contents],
@@ -298,7 +311,7 @@ def load_gallery(path: Path) -> Gallery:
         )
     try:
         content = parse_json(metadata["gallery"])
-        if content["format"] == FORMAT:
+        if content["format"] in (FORMAT, FORMAT_WITH_TEXTS):
             return _to_gallery(content, tensors)
         received = f"format {content['format']}, written by dmgal {content['dmgal']}"
     except DmgalError:
@@ -321,6 +334,7 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gallery:
     """Return the gallery of a file's content. A forged one raises one of several errors."""
+    texts = content.get("texts") if content["format"] == FORMAT_WITH_TEXTS else None
     gallery = Gallery(
         class_names=tuple(content["class_names"]),
         labels=tensors["labels"],
@@ -331,6 +345,7 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         view_clips=tensors["view_clips"],
         made_with=content["made_with"],
         rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
+        texts=texts and texts_of_file(texts, tensors["texts"], tuple(content["class_names"])),
     )
     counts = {len(gallery.labels), len(gallery.clips), len(gallery.contents), gallery.states.num_videos}
     texts = (*gallery.class_names, *gallery.clips, *gallery.made_with, *gallery.made_with.values())

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from .clip_fsar import ClipFSAR
 from .dmgal_ft import DmgalFT
 from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
 from .hyrsm import HyRSM
@@ -13,6 +14,7 @@ from .prototype import Prototype
 from .sact import SACT
 from .strm import STRM
 from .temporal_mixer import TemporalMixer
+from .text_fusion import TextFusion
 from .trx import TRX
 
 __all__ = [
@@ -23,6 +25,7 @@ __all__ = [
     "STRM",
     "TRX",
     "BiMHM",
+    "ClipFSAR",
     "DmgalFT",
     "FrameAligned",
     "FrameDistanceHead",
@@ -31,10 +34,9 @@ __all__ = [
     "MoLo",
     "Prototype",
     "TemporalMixer",
+    "TextFusion",
 ]
 
-HEADS: dict[str, type[nn.Module]] = {
-    head.__name__: head
-    for head in (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion)
-}
-"""All heads by class name."""
+_ALL = (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR)
+HEADS: dict[str, type[nn.Module]] = {head.__name__: head for head in _ALL}
+"""All heads by class name. `TextFusion` stands around one of them."""

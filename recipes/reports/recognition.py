@@ -10,6 +10,7 @@ from typing import Any
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import Recognition, Segment, WindowScore
 from dmgal.episodes.gallery.task import Rejection
+from dmgal.episodes.gallery.texts import texts_as_json
 from dmgal.files import printable
 from dmgal.recipes.run.recognition import ClipRecognizer, Recognized
 
@@ -17,8 +18,10 @@ UNKNOWN = "(unknown)"
 CLASSES_SHOWN = 30
 
 
-def rejection_text(rejection: Rejection) -> str:
+def rejection_text(rejection: Rejection | None) -> str:
     """Return one line with the threshold and the clips it was computed from."""
+    if rejection is None:
+        return "never, class names alone give no threshold"
     text = f"best logit below {rejection.threshold:.3g}, from {rejection.known} {rejection.source}"
     text += f", of which {100 * rejection.known_kept:.0f} % pass"
     if rejection.unknown_accepted is None:
@@ -29,14 +32,17 @@ def rejection_text(rejection: Rejection) -> str:
 def gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
     """Return the classes of a gallery and the threshold in use."""
     gallery, rejection = ready.gallery, ready.gallery.rejection
-    assert rejection is not None
     names = [printable(name) for name in gallery.class_names]
-    details = {name: value for name, value in vars(rejection).items() if name != "shortlist"} | {"score": "best logit"}
+    details = None
+    if rejection is not None and ready.threshold is not None:
+        details = {name: value for name, value in vars(rejection).items() if name != "shortlist"}
+        details["score"] = "best logit"
     return {
         "classes": names,
         "clips_per_class": list(gallery.shots),
         "shortlist": ready.task.shortlist,
-        "rejection": details if ready.threshold is not None else None,
+        "rejection": details,
+        "text": gallery.texts and {**texts_as_json(gallery.texts), "use": "fuse" if len(gallery) else "only"},
     }
 
 
@@ -104,8 +110,17 @@ def print_gallery(gallery: Gallery, path: Path) -> None:
         print(f"  {printable(name):<{width}}  {_counted(shots, 'clip')}")
     if len(rows) > CLASSES_SHOWN:
         print(f"  and {len(rows) - CLASSES_SHOWN} more")
-    assert gallery.rejection is not None
+    print_text(gallery)
     print(f"unknown: {rejection_text(gallery.rejection)}")
+
+
+def print_text(gallery: Gallery) -> None:
+    """Print the use of class names, if the gallery has any."""
+    if gallery.texts is None:
+        return
+    prompts = f"{len(gallery.texts.templates)} prompts per class by {gallery.texts.encoder}"
+    use = f"class names beside clips, weight {gallery.texts.weight:g}" if len(gallery) else "class names alone"
+    print(f"text: {use}, {prompts}")
 
 
 def _counted(count: int, noun: str) -> str:
@@ -133,9 +148,10 @@ def print_results(ready: ClipRecognizer, results: Sequence[Recognized], report: 
         )
     if report["shortlist"] is not None:
         print(f"shortlist: compared with {min(report['shortlist'], len(names))} of {len(names)} classes")
+    print_text(ready.gallery)
     rejection = ready.gallery.rejection
-    assert rejection is not None
-    print(f"unknown: {rejection_text(rejection)}" if ready.threshold is not None else "unknown: never, as asked")
+    is_asked = rejection is not None and ready.threshold is None
+    print("unknown: never, as asked" if is_asked else f"unknown: {rejection_text(rejection)}")
 
 
 def print_clips(clips: Sequence[tuple[str, Recognition]], names: Sequence[str], top: int) -> None:

@@ -20,6 +20,7 @@ from torch.utils.data import Dataset
 
 from dmgal.errors import DmgalError
 from dmgal.files import listed, open_regular, printable
+from dmgal.names import comparable
 from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing
@@ -108,7 +109,8 @@ def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> Vid
 
 def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str]) -> VideoCatalog:
     """Return a catalog without splits with all classes as test classes, but for the train and val classes of a run."""
-    catalog = catalog.with_split({name: seen.get(name, "test") for name in catalog.class_names})
+    seen_alike = {comparable(name): split for name, split in seen.items()}
+    catalog = catalog.with_split({name: seen_alike.get(comparable(name), "test") for name in catalog.class_names})
     novel, total = list(split_of(catalog).values()).count("test"), len(catalog.class_names)
     reason = "the run has not seen them" if seen else "the classes that the run has seen are unknown"
     root = printable(str(catalog.root))
@@ -119,9 +121,11 @@ def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str]) -> VideoC
 def warn_of_seen(catalog: VideoCatalog, split: str, seen: Mapping[str, str]) -> None:
     """Warn if a run has seen classes of the split in its training, or in the choice of its weights."""
     earlier = ("train",) if split == "val" else ("train", "val")
-    names = [name for name, own in split_of(catalog).items() if own == split and seen.get(name) in earlier]
+    seen_alike = {comparable(name): own for name, own in seen.items()}
+    own_split = split_of(catalog)
+    names = [name for name, own in own_split.items() if own == split and seen_alike.get(comparable(name)) in earlier]
     if names:
-        count = list(split_of(catalog).values()).count(split)
+        count = list(own_split.values()).count(split)
         _warn(f"{len(names)} of {count} {split} classes are not novel: the run has seen {listed(names)}")
 
 

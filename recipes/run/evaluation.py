@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import tyro
 from torch import nn
@@ -15,6 +15,7 @@ from dmgal.episodes import EpisodeSampler, FewShotRecognizer, ReversalSampler
 from dmgal.episodes.evaluation import Evaluation, evaluate
 from dmgal.episodes.evaluation.states import pair_table, why_no_pair_scores
 from dmgal.episodes.evaluation.statistics import ExactAccuracy, exact_accuracy
+from dmgal.episodes.heads import HEADS, TextFusion
 from dmgal.episodes.sampler import TaskSampler
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer, dtype_of
@@ -25,7 +26,8 @@ from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launche
 from dmgal.recipes.run.folder import Run, read_tensors
 from dmgal.recipes.run.layers import from_mapping, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
-from dmgal.recipes.run.weights import load_trained_state
+from dmgal.recipes.run.text import TextOptions, choose_weight, learns_text, text_as_json, with_class_texts, with_text
+from dmgal.recipes.run.weights import load_trained_state, without_folder
 from dmgal.videos import VideoCatalog
 
 DEFAULT_METHOD = "method/motion"
@@ -115,7 +117,9 @@ def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) 
     """Return the options of a protocol with the ways and shots in use, and the data of its split."""
     episode, data = recipe.episode, data_as_json(recipe.data, catalog.split(protocol.split))
     n_way, k_shot = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
-    return {**vars(protocol), "n_way": n_way, "k_shot": k_shot, "data": data}
+    needs_text = getattr(HEADS.get(recipe.head.get("name", "")), "learns_text", False)
+    text = {"use": "support", "encoder": without_folder(recipe.backbone.name)} if needs_text else None
+    return {**vars(protocol), "n_way": n_way, "k_shot": k_shot, "data": data, "text": text}
 
 
 def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:
@@ -142,11 +146,60 @@ def encode(
     progress: bool = True,
     keep: Keep | None = None,
 ) -> EncodedSplit:
-    """Return the encoded split of a protocol, after a check that its tasks are possible."""
+    """Return the encoded split of a protocol, after a check that its tasks are possible.
+
+    Support videos know the text of their class if the head has learned from it.
+    """
     catalog = catalog.split(protocol.split)
     samplers(catalog, recipe, protocol)
     device = launched_device()
-    return encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
+    encoded = encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
+    if learns_text(recognizer):
+        return with_class_texts(encoded, TextOptions().encode(recipe, catalog.class_names))
+    return encoded
+
+
+def encode_with_text(
+    recognizer: FewShotRecognizer,
+    recipe: Recipe,
+    catalog: VideoCatalog,
+    protocol: Protocol,
+    options: TextOptions,
+    progress: bool = True,
+    keep: Keep | None = None,
+) -> tuple[FewShotRecognizer, EncodedSplit, dict[str, Any] | None]:
+    """Return the recognizer with the text of the classes, the encoded split, and what a report says about the text.
+
+    Without text, this is `encode`. If the weight of the text is open, validation classes decide.
+
+    Raises:
+        DmgalError: the text cannot be used, or the weight is open and there are no validation classes.
+    """
+    if options.use == "no":
+        return recognizer, encode(recognizer, recipe, catalog, protocol, progress, keep), None
+    is_chosen = options.use == "fuse" and options.weight is None
+    if is_chosen and "val" not in (catalog.class_splits or ()):
+        raise DmgalError(
+            "The weight of the text cannot be chosen.",
+            received="a data set without validation classes",
+            expected="validation classes, or the weight",
+            remedy="Pass --text.weight.",
+        )
+    texts = options.encode(recipe, catalog.class_names)  # of all splits, so that names of two splits must differ
+    recognizer = with_text(recognizer, recipe, replace(texts, weight=1.0), options.use == "only")
+    head = cast(TextFusion, recognizer.head)
+    if keep is not None and keep.folder is not None:  # the weight does not shape these states
+        keep = replace(keep, folder=keep.folder / f"text_{options.use}")
+    encoded = with_class_texts(encode(recognizer, recipe, catalog, protocol, progress, keep), texts)
+    found = None
+    if is_chosen:
+        k_shot, validation = protocol.k_shot or recipe.episode.k_shot, replace(protocol, split="val", n_way=2)
+        of_validation = with_class_texts(encode(recognizer, recipe, catalog, validation, progress, keep), texts)
+        n_way, episodes = protocol.n_way or recipe.episode.n_way, recipe.train.validation_episodes
+        found = choose_weight(recognizer, of_validation, n_way, k_shot, protocol.n_query, episodes)
+    else:
+        head.weight = texts.weight
+    return recognizer, encoded, text_as_json(options, texts, head.weight if options.use == "fuse" else None, found)
 
 
 def evaluate_tasks(

@@ -25,6 +25,7 @@ from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.texts import with_texts
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.run.config import Recipe
@@ -116,7 +117,9 @@ def make_gallery(
 def with_rejection(
     gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None, progress: bool = True
 ) -> Gallery:
-    """Return the gallery with a threshold for its task."""
+    """Return the gallery with a threshold for its task. Class names alone give none."""
+    if not len(gallery):
+        return replace(gallery, rejection=None)
     device = make_ready(recognizer)
     task = gallery_task(gallery, recognizer, shortlist)
     rejection = find_rejection(task, gallery.views.to(device), gallery.view_clips, progress=progress)
@@ -126,7 +129,8 @@ def with_rejection(
 def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None) -> GalleryTask:
     """Return the task of a gallery, on the recognizer's device."""
     device = next(recognizer.parameters()).device
-    return GalleryTask(recognizer, gallery.states.to(device), gallery.labels.to(device), shortlist)
+    states, labels = with_texts(gallery.states.to(device), gallery.labels.to(device), gallery.texts)
+    return GalleryTask(recognizer, states, labels, shortlist)
 
 
 def make_ready(recognizer: FewShotRecognizer) -> torch.device:

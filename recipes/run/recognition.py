@@ -27,6 +27,7 @@ from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import test_transform
 from dmgal.recipes.run.gallery import gallery_task, made_with, make_ready, with_rejection
+from dmgal.recipes.run.text import with_gallery_texts
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.catalog.files import SHOWN_EXTENSIONS, content_hash, frame_files, subfolders, videos_in
 from dmgal.videos.decoding.base import VideoError
@@ -113,6 +114,7 @@ class ClipRecognizer:
         progress: bool = True,
     ) -> None:
         gallery.check_model(made_with(recipe, recognizer))
+        recognizer = with_gallery_texts(recognizer, recipe, gallery)
         own = gallery.rejection.shortlist if gallery.rejection is not None else None
         wanted = own if shortlist is None else shortlist or None
         if gallery.rejection is None or wanted != own:

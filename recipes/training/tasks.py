@@ -21,6 +21,7 @@ from dmgal.loader import Loader
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import log_skipped, test_clips
 from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared, ignore_in_worker
+from dmgal.recipes.run.text import with_own_texts
 from dmgal.recipes.training.fsdp import whole_weights
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import BadVideos, without_bad
@@ -113,6 +114,7 @@ class Validation:
                 self._recognizer, self._clips, num_workers=workers, device=device, progress=self._progress
             )
             readable, states = without_bad(self._catalog, states, _met_anywhere(self._clips.bad_videos))
+            states = with_own_texts(self._recognizer, states, readable)
             evaluation = evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
             return evaluation.accuracies
 

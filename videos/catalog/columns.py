@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import DmgalError
 from ...files import listed, printable
+from ...names import alike
 from .files import SHOWN_EXTENSIONS, same_files
 
 Columns = tuple[tuple[str, ...], np.ndarray, tuple[str, ...], tuple[str, ...] | None]
@@ -63,7 +64,7 @@ def collect_columns(rows: Iterator[tuple[str, str, str | None]], source: str, ro
             f"Some classes of {source} are listed under two spellings.",
             received=listed(alike),
             expected="one spelling of each class: names that look alike could put one class into two splits",
-            remedy="Use one spelling, or names that differ in more than case, blanks and forms of accents.",
+            remedy="Use one spelling, or names that differ in more than case, blanks, underscores and accents.",
         )
     names = tuple(name.strip() or name for name in names)
     empty = [names[c] for c in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
@@ -118,18 +119,12 @@ def pair_classes(
 
 def _alike(names: tuple[str, ...], splits: tuple[str, ...]) -> list[str]:
     """Return a text for each group of names that differ only in case, blanks, forms of letters or invisible marks."""
-    groups: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        letters = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-        letters = "".join(letter for letter in letters if unicodedata.category(letter) != "Cf")
-        groups.setdefault(" ".join(letters.split()), []).append(number)
     texts = []
-    for numbers in groups.values():
-        if len(numbers) > 1:
-            look_equal = len({unicodedata.normalize("NFC", names[number]) for number in numbers}) < len(numbers)
-            shown = [ascii(names[number]) if look_equal else repr(names[number]) for number in numbers]
-            places = [f" ({splits[number]})" if splits[number] else "" for number in numbers]
-            texts.append(" and ".join(name + place for name, place in zip(shown, places, strict=True)))
+    for numbers in alike(names):
+        look_equal = len({unicodedata.normalize("NFC", names[number]) for number in numbers}) < len(numbers)
+        shown = [ascii(names[number]) if look_equal else repr(names[number]) for number in numbers]
+        places = [f" ({splits[number]})" if splits[number] else "" for number in numbers]
+        texts.append(" and ".join(name + place for name, place in zip(shown, places, strict=True)))
     return texts
 
 
