@@ -31,7 +31,7 @@ def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
                 "The clips have no class.",
                 received=f"{printable(str(folder))}, a folder of clips",
                 expected="a folder of class folders with clips, or the class of all clips",
-                remedy="Pass --class-name NAME, or the parent folder.",
+                remedy="Pass the parent folder, or --class-name NAME (in Python {NAME: FOLDER}).",
             )
         return VideoCatalog.from_folders(folder)
     names = videos_in(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
