@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dmgal.episodes.gallery.recognition import Recognition
+from dmgal.files import printable
 from dmgal.recipes.run.clips import Label
 
 UNKNOWN = "(unknown)"
@@ -61,7 +62,7 @@ class RecognizedAction:
     @property
     def title(self) -> str:
         """The recognized class, or ``(unknown)``."""
-        return UNKNOWN if self.recognized is None else str(self.recognized)
+        return UNKNOWN if self.recognized is None else printable(str(self.recognized))
 
     def text(self, top: int = CLASSES_SHOWN) -> str:
         """Return the answer and the ``top`` best classes, one per line."""
@@ -70,7 +71,7 @@ class RecognizedAction:
         rows = [("class", "score %", "logit")]
         for name in ranked[: max(1, top)]:
             score = self.scores[name]
-            rows.append((str(name), f"{100 * score.probability:.1f}", f"{score.logit:.2f}"))
+            rows.append((printable(str(name)), f"{100 * score.probability:.1f}", f"{score.logit:.2f}"))
         lines = [self.title, *table(rows, left={0})]
         if len(ranked) > max(1, top):
             lines.append(f"  and {len(ranked) - max(1, top)} more classes")

@@ -55,6 +55,18 @@ def test_open_container_has_the_frames_of_its_file(name, codec, tmp_path, write_
         again.read([0])
 
 
+def test_damage_ends_a_container_as_it_ends_a_file(tmp_path, write_video):
+    path = write_video(tmp_path / "cut.mp4", range(40), muxer_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    expected = read_clip(path, in_order)
+    with av.open(str(path)) as container:
+        video = as_video(container)
+        assert video.damage is not None and 2 < video.num_frames < 40
+        assert torch.equal(read_clip(video, in_order), expected)
+        with pytest.raises(DmgalError, match=f"only {video.num_frames} frames decode of 40 wanted"):
+            read_clip(video, in_order, at_least=40)
+
+
 def container_without_video(folder: Path) -> av.container.InputContainer:
     with av.open(str(folder / "sound.wav"), "w") as output:
         stream = output.add_stream("pcm_s16le", rate=8000)

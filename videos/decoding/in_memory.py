@@ -16,6 +16,7 @@ import av
 import numpy as np
 import torch
 from av.container import InputContainer
+from av.video import VideoStream
 from einops import rearrange
 from torch import Tensor
 
@@ -65,9 +66,11 @@ def as_video(clip: object) -> Path | VideoInMemory:
 
 
 def is_clip(value: object) -> bool:
-    """Return True for a single clip, and False for a collection of clips, by the type and number of dimensions."""
-    if isinstance(value, Tensor | np.ndarray):
-        return value.ndim <= 4 and getattr(value, "dtype", None) != np.dtype(object)
+    """Return True for what looks like a single clip, False for what looks like several, such as an array of paths."""
+    if isinstance(value, Tensor):
+        return value.ndim <= 4
+    if isinstance(value, np.ndarray):
+        return value.ndim <= 4 and value.dtype.kind in "biuf"
     return isinstance(value, str | os.PathLike | InputContainer)
 
 
@@ -96,13 +99,14 @@ class FramesInMemory:
 class ContainerVideo:
     """The video stream of an open PyAV container, which the caller closes. It is decoded once per read.
 
+    As in a file, damage ends the video.
+
     Raises:
-        VideoError: the container is closed, cannot seek, has no video, or its frames are too large or damaged.
+        VideoError: the container is closed, cannot seek, has no video, or its frames are too large.
     """
 
-    damage: str | None = None
-
     def __init__(self, container: InputContainer) -> None:
+        self.damage: str | None = None
         self._container = container
         self._path = Path(str(container.name or "an open container"))
         digest = blake2b(digest_size=8)
@@ -136,18 +140,41 @@ class ContainerVideo:
         return self._hash
 
     def _decode(self, digest: Any = None) -> Iterator[av.VideoFrame]:
-        """Yield all frames from the start, and add the packets to a digest."""
+        """Yield all frames from the start up to the end or the first damage, and add the packets to a digest."""
         self._container.seek(0)
         size = None
-        for packet in self._container.demux(self._stream):
-            if digest is not None:
-                digest.update(bytes(packet))
-            for frame in packet.decode():
-                size = size or (frame.width, frame.height)
-                damage = frame_damage(frame, size)
-                if damage:
-                    raise VideoError(self._path, damage)
-                yield frame
+        for frame in self._frames(self._packets(digest)):
+            size = size or (frame.width, frame.height)
+            damage = frame_damage(frame, size)
+            if damage is not None:
+                self.damage = damage
+                return
+            yield frame
+
+    def _packets(self, digest: Any) -> Iterator[av.Packet[VideoStream]]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError as error:
+                self.damage = f"its data is damaged: {shown_reason(error)}"
+                return
+            if packet is None or packet.is_corrupt:
+                self.damage = None if packet is None else "its data is damaged: a packet is cut short"
+                return
+            if packet.size:
+                if digest is not None:
+                    digest.update(bytes(packet))
+                yield packet
+
+    def _frames(self, packets: Iterator[av.Packet[VideoStream]]) -> Iterator[av.VideoFrame]:
+        context = self._stream.codec_context
+        try:
+            for packet in packets:
+                yield from context.decode(packet)
+            yield from context.decode(None)  # flushes the decoder
+        except av.FFmpegError as error:
+            self.damage = f"its data is damaged: {shown_reason(error)}"
 
 
 @contextmanager
