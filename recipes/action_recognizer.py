@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -179,14 +179,8 @@ class ActionRecognizer(ClassifierConventions):
         Raises:
             DmgalError: see `enroll`; or the numbers of videos and labels differ.
         """
-        videos, given = _collection(videos), list(labels)
-        if len(videos) != len(given):
-            raise DmgalError(
-                "Videos and labels do not match.",
-                received=f"{len(videos)} videos and {len(given)} labels",
-                expected="one label for each video",
-                remedy="Correct one of them.",
-            )
+        videos, given = list(_several(videos)), list(labels)
+        _check_counts(len(videos), len(given))
         known = names_of(given)
         clips: dict[str, list[Any]] = {str(label): [] for label in sorted(known.values())}  # type: ignore[type-var]
         for video, label in zip(videos, given, strict=True):
@@ -228,6 +222,7 @@ class ActionRecognizer(ClassifierConventions):
     def score(self, videos: Iterable[Any], labels: Iterable[Any], sample_weight: Any = None) -> float:
         """Return the share of clips whose best class is their label."""
         predicted, expected = self.predict(videos), list(labels)
+        _check_counts(len(predicted), len(expected))
         is_right = [str(best) == str(label) for best, label in zip(predicted, expected, strict=True)]
         return float(np.average(is_right, weights=sample_weight))
 
@@ -285,7 +280,9 @@ class ActionRecognizer(ClassifierConventions):
 
     def _answers(self, videos: Iterable[Any]) -> list[RecognizedAction]:
         self._enrolled()
-        return [self.recognize(video) for video in _collection(videos)]
+        answers = [self.recognize(video) for video in _several(videos)]
+        _check_counts(len(answers))
+        return answers
 
     def _encode(
         self,
@@ -310,8 +307,8 @@ class ActionRecognizer(ClassifierConventions):
         return {"backbone": without_folder(self.backbone), "adapter": adapter}
 
 
-def _collection(videos: Iterable[Any]) -> Sequence[Any]:
-    """Return the clips of a collection. Raise a DmgalError if it is empty or a single clip."""
+def _several(videos: Iterable[Any]) -> Iterable[Any]:
+    """Return the clips of a collection. Raise a DmgalError if it is a single clip."""
     if is_clip(videos) or not isinstance(videos, Iterable):
         raise DmgalError(
             "These are not several clips.",
@@ -319,15 +316,18 @@ def _collection(videos: Iterable[Any]) -> Sequence[Any]:
             expected="a list of clips",
             remedy="Pass [clip], or call recognize(clip) for one clip.",
         )
-    collected = list(videos)
-    if not collected:
+    return videos
+
+
+def _check_counts(num_videos: int, num_labels: int | None = None) -> None:
+    """Raise a DmgalError if there is no video, or another number of labels."""
+    if not num_videos or num_labels not in (None, num_videos):
         raise DmgalError(
-            "There is no clip.",
-            received="an empty collection",
-            expected="at least one clip",
-            remedy="Pass a list of clips.",
+            "These clips cannot be used.",
+            received=f"{num_videos} clips" if num_labels is None else f"{num_videos} clips and {num_labels} labels",
+            expected="at least one clip, and one label for each if there are labels",
+            remedy="Pass a list of clips, and a list of their labels to fit and to score.",
         )
-    return collected
 
 
 def _options_of(
