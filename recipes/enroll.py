@@ -24,8 +24,8 @@ import tyro
 from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery
 from dmgal.errors import DmgalError
 from dmgal.files import printable
-from dmgal.recipes.action_recognizer import ActionRecognizer
 from dmgal.recipes.reports.recognition import print_gallery
+from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.clips import list_clips
 from dmgal.recipes.run.evaluation import is_run

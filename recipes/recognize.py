@@ -24,8 +24,8 @@ import tyro
 from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
 from dmgal.files import printable
-from dmgal.recipes.action_recognizer import ActionRecognizer
 from dmgal.recipes.reports.recognition import gallery_as_json, print_results, video_as_json
+from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.evaluation import is_run
 from dmgal.recipes.run.ranges import TASKS, Range

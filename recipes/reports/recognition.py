@@ -10,7 +10,7 @@ from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import Segment, WindowScore
 from dmgal.episodes.gallery.task import Rejection
 from dmgal.files import printable
-from dmgal.recipes.reports.action import UNKNOWN, RecognizedAction, table
+from dmgal.recipes.run.action import UNKNOWN, RecognizedAction, table
 from dmgal.recipes.run.recognition import ClipRecognizer, Recognized
 
 CLASSES_SHOWN = 30

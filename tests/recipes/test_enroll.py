@@ -17,7 +17,7 @@ from dmgal import files as exclusive
 from dmgal.cli import main
 from dmgal.episodes.gallery import gallery as gallery_file
 from dmgal.episodes.gallery.gallery import load_gallery
-from dmgal.recipes import action_recognizer as front_door
+from dmgal.recipes.run import action_recognizer as front_door
 
 CLIPS = 4
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from dmgal.episodes.gallery.gallery import Gallery, load_gallery, save_gallery
 from dmgal.errors import DmgalError
 from dmgal.files import listed, printable
-from dmgal.recipes.reports.action import RecognizedAction
+from dmgal.recipes.run.action import RecognizedAction
 from dmgal.recipes.run.clips import Label, collect_clips, list_clips, names_of
 from dmgal.recipes.run.estimator import ClassifierConventions, not_fitted_error
 from dmgal.recipes.run.gallery import GalleryModel, load_model, make_gallery
