@@ -121,7 +121,13 @@ class ActionRecognizer(ClassifierConventions):
             return recognizer
         gallery = load_gallery(path)
         recognizer = cls(**{**_options_of(gallery, path, run, options), **options})
-        gallery.check_model(recognizer.model.made_with)
+        try:
+            model = recognizer.model
+        except DmgalError as error:
+            if run is not None:
+                raise
+            raise _without_model(recognizer, path, error) from error
+        gallery.check_model(model.made_with)
         recognizer._set_gallery(gallery, names_of(gallery.class_names))
         return recognizer
 
@@ -328,6 +334,16 @@ def _check_counts(num_videos: int, num_labels: int | None = None) -> None:
             expected="at least one clip, and one label for each if there are labels",
             remedy="Pass a list of clips, and a list of their labels to fit and to score.",
         )
+
+
+def _without_model(recognizer: ActionRecognizer, path: Path, error: DmgalError) -> DmgalError:
+    """Return an error for a gallery whose backbone or adapter is not found by the name that it stores."""
+    return DmgalError(
+        "The model of this gallery cannot be loaded.",
+        received=f"{printable(str(path))} with {recognizer!r}: {error.problem} {error.received or ''}",
+        expected="the backbone and the adapter that it was made with",
+        remedy="Start in the folder that holds them, or call load(GALLERY, backbone=FOLDER, adapter=FOLDER).",
+    )
 
 
 def _options_of(

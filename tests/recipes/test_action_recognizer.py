@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import av
 import numpy as np
 import pytest
 
+import dmgal.adapters
 from dmgal import ActionRecognizer
 from dmgal.cli import main
 from dmgal.errors import DmgalError
@@ -200,6 +202,18 @@ def test_frozen_backbone_without_an_adapter_is_loaded_again(clips, support, tmp_
     assert_same(
         recognize(tmp_path / "g.safetensors", clips["up"][2])["videos"][0], recognizer.recognize(clips["up"][2])
     )
+
+
+def test_gallery_names_its_model_without_folders(support, clips, tmp_path, monkeypatch):
+    folder = shutil.copytree(dmgal.adapters.pretrained("tiny-clip-motion"), tmp_path / "here" / "mine")
+    recognizer, path = ActionRecognizer(adapter=folder).enroll(support), tmp_path / "g.safetensors"
+    recognizer.save(path)
+    with pytest.raises(DmgalError, match=r"(?s)model of this gallery.*'mine'.*load\(GALLERY, "):
+        ActionRecognizer.load(path)
+    answer = recognizer.recognize(clips["up"][2])
+    assert_same(ActionRecognizer.load(path, adapter=folder).recognize(clips["up"][2]), answer)
+    monkeypatch.chdir(tmp_path / "here")
+    assert_same(ActionRecognizer.load(path).recognize(clips["up"][2]), answer)
 
 
 REFUSED = {
