@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from .episodes import EpisodeSampler, FewShotRecognizer
     from .episodes.evaluation import evaluate
     from .episodes.heads import OTAM, BiMHM, DmgalFT, FrameAligned, TemporalMixer
+    from .recipes.run.action_recognizer import ActionRecognizer
     from .videos import VideoCatalog
 
 __version__ = "0.1.0"
 
 __all__ = [
     "OTAM",
+    "ActionRecognizer",
     "BiMHM",
     "CmgaConfig",
     "DmgalConfig",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ActionRecognizer": ".recipes.run.action_recognizer",
     "BiMHM": ".episodes.heads",
     "CmgaConfig": ".adapters",
     "DmgalConfig": ".adapters",

@@ -17,27 +17,24 @@ action give a better threshold. Class names alone give none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import print_gallery
+from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.evaluation import is_run, load_run_or_default
-from dmgal.recipes.run.gallery import list_clips, made_with, make_gallery, with_rejection
+from dmgal.recipes.run.clips import list_clips
+from dmgal.recipes.run.evaluation import is_run
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.ranges import Range
 from dmgal.recipes.run.text import (
     TextOptions,
-    gallery_of_names,
-    learns_text,
-    texts_to_add,
-    with_gallery_texts,
-    with_text,
 )
 from dmgal.videos.bad_videos import OnBadVideo
 
@@ -71,6 +68,11 @@ class Enroll:
     """Hide progress bars."""
 
     @property
+    def is_change(self) -> bool:
+        """True if there is a gallery already."""
+        return self.add or bool(self.remove)
+
+    @property
     def run(self) -> Path | None:
         """Folder of the run, or None for the default."""
         only_removes = bool(self.remove) and not self.add
@@ -96,39 +98,43 @@ def run(options: Enroll) -> Gallery:
         DmgalError: the clips, the gallery or the run cannot be used.
     """
     _check(options)
-    recipe, recognizer = load_run_or_default(options.run)
-    catalog = None if options.clips is None else list_clips(options.clips, options.class_name)
-    _existing(options)  # raises before a lock file is created beside a missing gallery
+    _check_files(options)
+    settings: dict[str, Any] = {
+        "run": options.run,
+        "views": options.views,
+        "verbose": not options.quiet,
+        "text": options.text,
+    }
+    if options.shortlist is not None:
+        settings["shortlist"] = options.shortlist
     with changing(options.out):
         _check(options)  # again: another process may have written the gallery
-        gallery = _existing(options)
-        shortlist = options.shortlist
-        if gallery is not None:
-            gallery.check_model(made_with(recipe, recognizer))
-            if shortlist is None and gallery.rejection is not None:
-                shortlist = gallery.rejection.shortlist
-            gallery = gallery.removed([printable(name) for name in options.remove]) if options.remove else gallery
-        new_names = options.names if catalog is None else catalog.class_names
-        is_learned = learns_text(recognizer)
-        texts = texts_to_add(options.text, recipe, gallery, new_names, catalog is None, is_learned)
-        plain, made = recognizer, made_with(recipe, recognizer)
-        if catalog is not None:
-            recognizer = plain if texts is None else with_text(plain, recipe, texts, is_only=False)
-            arguments = recipe, recognizer, options.views, options.on_bad_video, not options.quiet
-            new = replace(make_gallery(catalog, *arguments), made_with=made, texts=texts)
-            gallery = new if gallery is None else gallery.added(new)
-        elif texts is not None:
-            new = gallery_of_names(texts, made)
-            gallery = new if gallery is None else gallery.added(new)
-        assert gallery is not None
-        recognizer = with_gallery_texts(plain, recipe, gallery)
-        gallery = with_rejection(gallery, recognizer, shortlist or None, progress=not options.quiet)
-        save_gallery(gallery, options.out)
-    return gallery
+        recognizer = (
+            ActionRecognizer.load(options.out, **settings) if options.is_change else ActionRecognizer(**settings)
+        )
+        if options.remove:
+            recognizer.remove(*map(printable, options.remove))
+        if options.names:
+            recognizer.enroll_names(*options.names)
+        if options.clips is not None:
+            name = options.class_name and printable(options.class_name.strip())
+            recognizer.enroll(
+                {name: options.clips} if name else options.clips,
+                on_bad_video=options.on_bad_video,
+                num_workers=recognizer.model.recipe.data.num_workers,
+            )
+        recognizer.save(options.out)
+    return recognizer.gallery
 
 
-def _existing(options: Enroll) -> Gallery | None:
-    return load_gallery(options.out) if options.add or options.remove else None
+def _check_files(options: Enroll) -> None:
+    """Raise for a run, a gallery or clips that are not there, before a lock file is created."""
+    if options.run is not None:
+        Run(options.run).recipe()
+    if options.is_change:
+        load_gallery(options.out)
+    if options.clips is not None:
+        list_clips(options.clips, options.class_name)
 
 
 def _check(options: Enroll) -> None:
@@ -153,7 +159,7 @@ def _check(options: Enroll) -> None:
             expected="a folder of clips or names of classes to enroll, or a class to remove",
             remedy="See dmgal enroll --help.",
         )
-    if options.out.exists() and not (options.add or options.remove):
+    if options.out.exists() and not options.is_change:
         raise DmgalError(
             "This gallery already exists.",
             received=printable(str(options.out)),

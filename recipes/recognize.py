@@ -21,15 +21,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from dmgal.episodes.gallery.gallery import load_gallery
 from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import gallery_as_json, print_results, video_as_json
+from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.evaluation import is_run, load_run_or_default
+from dmgal.recipes.run.evaluation import is_run
 from dmgal.recipes.run.ranges import TASKS, Range
-from dmgal.recipes.run.recognition import ClipRecognizer, find_videos, folder_accuracy, recognize_videos
+from dmgal.recipes.run.recognition import find_videos, folder_accuracy, recognize_videos
 from dmgal.videos.bad_videos import OnBadVideo
 
 
@@ -107,10 +107,11 @@ def run(options: Recognize) -> dict[str, Any]:
             remedy="See dmgal recognize --help.",
         )
     paths = find_videos(options.videos)
-    gallery = load_gallery(options.gallery)
-    recipe, recognizer = load_run_or_default(options.run)
     progress = not options.quiet
-    ready = ClipRecognizer(recipe, recognizer, gallery, options.shortlist, options.unknown, progress)
+    settings: dict[str, Any] = {"run": options.run, "unknown": options.unknown, "verbose": progress}
+    if options.shortlist is not None:
+        settings["shortlist"] = options.shortlist
+    ready = ActionRecognizer.load(options.gallery, **settings).clip_recognizer()
     results, bad = recognize_videos(ready, paths, plan, options.fps, options.on_bad_video, progress)
     report = {**gallery_as_json(ready), "videos": [video_as_json(ready.gallery, one) for one in results], "bad": bad}
     if plan is not None:

@@ -15,28 +15,42 @@ from dmgal import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+CLIPS = """
+import pathlib, torch
+from dmgal.videos.generated import write_video
+for name in ("wave1", "wave2", "bend1", "bend2", "clip"):
+    write_video(pathlib.Path(f"{name}.mp4"), torch.randint(0, 256, (9, 3, 48, 48), dtype=torch.uint8))
+"""
 VIDEOS = """
 import torch
 support_videos, query_videos = (torch.randint(0, 256, (n, 8, 3, 48, 48), dtype=torch.uint8) for n in (5, 2))
 """
-CHECKS = """
+PEFT_CHECKS = """
 assert support_features.shape[:2] == (5, 8) and query_features.shape[:2] == (2, 8)
 import pathlib
 assert sorted(path.name for path in pathlib.Path("my_adapter").iterdir()) == [
     "README.md", "adapter_config.json", "adapter_model.safetensors"
 ]
 """
+SNIPPETS = {
+    "README.md": ("## Python", CLIPS, "", "margin: "),
+    "docs/galleries.md": ("## Python", CLIPS, "", "wave"),
+    "docs/adapters.md": ("## Use with PEFT", VIDEOS, PEFT_CHECKS, "trainable params: 23,408"),
+}
+"""The section of each file whose first snippet runs, what precedes and follows it, and a part of its output."""
 
 
-def test_python_section_runs(tmp_path: Path) -> None:
-    section = README.read_text().split("## Python")[1]
+@pytest.mark.parametrize("file", SNIPPETS)
+def test_snippet_runs(file: str, tmp_path: Path) -> None:
+    title, before, after, printed = SNIPPETS[file]
+    section = (ROOT / file).read_text().split(f"{title}\n")[1]
     snippet = re.search(r"```python\n(.+?)```", section, flags=re.DOTALL)
     assert snippet is not None
     script = tmp_path / "snippet.py"
-    script.write_text(VIDEOS + snippet[1] + CHECKS)
+    script.write_text(before + snippet[1] + after)
     result = forked.run([str(script)], cwd=tmp_path)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "trainable params: 23,408" in result.stdout
+    assert printed in result.stdout
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:

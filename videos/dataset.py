@@ -7,8 +7,10 @@ it. Results therefore depend neither on the number of workers nor on the order o
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from torch.utils.data import Dataset
 from ..errors import DmgalError
 from .bad_videos import BadVideos, OnBadVideo
 from .catalog.catalog import VideoCatalog
+from .catalog.files import content_hash
 from .decoding.clip import FrameSampler, TestTransform
+from .decoding.in_memory import VideoInMemory
 from .decoding.video import ChooseFrames, DecoderName, read_clip
 from .store.content import EvaluationClips
 from .store.store import StoredClips, StoredFrames
@@ -38,6 +42,7 @@ class ClipSource:
             the order of their first read, until one does not fit. Then the cache stays as it is. Each worker process
             has its own cache.
         on_bad_video: "error" raises a `VideoError` for a video that cannot be read. "skip" continues without it.
+        in_memory: videos of the catalog that are in memory, by index. They have no files.
     """
 
     catalog: VideoCatalog
@@ -45,6 +50,16 @@ class ClipSource:
     store: str | os.PathLike[str] | None = None
     cache_bytes: int = 0
     on_bad_video: OnBadVideo = "error"
+    in_memory: Mapping[int, VideoInMemory] = field(default_factory=dict)
+
+    def video(self, index: int) -> Path | VideoInMemory:
+        """Return what `read_clip` reads: the path of a video, or the video itself if it is in memory."""
+        return self.in_memory[index] if index in self.in_memory else self.catalog.path(index)
+
+    def content_hash(self, index: int) -> int:
+        """Return a 64-bit hash of a video's content: of its file, or of what is in memory."""
+        video = self.video(index)
+        return content_hash(video) if isinstance(video, Path) else video.content_hash()
 
 
 class ClipReader:
@@ -62,7 +77,7 @@ class ClipReader:
     def __init__(self, source: ClipSource, frames: FrameSampler) -> None:
         self.catalog = source.catalog
         self.bad_videos = BadVideos(source.catalog, source.on_bad_video)
-        self._decoder = source.decoder
+        self._source = source
         self._frames = frames
         self._stored_clips = _open_stored_clips(source, frames) if frames.seed is None else None
         self._stored_frames = _open_stored_frames(source, frames) if frames.seed is not None else None
@@ -102,7 +117,7 @@ class ClipReader:
     def _read(self, video: int, choose: ChooseFrames) -> Tensor:
         if self._stored_frames is not None:
             return self._stored_frames.read(video, choose, self._frames.num_frames)
-        return read_clip(self.catalog.path(video), choose, self._frames.num_frames, self._decoder)
+        return read_clip(self._source.video(video), choose, self._frames.num_frames, self._source.decoder)
 
 
 class VideoDataset(Dataset[Tensor]):

@@ -54,6 +54,7 @@ class Gallery:
         made_with: everything that shaped the states, by name: weight hashes, frames, transform.
         rejection: threshold for unknown actions. None: not computed yet.
         texts: text features of the classes. None: clips alone.
+        model: options that load the model again. Empty if they are unknown.
 
     Raises:
         DmgalError: there is no class, a name occurs twice, a class has no clip (unless the gallery has texts and no
@@ -70,6 +71,7 @@ class Gallery:
     made_with: Mapping[str, str] = field(default_factory=dict)
     rejection: Rejection | None = None
     texts: ClassTexts | None = None
+    model: Mapping[str, str | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.class_names:
@@ -271,6 +273,7 @@ def save_gallery(gallery: Gallery, path: Path) -> None:
             "contents": [f"{content:016x}" for content in gallery.contents],
             "made_with": dict(gallery.made_with),
             "rejection": None if gallery.rejection is None else asdict(gallery.rejection),
+            "model": dict(gallery.model),
             "dmgal": __version__,
         }
     )
@@ -346,11 +349,13 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         made_with=content["made_with"],
         rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
         texts=texts and texts_of_file(texts, tensors["texts"], tuple(content["class_names"])),
+        model=dict(content.get("model", {})),  # earlier versions wrote none
     )
     counts = {len(gallery.labels), len(gallery.clips), len(gallery.contents), gallery.states.num_videos}
     texts = (*gallery.class_names, *gallery.clips, *gallery.made_with, *gallery.made_with.values())
     views = gallery.view_clips
-    if len(counts) > 1 or not all(isinstance(text, str) for text in texts):
+    model = [text for option in gallery.model.items() for text in option if text is not None]
+    if len(counts) > 1 or not all(isinstance(text, str) for text in (*texts, *model)):
         raise ValueError("labels, clips and states do not match")
     if len(views) != gallery.views.num_videos or (
         len(views) and not 0 <= int(views.min()) <= int(views.max()) < len(gallery)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dmgal.episodes.gallery.gallery import Gallery
-from dmgal.episodes.gallery.recognition import Recognition, Segment, WindowScore
+from dmgal.episodes.gallery.recognition import Segment, WindowScore
 from dmgal.episodes.gallery.task import Rejection
 from dmgal.episodes.gallery.texts import texts_as_json
 from dmgal.files import printable
+from dmgal.recipes.run.action import UNKNOWN, RecognizedAction, table
 from dmgal.recipes.run.recognition import ClipRecognizer, Recognized
 
-UNKNOWN = "(unknown)"
 CLASSES_SHOWN = 30
 
 
@@ -50,25 +49,9 @@ def video_as_json(gallery: Gallery, one: Recognized) -> dict[str, Any]:
     """Return the result of one video."""
     names = [printable(name) for name in gallery.class_names]
     if one.clip is not None:
-        return {"video": printable(str(one.path)), **clip_as_json(one.clip, names)}
+        return {"video": printable(str(one.path)), **RecognizedAction.by_name(one.clip, names).as_json()}
     timeline = timeline_as_json(one.segments, one.windows, names)
     return {"video": printable(str(one.path)), **timeline, "damage": one.damage and printable(one.damage)}
-
-
-def clip_as_json(clip: Recognition, names: Sequence[str]) -> dict[str, Any]:
-    """Return a clip's result. ``recognized`` is None for an unknown clip, ``logit`` for classes off the shortlist."""
-    scores = zip(names, clip.probabilities.tolist(), clip.logits.tolist(), strict=True)
-    return {
-        "recognized": names[clip.label] if clip.known else None,
-        "best": names[clip.label],
-        "probability": clip.probabilities.max().item(),
-        "logit": clip.logits.max().item(),
-        "margin": clip.margin,
-        "scores": {
-            name: {"probability": probability, "logit": logit if math.isfinite(logit) else None}
-            for name, probability, logit in scores
-        },
-    }
 
 
 def timeline_as_json(
@@ -131,9 +114,10 @@ def _counted(count: int, noun: str) -> str:
 def print_results(ready: ClipRecognizer, results: Sequence[Recognized], report: Mapping[str, Any], top: int) -> None:
     """Print the results of all videos, and a ``report``'s accuracy and shortlist."""
     names = [printable(name) for name in ready.gallery.class_names]
-    clips = [(printable(str(one.path)), one.clip) for one in results if one.clip is not None]
-    if clips:
-        print_clips(clips, names, top)
+    actions = [RecognizedAction.by_name(one.clip, names) for one in results if one.clip is not None]
+    paths = [printable(str(one.path)) for one in results if one.clip is not None]
+    if actions:
+        print_clips(list(zip(paths, actions, strict=True)), top)
     for one in results:
         if one.clip is None:
             print_timeline(printable(str(one.path)), one.segments, names)
@@ -154,30 +138,18 @@ def print_results(ready: ClipRecognizer, results: Sequence[Recognized], report: 
     print("unknown: never, as asked" if is_asked else f"unknown: {rejection_text(rejection)}")
 
 
-def print_clips(clips: Sequence[tuple[str, Recognition]], names: Sequence[str], top: int) -> None:
+def print_clips(clips: Sequence[tuple[str, RecognizedAction]], top: int) -> None:
     """Print the best classes of a single clip, or one row per clip."""
     if len(clips) == 1:
-        _print_one(*clips[0], names, top)
+        [(name, action)] = clips
+        print(f"{name}: {action.text(top)}")
         return
     rows = [("clip", "recognized", "score %", "logit", "margin", "nearest")]
-    for name, clip in clips:
-        nearest = "" if clip.known else names[clip.label]
-        rows.append((name, _called(clip, names), *_numbers(clip), nearest))
-    _print_table(rows, left={0, 1, 5})
-
-
-def _print_one(name: str, clip: Recognition, names: Sequence[str], top: int) -> None:
-    print(f"{name}: {_called(clip, names)}")
-    ranked = clip.logits.argsort(descending=True).tolist()
-    on_list = [label for label in ranked if math.isfinite(clip.logits[label].item())]
-    rows = [("class", "score %", "logit")]
-    for label in on_list[: max(1, top)]:
-        rows.append((names[label], f"{100 * clip.probabilities[label]:.1f}", f"{clip.logits[label]:.2f}"))
-    _print_table(rows, left={0})
-    if len(on_list) > max(1, top):
-        print(f"  and {len(on_list) - max(1, top)} more classes")
-    if clip.margin is not None:
-        print(f"margin: {clip.margin:.2f}")
+    for name, action in clips:
+        nearest = "" if action.recognized is not None else str(action.best)
+        margin = "-" if action.margin is None else f"{action.margin:.2f}"
+        rows.append((name, action.title, f"{100 * action.probability:.1f}", f"{action.logit:.2f}", margin, nearest))
+    print(*table(rows, left={0, 1, 5}), sep="\n")
 
 
 def print_timeline(name: str, segments: Sequence[Segment], names: Sequence[str]) -> None:
@@ -188,7 +160,7 @@ def print_timeline(name: str, segments: Sequence[Segment], names: Sequence[str])
         action = UNKNOWN if segment.label is None else names[segment.label]
         score = "-" if segment.label is None else f"{100 * segment.probability:.0f}"
         rows.append((clock(segment.start), clock(segment.end), action, score))
-    _print_table(rows, left={2})
+    print(*table(rows, left={2}), sep="\n")
 
 
 def clock(seconds: float) -> str:
@@ -197,22 +169,3 @@ def clock(seconds: float) -> str:
     hours, minutes = divmod(minutes, 60)
     text = f"{minutes:02d}:{tenths / 10:04.1f}" if hours else f"{minutes}:{tenths / 10:04.1f}"
     return f"{hours}:{text}" if hours else text
-
-
-def _called(clip: Recognition, names: Sequence[str]) -> str:
-    return names[clip.label] if clip.known else UNKNOWN
-
-
-def _numbers(clip: Recognition) -> tuple[str, str, str]:
-    margin = "-" if clip.margin is None else f"{clip.margin:.2f}"
-    return f"{100 * clip.probabilities.max().item():.1f}", f"{clip.logits.max().item():.2f}", margin
-
-
-def _print_table(rows: Sequence[tuple[str, ...]], left: set[int]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        cells = (
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        print(f"  {'  '.join(cells)}".rstrip())

@@ -24,7 +24,7 @@ from dmgal.recipes.run.data import build_catalog, data_as_json, seen_classes, wa
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
 from dmgal.recipes.run.folder import Run, read_tensors
-from dmgal.recipes.run.layers import from_mapping, read_layer
+from dmgal.recipes.run.layers import from_mapping, merged, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
 from dmgal.recipes.run.text import TextOptions, choose_weight, learns_text, text_as_json, with_class_texts, with_text
 from dmgal.recipes.run.weights import load_trained_state, without_folder
@@ -79,17 +79,11 @@ def is_run(folder: Path) -> bool:
     return os.path.lexists(folder / "recipe.yaml")
 
 
-def load_run_or_default(folder: Path | None) -> tuple[Recipe, FewShotRecognizer]:
-    """Return recipe and recognizer of the run in a folder, or of `DEFAULT_METHOD` without one."""
-    if folder is not None:
-        return load_run(Run(folder))
-    recipe = default_recipe()
-    return recipe, build_recognizer(recipe).eval()
-
-
-def default_recipe() -> Recipe:
-    """Return the recipe of `DEFAULT_METHOD`."""
-    return from_mapping(Recipe, read_layer(DEFAULT_METHOD))
+def default_recipe(backbone: str = "tiny-clip", expert: str | None = "tiny-clip-motion") -> Recipe:
+    """Return the recipe of `DEFAULT_METHOD` with a backbone and a motion expert, or without one."""
+    return from_mapping(
+        Recipe, merged([read_layer(DEFAULT_METHOD), {"backbone": {"name": backbone, "expert": expert}}])
+    )
 
 
 def evaluation_data(

@@ -1,16 +1,18 @@
 """Galleries of a run, made from clips with augmented views and a threshold.
 
 Augmented views replace a second clip in classes that only have one. They have other frames, another crop and other
-colors, but are never mirrored, because labels may depend on left and right. A gallery stores the fingerprint of the
-model and the settings that determine its states, and refuses states with another fingerprint.
+colors, but are never mirrored, because labels may depend on left and right. They are drawn by the name of the class, so
+they are the same for a file and for its decoded frames. A gallery stores the fingerprint of the model and the settings
+that determine its states, and refuses states with another fingerprint.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from functools import partial
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -26,92 +28,79 @@ from dmgal.episodes.evaluation.identity import normalization
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.gallery.texts import with_texts
-from dmgal.errors import DmgalError
-from dmgal.files import printable
+from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import log_skipped, test_transform
 from dmgal.recipes.run.encoding import launched_device
+from dmgal.recipes.run.evaluation import default_recipe, load_run
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import to_mapping
 from dmgal.recipes.run.weights import without_folder
-from dmgal.videos import VideoCatalog
-from dmgal.videos.bad_videos import OnBadVideo, without_bad
-from dmgal.videos.catalog.files import content_hash, subfolders, videos_in
+from dmgal.videos.bad_videos import without_bad
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
+from dmgal.videos.decoding.clip import FrameSampler, TrainTransform, hashed_seed
 
 
-def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
-    """Return the clips to enroll, by class.
+@dataclass(frozen=True, eq=False)
+class GalleryModel:
+    """A recipe and its recognizer, with the fingerprint that galleries store."""
+
+    recipe: Recipe
+    recognizer: FewShotRecognizer
+
+    @cached_property
+    def made_with(self) -> dict[str, str]:
+        """Settings and weight hashes by name, see `made_with`. The weights must not change any more."""
+        return made_with(self.recipe, self.recognizer)
+
+
+def load_model(run: Path | None, backbone: str = "tiny-clip", adapter: str | None = "tiny-clip-motion") -> GalleryModel:
+    """Return the model of a run, or one that needs no training: a backbone beside an adapter as its motion expert.
 
     Raises:
-        DmgalError: there are no clips or no class folders, or a class has no clip.
+        DmgalError: the run, the backbone or the adapter cannot be loaded.
     """
-    if class_name is None:
-        if folder.is_dir() and not subfolders(folder) and videos_in(folder):
-            raise DmgalError(
-                "The clips have no class.",
-                received=f"{printable(str(folder))}, a folder of clips",
-                expected="a folder of class folders with clips, or the class of all clips",
-                remedy="Pass --class-name NAME, or the parent folder.",
-            )
-        return VideoCatalog.from_folders(folder)
-    names = videos_in(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
-    is_frames = folder.is_dir() and not names and folder.name in videos_in(folder.parent)
-    if is_frames:
-        names = [folder.name]
-    if not class_name.strip() or not names:
-        raise DmgalError(
-            "There is nothing to enroll.",
-            received=f"class {class_name!r} and {printable(str(folder))}, with {len(names)} clips",
-            expected="the name of a class, and a clip or a folder of clips",
-            remedy="Correct the name or the path.",
-        )
-    root = folder if folder.is_dir() and not is_frames else folder.parent
-    return VideoCatalog(root, names, np.zeros(len(names), dtype=np.int64), (printable(class_name.strip()),))
+    if run is not None:
+        return GalleryModel(*load_run(Run(run)))
+    recipe = default_recipe(backbone, adapter)
+    return GalleryModel(recipe, build_recognizer(recipe).eval())
 
 
 def make_gallery(
-    catalog: VideoCatalog,
-    recipe: Recipe,
-    recognizer: FewShotRecognizer,
-    views: int = 2,
-    on_bad_video: OnBadVideo = "error",
-    progress: bool = True,
+    source: ClipSource, model: GalleryModel, views: int = 2, num_workers: int = 0, progress: bool = True
 ) -> Gallery:
-    """Return a gallery with the states of a catalog's clips, and of augmented views for classes with a single clip.
+    """Return a gallery with the states of a source's clips, and of augmented views for classes with a single clip.
 
     Raises:
         VideoError: a clip cannot be read.
         DmgalError: a class has no readable clip, or a clip occurs twice.
     """
-    size, data = recognizer.encoder.image_size, recipe.data
-    source = ClipSource(catalog, data.decoder, on_bad_video=on_bad_video)
-    clips = VideoDataset(source, FrameSampler(data.num_frames, test_transform(recipe, size)))
+    recognizer, catalog, num_frames = model.recognizer, source.catalog, model.recipe.data.num_frames
+    size = recognizer.encoder.image_size
+    clips = VideoDataset(source, FrameSampler(num_frames, test_transform(model.recipe, size)))
     device = make_ready(recognizer)
-    states = encode_videos(recognizer, clips, num_workers=data.num_workers, device=device, progress=progress)
-    bad = clips.bad_videos.met
+    encode = partial(encode_videos, recognizer, num_workers=num_workers, device=device, progress=progress)
+    states, bad = encode(clips), clips.bad_videos.met
+    used = np.setdiff1d(np.arange(len(catalog)), bad)
     if bad:
         log_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])
         catalog, states = without_bad(catalog, states, bad)
-    contents = [content_hash(catalog.path(place)) for place in range(len(catalog))]
     gallery = Gallery(
         class_names=catalog.class_names,
         labels=torch.from_numpy(catalog.labels.copy()),
-        clips=tuple(catalog.videos),
-        contents=tuple(contents),
+        clips=tuple(Path(name).name if os.path.isabs(name) else name for name in catalog.videos),
+        contents=tuple(source.content_hash(video) for video in used.tolist()),
         states=states,
         views=states.select(slice(0, 0)),
         view_clips=torch.empty(0, dtype=torch.int64),
-        made_with=made_with(recipe, recognizer),
+        made_with=model.made_with,
     )
     single = gallery.single_clips
     if not len(single):
         return gallery
-    alone = replace(catalog, videos=[catalog.videos[p] for p in single.tolist()], labels=catalog.labels[single.numpy()])
-    seeds = [contents[place] for place in single.tolist()]
-    dataset = AugmentedViews(ClipSource(alone, data.decoder), data.num_frames, size[0], max(1, views), seeds)
-    of_views = encode_videos(recognizer, dataset, num_workers=data.num_workers, device=device, progress=progress)
-    return replace(gallery, views=of_views, view_clips=single.repeat_interleave(dataset.count))
+    seeds = {int(used[clip]): hashed_seed(catalog.class_names[catalog.labels[clip]]) for clip in single.tolist()}
+    dataset = AugmentedViews(source, num_frames, size[0], max(1, views), seeds)
+    return replace(gallery, views=encode(dataset), view_clips=single.repeat_interleave(dataset.count))
 
 
 def with_rejection(
@@ -186,22 +175,22 @@ COLOR_JITTER = 0.2
 
 
 class AugmentedViews(Dataset[Tensor]):
-    """``count`` reproducible views of each clip, one clip after the other, uint8 ``(T, 3, size, size)``.
+    """``count`` reproducible views of clips, one clip after the other, uint8 ``(T, 3, size, size)``.
 
     Args:
         source: the clips.
         num_frames: ``T``.
-        size: height and width, pixels.
+        size: height and width of the result, pixels.
         count: views of each clip.
-        seeds: one number per clip that determines its views, such as the hash of its content.
+        seeds: a number by the index of each clip to view. It determines the views of the clip.
 
     Raises:
         VideoError: a clip cannot be read (on access).
     """
 
-    def __init__(self, source: ClipSource, num_frames: int, size: int, count: int, seeds: Sequence[int]) -> None:
+    def __init__(self, source: ClipSource, num_frames: int, size: int, count: int, seeds: Mapping[int, int]) -> None:
         self.count = count
-        self.seeds = seeds
+        self.seeds = [*seeds.items()]
         transform = TrainTransform(size, scale=CROP_SCALE, color_jitter=COLOR_JITTER)
         self._frames = FrameSampler(num_frames, transform, seed=0)
         self._reader = ClipReader(source, self._frames)
@@ -212,6 +201,7 @@ class AugmentedViews(Dataset[Tensor]):
     def __getitem__(self, view: int) -> Tensor:
         if not 0 <= view < len(self):
             raise IndexError(f"View {view} is out of range for {len(self)} views.")
-        clip, number = divmod(view, self.count)
-        frames = replace(self._frames, seed=self.seeds[clip])
+        place, number = divmod(view, self.count)
+        clip, seed = self.seeds[place]
+        frames = replace(self._frames, seed=seed)
         return frames.clip(partial(self._reader.read, clip), number, "view")

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import (
     Recognition,
@@ -24,13 +23,12 @@ from dmgal.episodes.gallery.task import GalleryTask
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.progress import progress_bar
-from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import test_transform
-from dmgal.recipes.run.gallery import gallery_task, made_with, make_ready, with_rejection
+from dmgal.recipes.run.gallery import GalleryModel, gallery_task, make_ready, with_rejection
 from dmgal.recipes.run.text import with_gallery_texts
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.catalog.files import SHOWN_EXTENSIONS, content_hash, frame_files, subfolders, videos_in
-from dmgal.videos.decoding.base import VideoError
+from dmgal.videos.decoding.base import OpenVideo, VideoError
 from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.stream import TimedFrames
 from dmgal.videos.decoding.video import read_clip
@@ -95,7 +93,7 @@ class ClipRecognizer:
     """Recognizer of clips and long videos with a run and a gallery.
 
     Args:
-        gallery: made with the run of the recipe and the recognizer.
+        model, gallery: the gallery was made with the model.
         shortlist: see `GalleryTask`. None: that of the gallery's threshold. 0: no shortlist.
         unknown: allow unknown clips.
         progress: show a bar while the threshold for another shortlist is computed.
@@ -106,15 +104,14 @@ class ClipRecognizer:
 
     def __init__(
         self,
-        recipe: Recipe,
-        recognizer: FewShotRecognizer,
+        model: GalleryModel,
         gallery: Gallery,
         shortlist: int | None = None,
         unknown: bool = True,
         progress: bool = True,
     ) -> None:
-        gallery.check_model(made_with(recipe, recognizer))
-        recognizer = with_gallery_texts(recognizer, recipe, gallery)
+        gallery.check_model(model.made_with)
+        recipe, recognizer = model.recipe, with_gallery_texts(model.recognizer, model.recipe, gallery)
         own = gallery.rejection.shortlist if gallery.rejection is not None else None
         wanted = own if shortlist is None else shortlist or None
         if gallery.rejection is None or wanted != own:
@@ -126,9 +123,9 @@ class ClipRecognizer:
         self.threshold = gallery.rejection.threshold if unknown and gallery.rejection is not None else None
         self._decoder = recipe.data.decoder
 
-    def clip(self, path: Path) -> Recognition:
+    def clip(self, video: Path | OpenVideo) -> Recognition:
         """Recognize a clip. Raise a VideoError if it cannot be read."""
-        read = partial(read_clip, path, at_least=self.frames.num_frames, decoder=self._decoder)
+        read = partial(read_clip, video, at_least=self.frames.num_frames, decoder=self._decoder)
         return recognize_clips(self.task, self.frames.clip(read).unsqueeze(0), self.threshold)[0]
 
     def long_video(

@@ -17,7 +17,7 @@ from dmgal import files as exclusive
 from dmgal.cli import main
 from dmgal.episodes.gallery import gallery as gallery_file
 from dmgal.episodes.gallery.gallery import load_gallery
-from dmgal.recipes import enroll as enroll_module
+from dmgal.recipes.run import action_recognizer as front_door
 
 CLIPS = 4
 
@@ -95,7 +95,7 @@ def test_concurrent_additions_are_both_saved(enroll, frame_folders, tmp_path, mo
     clips, waits = frame_folders / "test", threading.Event()
     first, *others = sorted(path.name for path in clips.iterdir())[:3]
     assert enroll(clips / first / "0", "--class-name", first)[0] == 0
-    make_gallery, exclusively = enroll_module.make_gallery, exclusive.exclusively
+    make_gallery, exclusively = front_door.make_gallery, exclusive.exclusively
     added = [clips / others[1] / "0", "--class-name", others[1], "--add"]
     second = threading.Thread(target=enroll, args=added)
 
@@ -106,7 +106,7 @@ def test_concurrent_additions_are_both_saved(enroll, frame_folders, tmp_path, mo
                 time.sleep(0.01)
         return make_gallery(*given)
 
-    monkeypatch.setattr(enroll_module, "make_gallery", meanwhile)
+    monkeypatch.setattr(front_door, "make_gallery", meanwhile)
     monkeypatch.setattr(gallery_file, "exclusively", lambda path, _: exclusively(path, waits.set), raising=False)
     assert enroll(clips / others[0] / "0", "--class-name", others[0], "--add")[0] == 0
     second.join()

@@ -14,8 +14,6 @@ from dmgal.cli import main
 from dmgal.episodes.gallery.gallery import load_gallery, save_gallery
 from dmgal.episodes.gallery.recognition import recognize_clips
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.evaluation import load_run
-from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.recognition import ClipRecognizer
 
 WORDS = ("red disc", "blue square", "green cross")

@@ -57,20 +57,11 @@ class StaleFrameCountError(VideoError):
     """A frame count that decoding disproved. ``num_frames`` is correct now, so the caller must choose again."""
 
 
-class VideoDecoder(Protocol):
-    """An open video. ``damage`` is the reason why only its beginning can be used, or None.
-
-    To add a decoder, add a module ``NAME_video.py`` and its name in ``video.DecoderName``. The module's ``Decoder`` is
-    a class that implements this protocol and takes a path and a number of threads.
-    """
+class OpenVideo(Protocol):
+    """An open video. ``damage`` is the reason why only its beginning can be used, or None."""
 
     num_frames: int
     damage: str | None
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        """Return the versions of the packages and libraries that affect the frames, by name."""
-        ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return frames by index, uint8 RGB ``(T, 3, H, W)``, upright, with square pixels.
@@ -82,6 +73,19 @@ class VideoDecoder(Protocol):
             StaleFrameCountError: ``num_frames`` was wrong and is corrected now.
             VideoError: a frame cannot be read, or the frames differ in size.
         """
+        ...
+
+
+class VideoDecoder(OpenVideo, Protocol):
+    """An open video of a path.
+
+    To add a decoder, add a module ``NAME_video.py`` and its name in ``video.DecoderName``. The module's ``Decoder`` is
+    a class that implements this protocol and takes a path and a number of threads.
+    """
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Return the versions of the packages and libraries that affect the frames, by name."""
         ...
 
 

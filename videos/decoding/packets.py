@@ -292,10 +292,9 @@ class PacketStream:
             )
 
     def _video_stream(self) -> VideoStream:
-        streams = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
-        if not streams:
+        stream = preferred_stream(self._container.streams.video)
+        if stream is None:
             raise VideoError(self.path, "it has no video stream")
-        stream = max(streams, key=_preference)
         if stream.codec_context is None:
             raise VideoError(self.path, "FFmpeg has no decoder for its codec")
         return stream
@@ -313,6 +312,25 @@ class PacketStream:
         self.aspect: Fraction | None = self._stream.sample_aspect_ratio
         self._times_are_read = not _FORMATS_WITH_TIMES.isdisjoint(self._container.format.name.split(","))
         self._read_kind = kind_reader(self.codec, context.extradata or b"")
+
+
+def preferred_stream(streams: Iterable[VideoStream]) -> VideoStream | None:
+    """Return the video stream that FFmpeg chooses by itself, or None. Cover pictures do not count."""
+    videos = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+    return max(videos, key=_preference, default=None)
+
+
+def frame_damage(frame: av.VideoFrame, size: tuple[int, int]) -> str | None:
+    """Return the damage of a frame, or None.
+
+    Args:
+        size: width and height of the video's first frame.
+    """
+    if frame.is_corrupt:
+        return "its data is damaged: parts of a frame are lost"
+    if size != (frame.width, frame.height):
+        return f"its frames change size from {size} to {(frame.width, frame.height)} (width, height)"
+    return None
 
 
 def _preference(stream: VideoStream) -> tuple[bool, int]:

@@ -31,7 +31,7 @@ from .base import (
     shown_reason,
     stack,
 )
-from .packets import PacketEntry, PacketIndex, PacketStream, as_video_error
+from .packets import PacketEntry, PacketIndex, PacketStream, as_video_error, frame_damage
 
 Packet: TypeAlias = "av.Packet[VideoStream]"
 
@@ -121,7 +121,7 @@ class PyAVVideo:
                     size = size or (frame.width, frame.height)
                     # If the two fields of a frame are in two packets, the second may have been skipped.
                     torn = skipping and frame.interlaced_frame
-                    if torn or _frame_damage(frame, size) or frame.pts != next(expected, None):
+                    if torn or frame_damage(frame, size) or frame.pts != next(expected, None):
                         return None
                     if frame.pts in by_time:
                         images[by_time[frame.pts]] = convert(frame)
@@ -171,7 +171,7 @@ class PyAVVideo:
                 if frame is None:
                     return
                 size = size or (frame.width, frame.height)
-                damage = _frame_damage(frame, size)
+                damage = frame_damage(frame, size)
                 if damage:
                     self.damage = damage
                     return
@@ -190,14 +190,6 @@ class PyAVVideo:
 
 
 Decoder = PyAVVideo
-
-
-def _frame_damage(frame: av.VideoFrame, size: tuple[int, int]) -> str | None:
-    if frame.is_corrupt:
-        return "its data is damaged: parts of a frame are lost"
-    if size != (frame.width, frame.height):
-        return f"its frames change size from {size} to {(frame.width, frame.height)} (width, height)"
-    return None
 
 
 def _decode(context: VideoCodecContext, packets: Iterable[Packet]) -> Iterator[av.VideoFrame]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ...errors import DmgalError
-from .base import StaleFrameCountError, VideoDecoder, VideoError, VideoProbe, shown_reason
+from .base import OpenVideo, StaleFrameCountError, VideoDecoder, VideoError, VideoProbe, shown_reason
 from .images import FrameFolder, FrameZip
 from .pyav_video import PyAVVideo
 
@@ -60,7 +60,7 @@ def decoder_class(decoder: DecoderName) -> Any:
 
 
 def read_clip(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | OpenVideo,
     choose: ChooseFrames,
     at_least: int = 1,
     decoder: DecoderName = "pyav",
@@ -69,7 +69,7 @@ def read_clip(
     """Return the chosen frames of a video, uint8 ``(T, 3, H, W)``, upright, with square pixels.
 
     Args:
-        path: a video file, a folder of frames, or a zip file of frames.
+        path: a video file, a folder of frames, a zip file of frames, or an open video.
         choose: maps the number of frames to the wanted indices. It is called again if the number proves wrong.
         at_least: a damaged video is used only if at least this many of its frames decode.
         decoder, threads: see `open_video`.
@@ -77,11 +77,11 @@ def read_clip(
     Raises:
         VideoError: the video cannot be read.
     """
-    video = open_video(path, decoder, threads)
+    video = open_video(path, decoder, threads) if isinstance(path, str | os.PathLike) else path
     while True:
         if video.damage is not None and video.num_frames < at_least:
             reason = f"only {video.num_frames} frames decode of {at_least} wanted; then {video.damage}"
-            raise VideoError(path, reason)
+            raise VideoError(path if isinstance(path, str | os.PathLike) else "in memory", reason)
         try:
             return video.read(choose(video.num_frames))
         except StaleFrameCountError:

@@ -1,0 +1,110 @@
+"""Clips to enroll, by class: from folders, and from what a program passes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dmgal.errors import DmgalError
+from dmgal.files import listed, printable
+from dmgal.videos import VideoCatalog
+from dmgal.videos.catalog.files import subfolders, videos_in
+from dmgal.videos.decoding.in_memory import VideoInMemory, as_video, is_clip
+
+Label = str | int
+"""A class, as a program names it."""
+
+
+def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
+    """Return the clips to enroll, by class.
+
+    Raises:
+        DmgalError: there are no clips or no class folders, or a class has no clip.
+    """
+    if class_name is None:
+        if folder.is_dir() and not subfolders(folder) and videos_in(folder):
+            raise DmgalError(
+                "The clips have no class.",
+                received=f"{printable(str(folder))}, a folder of clips",
+                expected="a folder of class folders with clips, or the class of all clips",
+                remedy="Pass the parent folder, or --class-name NAME (in Python {NAME: FOLDER}).",
+            )
+        return VideoCatalog.from_folders(folder)
+    names = videos_in(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
+    is_frames = folder.is_dir() and not names and folder.name in videos_in(folder.parent)
+    if is_frames:
+        names = [folder.name]
+    if not class_name.strip() or not names:
+        raise DmgalError(
+            "There is nothing to enroll.",
+            received=f"class {class_name!r} and {printable(str(folder))}, with {len(names)} clips",
+            expected="the name of a class, and a clip or a folder of clips",
+            remedy="Correct the name or the path.",
+        )
+    root = folder if folder.is_dir() and not is_frames else folder.parent
+    return VideoCatalog(root, names, np.zeros(len(names), dtype=np.int64), (printable(class_name.strip()),))
+
+
+def collect_clips(clips: Mapping[str, Any]) -> tuple[VideoCatalog, dict[int, VideoInMemory]]:
+    """Return the clips of a mapping as a catalog, and those of its videos that are in memory.
+
+    Args:
+        clips: by the name of the class: a clip, several clips (see `as_video`), or the path of a folder of clips.
+
+    Raises:
+        DmgalError: a clip is none, or a class has no clip.
+    """
+    names: list[str] = []
+    labels: list[int] = []
+    in_memory: dict[int, VideoInMemory] = {}
+    for label, (class_name, value) in enumerate(clips.items()):
+        for video in _videos(class_name, value):
+            if isinstance(video, Path):
+                names.append(str(video))
+            else:
+                in_memory[len(names)] = video
+                names.append(f"clip {len(names) + 1}")
+            labels.append(label)
+    empty = [name for label, name in enumerate(clips) if label not in labels]
+    if empty or not clips:
+        raise DmgalError(
+            "There is nothing to enroll.",
+            received=f"no clips of {listed(empty)}" if empty else "no classes",
+            expected="at least one clip of each class",
+            remedy="Add clips, or omit these classes.",
+        )
+    return VideoCatalog(Path(), names, np.array(labels, dtype=np.int64), tuple(clips)), in_memory
+
+
+def _videos(class_name: str, value: Any) -> list[Path | VideoInMemory]:
+    if isinstance(value, str | os.PathLike):
+        catalog = list_clips(Path(value), class_name)
+        return [catalog.path(video) for video in range(len(catalog))]
+    is_one = is_clip(value) or not isinstance(value, Iterable)
+    return [as_video(clip) for clip in ([value] if is_one else value)]
+
+
+def names_of(labels: Iterable[Any]) -> dict[str, Label]:
+    """Return labels by the names that a gallery stores, in order of first appearance.
+
+    Raises:
+        DmgalError: the labels are neither all text nor all integers, or one is blank.
+    """
+    plain = [label.item() if isinstance(label, np.generic) else label for label in labels]
+    is_text = all(isinstance(label, str) and label.strip() for label in plain)
+    if not is_text and not all(isinstance(label, int) for label in plain):
+        raise DmgalError(
+            "These are no names of classes.",
+            received=listed([repr(label) for label in dict.fromkeys(map(_hashable, plain))]),
+            expected="either text that is not blank, or integers",
+            remedy="Name the classes in one way.",
+        )
+    return {str(label): label for label in plain}
+
+
+def _hashable(label: Any) -> Any:
+    return label if isinstance(label, str | int | float | None) else repr(label)
