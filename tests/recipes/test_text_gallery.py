@@ -14,6 +14,7 @@ from dmgal.cli import main
 from dmgal.episodes.gallery.gallery import load_gallery, save_gallery
 from dmgal.episodes.gallery.recognition import recognize_clips
 from dmgal.errors import DmgalError
+from dmgal.recipes.run.gallery import load_model
 from dmgal.recipes.run.recognition import ClipRecognizer
 
 WORDS = ("red disc", "blue square", "green cross")
@@ -52,7 +53,7 @@ def gallery(tmp_path, capsys):
 
 
 def recognized(run, path):
-    return ClipRecognizer(*load_run(Run(run)), load_gallery(path), progress=False)
+    return ClipRecognizer(load_model(run), load_gallery(path), progress=False)
 
 
 @torch.no_grad()
@@ -129,7 +130,7 @@ BAD_OPTIONS = {
     "clips and names": (["CLIPS", *NAMES], "need no clips"),
     "only with clips": (["CLIPS", "--text.use", "only"], "need no clips"),
     "equal names": (["--name", "Red_Disc", "--name", "red disc"], "have the same name"),
-    "empty name": (["--name", " "], "needs a name"),
+    "empty name": (["--name", " "], "no names of classes"),
     "unknown words": (["--name", "\U0001f525", "--name", "brush hair"], "knows no word of some class names"),
     "bad template": (["--name", "red", "--text.template", "a video"], "one place for the class name"),
     "cmga": (["CMGA", "CLIPS", "--text.use", "fuse"], "cannot be combined with text"),
