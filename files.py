@@ -109,7 +109,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     Raises:
         OSError: the file does not exist, may not be read, or is not a regular file.
     """
-    _check_kind(os.stat(path))  # opening a device may already have an effect
+    check_regular(path)  # opening a device may already have an effect
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
     try:
         _check_kind(os.fstat(file.fileno()))  # it may have been replaced since
@@ -117,6 +117,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError if the path does not lead to a regular file. Call it before another library opens the file."""
+    _check_kind(os.stat(path))
 
 
 def _check_kind(status: os.stat_result) -> None:

@@ -36,7 +36,7 @@ from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import OnBadVideo, without_bad
 from dmgal.videos.catalog.files import content_hash, subfolders, videos_in
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
+from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform
 
 
 def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
@@ -108,7 +108,7 @@ def make_gallery(
         return gallery
     alone = replace(catalog, videos=[catalog.videos[p] for p in single.tolist()], labels=catalog.labels[single.numpy()])
     seeds = [contents[place] for place in single.tolist()]
-    dataset = AugmentedViews(ClipSource(alone, data.decoder), data.num_frames, size[0], max(1, views), seeds)
+    dataset = AugmentedViews(ClipSource(alone, data.decoder), data.num_frames, size, max(1, views), seeds)
     of_views = encode_videos(recognizer, dataset, num_workers=data.num_workers, device=device, progress=progress)
     return replace(gallery, views=of_views, view_clips=single.repeat_interleave(dataset.count))
 
@@ -195,7 +195,7 @@ class AugmentedViews(Dataset[Tensor]):
         VideoError: a clip cannot be read (on access).
     """
 
-    def __init__(self, source: ClipSource, num_frames: int, size: int, count: int, seeds: Sequence[int]) -> None:
+    def __init__(self, source: ClipSource, num_frames: int, size: Size, count: int, seeds: Sequence[int]) -> None:
         self.count = count
         self.seeds = seeds
         transform = TrainTransform(size, scale=CROP_SCALE, color_jitter=COLOR_JITTER)

@@ -61,7 +61,7 @@ class Trainer:
         self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, self._validation.tasks_hash)
         self.progress, self.selection = self.state.progress, self.state.selection
         self._base = catalog.split("train")
-        self._data = TrainingData(recipe, self._base, recognizer.encoder.image_size[0])
+        self._data = TrainingData(recipe, self._base, recognizer.encoder.image_size)
         self._step = TrainingStep(recipe, recognizer, accelerator, stop, self.state)
 
     def prepare(self, resume: bool) -> None:
