@@ -89,8 +89,8 @@ PLAYLISTS = {
     "HLS": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
     "concat": "ffconcat version 1.0\nfile {}\n",
     "DASH": "<?xml version='1.0'?><MPD xmlns='urn:mpeg:DASH:schema:MPD:2011' "
-    "profiles='urn:mpeg:dash:profile:isoff-live:2011'><Period><AdaptationSet mimeType='video/mp4'><Representation id='a' bandwidth='1'><BaseURL>{}</BaseURL>"
-    "</Representation></AdaptationSet></Period></MPD>",
+    "profiles='urn:mpeg:dash:profile:isoff-live:2011'><Period><AdaptationSet mimeType='video/mp4'>"
+    "<Representation id='a' bandwidth='1'><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
     "SDP": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 5004 RTP/AVP 96\na=control:{}\n",
     "index of subtitles": "# VobSub index file, v7\nlangidx: 0\n# {}\n",
 }
