@@ -7,6 +7,8 @@ from typing import Any
 
 MOST_DIFFERENCES = 20
 """Maximum number of differences listed in a message."""
+MOST_SHOWN = 100
+"""Maximum number of characters of each name and value."""
 
 
 class DmgalError(ValueError):
@@ -55,10 +57,17 @@ def refuse_differences(changes: Mapping[str, tuple[Any, Any]], problem: str, rem
         more = f" and {len(changes) - MOST_DIFFERENCES} more" if len(changes) > MOST_DIFFERENCES else ""
         raise DmgalError(
             problem,
-            received=", ".join(f"{name}={current!r}" for name, (_, current) in listed) + more,
-            expected=", ".join(f"{name}={saved!r}" for name, (saved, _) in listed) + more + ", as saved",
+            received=", ".join(f"{_short(name)}={_short(repr(current))}" for name, (_, current) in listed) + more,
+            expected=", ".join(f"{_short(name)}={_short(repr(saved))}" for name, (saved, _) in listed)
+            + more
+            + ", as saved",
             remedy=remedy,
         )
+
+
+def _short(text: str) -> str:
+    """Return the beginning of a text that a file may have made long."""
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import DmgalError
-from ..files import read_mapping
+from ..files import check_regular, read_mapping, reason
 from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_vit
 from .probing import Run
 from .replay import call_model
@@ -79,6 +79,7 @@ def _load(name: str) -> Any:
 
 
 def _load_folder(folder: Path) -> Any:
+    _check_files(folder)
     if (folder / "open_clip_config.json").is_file():
         return _load_or_explain(str(folder), lambda: FAMILIES["open_clip"].load(f"local-dir:{folder}"))
     config = folder / "config.json"
@@ -93,6 +94,22 @@ def _load_folder(folder: Path) -> Any:
     if "architecture" in read_mapping(config, problem, remedy):
         return _load_or_explain(str(folder), lambda: FAMILIES["timm"].load(f"local-dir:{folder}"))
     return _load_or_explain(str(folder), lambda: FAMILIES["hf"].load(str(folder)))
+
+
+def _check_files(folder: Path) -> None:
+    """Raise a DmgalError if a file of a model is a pipe or a device, for which its library would wait."""
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".json", ".safetensors"):
+                check_regular(path)
+    except OSError as error:
+        raise DmgalError(
+            "A file of this backbone cannot be read.",
+            received=f"{path}: {reason(error)}",
+            expected="the files that the model's library wrote",
+            remedy="Download or save the backbone again.",
+        ) from error
 
 
 def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
