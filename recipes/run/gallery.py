@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.errors import DmgalError
 from dmgal.files import printable
+from dmgal.recipes.run.adapter import construct
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import log_skipped, test_transform
 from dmgal.recipes.run.encoding import launched_device
@@ -124,9 +126,22 @@ def with_rejection(
 
 
 def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None) -> GalleryTask:
-    """Return the task of a gallery, on the recognizer's device."""
+    """Return the task of a gallery, on the recognizer's device.
+
+    Raises:
+        DmgalError: the gallery has states that the recognizer cannot compare.
+    """
     device = next(recognizer.parameters()).device
-    return GalleryTask(recognizer, gallery.states.to(device), gallery.labels.to(device), shortlist)
+    states = gallery.states.to(device)
+
+    def compared() -> GalleryTask:
+        task = GalleryTask(recognizer, states, gallery.labels.to(device), shortlist)
+        task.logits(states.select(slice(0, 1)))
+        return task
+
+    return cast(
+        GalleryTask, construct("task of the gallery", compared, {}, (LookupError, TypeError, ValueError, RuntimeError))
+    )
 
 
 def make_ready(recognizer: FewShotRecognizer) -> torch.device:
