@@ -54,7 +54,8 @@ TEXTS = (
         "test",
     ),
 )
-OTHERS = (None, True, False, [], {}, [[]], [1, 2], ["a"], {"a": 1}, float("nan"), float("inf"), -float("inf"))
+INFINITE = float("inf")
+OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [1, 2], ["a"], {"a": 1}, float("nan"), INFINITE, -INFINITE)
 
 
 def mutated(data: bytes, name: str, other: bytes, draw: random.Random) -> bytes:

@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--reader", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reader:
-        for told in _read(options.sources, *options.reader, options.seconds_per_file):
+        for told in _read(options.sources, options.reader[0], options.reader[1], options.seconds_per_file):
             print(json.dumps(told), flush=True)
         return
     start = time.monotonic()

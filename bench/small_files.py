@@ -7,6 +7,7 @@ import shutil
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -108,9 +109,9 @@ def _write_backbones(folder: Path) -> None:
     import transformers
 
     shutil.copytree(tiny_clip.FOLDER, folder / "open_clip", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
     torch.manual_seed(0)
-    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, patch_size=8))
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, intermediate_size=32))
     vit.save_pretrained(folder / "hf")
     processing = {"size": {"height": 16, "width": 16}, "crop_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processing |= {

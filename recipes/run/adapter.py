@@ -135,7 +135,7 @@ def _adapter_config(recipe: Recipe) -> Any:
     options = dict(recipe.adapter or {})
     known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     kind = options.pop("peft_type", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise DmgalError(
             "This adapter is unknown.",
             received=f"adapter.peft_type: {kind!r}",

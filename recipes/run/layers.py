@@ -187,7 +187,11 @@ def _pair(value: Any) -> tuple[Any, ...]:
 
 
 def _path(value: str) -> Path:
-    if len(value) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(value).parts):
+    try:
+        is_long = len(value) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(value).parts)
+    except UnicodeEncodeError:  # half a character of UTF-16
+        is_long = True
+    if is_long:
         raise dacite.WrongTypeError(Path, value)
     return Path(value)
 
