@@ -7,6 +7,10 @@ from typing import Any
 
 MOST_DIFFERENCES = 20
 """Maximum number of differences listed in a message."""
+MOST_SHOWN = 100
+"""Maximum number of characters of each name and value."""
+MOST_OF_A_PART = 2000
+"""Maximum number of characters of each part of a message."""
 
 
 class DmgalError(ValueError):
@@ -24,6 +28,7 @@ class DmgalError(ValueError):
     def __init__(
         self, problem: str, *, received: str | None = None, expected: str | None = None, remedy: str | None = None
     ) -> None:
+        received, expected, remedy = (part and _short(part, MOST_OF_A_PART) for part in (received, expected, remedy))
         parts = {"received": received, "expected": expected, "what to do": remedy}
         lines = [f"\n  {name}: {part}" for name, part in parts.items() if part is not None]
         super().__init__(problem + "".join(lines))
@@ -55,10 +60,17 @@ def refuse_differences(changes: Mapping[str, tuple[Any, Any]], problem: str, rem
         more = f" and {len(changes) - MOST_DIFFERENCES} more" if len(changes) > MOST_DIFFERENCES else ""
         raise DmgalError(
             problem,
-            received=", ".join(f"{name}={current!r}" for name, (_, current) in listed) + more,
-            expected=", ".join(f"{name}={saved!r}" for name, (saved, _) in listed) + more + ", as saved",
+            received=", ".join(f"{_short(name)}={_short(repr(current))}" for name, (_, current) in listed) + more,
+            expected=", ".join(f"{_short(name)}={_short(repr(saved))}" for name, (saved, _) in listed)
+            + more
+            + ", as saved",
             remedy=remedy,
         )
+
+
+def _short(text: str, most: int = MOST_SHOWN) -> str:
+    """Return the beginning of a text that a file may have made long."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def first_line(error: Exception) -> str:

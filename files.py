@@ -109,7 +109,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     Raises:
         OSError: the file does not exist, may not be read, or is not a regular file.
     """
-    _check_kind(os.stat(path))  # opening a device may already have an effect
+    check_regular(path)  # opening a device may already have an effect
     file = os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)), "rb")
     try:
         _check_kind(os.fstat(file.fileno()))  # it may have been replaced since
@@ -117,6 +117,11 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         file.close()
         raise
     return file
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raise an OSError if the path does not lead to a regular file. Call it before another library opens the file."""
+    _check_kind(os.stat(path))
 
 
 def _check_kind(status: os.stat_result) -> None:
@@ -268,8 +273,8 @@ def _checked(content: Any) -> Any:
                     raise ValueError(f"the key {str(strange)[:50]}, which is not text")
             elif isinstance(value, int) and not -(2**63) <= value < 2**64:
                 raise ValueError("a number of more than 64 bits")
-            elif isinstance(value, str) and "\0" in value:
-                raise ValueError("text with null bytes")
+            elif isinstance(value, str) and not is_file_name(value):
+                raise ValueError("text with null bytes or half a character")
             elif not isinstance(value, list | str | int | float | None):
                 raise ValueError(f"a {type(value).__name__}")
         parents = [value for value in level if isinstance(value, dict | list)]
@@ -358,6 +363,14 @@ def restore_folder(place: Path) -> None:
 
 def _aside(place: Path) -> Path:
     return place.with_name(f".{place.name}.old")
+
+
+def is_file_name(text: str) -> bool:
+    """Return True if a text can be bytes of a file: no null bytes, and no halves of characters of UTF-16."""
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
 
 
 NAMES_SHOWN = 5

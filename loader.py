@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .errors import DmgalError
 from .files import reason
+from .parallel import killed_with_parent
 
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"
@@ -37,10 +38,12 @@ class Loader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] = default_collate, **options: Any) -> None:
-        if options.get("num_workers") and (problem := little_shared_memory()):
-            _say(problem)
-            options["worker_init_fn"] = partial(_use_pipes, options.get("worker_init_fn"))
-            collate_fn = torch.stack if collate_fn is default_collate else collate_fn  # the default allocates there
+        if options.get("num_workers"):
+            problem = little_shared_memory()
+            if problem:
+                _say(problem)
+                collate_fn = torch.stack if collate_fn is default_collate else collate_fn  # the default allocates there
+            options["worker_init_fn"] = partial(_set_up_worker, options.get("worker_init_fn"), problem is not None)
         super().__init__(_ErrorsAsItems(dataset), collate_fn=partial(_collate_or_error, collate_fn), **options)
 
     def __iter__(self) -> Any:
@@ -84,8 +87,10 @@ def little_shared_memory() -> str | None:
     return f"Only {files} files may be open" if 0 <= files < FEW_FILES else None
 
 
-def _use_pipes(worker_init: Callable[[int], None] | None, worker: int) -> None:
-    ForkingPickler.register(Tensor, _as_bytes)
+def _set_up_worker(worker_init: Callable[[int], None] | None, uses_pipes: bool, worker: int) -> None:
+    killed_with_parent()  # torch's workers look for their parent every five seconds
+    if uses_pipes:
+        ForkingPickler.register(Tensor, _as_bytes)
     if worker_init is not None:
         worker_init(worker)
 

@@ -254,8 +254,8 @@ class AIMLayer(AdapterLayer):
             self._in_temporal_pass = False
 
     def _after_attention(self, attention: nn.Module, inputs: Any, output: Any) -> Any:
-        if self._in_temporal_pass:
-            return output
+        if self._in_temporal_pass:  # hides its attention maps from hooks of libraries that record those of the model
+            return (output[0], *(None for _ in output[1:])) if isinstance(output, tuple) else output
         return with_tokens(output, self._spatial)
 
     def _spatial(self, tokens: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from ..errors import DmgalError
-from ..files import read_mapping
+from ..files import check_regular, read_mapping, reason
 from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_vit
 from .probing import Run
 from .replay import call_model
@@ -108,6 +108,7 @@ def _resolve(name: str) -> tuple[Family, str]:
 
 
 def _resolve_folder(folder: Path) -> tuple[Family, str]:
+    _check_files(folder)
     if (folder / "open_clip_config.json").is_file():
         return FAMILIES["open_clip"], f"local-dir:{folder}"
     config = folder / "config.json"
@@ -122,6 +123,22 @@ def _resolve_folder(folder: Path) -> tuple[Family, str]:
     if "architecture" in read_mapping(config, problem, remedy):
         return FAMILIES["timm"], f"local-dir:{folder}"
     return FAMILIES["hf"], str(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise a DmgalError if a file of a model is a pipe or a device, for which its library would wait."""
+    path = folder
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.suffix in (".json", ".safetensors"):
+                check_regular(path)
+    except OSError as error:
+        raise DmgalError(
+            "A file of this backbone cannot be read.",
+            received=f"{path}: {reason(error)}",
+            expected="the files that the model's library wrote",
+            remedy="Download or save the backbone again.",
+        ) from error
 
 
 def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:

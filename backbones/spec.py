@@ -237,6 +237,8 @@ def base_model(model: nn.Module) -> nn.Module:
 
 
 Channels = tuple[float, float, float]
+LARGEST_SIDE, LARGEST_VALUE = 2**14, 1e6
+"""Largest side of an image in pixels, and largest value of a normalization."""
 
 
 class Normalization(NamedTuple):
@@ -252,8 +254,33 @@ HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def fill_normalization(default: Normalization, mean: Any, std: Any) -> Normalization:
-    """Return the mean and std of a configuration, falling back to ``default`` for missing values."""
-    return Normalization(tuple(mean or default.mean), tuple(std or default.std))
+    """Return the mean and std of a configuration, falling back to ``default`` for missing values.
+
+    Raises:
+        DmgalError: they are not a number, or one number for each of three channels.
+    """
+    means, stds = (_channels(value or own) for value, own in ((mean, default.mean), (std, default.std)))
+    if means is None or stds is None or min(stds) <= 0:
+        raise DmgalError(
+            "The configuration of this backbone has wrong values.",
+            received=f"mean: {mean!r}, std: {std!r}"[:300],
+            expected="a number, or one number for each of three channels, and std greater than 0",
+            remedy="Correct the file, or download the backbone again.",
+        )
+    return Normalization(means, stds)
+
+
+def _channels(value: Any) -> Channels | None:
+    """Return a value for each of three channels, or None if the value has another form."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if len(values) not in (1, 3) or not all(_is_number(one) for one in values):
+        return None
+    first, second, third = map(float, values if len(values) == 3 else [*values] * 3)
+    return first, second, third
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < LARGEST_VALUE
 
 
 class Preprocessing:
@@ -295,26 +322,22 @@ class Preprocessing:
         mean, std = self._channels("image_mean", default.mean), self._channels("image_std", default.std)
         if not self._values.get("do_normalize", True):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-        if not isinstance(scale, float | int) or scale <= 0 or min(std) <= 0:
+        if not _is_number(scale) or scale <= 0 or min(std) <= 0:
             raise self._bad_value("rescale_factor" if min(std) > 0 else "image_std", "numbers greater than 0")
         factor = 1.0 if abs(255 * scale - 1) < 1e-6 else 1 / (255 * scale)  # of pixels in [0, 1]
         return Normalization(_scaled(mean, factor), _scaled(std, factor))
 
     def _channels(self, name: str, default: Channels) -> Channels:
         value = self._values.get(name)
-        if value is None:
-            return default
-        values = [value] * 3 if isinstance(value, float | int) else value
-        numbers = isinstance(values, (list, tuple)) and all(isinstance(one, float | int) for one in values)
-        if not numbers or len(values) not in (1, 3):
+        channels = default if value is None else _channels(value)
+        if channels is None:
             raise self._bad_value(name, "a number, or one number for each of three channels")
-        first, second, third = map(float, values if len(values) == 3 else [*values] * 3)
-        return first, second, third
+        return channels
 
     def _bad_value(self, name: str, expected: str) -> DmgalError:
         return DmgalError(
             "The preprocessor_config.json of this backbone cannot be used.",
-            received=f"{name}: {self._values.get(name)!r}",
+            received=f"{name}: {self._values.get(name)!r}"[:300],
             expected=expected,
             remedy=f"Correct {name} in the file, or remove it.",
         )
@@ -327,7 +350,7 @@ def normalization_of(model: Any) -> Normalization:
 
 
 def _is_positive(side: object) -> bool:
-    return isinstance(side, int) and not isinstance(side, bool) and side > 0
+    return isinstance(side, int) and not isinstance(side, bool) and 0 < side <= LARGEST_SIDE
 
 
 def _scaled(channels: Channels, factor: float) -> Channels:

@@ -31,8 +31,8 @@ class VideoState(dict[str, Tensor]):
 
     @property
     def num_videos(self) -> int:
-        """Number of videos."""
-        return next(iter(self.values())).shape[0]
+        """Number of videos. A state without tensors has none."""
+        return next((tensor.shape[0] for tensor in self.values()), 0)
 
     def select(self, videos: Tensor | slice) -> VideoState:
         """Return the states of some videos, given by index tensor, mask or slice."""

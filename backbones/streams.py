@@ -138,13 +138,21 @@ def _adapters(encoder: Any, is_adapted: bool) -> Iterator[None]:
 def _resized(videos: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(videos.shape[-2:]) == tuple(size):
         return videos
-    images = rearrange(videos, "v t c h w -> (v t) c h w")
+    images = rearrange(_centered(videos, size), "v t c h w -> (v t) c h w")
     if images.device.type == "cpu":
         images = functional.interpolate(images, size=size, mode="bilinear", antialias=True)
     else:  # other devices have no kernel for uint8
         images = functional.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
         images = images.round().clamp(0, 255).to(torch.uint8)
     return rearrange(images, "(v t) c h w -> v t c h w", v=len(videos))
+
+
+def _centered(videos: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the largest part in the middle of ``(V, T, 3, H, W)`` with the aspect ratio of ``size``."""
+    height, width = videos.shape[-2:]
+    wanted = min(height, round(width * size[0] / size[1])), min(width, round(height * size[1] / size[0]))
+    top, left = (height - wanted[0]) // 2, (width - wanted[1]) // 2
+    return videos[..., top : top + wanted[0], left : left + wanted[1]]
 
 
 def _check_stream(encoder: Any) -> None:

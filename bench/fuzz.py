@@ -21,10 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +52,9 @@ COMPRESSIONS = {
 }
 
 
+Damage = Callable[[int, Path], tuple[str, Callable[[], str]]]
+
+
 @dataclass
 class Findings:
     """Outcomes of reading damaged files.
@@ -70,6 +74,7 @@ class Findings:
         self.outcomes.setdefault(source, Counter())[outcome] += 1
         if outcome not in CLEAN:
             self.failures.append({"seed": seed, "source": source, "outcome": outcome, "what": what[-1000:]})
+            print(json.dumps(self.failures[-1]), file=sys.stderr, flush=True)
 
     def totals(self) -> dict[str, int]:
         """Return the number of files by outcome, over all sources."""
@@ -167,25 +172,27 @@ def check(path: Path) -> str:
     return "read" if probe.problem is None else "begins"
 
 
-def search(sources: Path, first: int, count: int, seconds_per_file: float = SECONDS_PER_FILE) -> Findings:
-    """Read one damaged file for each seed, starting at ``first``."""
+def search(
+    sources: Path, first: int, count: int, seconds_per_file: float = SECONDS_PER_FILE, module: str = "dmgal.bench.fuzz"
+) -> Findings:
+    """Read one damaged file for each seed, starting at ``first``. ``module`` reads them as this one does."""
     findings, seed, end = Findings(), first, first + count
     while seed < end:
-        seed = _search_until_death(sources, seed, end, seconds_per_file, findings)
+        seed = _search_until_death(module, sources, seed, end, seconds_per_file, findings)
     return findings
 
 
-def _search_until_death(sources: Path, first: int, end: int, seconds: float, findings: Findings) -> int:
+def _search_until_death(module: str, sources: Path, first: int, end: int, seconds: float, findings: Findings) -> int:
     """Read files in a fresh process and return the seed after the last one that it reached."""
     words = ["--reader", str(first), str(end), "--sources", str(sources), "--seconds-per-file", str(seconds)]
-    command = [sys.executable, "-m", "dmgal.bench.fuzz", *words]
+    command = [sys.executable, "-m", module, *words]
     seed, source, answered = first - 1, "", True
     with tempfile.TemporaryFile("w+") as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
                 told = json.loads(line)
-                findings.most_mib = max(findings.most_mib, told.get("mib", 0))
+                findings.most_mib = max(findings.most_mib, int(told.get("mib", 0)))
                 if "outcome" in told:
                     findings.add(seed, source, told["outcome"], told["what"])
                     answered = True
@@ -201,20 +208,38 @@ def _search_until_death(sources: Path, first: int, end: int, seconds: float, fin
 
 
 def _read(sources: Path, first: int, end: int, seconds: float) -> Iterator[dict[str, object]]:
-    """Read files and yield the current one and its outcome."""
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_BYTES, MAX_BYTES))
+    """Read videos and yield the current one and its outcome."""
     warnings.simplefilter("error")
+
+    def damage(seed: int, here: Path) -> tuple[str, Callable[[], str]]:
+        source, path = variant(sources, seed, here)
+        return source, lambda: check(path)
+
+    return read_damaged(damage, first, end, seconds, MAX_BYTES)
+
+
+def read_damaged(damage: Damage, first: int, end: int, seconds: float, max_bytes: int) -> Iterator[dict[str, object]]:
+    """Read a damaged file for each seed, and yield the current one and its outcome.
+
+    Args:
+        damage: returns the source that a seed chooses, and a function that reads its damaged copy in a folder.
+        first, end: range of the seeds.
+        seconds: limit for each file, after which this process ends.
+        max_bytes: limit on the address space of this process.
+    """
+    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
     for seed in range(first, end):
         with tempfile.TemporaryDirectory() as here:
-            source, path = variant(sources, seed, Path(here))
+            source, read = damage(seed, Path(here))
             yield {"seed": seed, "source": source}
             faulthandler.dump_traceback_later(seconds, exit=True)
             try:
-                yield {"outcome": check(path), "what": ""}
+                yield {"outcome": read(), "what": ""}
             except AssertionError as error:
                 yield {"outcome": "leaked" if "leaked" in str(error) else "raised", "what": str(error)}
             except Exception as error:  # the search is for exactly such errors
-                yield {"outcome": "raised", "what": f"{type(error).__name__}: {error}"}
+                frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
+                yield {"outcome": "raised", "what": f"{type(error).__name__}: {str(error)[:300]}\n{frames}"}
             faulthandler.cancel_dump_traceback_later()
     yield {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 

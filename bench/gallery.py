@@ -52,7 +52,7 @@ class Split:
         self.catalog: VideoCatalog = build_catalog(recipe.data).split(name)
         self.clips = test_clips(self.catalog, recipe, self.recognizer.encoder.image_size)
         self.states = encode_videos(self.recognizer, self.clips)
-        seeds, size = {video: video for video in range(len(self.catalog))}, self.recognizer.encoder.image_size[0]
+        seeds, size = {video: video for video in range(len(self.catalog))}, self.recognizer.encoder.image_size
         source = ClipSource(self.catalog, recipe.data.decoder)
         views = AugmentedViews(source, recipe.data.num_frames, size, VIEWS, seeds)
         self.views = encode_videos(self.recognizer, views)

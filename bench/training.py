@@ -215,7 +215,7 @@ def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dic
     backbone = peft.PeftModel.from_pretrained(load_backbone("tiny-clip"), str(run / "adapter"))
     model = FewShotRecognizer(FrameEncoder(backbone), BiMHM(center="video", eps=0.0)).to(device)
     catalog = VideoCatalog.from_csv(videos / "split.csv", videos).split("test")
-    clips = VideoDataset(ClipSource(catalog), FrameSampler(8, TestTransform(model.encoder.image_size[0])))
+    clips = VideoDataset(ClipSource(catalog), FrameSampler(8, TestTransform(model.encoder.image_size)))
     sampler = EpisodeSampler(catalog.labels, memory.WAYS, 1, 1, episodes, 0, catalog.class_names)
     results = {}
     for precision in ("float32", "bf16"):

@@ -25,6 +25,7 @@ from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
 from dmgal.recipes.run.data import build_catalog, test_transform
 from dmgal.recipes.run.ranges import WORKERS, Range
+from dmgal.videos.decoding.clip import Size
 from dmgal.videos.store.build import build_store
 from dmgal.videos.store.content import EvaluationClips, TrainingFrames
 
@@ -62,13 +63,14 @@ def main(argv: list[str] | None = None) -> int | None:
             expected="a folder that does not exist yet, or that holds the store",
             remedy="To build it, pass --out FOLDER, then --data.store FOLDER to dmgal train and dmgal evaluate.",
         )
-    decoder, size, progress = recipe.data.decoder, options.size, not options.quiet
+    decoder, progress = recipe.data.decoder, not options.quiet
+    size: Size | None = options.size
     with resumable():
         catalog = build_catalog(recipe.data, progress)
         if size is None:
             encoder = FrameEncoder(load_backbone(recipe.backbone.name), recipe.backbone.pooling)
-            size = encoder.image_size[0]
-        clips = EvaluationClips(recipe.data.num_frames, test_transform(recipe, (size, size)), decoder)
+            size = encoder.image_size
+        clips = EvaluationClips(recipe.data.num_frames, test_transform(recipe, size), decoder)
         frames = TrainingFrames(options.short_side, options.quality, decoder)
         reports = build_store(catalog, folder, clips, frames, options.workers, options.check, progress)
     for report in reports:

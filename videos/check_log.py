@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import DmgalError
-from ..files import UNREADABLE, log_lines, printable, reason, text_lines
+from ..files import UNREADABLE, is_file_name, log_lines, printable, reason, text_lines
 from .catalog.files import stamp
 from .catalog.lists import write_rows
 from .checking import CheckedVideo
@@ -167,6 +167,7 @@ def _parse(line: str) -> dict[str, Any] | None:
     if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:
         return None
     is_usable = isinstance(entry["video"], str) and isinstance(entry["problem"], str | None)
+    is_usable = is_usable and is_file_name(entry["video"])
     numbers = isinstance(entry["frames"], int) and isinstance(entry["content"], int)
     return entry if is_usable and numbers and 0 <= entry["content"] < 2**64 else None
 

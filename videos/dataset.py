@@ -20,7 +20,7 @@ from ..errors import DmgalError
 from .bad_videos import BadVideos, OnBadVideo
 from .catalog.catalog import VideoCatalog
 from .catalog.files import content_hash
-from .decoding.clip import FrameSampler, TestTransform
+from .decoding.clip import FrameSampler, TestTransform, height_and_width
 from .decoding.in_memory import VideoInMemory
 from .decoding.video import ChooseFrames, DecoderName, read_clip
 from .store.content import EvaluationClips
@@ -85,7 +85,7 @@ class ClipReader:
         self._cache: dict[int, Tensor] = {}
 
     def clip(self, video: int, *draw: int | str) -> Tensor:
-        """Return a clip of a video, uint8 ``(T, 3, size, size)``.
+        """Return a clip of a video, uint8 ``(T, 3, *size)``.
 
         Args:
             video: its index in the catalog.
@@ -121,7 +121,7 @@ class ClipReader:
 
 
 class VideoDataset(Dataset[Tensor]):
-    """Dataset of one clip ``(T, 3, size, size)`` for each video of a source, for encoding every video once.
+    """Dataset of one clip ``(T, 3, *size)`` for each video of a source, for encoding every video once.
 
     Args:
         source: the videos. If bad videos are skipped, their clips are black, and ``bad_videos.met`` records them.
@@ -169,7 +169,7 @@ def _open_stored_frames(source: ClipSource, frames: FrameSampler) -> StoredFrame
     if source.store is None:
         return None
     stored = StoredFrames(source.store, source.catalog, source.decoder)
-    size = getattr(frames.transform, "size", 0)
+    size = max(height_and_width(getattr(frames.transform, "size", 0)))
     if stored.content.short_side < size:
         raise DmgalError(
             f"The training frames of the store {os.fspath(source.store)} are too small.",

@@ -66,11 +66,13 @@ class Estimate:
     def of_accuracies(values: Tensor) -> Estimate:
         """Return the estimate from the accuracy of each episode.
 
-        Accuracies that are all 0 or all 1 show no variance. The half-width is then the exact (Clopper-Pearson) bound on
-        the share of other episodes.
+        Equal accuracies show no variance. Their half-width uses the exact (Clopper-Pearson) bound on the share of
+        other episodes, whose accuracies may be 0 or 1.
         """
-        if len(values) > 1 and ((values == 0).all() or (values == 1).all()):
-            return Estimate(100 * values[0].item(), 100 * (1 - ONE_SIDED ** (1 / len(values))))
+        value = values[0].item() if len(values) else 0.0
+        if len(values) > 1 and (values == value).all():
+            other_share = 1 - ONE_SIDED ** (1 / len(values))
+            return Estimate(100 * value, 100 * other_share * max(value, 1 - value))
         return Estimate.of(values)
 
     def __str__(self) -> str:

@@ -58,13 +58,19 @@ class PrecomputedStates:
 
     @staticmethod
     def from_tensors(tensors: Mapping[str, Tensor]) -> PrecomputedStates:
-        """Return the states of `tensors`, for example as read from a file."""
+        """Return the states of `tensors`, for example as read from a file.
+
+        Raises:
+            ValueError: tensors of a layer are missing.
+        """
         query = with_prefix(tensors, "query.")
         if not query:
             return PrecomputedStates.undivided(VideoState(tensors))
         attended = with_prefix(tensors, "support.attended.")
-        num_layers = 1 + max((int(name.partition(".")[0]) for name in attended), default=-1)
-        layers = tuple(with_prefix(attended, f"{layer}.") for layer in range(num_layers))
+        numbers = {name.partition(".")[0] for name in attended}
+        if numbers != {str(layer) for layer in range(len(numbers))}:
+            raise ValueError(f"layers {', '.join(sorted(numbers))[:100]}")
+        layers = tuple(with_prefix(attended, f"{layer}.") for layer in range(len(numbers)))
         return PrecomputedStates(SupportStates(with_prefix(tensors, "support.prepared."), layers), query)
 
     def tensors(self) -> dict[str, Tensor]:

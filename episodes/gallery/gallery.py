@@ -355,6 +355,11 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
     texts = (*gallery.class_names, *gallery.clips, *gallery.made_with, *gallery.made_with.values())
     views = gallery.view_clips
     model = [text for option in gallery.model.items() for text in option if text is not None]
+    if any(indices.dtype != torch.int64 or indices.dim() != 1 for indices in (gallery.labels, gallery.view_clips)):
+        raise ValueError("labels or views that are no list of numbers")
+    for states in (gallery.states, gallery.views):
+        if any(tensor.shape[0] != states.num_videos for tensor in states.tensors().values()):
+            raise ValueError("states of different numbers of clips")
     if len(counts) > 1 or not all(isinstance(text, str) for text in (*texts, *model)):
         raise ValueError("labels, clips and states do not match")
     if len(views) != gallery.views.num_videos or (

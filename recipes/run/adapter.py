@@ -95,6 +95,14 @@ def check_adapter_files(folder: Path) -> Any:
     """
     remedy = "Copy the run again."
     config = read_mapping(folder / "adapter_config.json", UNREADABLE_ADAPTER, remedy)
+    for name in ("peft_type", "base_model_name_or_path", "revision", "task_type"):
+        if not isinstance(config.get(name), str | None):
+            raise DmgalError(
+                UNREADABLE_ADAPTER,
+                received=f"{folder / 'adapter_config.json'}: {name} {config[name]!r}",
+                expected="text or null",
+                remedy=remedy,
+            )
     weights = folder / "adapter_model.safetensors"
     try:
         open_regular(weights).close()
@@ -127,7 +135,7 @@ def _adapter_config(recipe: Recipe) -> Any:
     options = dict(recipe.adapter or {})
     known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     kind = options.pop("peft_type", None)
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise DmgalError(
             "This adapter is unknown.",
             received=f"adapter.peft_type: {kind!r}",

@@ -47,6 +47,11 @@ class Checkpoint:
     progress: dict[str, Any]
     tensors: Tensors
 
+    @property
+    def step(self) -> int:
+        """The step after which it was saved."""
+        return int(self.folder.name.rpartition("_")[2])
+
 
 class Checkpoints:
     """The ``keep`` newest checkpoints of a run, in subfolders of a folder that the first save creates."""

@@ -28,7 +28,7 @@ from dmgal.videos.catalog.files import frame_files
 from dmgal.videos.catalog.lists import SPLITS, looks_like_split_file, read_rows
 from dmgal.videos.check_log import read_report
 from dmgal.videos.dataset import ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, TestTransform
+from dmgal.videos.decoding.clip import FrameSampler, Size, TestTransform
 from dmgal.videos.generated import generate
 
 if TYPE_CHECKING:
@@ -247,9 +247,9 @@ def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing 
     return VideoCatalog.from_folders(data.root)
 
 
-def test_transform(recipe: Recipe, size: tuple[int, int]) -> TestTransform:
+def test_transform(recipe: Recipe, size: Size) -> TestTransform:
     """Return the transform of test clips for a backbone with this image size."""
-    return TestTransform(size[0], resize=recipe.data.test_resize)
+    return TestTransform(size, resize=recipe.data.test_resize)
 
 
 def test_clips(catalog: VideoCatalog, recipe: Recipe, size: tuple[int, int]) -> VideoDataset | RememberedClips:

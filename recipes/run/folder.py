@@ -308,7 +308,9 @@ def _complete_entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _has_numbers(entry: Mapping[str, Any]) -> bool:
-    return all(isinstance(entry.get(name, 0), int | float) for name in ("step", "seconds", "peak_memory_mb"))
+    losses = entry.get("losses", {})
+    numbers = [entry.get(name, 0) for name in ("step", "seconds", "peak_memory_mb")]
+    return isinstance(losses, dict) and all(isinstance(one, int | float) for one in (*numbers, *losses.values()))
 
 
 def environment() -> dict[str, Any]:

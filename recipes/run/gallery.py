@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from dmgal.episodes.evaluation.identity import normalization
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.gallery.texts import with_texts
+from dmgal.recipes.run.adapter import construct
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import log_skipped, test_transform
@@ -38,7 +40,7 @@ from dmgal.recipes.run.layers import to_mapping
 from dmgal.recipes.run.weights import without_folder
 from dmgal.videos.bad_videos import without_bad
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, TrainTransform, hashed_seed
+from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform, hashed_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,7 @@ def make_gallery(
     if not len(single):
         return gallery
     seeds = {int(used[clip]): hashed_seed(catalog.class_names[catalog.labels[clip]]) for clip in single.tolist()}
-    dataset = AugmentedViews(source, num_frames, size[0], max(1, views), seeds)
+    dataset = AugmentedViews(source, num_frames, size, max(1, views), seeds)
     return replace(gallery, views=encode(dataset), view_clips=single.repeat_interleave(dataset.count))
 
 
@@ -116,10 +118,22 @@ def with_rejection(
 
 
 def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int | None = None) -> GalleryTask:
-    """Return the task of a gallery, on the recognizer's device."""
+    """Return the task of a gallery, on the recognizer's device.
+
+    Raises:
+        DmgalError: the gallery has states that the recognizer cannot compare.
+    """
     device = next(recognizer.parameters()).device
     states, labels = with_texts(gallery.states.to(device), gallery.labels.to(device), gallery.texts)
-    return GalleryTask(recognizer, states, labels, shortlist)
+
+    def compared() -> GalleryTask:
+        task = GalleryTask(recognizer, states, labels, shortlist)
+        task.logits(states.select(slice(0, 1)))
+        return task
+
+    return cast(
+        GalleryTask, construct("task of the gallery", compared, {}, (LookupError, TypeError, ValueError, RuntimeError))
+    )
 
 
 def make_ready(recognizer: FewShotRecognizer) -> torch.device:
@@ -188,7 +202,7 @@ class AugmentedViews(Dataset[Tensor]):
         VideoError: a clip cannot be read (on access).
     """
 
-    def __init__(self, source: ClipSource, num_frames: int, size: int, count: int, seeds: Mapping[int, int]) -> None:
+    def __init__(self, source: ClipSource, num_frames: int, size: Size, count: int, seeds: Mapping[int, int]) -> None:
         self.count = count
         self.seeds = [*seeds.items()]
         transform = TrainTransform(size, scale=CROP_SCALE, color_jitter=COLOR_JITTER)

@@ -36,6 +36,8 @@ KINDS = {"adapter": "peft_type", "head": "name"}
 """Sections that select one of several classes, and the key that names it."""
 START = "start"
 """Option of an adapter that names a trained one, which has its own options."""
+LONGEST_PATH, LONGEST_NAME = 4096, 255
+"""Largest numbers of characters of a path and of bytes of a name that file systems have."""
 PER_DATA = "per_data"
 """Section of a method layer with its values for each data set, by ``data.name``."""
 
@@ -184,6 +186,16 @@ def _pair(value: Any) -> tuple[Any, ...]:
     raise dacite.WrongTypeError(tuple[float, float], value)
 
 
+def _path(value: str) -> Path:
+    try:
+        is_long = len(value) > LONGEST_PATH or any(len(os.fsencode(part)) > LONGEST_NAME for part in Path(value).parts)
+    except UnicodeEncodeError:  # half a character of UTF-16
+        is_long = True
+    if is_long:
+        raise dacite.WrongTypeError(Path, value)
+    return Path(value)
+
+
 def _options(value: Any) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
@@ -194,7 +206,7 @@ TYPE_HOOKS: dict[Any, Callable[[Any], Any]] = {
     int: _whole_number,
     float: _number,
     tuple[float, float]: _pair,
-    Path: lambda value: Path(value) if isinstance(value, str) else value,
+    Path: lambda value: _path(value) if isinstance(value, str) else value,
     Mapping[str, Any]: _options,
     Mapping[str, float]: lambda value: {key: _number(entry, key) for key, entry in _options(value).items()},
 }

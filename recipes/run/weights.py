@@ -94,13 +94,20 @@ def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> 
 def load_optimizer_state(
     optimizer: torch.optim.Optimizer, recognizer: nn.Module, remembered: Mapping[str, Tensor]
 ) -> None:
-    """Load an ``optimizer_state`` of the same optimizer class, with any grouping of the parameters."""
+    """Load an ``optimizer_state`` of the same optimizer class, with any grouping of the parameters.
+
+    Raises:
+        ValueError: a state has another shape than its parameter.
+    """
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in remembered.items():
         kind, _, name = key.partition(".")
         states.setdefault(name, {})[kind] = value
     for name, parameter in _optimized(optimizer, recognizer):
         if name in states:
+            for kind, value in states[name].items():
+                if value.numel() > 1 and value.shape != parameter.shape:
+                    raise ValueError(f"{kind}.{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             optimizer.state[parameter] = {
                 kind: value if kind == "step" else placed(value, parameter) for kind, value in states[name].items()
             }

@@ -151,8 +151,10 @@ class MovingAverage:
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
-        """Load saved averages of the same parameters."""
+        """Load saved averages of the same parameters. Raise a ValueError if one has another shape."""
         for name, value in self.values.items():
+            if value.shape != values[name].shape:
+                raise ValueError(f"{name} has the shape {tuple(values[name].shape)}, not {tuple(value.shape)}")
             value.copy_(values[name])
 
     @torch.no_grad()

@@ -26,7 +26,7 @@ from dmgal.recipes.training.fsdp import whole_weights
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import BadVideos, without_bad
 from dmgal.videos.dataset import CACHE_BYTES, ClipSource
-from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
+from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform
 
 logger = logging.getLogger(__name__)
 VALIDATION_SEED = 1
@@ -35,9 +35,9 @@ FEW_CLASSES = 16
 
 
 class TrainingData:
-    """Episodes of a catalog's base classes, step by step, with square clips of ``image_size`` pixels a side."""
+    """Episodes of a catalog's base classes, step by step, with clips of ``image_size``."""
 
-    def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: int) -> None:
+    def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: Size) -> None:
         train, data, episode = recipe.train, recipe.data, recipe.episode
         self._recipe = recipe
         sampler = EpisodeSampler(

@@ -61,7 +61,7 @@ class Trainer:
         self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, self._validation.tasks_hash)
         self.progress, self.selection = self.state.progress, self.state.selection
         self._base = catalog.split("train")
-        self._data = TrainingData(recipe, self._base, recognizer.encoder.image_size[0])
+        self._data = TrainingData(recipe, self._base, recognizer.encoder.image_size)
         self._step = TrainingStep(recipe, recognizer, accelerator, stop, self.state)
 
     def prepare(self, resume: bool) -> None:
@@ -85,7 +85,9 @@ class Trainer:
             if self.main:
                 with writing(self.run.folder):
                     entries = self.run.rewind_log(self.progress.step, last_validation)
-                self._plateau.losses = [entry["losses"]["cross_entropy"] for entry in entries if "losses" in entry]
+                self._plateau.losses = [
+                    entry["losses"]["cross_entropy"] for entry in entries if "cross_entropy" in entry.get("losses", {})
+                ]
             logger.info("resumed at step %d", self.progress.step)
         if train.measure_head_norms and self.recipe.backbone.freeze_batch_norm and not self.progress.step:
             measure_head_norms(self.recognizer, self._data.task(0).to(self.accelerator.device))

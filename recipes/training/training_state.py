@@ -107,7 +107,11 @@ class TrainingState:
             try:
                 self._load_tensors(checkpoint)
                 last_validation = self._load_progress(checkpoint.progress)
-            except (LookupError, TypeError, AttributeError) as error:
+                if checkpoint.step != self.progress.step:
+                    raise ValueError(f"progress of step {self.progress.step}")
+            except DmgalError:
+                raise
+            except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
                 raise DmgalError(
                     "This checkpoint has wrong values.",
                     received=f"{checkpoint.folder}: {type(error).__name__}: {error}",
@@ -172,7 +176,7 @@ class TrainingState:
             self._accelerator.scaler.load_state_dict(saved["loss_scale"])
         if self.two_pass is not None:
             self.two_pass.take_up(saved.get("two_pass"))
-        return int(selection["step"])
+        return self.selection.step if selection.get("tasks", "") in ("", tasks) else int(selection["step"])
 
     def _check_shared_folder(self) -> None:
         """Raise an error if processes, each of which reads the checkpoint itself, see different folders."""
@@ -188,8 +192,23 @@ class TrainingState:
 
 
 def _assign(target: object, values: dict[str, Any]) -> None:
+    """Set attributes. Raise an AttributeError or a TypeError for a name or kind of value that the target lacks."""
     for name, value in values.items():
+        if not _is_like(value, getattr(target, name)):
+            raise TypeError(f"{name}: {value!r}"[:100])
         setattr(target, name, value)
+
+
+def _is_like(value: object, current: object) -> bool:
+    """Return True if a value read from a file can replace the current one. None stands for a number to come."""
+    if isinstance(current, list):
+        return isinstance(value, list) and all(_is_like(one, 0.0) for one in value)
+    if isinstance(current, bool | str):
+        return type(value) is type(current)
+    if isinstance(current, int):
+        return type(value) is int and -1 <= value < 2**63
+    is_number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    return is_number or (value is None and current is None)
 
 
 def _cannot_resume(checkpoint: Checkpoint) -> DmgalError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from adapter_checks import awaken, check_reference_weights_must_fit, num_parameters, random_tokens
 from golden_files import assert_relatively_close, read_golden
+from tiny_backbones import BLOCKS, SIZE, TINY_BACKBONES
 
-from dmgal.adapters.aim import AIMAdapter, AIMBlock, AIMShape
+from dmgal.adapters.aim import AIMAdapter, AIMBlock, AIMConfig, AIMShape
 from dmgal.errors import DmgalError
 
 WIDTH, FRAMES = 16, 4
@@ -120,6 +122,25 @@ def test_block_accepts_any_number_of_videos() -> None:
     module, inputs = awaken(block()), tokens(3)
     alone = torch.cat([module(video) for video in inputs.split(FRAMES, dim=1)], dim=1)
     torch.testing.assert_close(module(inputs), alone)
+
+
+@pytest.mark.parametrize("kind", ["transformers CLIP", "SigLIP", "ViT", "DeiT", "DINOv2", "DINOv2 registers"])
+@pytest.mark.parametrize("earlier", [True, False], ids=["recorded before", "adapted before"])
+def test_recorded_attention_maps_are_those_over_patches(kind, earlier) -> None:
+    """transformers records the maps by a hook, which it sets in the first call that asks for them."""
+    tower = TINY_BACKBONES[kind].make()
+    tower.set_attn_implementation("eager")
+    images, maps = torch.randn(2 * FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), {}
+    if earlier:
+        maps["own"] = tower(pixel_values=images, output_attentions=True).attentions
+    model = peft.get_peft_model(tower, AIMConfig(num_frames=FRAMES)).eval()
+    maps["adapted"] = model(pixel_values=images, output_attentions=True).attentions
+    with model.disable_adapter():
+        maps["off"] = model(pixel_values=images, output_attentions=True).attentions
+    for recorded in maps.values():
+        assert len(recorded) == BLOCKS
+        for one, expected in zip(recorded, maps["off"], strict=True):
+            torch.testing.assert_close(one, expected)
 
 
 def test_incomplete_videos_are_refused() -> None:

@@ -128,12 +128,12 @@ def test_estimate_of_few_values_has_the_interval_of_student():
     assert estimate.half_width == pytest.approx(3.1824463053 * sample_deviation / math.sqrt(4))
 
 
-@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("value", [0.0, 0.25, 0.6, 1.0])
 @pytest.mark.parametrize("count", [2, 5, 100, 10_000])
 def test_equal_accuracies_have_an_interval(value, count):
-    estimate = Estimate.of_accuracies(torch.full((count,), value))
+    estimate = Estimate.of_accuracies(torch.full((count,), value, dtype=torch.float64))
     assert estimate.mean == 100 * value
-    other_share = estimate.half_width / 100
+    other_share = estimate.half_width / (100 * max(value, 1 - value))
     assert (1 - other_share) ** count == pytest.approx(0.025)  # so unlikely are equal accuracies by chance
 
 

@@ -101,6 +101,20 @@ def test_stopped_check_resumes(tmp_path, videos, capsys, sound):
     assert len(log.read_text().splitlines()) == 12 and '"frames": 99' not in log.read_text()
 
 
+def test_files_after_a_kill_are_those_of_an_undisturbed_run(tmp_path, videos):
+    out, names = tmp_path / "out", ("data.yaml", "report.csv", "equal.csv", "split.csv", "missing.csv", "summary.json")
+    assert prepare("--root", videos, "--out", out) == 0
+    undisturbed = {name: (out / name).read_bytes() for name in names}
+    log = (out / "checked.jsonl").read_bytes()
+    for end in (len(log), len(log) - 9):  # killed after the check, or while the last result was written
+        shutil.rmtree(out)
+        out.mkdir()
+        (out / "checked.jsonl").write_bytes(log[:end])
+        (out / f".123.{names[0]}").write_bytes(b"half a fi")
+        assert prepare("--root", videos, "--out", out) == 0
+        assert {name: (out / name).read_bytes() for name in names} == undisturbed
+
+
 def test_changed_or_other_files_are_checked_again(tmp_path, videos, capsys, sound):
     out, other = tmp_path / "out", tmp_path / "other"
     assert prepare("--root", videos, "--out", out) == 0 and summary(out)["sound"] == 6

@@ -30,6 +30,33 @@ def test_test_transform_returns_requested_size(size, resize):
     assert out.shape == (3, 3, 48, 48) and out.dtype == torch.uint8 and out.is_contiguous()
 
 
+@pytest.mark.parametrize("size", [(48, 96), (96, 48), (48, 48), (30, 100), (321, 240)])
+def test_clips_of_other_sides_than_a_square(size):
+    for height, width in ((48, 96), (96, 48), (20, 70)):
+        for transform in (transforms.TestTransform((height, width), 1.2), TrainTransform((height, width))):
+            out = transform(noise(*size), torch.Generator())
+            assert out.shape == (3, 3, height, width) and out.dtype == torch.uint8 and out.is_contiguous()
+
+
+def test_other_sides_keep_the_aspect_ratio():
+    clip = rows_and_columns(60, 100)
+    for transform in (transforms.TestTransform((30, 50)), TrainTransform((30, 50), (1, 1))):
+        out = transform(clip, torch.Generator()).float()[0]
+        assert (out[0, :, 0] - 2 * torch.arange(30) - 0.5).abs().max() < 1
+        assert (out[1, 0] - 2 * torch.arange(50) - 0.5).abs().max() < 1
+    assert torch.equal(transforms.TestTransform((20, 100))(clip), clip[:, :, 20:40])
+    ratios = []
+    for seed in range(50):
+        out = TrainTransform((20, 60), (0.1, 0.1))(clip, torch.Generator().manual_seed(seed)).float()[0]
+        ratios.append((out[1, 0, -1] - out[1, 0, 0]) / (out[0, -1, 0] - out[0, 0, 0]))
+    assert 2 < min(ratios) < 2.6 < 3.4 < max(ratios) < 4.5
+
+
+def test_equal_sides_are_a_square():
+    assert transforms.TestTransform((48, 48)) == transforms.TestTransform(48)
+    assert repr(TrainTransform((48, 48))) == repr(TrainTransform(48))
+
+
 def test_fitting_clip_is_unchanged():
     clip = noise(48, 48)
     assert torch.equal(transforms.TestTransform(48)(clip), clip)
@@ -168,6 +195,7 @@ def test_short_side_is_never_enlarged(height, width, wanted):
         lambda: transforms.TestTransform(0),
         lambda: transforms.TestTransform(8, 0.9),
         lambda: TrainTransform(-1),
+        lambda: transforms.TestTransform((8, 0)),
         lambda: TrainTransform(8, (0, 1)),
         lambda: TrainTransform(8, (0.9, 0.5)),
         lambda: TrainTransform(8, color_jitter=1.5),

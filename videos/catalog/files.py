@@ -19,6 +19,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from xxhash import xxh3_64
 
+from ...files import open_regular
+
 _FILM_NAMES = (
     "mp4 webm avi mkv mov m4v mpg mpeg 3gp flv wmv gif mts m2ts m2t ts tp trp vob vro ogv ogm asf 3g2 f4v mxf gxf m1v "
     "m2v mpe mpv divx xvid dv dif rm rmvb qt mk3d mj2 mjpeg mjpg apng h261 h263 h264 h265 h266 hevc vvc avc ivf obu "
@@ -235,12 +237,15 @@ def stamp(path: str | os.PathLike[str]) -> Stamp:
 
 
 def content_hash(path: str | os.PathLike[str]) -> int:
-    """Return a 64-bit hash of a file's bytes, or of the names and bytes of a folder's frames; 0 if unreadable."""
+    """Return a 64-bit hash of a file's bytes, or of the names and bytes of a folder's frames; 0 if unreadable.
+
+    A pipe, a device or a socket is unreadable.
+    """
     digest = blake2b(digest_size=8)
     try:
         for name in frame_files(Path(path)) if os.path.isdir(path) else [""]:
             digest.update(f"{len(name)} {name} ".encode("utf-8", "surrogateescape"))
-            with open(os.path.join(path, name) if name else path, "rb") as file:
+            with open_regular(os.path.join(path, name) if name else path) as file:
                 digest.update(_hash_file(file))
     except OSError:
         return 0
@@ -248,11 +253,14 @@ def content_hash(path: str | os.PathLike[str]) -> int:
 
 
 def quick_hash(path: str | os.PathLike[str]) -> int:
-    """Return a 64-bit xxHash of a file's bytes, or of the bytes of a folder's frames; 0 if unreadable."""
+    """Return a 64-bit xxHash of a file's bytes, or of the bytes of a folder's frames; 0 if unreadable.
+
+    A pipe, a device or a socket is unreadable.
+    """
     digest = xxh3_64()
     try:
         for name in frame_files(Path(path)) if os.path.isdir(path) else [""]:
-            with open(os.path.join(path, name) if name else path, "rb") as file:
+            with open_regular(os.path.join(path, name) if name else path) as file:
                 while chunk := file.read(BYTES_AT_ONCE):
                     digest.update(chunk)
     except OSError:

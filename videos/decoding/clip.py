@@ -68,7 +68,7 @@ class FrameSampler:
 
     Args:
         num_frames: ``T``, frames per clip.
-        transform: maps a clip ``(T, 3, H, W)`` to ``(T, 3, size, size)``, both uint8. With a seed, it also takes a
+        transform: maps a clip ``(T, 3, H, W)`` to ``(T, 3, *size)``, both uint8. With a seed, it also takes a
             generator.
         seed: determines the random choices of training. None uses the middle frame of each segment, and passes no
             generator.
@@ -106,38 +106,40 @@ class FrameSampler:
         return self.transform(clip, generator.manual_seed(hashed_seed(seed, "transform")))
 
 
-ASPECT_RATIOS = (3 / 4, 4 / 3)  # the usual range of random resized crops
+Size = int | tuple[int, int]
+"""Height and width in pixels, or one number for a square."""
+ASPECT_RATIOS = (3 / 4, 4 / 3)  # the usual range of random resized crops, as a multiple of the result's own
 RED, GREEN, BLUE = 0.299, 0.587, 0.114  # weights of the gray value (ITU-R BT.601)
 
 
 @dataclass(frozen=True)
 class TestTransform:
-    """Deterministic resizing of the short side to ``round(size * resize)``, followed by a center crop.
+    """Deterministic resizing until ``round(size * resize)`` just fits into the frame, followed by a center crop.
 
     Args:
-        size: height and width of the result, pixels.
-        resize: short side before the crop, as a multiple of ``size``, at least 1. The default None means 1: the crop
+        size: height and width of the result, pixels. For a square, the short side of the frame is resized.
+        resize: the frame before the crop, as a multiple of ``size``, at least 1. The default None means 1: the crop
             is as large as possible. 256 / 224 is the usual setting for 224-pixel backbones.
     """
 
-    size: int
+    size: Size
     resize: float | None = None
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
+        _set_size(self)
         if self.resize is not None and not self.resize >= 1:
             raise _invalid(
                 f"resize={self.resize}", "resize at least 1, or None", "Use 1 or more: a crop fits in the frame."
             )
 
     def __call__(self, clip: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``. ``generator`` is ignored."""
-        height, width = clip.shape[-2:]
-        short = round(self.size * (self.resize or 1))
-        scale = short / min(height, width)
-        clip = _resize(clip, max(short, round(height * scale)), max(short, round(width * scale)))
-        top, left = (clip.shape[-2] - self.size) // 2, (clip.shape[-1] - self.size) // 2
-        return clip[..., top : top + self.size, left : left + self.size].contiguous()
+        """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, *size)``. ``generator`` is ignored."""
+        (height, width), frame = height_and_width(self.size), clip.shape[-2:]
+        least = [round(side * (self.resize or 1)) for side in (height, width)]
+        scale = max(side / own for side, own in zip(least, frame, strict=True))
+        clip = _resize(clip, *(max(side, round(own * scale)) for side, own in zip(least, frame, strict=True)))
+        top, left = (clip.shape[-2] - height) // 2, (clip.shape[-1] - width) // 2
+        return clip[..., top : top + height, left : left + width].contiguous()
 
 
 @dataclass(frozen=True)
@@ -152,20 +154,20 @@ class TrainTransform:
         color_jitter: ``j``; brightness, contrast and saturation are each scaled by a factor from ``[1 - j, 1 + j]``.
     """
 
-    size: int
+    size: Size
     scale: tuple[float, float] = (0.5, 1.0)
     flip: bool = False
     color_jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_size(self.size)
+        _set_size(self)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise _invalid(f"scale={self.scale}", "0 < smallest <= largest <= 1", "Give fractions of the frame's area.")
         if not 0 <= self.color_jitter <= 1:
             raise _invalid(f"color_jitter={self.color_jitter}", "from 0 to 1", "Use 0 for no jitter; 0.4 is strong.")
 
     def __call__(self, clip: Tensor, generator: torch.Generator) -> Tensor:
-        """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, size, size)``, with ``generator`` for all randomness."""
+        """Transform uint8 ``(T, 3, H, W)`` into uint8 ``(T, 3, *size)``, with ``generator`` for all randomness."""
         clip = self._crop(clip, generator)
         if self.flip and _uniform(0, 1, generator) < 0.5:
             clip = clip.flip(-1)
@@ -176,15 +178,16 @@ class TrainTransform:
     def _crop(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         if self.scale[0] == 1:
             return TestTransform(self.size)(clip)
-        height, width = clip.shape[-2:]
+        (height, width), size = clip.shape[-2:], height_and_width(self.size)
         area = height * width * _uniform(*self.scale, generator)
         ratio = math.exp(_uniform(math.log(ASPECT_RATIOS[0]), math.log(ASPECT_RATIOS[1]), generator))
+        ratio *= size[1] / size[0]
         # A crop larger than the frame is clipped instead of redrawn, so that every clip takes one draw.
         crop_height = min(height, max(1, round(math.sqrt(area / ratio))))
         crop_width = min(width, max(1, round(math.sqrt(area * ratio))))
         top = int(_uniform(0, height - crop_height + 1, generator))
         left = int(_uniform(0, width - crop_width + 1, generator))
-        return _resize(clip[..., top : top + crop_height, left : left + crop_width], self.size, self.size)
+        return _resize(clip[..., top : top + crop_height, left : left + crop_width], *size)
 
     def _jitter_colors(self, clip: Tensor, generator: torch.Generator) -> Tensor:
         brightness, contrast, saturation = (
@@ -219,9 +222,17 @@ def _uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * torch.rand((), generator=generator, dtype=torch.float64).item()
 
 
-def _check_size(size: int) -> None:
-    if size < 1:
-        raise _invalid(f"size={size}", "at least 1 pixel", "Use the backbone's input size.")
+def height_and_width(size: Size) -> tuple[int, int]:
+    """Return height and width of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _set_size(transform: TestTransform | TrainTransform) -> None:
+    """Make the size of a square one number, so that equal transforms are equal."""
+    height, width = height_and_width(transform.size)
+    if min(height, width) < 1:
+        raise _invalid(f"size={transform.size}", "at least 1 pixel", "Use the backbone's input size.")
+    object.__setattr__(transform, "size", height if height == width else (height, width))
 
 
 def _invalid(received: str, expected: str, remedy: str) -> DmgalError:

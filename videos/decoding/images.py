@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from einops import repeat
 from PIL import ExifTags
 from torch import Tensor
 
-from ...files import listed
+from ...files import listed, open_regular
 from ..catalog.files import FRAME_EXTENSIONS, frame_files
 from .base import (
     HEAD_BYTES,
@@ -171,7 +171,7 @@ class FrameFolder(FrameImages):
         """Provide the bytes of the files by name (see `FrameImages`)."""
 
         def load(name: str) -> bytes:
-            with open(self.path / name, "rb") as file:
+            with open_regular(self.path / name) as file:
                 if os.fstat(file.fileno()).st_size > _MAX_IMAGE_BYTES:
                     raise ValueError(f"more than {_MAX_IMAGE_BYTES:,} bytes")
                 return file.read()
@@ -186,7 +186,7 @@ class FrameZip(FrameImages):
 
     def __init__(self, path: Path) -> None:
         try:
-            with zipfile.ZipFile(path) as archive:
+            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 names = [name for name in archive.namelist() if _is_frame(name)]
         except _UNREADABLE as error:
             raise VideoError(path, shown_reason(error)) from error
@@ -195,11 +195,12 @@ class FrameZip(FrameImages):
     @contextmanager
     def opened(self) -> Iterator[Callable[[str], bytes]]:
         """Provide the bytes of the zip members by name (see `FrameImages`)."""
-        try:
-            archive = zipfile.ZipFile(self.path)
-        except _UNREADABLE as error:
-            raise VideoError(self.path, shown_reason(error)) from error
-        with archive:
+        with ExitStack() as files:
+            try:
+                file = files.enter_context(open_regular(self.path))
+                archive = files.enter_context(zipfile.ZipFile(file))
+            except _UNREADABLE as error:
+                raise VideoError(self.path, shown_reason(error)) from error
 
             def load(name: str) -> bytes:
                 if archive.getinfo(name).file_size > _MAX_IMAGE_BYTES:

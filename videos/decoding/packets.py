@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ import av
 from av.stream import Disposition
 from av.video import VideoStream
 
+from ...files import check_regular, open_regular
 from .base import HEAD_BYTES, MAX_PIXELS, VideoError, check_pixels, content_reason, shown_reason
 
 
@@ -211,6 +213,9 @@ MAX_PACKETS = 2**20
 
 DEFAULT_BONUS = 5_000_000  # pixels; FFmpeg weighs the flag of a default stream like this
 
+PLAYLISTS = frozenset({"concat", "dash", "hls", "image2", "imf", "lavfi", "rtsp", "sap", "sdp", "vobsub"})
+"""FFmpeg's demuxers of files that name other files or streams."""
+
 # Demuxers that read presentation times from the file. Others guess them, wrongly for reordered frames.
 _FORMATS_WITH_TIMES = {"mp4", "matroska", "flv", "gif"}
 
@@ -236,7 +241,7 @@ class PacketStream:
         self.path = path
         self.damage: str | None = None
         self._kinds: dict[PacketKind | None, PacketKind | None] = {}
-        self._container = self._open_container()
+        self._container = open_container(path)
         try:
             with as_video_error(path):
                 self._stream = self._video_stream()
@@ -281,16 +286,6 @@ class PacketStream:
         shown = not packet.is_discard and not (kind is not None and kind.hidden)
         return PacketEntry(packet.pts if self._times_are_read else None, shown, kind)
 
-    def _open_container(self) -> av.container.InputContainer:
-        with as_video_error(self.path), _describing_unknown_content(self.path):
-            # "file:" keeps FFmpeg from reading a name with a colon as a protocol. The whitelist keeps it from following
-            # a playlist with a video's name to another machine.
-            return av.open(
-                f"file:{self.path}",
-                options={"protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)},
-                metadata_errors="replace",
-            )
-
     def _video_stream(self) -> VideoStream:
         stream = preferred_stream(self._container.streams.video)
         if stream is None:
@@ -333,6 +328,25 @@ def frame_damage(frame: av.VideoFrame, size: tuple[int, int]) -> str | None:
     return None
 
 
+def open_container(path: Path) -> av.container.InputContainer:
+    """Open a video file with FFmpeg, which reads this file only.
+
+    Raises:
+        VideoError: the path does not lead to a regular file, or the file is not a video.
+    """
+    with as_video_error(path), _describing_unknown_content(path):
+        check_regular(path)
+        # "file:" keeps FFmpeg from reading a name with a colon as a protocol.
+        return av.open(f"file:{path}", options=_options(), metadata_errors="replace")
+
+
+@cache
+def _options() -> dict[str, str]:
+    """Return FFmpeg's options: no playlists, which lead to other files and machines, and no frames above the limit."""
+    formats = ",".join(sorted(av.formats_available - PLAYLISTS))
+    return {"format_whitelist": formats, "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+
+
 def _preference(stream: VideoStream) -> tuple[bool, int]:
     """Return a value that is highest for the stream that FFmpeg chooses: the largest, with a bonus for the default."""
     context = stream.codec_context
@@ -345,8 +359,8 @@ def _describing_unknown_content(path: Path) -> Iterator[None]:
     """Describe the content of a file that FFmpeg does not recognize, since FFmpeg's own message does not."""
     try:
         yield
-    except (av.InvalidDataError, av.EOFError) as error:
-        with open(path, "rb") as file:
+    except (av.InvalidDataError, av.EOFError, av.ArgumentError) as error:
+        with open_regular(path) as file:
             head = file.read(HEAD_BYTES)
         otherwise = "no video that FFmpeg knows, or its header or index is damaged or missing"
         raise VideoError(path, content_reason(head, otherwise)) from error

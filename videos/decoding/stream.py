@@ -18,7 +18,7 @@ from torch import Tensor
 from ...errors import DmgalError
 from ...files import printable
 from .base import Image, UprightRGB, VideoDecoder, VideoError, shown_reason
-from .packets import PacketStream, as_video_error
+from .packets import PacketStream, as_video_error, open_container
 from .video import open_video
 
 TimedFrame: TypeAlias = "tuple[Fraction, Callable[[], Tensor]]"
@@ -150,7 +150,7 @@ class _Clock:
 
 
 def _duration_in_header(path: Path) -> float | None:
-    with as_video_error(path), av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+    with as_video_error(path), open_container(path) as container:
         streams: tuple[VideoStream, ...] = container.streams.video
         stream = streams[0] if streams else None
         if stream is not None and stream.duration and stream.time_base:

@@ -108,6 +108,4 @@ def _open_frame_images(path: Path) -> FrameFolder | FrameZip | None:
         raise VideoError(path, shown_reason(error)) from error
     if stat.S_ISDIR(mode):
         return FrameFolder(path)
-    if not stat.S_ISREG(mode):
-        raise VideoError(path, "neither a file nor a folder")
     return FrameZip(path) if path.suffix.lower() == ".zip" else None

@@ -23,7 +23,7 @@ from xxhash import xxh3_64_intdigest
 
 from ...errors import DmgalError
 from ..decoding.base import StaleFrameCountError, VideoDecoder
-from ..decoding.clip import TestTransform, short_side_to, uniform_frames
+from ..decoding.clip import TestTransform, height_and_width, short_side_to, uniform_frames
 from ..decoding.images import FrameImages
 from ..decoding.pyav_video import PyAVVideo
 from ..decoding.video import DecoderName, decoder_class, open_video, read_clip
@@ -40,7 +40,7 @@ Encoded = tuple[int, bytes, str]
 
 @dataclass(frozen=True)
 class EvaluationClips:
-    """Fixed test clips, uint8 ``(T, 3, size, size)``, bit-identical to decoding and transforming the videos.
+    """Fixed test clips, uint8 ``(T, 3, *size)``, bit-identical to decoding and transforming the videos.
 
     Args:
         num_frames: ``T``; a clip consists of the middle frame of each of T equal segments.
@@ -57,12 +57,13 @@ class EvaluationClips:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of a clip."""
-        return self.num_frames, 3, self.transform.size, self.transform.size
+        return self.num_frames, 3, *height_and_width(self.transform.size)
 
     def description(self) -> dict[str, Any]:
         """Return JSON-compatible names and values that identify this content."""
         resize = self.transform.resize or 1.0  # None means 1
-        frames = {"num_frames": self.num_frames, "size": self.transform.size, "resize": resize}
+        size = self.transform.size if isinstance(self.transform.size, int) else list(self.transform.size)
+        frames = {"num_frames": self.num_frames, "size": size, "resize": resize}
         return {**frames, **_decoder_and_versions(self.decoder)}
 
     def encode(self, path: Path) -> Encoded:
