@@ -157,6 +157,7 @@ def test_checkpointing_that_reruns_hooks_is_refused():
         features.sum().backward()
 
 
+@pytest.mark.slow
 def test_two_processes_have_equal_weights_after_training():
     """DistributedDataParallel with every adapter: after three steps on other videos the weights are the same."""
     result = forked.run([str(Path(__file__).with_name("two_processes.py"))], processes=2)

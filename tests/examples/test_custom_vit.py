@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import forked
+import pytest
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "custom_vit.py"
 
@@ -15,6 +16,7 @@ def run_example(*arguments: str) -> str:
     return result.stdout[result.stdout.index("tensor(") :]
 
 
+@pytest.mark.slow
 def test_new_process_gives_the_same_logits(tmp_path: Path) -> None:
     flags = ["--out", str(tmp_path / "run"), "--data", str(tmp_path / "shapes")]
     trained = run_example("train", *flags, "--steps", "2", "--clips", "3")

@@ -115,6 +115,7 @@ def test_start_is_kept_unless_validation_is_surely_better(tmp_path, flags, monke
     assert any(not torch.equal(saved[name], bundled[name]) for name in saved)
 
 
+@pytest.mark.slow
 def test_pull_to_start_decays_towards_the_start(tmp_path, flags):
     """With a share of 1/2 the weights return half way to the start after each step."""
     rate, moved = 0.004, {}

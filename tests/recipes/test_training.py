@@ -205,7 +205,10 @@ def test_head_losses_are_weighted_and_logged_separately(tmp_path, data_flags, ca
     assert not (tmp_path / "no").exists()
 
 
-@pytest.mark.parametrize("method", ["trx", "strm", "otam", "bi_mhm", "frame_aligned", "prototype"])
+MORE = [pytest.param(name, marks=pytest.mark.slow) for name in ("trx", "bi_mhm", "frame_aligned", "prototype")]
+
+
+@pytest.mark.parametrize("method", ["strm", "otam", *MORE])
 def test_every_method_takes_a_step(tmp_path, data_flags, method):
     flags = [*data_flags, "--train.steps", "1", "--train.validation-episodes", "2"]
     assert main(["train", f"method/{method}", *flags, "--out", str(tmp_path / "run")]) == 0

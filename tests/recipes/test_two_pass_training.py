@@ -108,6 +108,7 @@ def test_layer_sets_chunk():
         from_mapping(TrainConfig, {"two_pass": "always"})
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_chunk(tmp_path, data_flags, monkeypatch):
     words = ["train", "method/dmgal_adapter", *data_flags, "--train.two-pass", "auto", "--train.checkpoint-every", "2"]
     words += ["--train.steps", "4", "--out", str(tmp_path / "run"), "--resume"]
