@@ -133,7 +133,7 @@ def _adapter_config(recipe: Recipe) -> Any:
     import peft
 
     options = dict(recipe.adapter or {})
-    known = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    known: Any = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
     kind = options.pop("peft_type", None)
     if not isinstance(kind, str) or kind not in known:
         raise DmgalError(

@@ -13,7 +13,7 @@ import pytest
 
 from dmgal.bench import fuzz_files
 
-FILES, SECONDS = 100, 5
+FILES, SECONDS = 40, 5
 
 
 @pytest.fixture(scope="module")
