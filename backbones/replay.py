@@ -174,9 +174,9 @@ class Rerun:
         return normed[:, shape.num_prefix_tokens :].mean(1)
 
     def norm(self, model: nn.Module, tokens: Tensor) -> Tensor:
-        """Apply the final norm to tokens ``(B, N, C)``. Backbones that pass on maps may have none."""
+        """Apply the final norm to tokens ``(B, N, C)``. Backbones in stages may have none."""
         shape = self.steps[-1].sides.after
-        if self.norm_path is None and shape.layout in MAPS:
+        if self.norm_path is None and (shape.layout in MAPS or not self.steps_are_equal):
             return tokens
         if self.norm_path is None:
             raise DmgalError(

@@ -55,6 +55,8 @@ class BlockShape:
         layout: order of the dimensions: of tokens with ``N`` prefix tokens and patches, or of a map.
         channels_last: True if the channels of a map ``(B, C, H, W)`` are innermost in memory. The layers that follow
             round differently.
+        order: place of each patch, row by row, among the patches ``(B, N, C)`` of a backbone that sorts them by window.
+            Empty: row by row.
     """
 
     width: int
@@ -62,11 +64,12 @@ class BlockShape:
     grid: tuple[int, int]
     layout: TokenLayout = "b n c"
     channels_last: bool = False
+    order: tuple[int, ...] = ()
 
     def tokens(self, native: Tensor) -> Tensor:
         """Return tokens ``(B, N, C)`` of a tensor in the block's layout."""
         if self.layout == "b n c":
-            return native
+            return native[:, torch.tensor(self.order, device=native.device)] if self.order else native
         if self.layout == "n b c":
             return native.transpose(0, 1)
         return rearrange(native, f"{self.layout} -> b (h w) c").contiguous()
@@ -74,7 +77,7 @@ class BlockShape:
     def native(self, tokens: Tensor) -> Tensor:
         """Return tokens ``(B, N, C)`` in the block's layout, in memory as in the backbone alone."""
         if self.layout == "b n c":
-            return tokens
+            return tokens[:, torch.tensor(self.order, device=tokens.device).argsort()] if self.order else tokens
         if self.layout == "n b c":
             return tokens.transpose(0, 1)
         rows, columns = self.grid

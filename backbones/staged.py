@@ -160,7 +160,7 @@ class Chain:
         """
         paths = [block.path for block in self.blocks]
         calls = {call.path: call for call in watch(self.model, self.run, self.two, paths)[0]}
-        shapes = Shapes(self.size)
+        shapes = Shapes(self.size, getattr(self.model, "reroll", None))
         steps: list[Step] = []
         between = [(), *(self.between(first, second) for first, second in pairwise(self.blocks))]
         for call, path in zip(self.blocks, between, strict=True):
@@ -191,16 +191,28 @@ class Shapes:
 
     Args:
         size: height and width of the images.
+        reroll: timm's function of Hiera that sorts the patches after a block, by its index, into rows and columns.
     """
 
-    def __init__(self, size: tuple[int, int]) -> None:
+    def __init__(self, size: tuple[int, int], reroll: Any = None) -> None:
         self._aspect = size[0] / size[1]
+        self._reroll = reroll
         self._shape: BlockShape | None = None
+        self._count = 0
 
     def next(self, two: Tensor, three: Tensor) -> BlockShape | None:
         """Return the shape of a tensor for two and for three corner images, or None if it is not clear."""
-        self._shape = self._of_tokens(two, three) if three.ndim == 3 else self._of_map(two, three)
+        if three.ndim == 4:
+            self._shape = self._of_map(two, three)
+        else:
+            self._shape = self._of_tokens(two, three) if self._reroll is None else self._of_windows(three)
+        self._count += 1
         return self._shape
+
+    def _of_windows(self, three: Tensor) -> BlockShape:
+        num_patches, block = three.shape[1], max(0, self._count - 1) // 2  # the input has the order of the block before
+        order = self._reroll(torch.arange(num_patches).view(1, num_patches, 1), block)[0, ..., 0]
+        return BlockShape(three.shape[2], 0, (len(order), order.shape[1]), order=tuple(order.flatten().tolist()))
 
     def _of_tokens(self, two: Tensor, three: Tensor) -> BlockShape | None:
         if len(three) != 3:

@@ -42,6 +42,11 @@ def _mvit():
     return timm.models.mvitv2.MultiScaleVit(config, img_size=SIZE, num_classes=0)
 
 
+def _hiera():
+    sizes = {"img_size": (SIZE, SIZE), "embed_dim": 16, "num_heads": 1, "stages": (1, 1, 2, 1)}
+    return timm.models.hiera.Hiera(num_classes=0, **sizes)
+
+
 def _hf(name, **options):
     return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options))
 
@@ -94,6 +99,7 @@ BACKBONES = {
     ),
     "timm ConvNeXt": tiny(_timm("convnext_atto", dims=(8, 16, 24, 32), depths=(1, 1, 2, 1)), direct, (SIZE, SIZE)),
     "timm MViTv2": tiny(of_size(_mvit), direct, (SIZE, SIZE)),
+    "timm Hiera": tiny(of_size(_hiera), direct, (SIZE, SIZE)),
     "timm MobileNetV3": tiny(_timm("mobilenetv3_small_050"), direct, (SIZE, SIZE)),
     "timm MobileViT": tiny(_timm("mobilevit_xxs"), direct, (SIZE, SIZE)),
     "transformers ResNet": tiny(of_size(lambda: _hf("ResNet", embedding_size=8, **_FOUR)), _pooled_map, (SIZE, SIZE)),
