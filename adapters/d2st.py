@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones.spec import BackboneSpec, BlockShape
+from ..backbones.shape import BlockShape
+from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
 from .base import BlockAdapterConfig, options_of
 from .common import check_video_tokens, load_reference_state, patch_tokens, patch_volume

@@ -26,7 +26,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones.spec import MAPS, BackboneSpec, BlockShape
+from ..backbones.shape import MAPS, BlockShape
+from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout, VideoState
 from ..errors import DmgalError
 from .autograd import recomputed, residual_bottleneck

@@ -17,7 +17,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..backbones.spec import BackboneSpec, BlockShape
+from ..backbones.shape import BlockShape
+from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout
 from ..errors import DmgalError
 

@@ -33,7 +33,8 @@ from .probing import (
     watch,
 )
 from .replay import Repeat, Rerun, Step, call_model, feature_of
-from .spec import BackboneSpec, BlockParts, BlockShape, BlockSides, normalization_of
+from .shape import BlockShape, BlockSides
+from .spec import BackboneSpec, BlockParts, normalization_of
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
 

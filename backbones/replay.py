@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import DmgalError
 from .probing import Call, Run, is_constant
-from .spec import MAPS, BlockShape, BlockSides
+from .shape import MAPS, BlockShape, BlockSides
 
 
 def call_model(model: nn.Module, images: Tensor) -> Any:

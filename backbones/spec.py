@@ -15,15 +15,14 @@ import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from .shape import BlockShape, BlockSides
 
 
 @dataclass(frozen=True)
@@ -38,59 +37,6 @@ class BlockParts:
     attention: str | None = None
     mlp_norm: str | None = None
     mlp: str | None = None
-
-
-TokenLayout = Literal["b n c", "n b c", "b c h w", "b h w c"]
-MAPS: tuple[TokenLayout, TokenLayout] = ("b c h w", "b h w c")
-
-
-@dataclass(frozen=True)
-class BlockShape:
-    """Input or output of a block for ``B`` frames, and its conversion to and from tokens.
-
-    Attributes:
-        width: number of channels ``C``.
-        num_prefix_tokens: tokens before the patches.
-        grid: rows and columns of patches, ``H`` and ``W``.
-        layout: order of the dimensions: of tokens with ``N`` prefix tokens and patches, or of a map.
-        channels_last: True if the channels of a map ``(B, C, H, W)`` are innermost in memory. The layers that follow
-            round differently.
-        order: place of each patch, row by row, among the patches ``(B, N, C)`` of a backbone that sorts them by window.
-            Empty: row by row.
-    """
-
-    width: int
-    num_prefix_tokens: int
-    grid: tuple[int, int]
-    layout: TokenLayout = "b n c"
-    channels_last: bool = False
-    order: tuple[int, ...] = ()
-
-    def tokens(self, native: Tensor) -> Tensor:
-        """Return tokens ``(B, N, C)`` of a tensor in the block's layout."""
-        if self.layout == "b n c":
-            return native[:, torch.tensor(self.order, device=native.device)] if self.order else native
-        if self.layout == "n b c":
-            return native.transpose(0, 1)
-        return rearrange(native, f"{self.layout} -> b (h w) c").contiguous()
-
-    def native(self, tokens: Tensor) -> Tensor:
-        """Return tokens ``(B, N, C)`` in the block's layout, in memory as in the backbone alone."""
-        if self.layout == "b n c":
-            return tokens[:, torch.tensor(self.order, device=tokens.device).argsort()] if self.order else tokens
-        if self.layout == "n b c":
-            return tokens.transpose(0, 1)
-        rows, columns = self.grid
-        memory = torch.channels_last if self.channels_last else torch.contiguous_format
-        native = rearrange(tokens, f"b (h w) c -> {self.layout}", h=rows, w=columns)
-        return native.contiguous(memory_format=memory)
-
-
-class BlockSides(NamedTuple):
-    """Shapes before and after a block. They differ if the block changes the resolution or the width."""
-
-    before: BlockShape
-    after: BlockShape
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .probing import Call, Run, corner_images, image_size_attribute, is_close, is_norm, places, watch
 from .replay import Repeat, Rerun, Step, feature_of
-from .spec import MAPS, BackboneSpec, BlockShape, BlockSides, Preprocessing, TokenLayout, normalization_of
+from .shape import MAPS, BlockShape, BlockSides, TokenLayout
+from .spec import BackboneSpec, Preprocessing, normalization_of
 
 _MOST_MODULES_BETWEEN = 3
 _MOST_LEVELS = 3

@@ -1,0 +1,62 @@
+"""Shapes of the tensors that blocks of a backbone take and return, and their conversion to and from tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+TokenLayout = Literal["b n c", "n b c", "b c h w", "b h w c"]
+MAPS: tuple[TokenLayout, TokenLayout] = ("b c h w", "b h w c")
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Input or output of a block for ``B`` frames, and its conversion to and from tokens.
+
+    Attributes:
+        width: number of channels ``C``.
+        num_prefix_tokens: tokens before the patches.
+        grid: rows and columns of patches, ``H`` and ``W``.
+        layout: order of the dimensions: of tokens with ``N`` prefix tokens and patches, or of a map.
+        channels_last: True if the channels of a map ``(B, C, H, W)`` are innermost in memory. The layers that follow
+            round differently.
+        order: place of each patch, row by row, among the patches ``(B, N, C)`` of a backbone that sorts them by window.
+            Empty: row by row.
+    """
+
+    width: int
+    num_prefix_tokens: int
+    grid: tuple[int, int]
+    layout: TokenLayout = "b n c"
+    channels_last: bool = False
+    order: tuple[int, ...] = ()
+
+    def tokens(self, native: Tensor) -> Tensor:
+        """Return tokens ``(B, N, C)`` of a tensor in the block's layout."""
+        if self.layout == "b n c":
+            return native[:, torch.tensor(self.order, device=native.device)] if self.order else native
+        if self.layout == "n b c":
+            return native.transpose(0, 1)
+        return rearrange(native, f"{self.layout} -> b (h w) c").contiguous()
+
+    def native(self, tokens: Tensor) -> Tensor:
+        """Return tokens ``(B, N, C)`` in the block's layout, in memory as in the backbone alone."""
+        if self.layout == "b n c":
+            return tokens[:, torch.tensor(self.order, device=tokens.device).argsort()] if self.order else tokens
+        if self.layout == "n b c":
+            return tokens.transpose(0, 1)
+        rows, columns = self.grid
+        memory = torch.channels_last if self.channels_last else torch.contiguous_format
+        native = rearrange(tokens, f"b (h w) c -> {self.layout}", h=rows, w=columns)
+        return native.contiguous(memory_format=memory)
+
+
+class BlockSides(NamedTuple):
+    """Shapes before and after a block. They differ if the block changes the resolution or the width."""
+
+    before: BlockShape
+    after: BlockShape
