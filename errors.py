@@ -60,12 +60,19 @@ def refuse_differences(changes: Mapping[str, tuple[Any, Any]], problem: str, rem
         more = f" and {len(changes) - MOST_DIFFERENCES} more" if len(changes) > MOST_DIFFERENCES else ""
         raise DmgalError(
             problem,
-            received=", ".join(f"{_short(name)}={_short(repr(current))}" for name, (_, current) in listed) + more,
-            expected=", ".join(f"{_short(name)}={_short(repr(saved))}" for name, (saved, _) in listed)
+            received=", ".join(f"{_short(name)}={_around(repr(new), repr(old))}" for name, (old, new) in listed) + more,
+            expected=", ".join(f"{_short(name)}={_around(repr(old), repr(new))}" for name, (old, new) in listed)
             + more
             + ", as saved",
             remedy=remedy,
         )
+
+
+def _around(text: str, other: str) -> str:
+    """Return a text, or the part of a long one that begins shortly before its first difference to the other."""
+    first = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), len(other))
+    start = max(0, first - MOST_SHOWN // 2) if len(text) > MOST_SHOWN else 0
+    return ("..." if start else "") + _short(text[start:])
 
 
 def _short(text: str, most: int = MOST_SHOWN) -> str:

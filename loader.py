@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from .errors import DmgalError
 from .files import reason
-from .parallel import killed_with_parent
+from .parallel import end_with_parent
 
 logger = logging.getLogger(__name__)
 SHARED_MEMORY = "/dev/shm"
@@ -88,7 +88,7 @@ def little_shared_memory() -> str | None:
 
 
 def _set_up_worker(worker_init: Callable[[int], None] | None, uses_pipes: bool, worker: int) -> None:
-    killed_with_parent()  # torch's workers look for their parent every five seconds
+    end_with_parent()  # torch's workers look for their parent every five seconds
     if uses_pipes:
         ForkingPickler.register(Tensor, _as_bytes)
     if worker_init is not None:

@@ -5,11 +5,9 @@ This module imports nothing heavy. A new worker process thus notices the end of 
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
@@ -23,7 +21,6 @@ from typing import TypeVar
 
 from .errors import DmgalError
 
-PR_SET_PDEATHSIG = 1  # of Linux' prctl.h
 AHEAD = 4  # pieces in flight for each worker, which bounds the memory of results that wait for the caller
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read once, when numpy is imported
 
@@ -147,22 +144,8 @@ def _set_up_worker() -> None:
 
 
 def end_with_parent() -> None:
-    """End this worker process as soon as its parent ends, also if it is killed.
-
-    Linux does so itself. Elsewhere a thread watches the parent, which has to wait while a library is loaded.
-    """
-    if not killed_with_parent():
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def killed_with_parent() -> bool:
-    """Ask the system to kill this process when the thread that started it ends. Return False if it cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        return ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) == 0
-    except (OSError, AttributeError):
-        return False
+    """Watch the parent in a thread and end this worker process as soon as the parent ends, also if it is killed."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
 def _wait_for_parent() -> None:

@@ -26,7 +26,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..backbones.shape import MAPS, BlockShape
+from ..backbones.shape import BlockShape
 from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout, VideoState
 from ..errors import DmgalError
@@ -93,7 +93,7 @@ class DmgalConfig(BlockAdapterConfig):
     def complete(self, spec: BackboneSpec) -> None:
         depth = spec.num_blocks
         cmga = [depth - 1] if self.cmga_blocks is None else self.block_indices("cmga_blocks", depth)
-        rest = [index for index in range(depth) if index not in cmga and _is_small(spec.of_block(index).exit)]
+        rest = [index for index in range(depth) if index not in cmga and _is_default(spec, index)]
         smga = rest if self.smga_blocks is None else self.block_indices("smga_blocks", depth)
         both = sorted(set(smga) & set(cmga))
         if both or not smga + cmga:
@@ -367,9 +367,10 @@ class MotionLayer(AdapterLayer):
         return num_support
 
 
-def _is_small(tokens: BlockShape) -> bool:
-    """Return True unless attention over the patches of a frame would need too much memory."""
-    return tokens.layout not in MAPS or tokens.grid[0] * tokens.grid[1] <= MOST_PATCHES
+def _is_default(spec: BackboneSpec, index: int) -> bool:
+    """Return False for a block of a backbone in stages in which a frame has too many patches for attention."""
+    rows, columns = spec.of_block(index).exit.grid
+    return not spec.sides or rows * columns <= MOST_PATCHES
 
 
 def _acts_before_block(adapter: MotionAdapter) -> bool:

@@ -69,6 +69,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Set hooks on parts of the block and return their handles."""
         return ()
 
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the input. A block that is a ``Sequential`` calls all its children, this one included."""
+        return tokens
+
     def enter_block(self, tokens: Tensor) -> Tensor:
         """Return the input tokens of the block after the active adapters, in the block's layout."""
         return tokens
@@ -154,7 +158,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     def _enter_part(
         self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, Any]:
-        return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts))
+        return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts), self.spec.entry.num_dims)
 
 
 def name_in_use(problem: str, name: str) -> DmgalError:
@@ -183,7 +187,7 @@ class _BlockHooks:
                 handle.remove()
 
     def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        return _change_input(args, kwargs, self._enter_layers)
+        return _change_input(args, kwargs, self._enter_layers, self._layers[0].spec.entry.num_dims)
 
     def _leave(self, block: nn.Module, inputs: Any, output: Any) -> Any:
         return with_tokens(output, self._leave_layers)
@@ -200,12 +204,12 @@ class _BlockHooks:
 
 
 def _change_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor]
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor], num_dims: int
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with changed tokens: the first positional one, or the first keyword of tokens."""
     if args:
         return (change(args[0]), *args[1:]), kwargs
-    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim in (3, 4))
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor) and value.ndim == num_dims)
     return args, {**kwargs, name: change(kwargs[name])}
 
 

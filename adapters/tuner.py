@@ -89,8 +89,9 @@ class BlockTuner(BaseTuner):
         if adapter is None:
             return
         kind = self.tuner_layer_cls
-        like = next(p for n, p in target.named_parameters() if p.is_floating_point() and kind.prefix not in n)
-        if not (like.is_meta or next(adapter.parameters()).is_meta):
+        own = (p for n, p in target.named_parameters() if p.is_floating_point() and kind.prefix not in n)
+        like = next(own, None)
+        if like is not None and not (like.is_meta or next(adapter.parameters()).is_meta):
             adapter.to(device=like.device, dtype=like.dtype)
         layer: Any = getattr(target, kind.child, None)
         if layer is None:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import DmgalError
 from .families import find_spec
+from .probing import evaluating
 from .spec import BackboneSpec, base_model
 from .state import SAVES_EVERYTHING, DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
 
@@ -89,7 +90,7 @@ class FrameEncoder(nn.Module):
         """Number of channels that a head receives: ``D`` of (projected) frame features, or ``C`` of maps."""
         num_tokens = self.spec.num_prefix_tokens + self.spec.grid[0] * self.spec.grid[1]
         weight = self._model.get_parameter(f"{self.spec.patch_embedding}.weight")
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(self._model):
             return self._pool(weight.new_zeros(1, 1, num_tokens, self.width)).shape[2]
 
     @property
@@ -269,7 +270,8 @@ class FrameEncoder(nn.Module):
         self, settings: _AdapterSettings, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None
     ) -> Tensor:
         """Run one block with the adapters of the forward pass, also if others are active in the backward pass."""
-        with settings.applied():
+        is_again = torch._C._current_graph_task_id() != -1  # -1 outside a backward pass
+        with settings.applied(), frozen_statistics(block) if is_again else nullcontext():
             return self._run_block(block, tokens, num_frames, aside)
 
     def _rows_after(self, index: int) -> slice:
@@ -313,6 +315,22 @@ class FrameEncoder(nn.Module):
         if self.spec.sides:
             return [self._model.get_submodule(name) for name in self.spec.block_names()]
         return cast(Sequence[nn.Module], self._model.get_submodule(self.spec.blocks))
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Keep batch norms in training mode from updating their running statistics a second time for the same batch."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    momenta = [(norm, norm.momentum) for norm in norms if norm.training]
+    for norm, _ in momenta:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in momenta:
+            norm.momentum = momentum
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked -= 1
 
 
 def adapted_modules(module: nn.Module) -> list[Any]:

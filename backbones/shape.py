@@ -35,6 +35,11 @@ class BlockShape:
     channels_last: bool = False
     order: tuple[int, ...] = ()
 
+    @property
+    def num_dims(self) -> int:
+        """Number of dimensions in the block's layout."""
+        return 4 if self.layout in MAPS else 3
+
     def tokens(self, native: Tensor) -> Tensor:
         """Return tokens ``(B, N, C)`` of a tensor in the block's layout."""
         if self.layout == "b n c":

@@ -2,7 +2,7 @@
 
 Such a backbone calls blocks one after the other, with layers between some of them that change resolution and width. The
 blocks are found as a chain: the result of each, passed through the modules between, is the input of the next. The chain
-starts with the children of the outermost containers. If most of them change the shape, or if they are containers
+starts with the children of the outermost containers. If half of them change the shape, or if they are containers
 themselves, they are stages rather than blocks, and the blocks inside them are tried instead. In the end the parts in
 sequence have to reproduce the model's output.
 """
@@ -113,11 +113,12 @@ class Chain:
     def _find_blocks(self) -> list[Call]:
         blocks = self._longest(self._elements(""))
         for _ in range(_MOST_LEVELS):
-            are_stages = 2 * sum(_changes_shape(block) for block in blocks) > len(blocks)
+            are_stages = 2 * sum(_changes_shape(block) for block in blocks) >= len(blocks)
             stages = [block for block in blocks if are_stages or _is_container(block.module)]
             inner = {block.path: self._elements(block.path) or [block] for block in stages}
             refined = [call for block in blocks for call in inner.get(block.path, [block])]
-            if len(refined) == len(blocks) or len(self._longest(refined)) < len(refined):
+            is_new = [block.path for block in refined] != [block.path for block in blocks]
+            if not is_new or len(self._longest(refined)) < len(refined):
                 break
             blocks = refined
         return blocks
@@ -125,7 +126,8 @@ class Chain:
     def _elements(self, path: str) -> list[Call]:
         """Return the calls of the children of the outermost containers in a module, in the order of the calls."""
         paths = {f"{path}.{name}".strip(".") for name in _children_of_containers(self.model.get_submodule(path))}
-        return [call for call in self.calls if call.path in paths and self._count[call.path] == 1 and _maps(call)]
+        called_once = (call for call in self.calls if call.path in paths and self._count[call.path] == 1)
+        return [call for call in called_once if _maps(call) and _may_be_block(call.module)]
 
     def _longest(self, elements: Sequence[Call]) -> list[Call]:
         """Return the part of the elements that is a chain and has the most parameters."""
@@ -177,7 +179,7 @@ class Chain:
         """Return the functions of the spec."""
         last = self._index[id(self.blocks[-1])]
         first = self._index[id(self.blocks[0])]
-        shape = self.blocks[-1].result.shape  # a norm behind the pooling is no norm of patches
+        shape = self.blocks[-1].result.shape  # not a norm of pooled features
         norms = (call for call in self.calls[last + 1 :] if is_norm(call) and call.input.shape == shape)
         stem = [call.path for call in self.calls[:first] if not self._is_around_blocks(call.path)]
         return Rerun(self.run, steps, self.size, f"{embedding(self.model)}.weight", next(norms, None), stem)
@@ -290,6 +292,11 @@ def _children_of_containers(module: nn.Module) -> Iterator[str]:
 
 def _is_container(module: nn.Module) -> bool:
     return isinstance(module, (nn.ModuleList, nn.Sequential))
+
+
+def _may_be_block(module: nn.Module) -> bool:
+    """Return True for a module with weights, which may get one more child."""
+    return _num_parameters(module) > 0 and not isinstance(module, (nn.ModuleDict, nn.ModuleList))
 
 
 def _maps(call: Call) -> bool:

@@ -29,7 +29,6 @@ LAYERS = {
     "": 0,
     "errors": 0,
     "files": 1,
-    "fork_server": 2,
     "loader": 2,
     "names": 0,
     "parallel": 1,

@@ -78,7 +78,7 @@ def recognizer(encoder: nn.Module, head: nn.Module, dtype: torch.dtype = torch.f
 def resnet() -> nn.Module:
     sizes = {"embedding_size": 8, "hidden_sizes": [8, 16, 16, WIDTH], "depths": [1, 1, 1, 1], "layer_type": "basic"}
     torch.manual_seed(0)
-    return transformers.ResNetModel(transformers.ResNetConfig(**sizes))
+    return transformers.ResNetModel(transformers.ResNetConfig(**sizes, image_size=SIZE))
 
 
 def of_adapter(name: str) -> FewShotRecognizer:

@@ -26,7 +26,6 @@ from .catalog.files import Stamp, quick_hash, stamp
 from .decoding.base import VideoProbe
 from .decoding.video import probe_video
 
-FORK_SERVER = f"{__name__.partition('.')[0]}.fork_server"
 BATCH = 8  # videos sent to a process at a time
 STARTING_SECONDS = 300.0  # time limit for a process to import its modules from a slow disk
 
@@ -186,7 +185,7 @@ def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([FORK_SERVER, __name__])
+    context.set_forkserver_preload([__name__])
     return context
 
 

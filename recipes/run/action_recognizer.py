@@ -160,7 +160,8 @@ class ActionRecognizer(ClassifierConventions):
             num_workers: processes that read files. Clips in memory are read in this process.
 
         Raises:
-            DmgalError: a clip is none or is enrolled already, a class has no clip, or the model cannot be loaded.
+            DmgalError: something is not a clip, a clip is enrolled already, a class has no clip, or the model cannot be
+                loaded.
         """
         if isinstance(clips, str | os.PathLike):
             catalog, in_memory = list_clips(Path(clips)), dict[int, VideoInMemory]()
@@ -268,7 +269,7 @@ class ActionRecognizer(ClassifierConventions):
         return self.clip_recognizer().gallery
 
     def clip_recognizer(self) -> ClipRecognizer:
-        """Return what recognizes clips and long videos by the classes, after computing their threshold."""
+        """Return the recognizer of clips and long videos, with a threshold for these classes."""
         gallery, model = self._enrolled(), self.model
         key = gallery, model, self.shortlist, self.unknown
         if self._prepared is None or self._prepared[0] != key:

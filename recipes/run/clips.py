@@ -56,7 +56,7 @@ def collect_clips(clips: Mapping[str, Any]) -> tuple[VideoCatalog, dict[int, Vid
         clips: by the name of the class: a clip, several clips (see `as_video`), or the path of a folder of clips.
 
     Raises:
-        DmgalError: a clip is none, or a class has no clip.
+        DmgalError: something is not a clip, or a class has no clip.
     """
     names: list[str] = []
     labels: list[int] = []

@@ -28,7 +28,20 @@ def not_fitted_error(problem: str, *, received: str, expected: str, remedy: str)
 
 @cache
 def _shared_error(theirs: type[Exception]) -> type[NotFittedError]:
-    return type("NotFittedError", (NotFittedError, theirs), {"__doc__": NotFittedError.__doc__})
+    return type("NotFittedError", (NotFittedError, theirs), {"__doc__": NotFittedError.__doc__, "__reduce__": _reduce})
+
+
+def _reduce(error: NotFittedError) -> tuple[Any, ...]:
+    """Pickle as `NotFittedError`, because a class made at run time cannot be found by its name."""
+    return _rebuilt, (str(error), vars(error))
+
+
+def _rebuilt(message: str, parts: dict[str, Any]) -> NotFittedError:
+    known = sys.modules.get("sklearn.exceptions")
+    kind = NotFittedError if known is None else _shared_error(known.NotFittedError)
+    error = kind.__new__(kind, message)
+    vars(error).update(parts)
+    return error
 
 
 class ClassifierConventions:

@@ -169,9 +169,17 @@ def encode_with_text(
     Raises:
         DmgalError: the text cannot be used, or the weight is open and there are no validation classes.
     """
+    options.check_use()
     if options.use == "no":
         return recognizer, encode(recognizer, recipe, catalog, protocol, progress, keep), None
     is_chosen = options.use == "fuse" and options.weight is None
+    if is_chosen and protocol.split == "val":
+        raise DmgalError(
+            "The weight of the text cannot be chosen on the classes that are reported.",
+            received="--split val --text.use fuse",
+            expected="novel classes, or the weight",
+            remedy="Pass --text.weight, or --split test.",
+        )
     if is_chosen and "val" not in (catalog.class_splits or ()):
         raise DmgalError(
             "The weight of the text cannot be chosen.",

@@ -32,7 +32,7 @@ from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.texts import no_clips
 from dmgal.episodes.heads import TextFusion
 from dmgal.episodes.recognizer import Head
-from dmgal.errors import DmgalError
+from dmgal.errors import DmgalError, differences, refuse_differences
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.encoding import EncodedSplit, launched_device
 from dmgal.recipes.run.ranges import Range
@@ -56,6 +56,16 @@ class TextOptions:
     """Prompt in which the class name replaces {}. May be repeated. Default: six prompts."""
     descriptions: Path | None = None
     """CSV with the columns class_name and description: further prompts of each class."""
+
+    def check_use(self) -> None:
+        """Raise a DmgalError for options that have no effect, because text is not used."""
+        if self.use == "no" and (self.weight is not None or self.template or self.descriptions):
+            raise DmgalError(
+                "These options of the text have no effect.",
+                received=f"--text.use no with {'--text.weight' if self.weight is not None else 'prompts'}",
+                expected="--text.use fuse or only, or no other options of the text",
+                remedy="Pass --text.use fuse, or remove the other options.",
+            )
 
     def encode(self, recipe: Recipe, class_names: Sequence[str]) -> ClassTexts:
         """Return the text features of classes by the text tower of a recipe's backbone.
@@ -140,8 +150,22 @@ def texts_to_add(
     if not is_wanted:
         options = replace(options, weight=0.0)
     if gallery is not None and gallery.texts is not None:
+        _check_same(options, gallery.texts)
         options = replace(options, template=gallery.texts.templates, weight=gallery.texts.weight)
     return options.encode(recipe, class_names)
+
+
+def _check_same(options: TextOptions, texts: ClassTexts) -> None:
+    """Raise a DmgalError for templates or a weight that differ from those of the gallery to add to."""
+    changes = differences(
+        {"weight": texts.weight, "template": texts.templates},
+        {
+            "weight": texts.weight if options.weight is None else options.weight,
+            "template": options.template or texts.templates,
+        },
+    )
+    remedy = "Omit these options, or make a new gallery."
+    refuse_differences(changes, "A gallery has the same prompts and weight for all its classes.", remedy)
 
 
 def gallery_of_names(texts: ClassTexts, made_with: Mapping[str, str]) -> Gallery:
@@ -171,7 +195,7 @@ def _first(encoder: Any) -> Any:
 
 
 def _check_streams(encoder: Any) -> None:
-    if encoder.has_task_layer or getattr(encoder, "pooling", "map") == "map":
+    if encoder.has_task_layer or getattr(encoder, "pooling", None) == "map":
         reason = "a Cmga, which relates the videos of a task" if encoder.has_task_layer else "maps"
         raise DmgalError(
             "This run cannot be combined with text.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import open_clip
+import peft
 import pytest
 import timm
 import torch
@@ -13,6 +14,7 @@ from adapter_cases import ADAPTER_CASES
 from tiny_backbones import TinyBackbone, direct, pooled, tiny
 from torch import nn
 
+from dmgal.adapters import DmgalConfig, SmgaConfig
 from dmgal.backbones import FrameEncoder, describe_backbone, find_spec
 from dmgal.errors import DmgalError
 from dmgal.testing import ADAPTER_CHECKS, BACKBONE_CHECKS, AdapterCase, BackboneCase
@@ -79,6 +81,20 @@ class Pyramid(nn.Module):
 
     def forward(self, images):
         return self.second(self.shrink(self.first(self.embed(images)))).mean((2, 3))
+
+
+class Plain(nn.Module):
+    """Blocks without a class of their own, and pooling in the last container."""
+
+    def __init__(self):
+        super().__init__()
+        blocks = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()) for _ in range(2)]
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 4, 4), *blocks, nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1))
+        )
+
+    def forward(self, images):
+        return self.layers(images).flatten(1)
 
 
 class Residual(nn.Module):
@@ -187,6 +203,35 @@ def test_images_of_another_size_are_refused():
     encoder = FrameEncoder(BACKBONES["timm ResNet"].make())
     with pytest.raises(DmgalError, match=r"describe_backbone\(model, image_size=\(96, 96\)\)"):
         encoder.encode(torch.zeros(1, 2, 3, 96, 96))
+
+
+@torch.no_grad()
+def test_blocks_may_be_sequential_and_have_weights():
+    backbone = Plain().eval().requires_grad_(False)
+    spec = describe_backbone(backbone, image_size=(SIZE, SIZE))
+    assert spec.block_names() == ["layers.1", "layers.2"]
+    images = torch.randn(4, 3, SIZE, SIZE)
+    expected = backbone(images)
+    model = peft.get_peft_model(backbone, DmgalConfig(num_frames=2))
+    support, query = FrameEncoder(model)(images[:2].unsqueeze(0), images[2:].unsqueeze(0))
+    torch.testing.assert_close(torch.cat([support, query]).flatten(0, 1), expected)
+    assert torch.equal(model(images, num_frames=2, num_support=1), expected)
+
+
+def test_no_smga_on_large_grids_by_default():
+    sizes = {**_SWIN, "image_size": 256, "depths": [1, 1], "num_heads": [1, 2]}
+    model = peft.get_peft_model(_hf("Swin", **sizes), SmgaConfig())
+    assert find_spec(model).sides[0].after.grid == (64, 64)
+    assert model.peft_config["default"].smga_blocks == [1]
+
+
+def test_recomputed_blocks_update_statistics_once():
+    counts, videos = [], torch.randn(1, 2, 3, SIZE, SIZE)
+    for checkpoint in (False, True):
+        backbone = BACKBONES["transformers ResNet"].make().train().requires_grad_(True)
+        FrameEncoder(backbone, checkpoint_blocks=checkpoint).encode(videos)["features"].sum().backward()
+        counts.append({name: value for name, value in backbone.named_buffers() if "running" in name or "num" in name})
+    assert all(torch.equal(value, counts[1][name]) for name, value in counts[0].items())
 
 
 class Dense(nn.Module):

@@ -14,6 +14,7 @@ from dmgal.recipes.run.config import parse
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, encode, load_run
 from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.text import TextOptions
 from dmgal.recipes.train import Train, run
 from dmgal.videos.moving_shapes.drawing import COLORS
 
@@ -44,7 +45,8 @@ def test_training_logs_the_loss_between_videos_and_texts(trained):
 def test_support_videos_know_their_text_in_evaluation(trained):
     recipe, recognizer = load_run(Run(trained))
     encoded = encode(recognizer, recipe, build_catalog(recipe.data), Protocol(), progress=False)
-    assert encoded.states.support.state["class_text"].shape == (16, 128)
+    texts = TextOptions().encode(recipe, encoded.catalog.class_names)
+    assert torch.equal(encoded.states.support.state["class_text"], texts.features[encoded.catalog.labels])
 
 
 @pytest.mark.parametrize(("flags", "use"), [([], "support"), (["--text.use", "fuse", "--text.weight", "1"], "fuse")])
