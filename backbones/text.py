@@ -109,8 +109,7 @@ class ClassTexts:
     def logits_of(self, videos: Tensor) -> Tensor:
         """Return zero-shot logits ``(V, C)`` of videos ``(V, D)`` from `mean_frame`."""
         self.check_width(videos.shape[-1])
-        features = self.features.to(videos.device, videos.dtype)
-        return self.logit_scale * functional.normalize(videos, dim=-1) @ features.T + self.logit_bias
+        return cosine_logits(videos, self.features, self.logit_scale, self.logit_bias)
 
     def check_width(self, width: int) -> None:
         """Raise a DmgalError if image features of this width cannot be compared with the text features."""
@@ -194,15 +193,20 @@ def read_descriptions(path: Path) -> dict[str, list[str]]:
         rows = list(csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True))
     except (*UNREADABLE, csv.Error) as error:
         raise _unusable_descriptions(path, reason(error)) from error
-    found: dict[str, list[str]] = {}
+    descriptions: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=2):
         name, text = ((row.get(column) or "").strip() for column in ("class_name", "description"))
         if not name or not text:
             raise _unusable_descriptions(path, f"row {number} without a class_name or a description")
-        found.setdefault(name, []).append(text)
-    if not found:
+        descriptions.setdefault(name, []).append(text)
+    if not descriptions:
         raise _unusable_descriptions(path, "no rows")
-    return found
+    return descriptions
+
+
+def cosine_logits(images: Tensor, texts: Tensor, scale: float, bias: float) -> Tensor:
+    """Return ``scale * cosine + bias`` of image features ``(V, D)`` and normalized text features ``(C, D)``."""
+    return scale * functional.normalize(images, dim=-1) @ texts.to(images.device, images.dtype).T + bias
 
 
 def _unusable_descriptions(path: Path, received: str) -> DmgalError:

@@ -51,13 +51,17 @@ def evaluations_of(
     recognizer: FewShotRecognizer, states: dict[str, PrecomputedStates], catalog: VideoCatalog, options: Options
 ) -> dict[int, dict[str, Evaluation]]:
     """Return the evaluations of the adapted and of the frozen backbone, by shots and name."""
-    as_is = FewShotRecognizer(recognizer.encoder, BiMHM(logit_scale=10.0, eps=0.0))
     found = {}
     for shots in options.shots:
         sampler = EpisodeSampler(catalog.labels, 5, shots, 1, options.episodes, 0, catalog.class_names)
         found[shots] = {name: evaluate(recognizer, states[name], sampler) for name in (ADAPTED, FROZEN)}
-        found[shots][AS_IS] = evaluate(as_is, states[FROZEN], sampler)
+        found[shots][AS_IS] = evaluate(as_is(recognizer), states[AS_IS], sampler)
     return found
+
+
+def as_is(recognizer: FewShotRecognizer) -> FewShotRecognizer:
+    """Return the recognizer with a head that compares the features as they are."""
+    return FewShotRecognizer(recognizer.encoder, BiMHM(logit_scale=10.0, eps=0.0))
 
 
 @torch.no_grad()
@@ -84,6 +88,7 @@ def measure(options: Options) -> dict[str, Any]:
     costs = {ADAPTED: cost_of(recognizer, recipe)}
     with backbone.disable_adapter():
         states[FROZEN] = encode_videos(recognizer, clips, num_workers=0)
+        states[AS_IS] = encode_videos(as_is(recognizer), clips, num_workers=0)
         costs[FROZEN] = cost_of(recognizer, recipe)
     found = evaluations_of(recognizer, states, catalog, options)
     return {

@@ -11,10 +11,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ...backbones.state import VideoState
-from ...backbones.text import ClassTexts, mean_frame
+from ...backbones.text import ClassTexts, cosine_logits, mean_frame
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
 from .frame_distance import check_frames, class_means
@@ -91,5 +90,4 @@ class TextFusion(nn.Module):
 
     def text_logits(self, query: VideoState, texts: Tensor) -> Tensor:
         """Return the text logits ``(Q, n_way)`` of prepared query videos and text features ``(n_way, D)``."""
-        images = functional.normalize(query[MEAN_FRAME], dim=-1)
-        return self.logit_scale * images @ texts.to(images.dtype).T + self.logit_bias
+        return cosine_logits(query[MEAN_FRAME], texts, self.logit_scale, self.logit_bias)

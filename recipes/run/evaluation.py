@@ -193,15 +193,15 @@ def encode_with_text(
     if keep is not None and keep.folder is not None:  # the weight does not shape these states
         keep = replace(keep, folder=keep.folder / f"text_{options.use}")
     encoded = with_class_texts(encode(recognizer, recipe, catalog, protocol, progress, keep), texts)
-    found = None
+    accuracies = None
     if is_chosen:
         k_shot, validation = protocol.k_shot or recipe.episode.k_shot, replace(protocol, split="val", n_way=2)
         of_validation = with_class_texts(encode(recognizer, recipe, catalog, validation, progress, keep), texts)
         n_way, episodes = protocol.n_way or recipe.episode.n_way, recipe.train.validation_episodes
-        found = choose_weight(recognizer, of_validation, n_way, k_shot, protocol.n_query, episodes)
+        accuracies = choose_weight(recognizer, of_validation, n_way, k_shot, protocol.n_query, episodes)
     else:
         head.weight = texts.weight
-    return recognizer, encoded, text_as_json(options, texts, head.weight if options.use == "fuse" else None, found)
+    return recognizer, encoded, text_as_json(options, texts, head.weight if options.use == "fuse" else None, accuracies)
 
 
 def evaluate_tasks(

@@ -228,8 +228,8 @@ def choose_weight(
     sampler = EpisodeSampler(catalog.labels, ways, k_shot, n_query, episodes, 0, catalog.class_names)
     for weight in WEIGHTS:
         head.weight = weight
-        found = evaluate(recognizer, encoded.states, sampler, launched_device(), progress=False, dtype=encoded.dtype)
-        accuracies[weight] = round(found.accuracy.mean, 3)
+        result = evaluate(recognizer, encoded.states, sampler, launched_device(), progress=False, dtype=encoded.dtype)
+        accuracies[weight] = round(result.accuracy.mean, 3)
     head.weight = max(accuracies, key=lambda weight: (accuracies[weight], -weight))
     return accuracies
 

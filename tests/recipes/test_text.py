@@ -12,6 +12,7 @@ from dmgal.backbones import FrameEncoder, encode_class_names, load_backbone, loa
 from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.files import write_text
+from dmgal.recipes.run import evaluation
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, encode_with_text, load_run
 from dmgal.recipes.run.folder import Run
@@ -74,9 +75,18 @@ def test_text_is_compared_with_the_frozen_backbone(runs, name):
         torch.testing.assert_close(both.compare(support, labels, state).logits, expected, rtol=1e-5, atol=1e-4)
 
 
-def test_weight_is_chosen_on_validation_classes_and_reported(runs, evaluated):
+def test_weight_is_chosen_on_validation_classes_and_reported(runs, evaluated, monkeypatch):
+    seen, choose = [], evaluation.choose_weight
+
+    def spy(recognizer, encoded, *arguments):
+        seen.append(set(encoded.catalog.class_names))
+        return choose(recognizer, encoded, *arguments)
+
+    monkeypatch.setattr(evaluation, "choose_weight", spy)
     code, printed = evaluated(runs / "frozen", "--text.use", "fuse")
     assert code == 0, printed.err
+    catalog = build_catalog(load_run(Run(runs / "frozen"))[0].data)
+    assert seen == [set(catalog.split("val").class_names)]
     assert "chosen on validation classes" in printed.out
     text = result(runs / "frozen", "_text_fuse")["protocol"]["text"]
     scores = text["weight_on_validation"]
@@ -84,6 +94,19 @@ def test_weight_is_chosen_on_validation_classes_and_reported(runs, evaluated):
     assert scores[f"{text['weight']:g}"] == max(scores.values())
     assert evaluated(runs / "frozen")[0] == 0
     assert result(runs / "frozen", "")["protocol"]["text"] is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--text.use", "fuse", "--split", "val"], "on the classes that are reported"),
+        (["--text.weight", "1"], "have no effect"),
+        (["--text.template", "a film of {}"], "have no effect"),
+    ],
+)
+def test_options_that_would_mislead_are_refused(runs, evaluated, flags, message):
+    code, printed = evaluated(runs / "frozen", *flags)
+    assert code == 2 and message in printed.err
 
 
 @pytest.mark.slow
