@@ -332,6 +332,23 @@ UNREADABLE = (OSError, EOFError, zlib.error)
 """Errors of `open_regular`, `read_text` and `text_lines`."""
 
 
+def delete(path: Path) -> None:
+    """Delete a file if it exists.
+
+    Raises:
+        DmgalError: it is a folder, or cannot be deleted.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DmgalError(
+            "This file cannot be deleted.",
+            received=f"{path}: {reason(error)}",
+            expected="a file that dmgal wrote",
+            remedy="Delete it, or choose another folder.",
+        ) from error
+
+
 def reason(error: Exception) -> str:
     """Return the reason of an error without the path that the message already names."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

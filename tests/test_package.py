@@ -29,6 +29,7 @@ LAYERS = {
     "": 0,
     "errors": 0,
     "files": 1,
+    "fork_server": 0,
     "loader": 2,
     "names": 0,
     "parallel": 1,

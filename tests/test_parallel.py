@@ -104,6 +104,39 @@ def test_workers_end_within_two_seconds_of_a_killed_parent(kind: str, tmp_path: 
     assert len(workers) == 2 and not any(map(is_running, workers))
 
 
+SERVER = """
+import time
+from multiprocessing import forkserver
+from dmgal.videos import checking
+checking._context()
+first = forkserver._forkserver._preload_modules[:-1]
+forkserver.set_forkserver_preload([*first, "slow"])
+forkserver.ensure_running()
+print(forkserver._forkserver._forkserver_pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the death signal of Linux")
+def test_fork_server_ends_while_it_imports(tmp_path: Path) -> None:
+    """Without the signal, it would look for its parent only after its imports."""
+    (tmp_path / "program.py").write_text(SERVER)
+    (tmp_path / "slow.py").write_text("import time, pathlib; pathlib.Path('begun').touch(); time.sleep(60)")
+    program = subprocess.Popen([sys.executable, "program.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    server = int(program.stdout.readline())
+    while not (tmp_path / "begun").exists():
+        assert program.poll() is None
+        time.sleep(0.01)
+    program.kill()
+    program.wait()
+    program.stdout.close()
+    end = time.monotonic() + 1
+    while is_running(server) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not is_running(server)
+
+
 def is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     try:

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from ..errors import DmgalError
-from ..files import UNREADABLE, is_file_name, log_lines, printable, reason, text_lines
+from ..files import UNREADABLE, UnusableFileError, is_file_name, log_lines, printable, reason, text_lines
 from .catalog.files import stamp
 from .catalog.lists import write_rows
 from .checking import CheckedVideo
@@ -173,11 +173,14 @@ def _parse(line: str) -> dict[str, Any] | None:
 
 
 def _logged_root(path: Path) -> str | None:
-    """Return the root that the first line names; None if there is no log, or its first line is cut or has no root."""
+    """Return the root that the first line names.
+
+    Return None if there is no log, or if its first line is cut, much too long or without a root.
+    """
     try:
         first_line = next(log_lines(path), "")
         entry = json.loads(first_line) if first_line.endswith("\n") else None
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, UnusableFileError, ValueError, RecursionError):
         return None
     root = entry.get("root") if isinstance(entry, dict) else None
     return root if isinstance(root, str) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from .catalog.files import Stamp, quick_hash, stamp
 from .decoding.base import VideoProbe
 from .decoding.video import probe_video
 
+FORK_SERVER = f"{__name__.partition('.')[0]}.fork_server"
 BATCH = 8  # videos sent to a process at a time
 STARTING_SECONDS = 300.0  # time limit for a process to import its modules from a slow disk
 
@@ -185,7 +187,8 @@ def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    is_main = threading.current_thread() is threading.main_thread()  # other threads may end before the server
+    context.set_forkserver_preload([*([FORK_SERVER] if is_main else []), __name__])
     return context
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import DmgalError, differences, refuse_differences
-from ...files import exclusively, listed, open_regular, printable, read_json, reason, write_text
+from ...files import delete, exclusively, listed, open_regular, printable, read_json, reason, write_text
 from ...loader import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
@@ -183,9 +183,9 @@ class StateFiles:
     def clear(self) -> None:
         """Delete these files only, in case the user named a wrong folder."""
         for name in self._layout():
-            self._data(name).unlink(missing_ok=True)
+            delete(self._data(name))
         shutil.rmtree(self.folder / "blocks", ignore_errors=True)
-        (self.folder / KEY).unlink(missing_ok=True)
+        delete(self.folder / KEY)
 
     def _layout(self) -> dict[str, Any]:
         """Return dtype and shape of a video's tensors by name, or an empty dictionary if the key has no valid ones."""

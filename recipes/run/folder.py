@@ -376,7 +376,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         open_regular(path).close()
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, RuntimeError) as error:
+    except (SafetensorError, OSError, MemoryError, ValueError, LookupError, TypeError, RuntimeError) as error:
         raise DmgalError(
             "Saved weights cannot be read.",
             received=f"{path}: {reason(error)[:300]}",

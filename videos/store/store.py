@@ -161,10 +161,13 @@ class _StoredPart:
             raise VideoError(self._catalog.path(video), record.reason)
         return record
 
-    def _block(self, record: Record) -> NDArray[np.uint8]:
-        """Return a view of a block, uint8 ``(length,)``, without verification."""
+    def _block(self, video: int, record: Record) -> NDArray[np.uint8]:
+        """Return a view of a video's block, uint8 ``(length,)``, without verification."""
         if self._map is None:
-            self._map = np.memmap(self._part / DATA, np.uint8, "r").view(np.ndarray)
+            try:
+                self._map = np.memmap(self._part / DATA, np.uint8, "r").view(np.ndarray)
+            except (OSError, ValueError) as error:  # a file that is missing, empty, or too large for the memory
+                raise self._damaged(video) from error
         return self._map[record.offset : record.offset + record.length]
 
     def _damaged(self, video: int) -> DmgalError:
@@ -203,7 +206,7 @@ class StoredClips(_StoredPart):
             DmgalError: the store is damaged.
         """
         record = self._record(video)
-        block = self._block(record).copy()
+        block = self._block(video, record).copy()
         if len(block) != math.prod(self.content.shape) or xxh3_64_intdigest(block.data) != record.checksum:
             raise self._damaged(video)
         return torch.from_numpy(block).view(self.content.shape)
@@ -240,7 +243,7 @@ class StoredFrames(_StoredPart):
         if record.frames < at_least and record.reason:
             reason = f"only {record.frames} frames decode of {at_least} wanted; then {record.reason}"
             raise VideoError(self._catalog.path(video), reason)
-        frames = unpack(self._block(record), record.frames, choose(record.frames))
+        frames = unpack(self._block(video, record), record.frames, choose(record.frames))
         if frames is None:
             raise self._damaged(video)
         return frames
