@@ -14,7 +14,6 @@ import io
 import json
 import os
 import re
-import shutil
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -333,11 +332,7 @@ UNREADABLE = (OSError, EOFError, zlib.error)
 
 
 def delete(path: Path) -> None:
-    """Delete a file if it exists.
-
-    Raises:
-        DmgalError: it is a folder, or cannot be deleted.
-    """
+    """Delete a file if it exists. Raise a DmgalError if it is a folder, or cannot be deleted."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
@@ -352,34 +347,6 @@ def delete(path: Path) -> None:
 def reason(error: Exception) -> str:
     """Return the reason of an error without the path that the message already names."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-
-
-def replace_folder(new: Path, place: Path) -> None:
-    """Move the folder ``new`` to ``place`` and delete the previous folder there.
-
-    A kill at any time leaves one of the two complete, at ``place`` or beside it. `complete_folder` finds it.
-    """
-    if place.exists():
-        shutil.rmtree(_aside(place), ignore_errors=True)
-        place.rename(_aside(place))
-    new.rename(place)
-    shutil.rmtree(_aside(place), ignore_errors=True)
-
-
-def complete_folder(place: Path) -> Path:
-    """Return ``place``, or the path of the previous folder if a kill between two renames left only that."""
-    return place if place.exists() or not _aside(place).exists() else _aside(place)
-
-
-def restore_folder(place: Path) -> None:
-    """Return the previous folder to ``place`` if a kill left only that, and delete it otherwise."""
-    if complete_folder(place) != place:
-        _aside(place).rename(place)
-    shutil.rmtree(_aside(place), ignore_errors=True)
-
-
-def _aside(place: Path) -> Path:
-    return place.with_name(f".{place.name}.old")
 
 
 def is_file_name(text: str) -> bool:

@@ -44,7 +44,6 @@ from dmgal import __version__
 from dmgal.errors import DmgalError, differences, refuse_differences
 from dmgal.files import (
     atomic_write,
-    complete_folder,
     exclusively,
     log_lines,
     open_regular,
@@ -58,6 +57,7 @@ from dmgal.files import (
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, fingerprint, has_split_file, read_split, split_of
 from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
+from dmgal.recipes.run.whole_folders import complete_folder
 from dmgal.videos import VideoCatalog
 
 PACKAGES = ("torch", "peft", "transformers", "accelerate", "open_clip_torch", "av")

@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import differences, refuse_differences
-from dmgal.files import replace_folder, restore_folder
 from dmgal.recipes.run.folder import Run, write_tensors
+from dmgal.recipes.run.whole_folders import replace_folder, restore_folder
 
 BACKBONE = "encoder.backbone."
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.files import complete_folder, replace_folder, restore_folder
 from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.whole_folders import complete_folder, replace_folder, restore_folder
 
 NAMES = ("one", "other")
 
