@@ -273,7 +273,8 @@ def main(argv: list[str] | None = None) -> None:
             for _ in range(_count(command, options.kills)):
                 results.append(kill(command, work, draw.uniform(0, durations[command.name]), expected))
                 print(json.dumps(results[-1]), flush=True)
-    bad = [r for r in results if r["processes_left"] or r["exit_code"] != 0 or r["different_files"]]
+    killed = [result for result in results if result["killed"]]  # enroll refuses to replace a finished gallery
+    bad = [r for r in killed if r["processes_left"] or r["exit_code"] != 0 or r["different_files"]]
     report = {
         "hardware": hardware(),
         "seed": options.seed,
