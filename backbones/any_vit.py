@@ -32,9 +32,9 @@ from .probing import (
     stacks,
     watch,
 )
-from .replay import Repeat, Rerun, Step, call_model, feature_of
+from .replay import Repeat, Rerun, Step, call_model, feature_of, observed_spec
 from .shape import BlockShape, BlockSides
-from .spec import BackboneSpec, BlockParts, normalization_of
+from .spec import BackboneSpec, BlockParts
 
 Attend = Callable[[nn.Module, Tensor], Tensor]
 
@@ -165,26 +165,15 @@ def _assemble(
     shape = BlockShape(width, num_prefix_tokens, grid, "b n c" if batch_first else "n b c")
     steps = [Step(Repeat.of(block), BlockSides(shape, shape)) for block in observation.blocks]
     rerun = Rerun(run, steps, size, f"{patches}.weight", norm, stem)
-    mean, std = normalization_of(model)
-    spec = BackboneSpec(
-        library="custom",
+    spec = observed_spec(
+        model,
+        rerun,
         blocks=stack.path,
-        num_blocks=stack.num_blocks,
         block_keys=stack.keys,
         width=width,
         batch_first=batch_first,
         num_prefix_tokens=num_prefix_tokens,
         grid=grid,
-        image_size=size,
-        mean=mean,
-        std=std,
-        pools_prefix=False,
-        patch_embedding=patches,
-        stem=rerun.stem,
-        run_block=rerun.run_block,
-        pool=rerun.pool,
-        norm=rerun.norm,
-        project=rerun.project,
         parts=parts,
         attend=attend,
         rotary=rotary,

@@ -32,7 +32,6 @@ def load_text(name: str) -> TextEncoder:
 def text_encoder(model: Any, tokenizer: Any, name: str = "open_clip") -> TextEncoder:
     """Return the text encoder of a CLIP of this library and its tokenizer. The CLIP loses its visual tower."""
     model.visual = nn.Identity()
-    model.eval().requires_grad_(False)
     inner = getattr(tokenizer, "tokenizer", None)  # that of transformers, if open_clip wraps one
 
     def tokens(text: str) -> list[int]:
@@ -40,12 +39,10 @@ def text_encoder(model: Any, tokenizer: Any, name: str = "open_clip") -> TextEnc
             return list(inner(tokenizer.clean_fn(text) if hasattr(tokenizer, "clean_fn") else text)["input_ids"])
         return [tokenizer.sot_token_id, *tokenizer.encode(text), tokenizer.eot_token_id]
 
-    bias = getattr(model, "logit_bias", None)
-    return TextEncoder(
+    return TextEncoder.of(
+        model,
         name=name,
         context_length=tokenizer.context_length,
-        logit_scale=model.logit_scale.exp().item(),
-        logit_bias=0.0 if bias is None else bias.item(),
         tokens=tokens,
         embed=lambda texts: model.encode_text(tokenizer(texts)),
         unknown_token=getattr(inner, "unk_token_id", None),

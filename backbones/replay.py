@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..errors import DmgalError
 from .probing import Call, Run, is_constant
 from .shape import MAPS, BlockShape, BlockSides
+from .spec import BackboneSpec, normalization_of
 
 
 def call_model(model: nn.Module, images: Tensor) -> Any:
@@ -191,6 +192,26 @@ class Rerun:
     def project(self, model: nn.Module, features: Tensor) -> Tensor:
         """Return the features: ``pool`` runs to the model's end, and no projection of patches is known."""
         return features
+
+
+def observed_spec(model: nn.Module, rerun: Rerun, **fields: Any) -> BackboneSpec:
+    """Return the spec of an observed model: what `Rerun` and the model's normalization determine, and other fields."""
+    mean, std = normalization_of(model)
+    return BackboneSpec(
+        library="custom",
+        num_blocks=len(rerun.steps),
+        image_size=rerun.image_size,
+        mean=mean,
+        std=std,
+        pools_prefix=False,
+        patch_embedding=rerun.weight.removesuffix(".weight"),
+        stem=rerun.stem,
+        run_block=rerun.run_block,
+        pool=rerun.pool,
+        norm=rerun.norm,
+        project=rerun.project,
+        **fields,
+    )
 
 
 def _zeros(shape: BlockShape, like: Tensor) -> Tensor:

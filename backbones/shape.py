@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -40,10 +41,19 @@ class BlockShape:
         """Number of dimensions in the block's layout."""
         return 4 if self.layout in MAPS else 3
 
+    @cached_property
+    def _order(self) -> Tensor:
+        return torch.tensor(self.order)
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """The inverse of the order."""
+        return self._order.argsort()
+
     def tokens(self, native: Tensor) -> Tensor:
         """Return tokens ``(B, N, C)`` of a tensor in the block's layout."""
         if self.layout == "b n c":
-            return native[:, torch.tensor(self.order, device=native.device)] if self.order else native
+            return native[:, self._order.to(native.device)] if self.order else native
         if self.layout == "n b c":
             return native.transpose(0, 1)
         return rearrange(native, f"{self.layout} -> b (h w) c").contiguous()
@@ -51,7 +61,7 @@ class BlockShape:
     def native(self, tokens: Tensor) -> Tensor:
         """Return tokens ``(B, N, C)`` in the block's layout, in memory as in the backbone alone."""
         if self.layout == "b n c":
-            return tokens[:, torch.tensor(self.order, device=tokens.device).argsort()] if self.order else tokens
+            return tokens[:, self._places.to(tokens.device)] if self.order else tokens
         if self.layout == "n b c":
             return tokens.transpose(0, 1)
         rows, columns = self.grid

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from .probing import Call, Run, corner_images, image_size_attribute, is_close, is_norm, places, watch
-from .replay import Repeat, Rerun, Step, feature_of
+from .replay import Repeat, Rerun, Step, feature_of, observed_spec
 from .shape import MAPS, BlockShape, BlockSides, TokenLayout
-from .spec import BackboneSpec, Preprocessing, normalization_of
+from .spec import BackboneSpec, Preprocessing
 
 _MOST_MODULES_BETWEEN = 3
 _MOST_LEVELS = 3
@@ -41,27 +41,16 @@ def describe(model: nn.Module, run: Run, size: tuple[int, int] | None) -> Backbo
     rerun, last = chain.rerun(steps), steps[-1].sides.after
     paths = [step.block.path for step in steps]
     stack = common_ancestor(paths)
-    mean, std = normalization_of(model)
-    spec = BackboneSpec(
-        library="custom",
+    spec = observed_spec(
+        model,
+        rerun,
         blocks=stack,
-        num_blocks=len(steps),
         block_keys=tuple(path.removeprefix(f"{stack}.") for path in paths),
         sides=tuple(step.sides for step in steps),
         width=last.width,
         batch_first=True,
         num_prefix_tokens=last.num_prefix_tokens,
         grid=last.grid,
-        image_size=size,
-        mean=mean,
-        std=std,
-        pools_prefix=False,
-        patch_embedding=embedding(model),
-        stem=rerun.stem,
-        run_block=rerun.run_block,
-        pool=rerun.pool,
-        norm=rerun.norm,
-        project=rerun.project,
     )
     try:
         return _verified(model, spec, rerun, chain)

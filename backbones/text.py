@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,15 @@ class TextEncoder:
     tokens: Callable[[str], list[int]]
     embed: Callable[[list[str]], Tensor]
     unknown_token: int | None = None
+
+    @classmethod
+    def of(cls, model: Any, **fields: Any) -> TextEncoder:
+        """Return the encoder of a CLIP or SigLIP, which is frozen, with the model's own scale and bias."""
+        model.eval().requires_grad_(False)
+        bias = getattr(model, "logit_bias", None)
+        return cls(
+            logit_scale=model.logit_scale.exp().item(), logit_bias=0.0 if bias is None else bias.item(), **fields
+        )
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:

@@ -109,7 +109,6 @@ def load_text(source: str) -> TextEncoder | None:
 def text_encoder(model: Any, tokenizer: Any, name: str = "hf") -> TextEncoder:
     """Return the text encoder of a CLIP or SigLIP and its tokenizer. The model loses its visual tower."""
     model.vision_model = nn.Identity()
-    model.eval().requires_grad_(False)
     length = model.config.text_config.max_position_embeddings
     is_clip = model.config.model_type == "clip"
 
@@ -122,12 +121,10 @@ def text_encoder(model: Any, tokenizer: Any, name: str = "hf") -> TextEncoder:
         mask = {"attention_mask": inputs["attention_mask"]} if is_clip else {}
         return model.get_text_features(input_ids=inputs["input_ids"], **mask).pooler_output  # type: ignore[no-any-return]
 
-    bias = getattr(model, "logit_bias", None)
-    return TextEncoder(
+    return TextEncoder.of(
+        model,
         name=name,
         context_length=length,
-        logit_scale=model.logit_scale.exp().item(),
-        logit_bias=0.0 if bias is None else bias.item(),
         tokens=lambda text: list(tokenizer(prepared(text))["input_ids"]),
         embed=embed,
         unknown_token=tokenizer.unk_token_id,

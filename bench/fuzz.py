@@ -244,21 +244,37 @@ def read_damaged(damage: Damage, first: int, end: int, seconds: float, max_bytes
     yield {"mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def main() -> None:
-    """Search, write the report, and exit with 1 if any outcome is neither frames nor a clean error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=4000)
+Reader = Callable[[Path, int, int, float], Iterator[dict[str, object]]]
+"""Function of a folder of sources, a first and an end seed, and the limit of seconds for a file."""
+
+
+def parse(description: str | None, read: Reader, files: int, seconds: float, out: Path) -> argparse.Namespace:
+    """Return the options of a search. The process of a reader reads its files and exits here.
+
+    Args:
+        description: text of ``--help``.
+        read: reads damaged files and yields what happened.
+        files, seconds, out: defaults.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--files", type=int, default=files)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--sources", type=Path, help="folder of whole videos; without it they are made, of every kind")
-    parser.add_argument("--seconds-per-file", type=float, default=SECONDS_PER_FILE)
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--sources", type=Path, help="folder of intact files; without it they are made, of every kind")
+    parser.add_argument("--seconds-per-file", type=float, default=seconds)
+    parser.add_argument("--out", type=Path, default=out)
     parser.add_argument("--reader", type=int, nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.reader:
         first, end = options.reader
-        for told in _read(options.sources, first, end, options.seconds_per_file):
-            print(json.dumps(told), flush=True)
-        return
+        for event in read(options.sources, first, end, options.seconds_per_file):
+            print(json.dumps(event), flush=True)
+        sys.exit()
+    return options
+
+
+def main() -> None:
+    """Search, write the report, and exit with 1 if any outcome is neither frames nor a clean error."""
+    options = parse(__doc__, _read, 4000, SECONDS_PER_FILE, OUT)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         sources = options.sources or write_sources(Path(name) / "sources")

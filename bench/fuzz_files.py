@@ -34,7 +34,7 @@ from xxhash import xxh3_64_hexdigest
 
 from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.bench.file_mutations import become_special, changed_tree, mutated
-from dmgal.bench.fuzz import Findings, read_damaged, search
+from dmgal.bench.fuzz import Findings, parse, read_damaged, search
 from dmgal.bench.measuring import hardware, process_bytes, write_report
 from dmgal.bench.small_files import CLIPS, backbone, cache_of, recipe_of, write_sources
 from dmgal.episodes.gallery.gallery import checksum, load_gallery
@@ -305,18 +305,7 @@ def _read(sources: Path, first: int, end: int, seconds: float) -> Iterator[dict[
 
 def main() -> None:
     """Search, write the report, and exit with 1 if any outcome is neither a result nor a clean error."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=10_000)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--sources", type=Path, help="folder of intact files; without it they are made")
-    parser.add_argument("--seconds-per-file", type=float, default=SECONDS_PER_FILE)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--reader", type=int, nargs=2, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.reader:
-        for told in _read(options.sources, options.reader[0], options.reader[1], options.seconds_per_file):
-            print(json.dumps(told), flush=True)
-        return
+    options = parse(__doc__, _read, 10_000, SECONDS_PER_FILE, OUT)
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         sources = options.sources or write_sources(Path(name))
