@@ -2,6 +2,7 @@
 
 from .encoder import BlockInput, FrameEncoder
 from .families import FAMILIES, Family, describe_backbone, find_spec, load_backbone, load_text_encoder
+from .frame_memory import FrameMemory
 from .quick_gelu import use_memory_efficient_gelu
 from .spec import BackboneSpec, BlockParts
 from .state import VideoState
@@ -16,6 +17,7 @@ __all__ = [
     "ClassTexts",
     "Family",
     "FrameEncoder",
+    "FrameMemory",
     "StreamEncoder",
     "TextEncoder",
     "VideoState",

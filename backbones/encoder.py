@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from itertools import chain, repeat
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -34,6 +34,13 @@ class BlockInput(NamedTuple):
     tokens: Tensor
 
 
+class Starts(Protocol):
+    """A source of points to encode videos from, such as a `FrameMemory`."""
+
+    def start(self, videos: Tensor) -> BlockInput:
+        """Return the point at a block before the first adapter, for videos ``(V, T, 3, H, W)``."""
+
+
 class FrameEncoder(nn.Module):
     """An encoder around a backbone, which may be wrapped by PEFT and may contain adapters.
 
@@ -52,6 +59,8 @@ class FrameEncoder(nn.Module):
 
     mean: Tensor
     std: Tensor
+    frame_memory: Starts | None = None
+    """Where the encoding of videos starts, instead of `embed`."""
 
     def __init__(
         self,
@@ -116,12 +125,12 @@ class FrameEncoder(nn.Module):
 
         Args:
             videos: ``(V, T, 3, H, W)``. uint8 is normalized here. Floating-point videos have to be normalized.
-            start: the point of these videos' encoding to resume from, by default their `embed`.
+            start: the point of these videos' encoding to resume from, by default their `start`.
 
         Returns:
             ``{"features": (V, T, D)}`` without a task layer, else the result of the task layer's ``prepare``.
         """
-        block, tokens = self.embed(videos) if start is None else start
+        block, tokens = self.start(videos) if start is None else start
         num_frames, first = tokens.shape[1], self.first_task_block
         tokens = rearrange(tokens, "v t n c -> (v t) n c")
         if first is None:
@@ -129,6 +138,10 @@ class FrameEncoder(nn.Module):
             return VideoState(features=self._pool(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames)))
         tokens, layer = self._run_up_to_task_layer(tokens, block, first, num_frames)
         return layer.prepare(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames), self._rows_after(first))
+
+    def start(self, videos: Tensor) -> BlockInput:
+        """Return the point where the encoding of videos starts: their `embed`, or what ``frame_memory`` holds."""
+        return self.embed(videos) if self.frame_memory is None else self.frame_memory.start(videos)
 
     def embed(self, videos: Tensor) -> BlockInput:
         """Return the input of the first block for videos ``(V, T, 3, H, W)``, as in `encode`."""

@@ -251,7 +251,7 @@ class FirstPass:
             return None
         encoder: Any = self.recognizer.encoder
         with torch.no_grad():
-            start: BlockInput = encoder.advance(encoder.embed(videos), self._num_frozen_blocks)
+            start: BlockInput = encoder.advance(encoder.start(videos), self._num_frozen_blocks)
         return start
 
     def _count_frozen_blocks(self, video: Tensor) -> None:

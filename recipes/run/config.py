@@ -155,6 +155,9 @@ class TrainConfig:
     """GB for encoding the videos of a task if two_pass is auto or a number. What the chunks leave free caches results
     for the backward pass. The savings are logged at the start. None: with auto most of the free memory, otherwise only
     the most expensive results are cached. Weights, gradients and optimizer state are not included."""
+    frame_memory: Annotated[float | None, Range(0, 10**6)] = None
+    """GB on each process for what the frozen blocks before the first adapter make of each frame. A frame that was seen
+    before then costs only the blocks from there on. Of no use for crops and colors that change. None: no memory."""
     optimizer: Optimizer = "adamw"
     """Optimizer of torch.optim. Older papers use adam and sgd."""
     momentum: Annotated[float, Range(0, 1)] = 0.0

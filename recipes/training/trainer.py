@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from dmgal.backbones import FrameEncoder, FrameMemory
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError
@@ -47,6 +48,8 @@ class Trainer:
         self.recipe, self.run, self.accelerator, self.stop = recipe, run, accelerator, stop
         self.main = accelerator.is_main_process
         self.recognizer = recognizer
+        if recipe.train.frame_memory is not None:
+            remember_frames(recognizer, 1e9 * recipe.train.frame_memory)
         _check_division(recipe.train.tasks_per_step, accelerator.num_processes)
         _check_something_trains(recipe, recognizer)
         set_precision(recipe, recognizer, accelerator)
@@ -228,6 +231,20 @@ def _check_division(tasks: int, world: int) -> None:
             expected="a multiple of the number of processes",
             remedy=f"Pass --train.tasks-per-step {math.ceil(tasks / world) * world}.",
         )
+
+
+def remember_frames(recognizer: FewShotRecognizer, num_bytes: float) -> None:
+    """Let frozen blocks run only once for each frame (see `FrameMemory`)."""
+    encoder: Any = recognizer.encoder
+    if not isinstance(encoder, FrameEncoder):
+        raise DmgalError(
+            "Only the frames of a single backbone can be remembered.",
+            received=f"train.frame_memory with a {type(encoder).__name__}",
+            expected="a FrameEncoder",
+            remedy="Remove train.frame_memory. Nothing is trained beside a motion expert.",
+        )
+    encoder.frame_memory = memory = FrameMemory(encoder, num_bytes)
+    logger.info("Frames are remembered after %d of %d blocks", memory.block, encoder.spec.num_blocks)
 
 
 def _check_something_trains(recipe: Recipe, recognizer: FewShotRecognizer) -> None:

@@ -1,4 +1,4 @@
-"""Two-pass training has the losses of plain training, also on several processes."""
+"""Two-pass training and remembered frames have the losses of plain training, also on several processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ from dmgal.recipes.training.step import make_two_pass
 STEPS = ["--train.steps", "2", "--train.tasks-per-step", "2", "--queries", "2", "--train.validate-every", "2"]
 EXACT = [*STEPS, "--train.precision", "float64"]
 TWO_PASSES = ["--train.two-pass", "3"]  # of a task's six videos
+LAST_BLOCK = ["--adapter.smga-blocks", "[-1]"]
+REMEMBERED = ["--train.frame-memory", "0.1"]
 METHODS = ["dmgal_adapter", "dmgal_ft"]
 JOBS = {
     **{method: (1, [f"method/{method}"], EXACT) for method in METHODS},
     **{f"{method} in two": (1, [f"method/{method}"], [*EXACT, *TWO_PASSES]) for method in METHODS},
     "two processes": (2, ["method/dmgal_adapter"], [*EXACT, *TWO_PASSES]),
     "two processes, all trained": (2, ["method/dmgal_ft"], [*EXACT, *TWO_PASSES]),
+    "last block": (1, ["method/smga", *LAST_BLOCK], EXACT),
+    "last block in two": (1, ["method/smga", *LAST_BLOCK], [*EXACT, *TWO_PASSES, *REMEMBERED]),
+    "last block, remembered": (1, ["method/smga", *LAST_BLOCK], [*EXACT, *REMEMBERED]),
     "bf16": (1, ["method/dmgal_adapter"], [*STEPS, "--train.precision", "bf16"]),
     "bf16 in two": (1, ["method/dmgal_adapter"], [*STEPS, "--train.precision", "bf16", *TWO_PASSES]),
 }
@@ -51,6 +56,12 @@ def norms(run):
     return [entry["gradient_norm"] for entry in log(run) if "loss" in entry]
 
 
+@pytest.mark.parametrize("name", ["last block, remembered", "last block in two"])
+def test_remembered_frames_change_no_loss(run_of, name):
+    assert losses(run_of(name)) == pytest.approx(losses(run_of("last block")), rel=1e-8)
+    assert norms(run_of(name)) == pytest.approx(norms(run_of("last block")), rel=1e-8)
+
+
 @pytest.mark.parametrize("method", ["dmgal_adapter", pytest.param("dmgal_ft", marks=pytest.mark.slow)])
 def test_two_passes_equal_plain_training(run_of, method):
     """Includes several tasks per step. Dropout and head losses: tests/episodes/test_two_pass.py."""
@@ -60,9 +71,8 @@ def test_two_passes_equal_plain_training(run_of, method):
     assert norms(other) == pytest.approx(norms(one), rel=1e-8)
 
 
-@pytest.mark.parametrize(
-    ("method", "name"), [("dmgal_adapter", ""), pytest.param("dmgal_ft", ", all trained", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("method", "name"), [("dmgal_adapter", ""), ("dmgal_ft", ", all trained")])
+@pytest.mark.slow
 def test_two_processes_average_their_gradients(run_of, method, name):
     one, other = run_of(method), run_of(f"two processes{name}")
     assert losses(other) == pytest.approx(losses(one), rel=0, abs=1e-9)

@@ -1,0 +1,90 @@
+"""Memory of frames: the tokens of each frame before the first adapter, so that frozen blocks see a frame only once.
+
+Before the first adapter a backbone is frozen and sees single frames. Its result depends on the frame alone, whichever
+clip and task the frame is in. Training draws the same frames again and again, so most steps can begin at the first
+adapter. Frames are identified by a hash of their pixels. Random crops and colors make every frame a new one.
+"""
+
+from __future__ import annotations
+
+import torch
+import xxhash
+from einops import pack, rearrange
+from torch import Tensor
+
+from ..errors import DmgalError
+from .encoder import BlockInput, FrameEncoder
+from .probing import evaluating
+
+
+class FrameMemory:
+    """The input tokens of the first adapted block for frames that were seen before.
+
+    Frames are computed one by one, in evaluation mode, so the tokens of a frame never depend on what is remembered. If
+    the memory is full, further frames are computed each time.
+
+    Args:
+        encoder: the encoder, whose adapters do not change place. Set its ``frame_memory`` to use the memory.
+        num_bytes: size of the memory, for the tokens alone.
+
+    Raises:
+        DmgalError: something is trained in the first block or before it.
+    """
+
+    def __init__(self, encoder: FrameEncoder, num_bytes: float) -> None:
+        self.num_bytes = num_bytes
+        self.used_bytes = 0
+        self.block = _frozen_blocks(encoder)
+        self._encoder = encoder
+        self._tokens: dict[bytes, Tensor] = {}
+
+    def __len__(self) -> int:
+        """Return the number of remembered frames."""
+        return len(self._tokens)
+
+    @torch.no_grad()
+    def start(self, videos: Tensor) -> BlockInput:
+        """Return the input of the first adapted block for videos ``(V, T, 3, H, W)``."""
+        frames = rearrange(videos, "v t c h w -> (v t) c h w")
+        setting = f"{frames.dtype} {tuple(frames.shape[1:])} {_autocast_dtype(frames.device.type)}".encode()
+        pixels = frames.cpu().contiguous().view(torch.uint8).numpy()
+        with evaluating(self._encoder):
+            found = [
+                self._frame(frame, xxhash.xxh3_128_digest(values) + setting)
+                for frame, values in zip(frames, pixels, strict=True)
+            ]
+        return BlockInput(self.block, rearrange(pack(found, "* n c")[0], "(v t) n c -> v t n c", v=len(videos)))
+
+    def _frame(self, frame: Tensor, key: bytes) -> Tensor:
+        """Return the tokens ``(1, N, C)`` of a frame ``(3, H, W)``."""
+        if key in self._tokens:
+            return self._tokens[key].to(frame.device)
+        tokens = _advanced(self._encoder, rearrange(frame, "c h w -> 1 1 c h w"), self.block)
+        if self.used_bytes + tokens.nbytes <= self.num_bytes:
+            self._tokens[key] = tokens.cpu()
+            self.used_bytes += tokens.nbytes
+        return tokens
+
+
+def _frozen_blocks(encoder: FrameEncoder) -> int:
+    """Return the index of the first adapted block, before which all is frozen."""
+    block = encoder.first_adapted_block
+    blank = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8, device=encoder.mean.device)
+    with torch.enable_grad(), evaluating(encoder):
+        if block and not _advanced(encoder, blank, block).requires_grad:
+            return block
+    raise DmgalError(
+        "No frozen blocks come before the part of this backbone that is trained.",
+        received="a trainable backbone, or an adapter in the first block or before it",
+        expected="a frozen backbone, with adapters in later blocks or without adapters",
+        remedy="Remove train.frame_memory, or choose later blocks for the adapter.",
+    )
+
+
+def _advanced(encoder: FrameEncoder, video: Tensor, block: int) -> Tensor:
+    """Return the input ``(T, N, C)`` of a block for a video ``(1, T, 3, H, W)``."""
+    return encoder.advance(encoder.embed(video), block).tokens[0]
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
