@@ -16,6 +16,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Collection, Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -54,6 +55,7 @@ DATA = (
 OTHER_FOLDERS = {"tests", "examples", "build", "dist", "__pycache__"}
 
 
+@cache
 def python_files(*, tests: bool) -> list[Path]:
     """Find every Python file of the checkout, but none of virtual environments, builds or hidden folders."""
     skipped = OTHER_FOLDERS - {"tests", "examples"} if tests else OTHER_FOLDERS
@@ -63,6 +65,12 @@ def python_files(*, tests: bool) -> list[Path]:
             found += folder.rglob("*.py")
     assert len(found) > 10, f"found only {found}"
     return found
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    """Return the syntax tree of a file, which several tests walk."""
+    return ast.parse(path.read_text())
 
 
 def in_child(code: str, *, env: dict[str, str] | None = None) -> str:
@@ -153,7 +161,7 @@ def test_these_import_no_torch(code: str) -> None:
 @pytest.fixture(scope="module")
 def sources() -> dict[Path, ast.Module]:
     """Every Python file of the package, parsed, by its path from the root."""
-    return {path.relative_to(ROOT): ast.parse(path.read_text()) for path in python_files(tests=False)}
+    return {path.relative_to(ROOT): parsed(path) for path in python_files(tests=False)}
 
 
 def test_no_file_is_longer_than_400_lines() -> None:
@@ -179,8 +187,8 @@ def test_prose_follows_the_writing_guide() -> None:
     texts = {path: path.read_text() for path in python_files(tests=True)}
     openings = [
         f"{path.relative_to(ROOT)}: {docstring.splitlines()[0]}"
-        for path, text in texts.items()
-        for node in ast.walk(ast.parse(text))
+        for path in texts
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)
         if FORBIDDEN_OPENING.match(docstring := (ast.get_docstring(node) or ""))
     ]
@@ -197,7 +205,7 @@ def test_prose_follows_the_writing_guide() -> None:
 def imports(path: Path) -> Iterator[tuple[str, bool]]:
     """Yield each imported module of ours as ``floor.module``, and whether the import is relative."""
     package = path.relative_to(ROOT).parent.parts
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.ImportFrom):
             named = tuple((node.module or "").split(".")) if node.module else ()
             if node.level:
@@ -212,6 +220,7 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
             yield from ((".".join(parts[1:]), False) for parts in names if parts[0] == "dmgal")
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """Return the modules that each module imports, function-level imports included."""
     names = {}
@@ -222,7 +231,7 @@ def import_graph() -> dict[str, set[str]]:
     for name, path in names.items():
         package = path.relative_to(ROOT).parent.parts
         targets = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom):
                 base = [*package[: len(package) - node.level + 1]] if node.level else ["dmgal"]
                 written = (node.module or "").split(".") if node.module else []

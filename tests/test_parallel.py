@@ -27,6 +27,7 @@ def default_sigint_handler() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.slow
 def test_workers_block_sigint() -> None:
     """Ctrl-C reaches the whole process group, but workers must not see it, even while they start."""
     masks = list(completed(ASK, [()] * 4, 2))
@@ -83,6 +84,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WORKERS)
 def test_workers_end_within_two_seconds_of_a_killed_parent(kind: str, tmp_path: Path) -> None:
     """Each worker is busy with a piece that takes ten minutes."""

@@ -57,6 +57,8 @@ MORE = {
     "tiny-clip": TinyBackbone(lambda: load_backbone("tiny-clip").requires_grad_(False), direct, (48, 48)),
 }
 BACKBONES = TINY_BACKBONES | MORE
+QUICK = [*TINY_BACKBONES, "tiny-clip"]
+"""The adapters' contract goes through the same functions for the others."""
 PREFIX_TOKENS = {
     "SigLIP": 0,
     "SigLIP whole": 0,
@@ -104,7 +106,9 @@ def _vit_config():
 
 
 @pytest.mark.parametrize("check", BACKBONE_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in BACKBONES if n not in QUICK)]
+)
 def test_contract(name, check):
     backbone = BACKBONES[name]
     check(BackboneCase(backbone.make, backbone.videos(2, frames=3), backbone.features))

@@ -157,12 +157,7 @@ def test_contract_of_more_backbones(name, check):
     check(backbone_case(BACKBONES[name]))
 
 
-QUICK = [
-    ("transformers ResNet", "DMGAL"),
-    ("timm Swin", "D2ST"),
-    ("transformers Swin", "ST-Adapter"),
-    ("hand-written", "BitFit"),
-]
+QUICK = [("transformers ResNet", "DMGAL"), ("timm Swin", "D2ST")]
 FULL = [pair for pair in itertools.product(BACKBONES, CASES) if pair not in QUICK]
 
 
@@ -188,7 +183,7 @@ def test_adapters_of_the_full_product(pair, check):
     check_adapter(pair, check)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_blocks_are_found(name):
     spec = find_spec(BACKBONES[name].make())
     has_four = "Swin" in name or "hand-written" in name

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from dmgal.bench import decode
 from dmgal.bench.barcode_clips import KINDS
 
 
+@pytest.mark.slow
 def test_speed_is_measured_on_frames_that_are_right(tmp_path):
     report = decode.measure_speed(tmp_path, {"ours": decode.read_ours}, rounds=2, contents=1)
     assert set(report) == set(decode.GOPS)

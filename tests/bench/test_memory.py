@@ -37,6 +37,7 @@ def test_medians_over_rounds():
     assert memory._medians([*rounds, {"out_of_memory": True}]) == {"out_of_memory": True}
 
 
+@pytest.mark.slow
 def test_the_reasoned_table(monkeypatch):
     monkeypatch.setattr(memory, "TABLE_IMAGE_SIZE", 48)
     monkeypatch.setattr(memory, "recognizer", small_recognizer)

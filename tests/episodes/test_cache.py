@@ -69,6 +69,7 @@ def filled(whole, tmp_path) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.slow
 def test_killed_encoding_resumes_bit_identical(whole, tmp_path) -> None:
     folder = tmp_path / "cache"
     assert started(folder, kill_at=9).wait() == [-signal.SIGKILL]

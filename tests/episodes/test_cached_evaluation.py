@@ -68,7 +68,7 @@ def test_every_head_is_covered() -> None:
 
 
 @every_recognizer
-@pytest.mark.parametrize("k_shot", [1, 3])
+@pytest.mark.parametrize("k_shot", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_logits_equal_encoding_every_episode(name: str, k_shot: int) -> None:
     recognizer, videos, sampler = RECOGNIZERS[name](), clips(), tasks(k_shot)
     states = encode_videos(recognizer, list(videos), progress=False)

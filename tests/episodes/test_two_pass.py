@@ -360,9 +360,8 @@ def test_default_budget_is_free_memory():
     assert two_pass.planner.plan.chunk >= 7  # a tiny model
 
 
-@pytest.mark.parametrize(
-    "config", [DmgalConfig(num_frames=4), pytest.param(None, marks=pytest.mark.slow)], ids=["DMGAL", "all trained"]
-)
+@pytest.mark.parametrize("config", [DmgalConfig(num_frames=4), None], ids=["DMGAL", "all trained"])
+@pytest.mark.slow
 def test_extra_memory_is_a_small_share(config):
     """5-way 5-shot with one query per class: exact peak of live tensors above those held before."""
     network = load_backbone("tiny-clip").requires_grad_(config is None)
@@ -392,6 +391,7 @@ def test_more_tasks_need_no_more_memory():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs the memory limits of Linux")
+@pytest.mark.slow
 def test_memory_limit_of_a_process_reduces_the_chunk():
     """The operating system refuses memory in a separate process."""
     result = forked.run([str(Path(__file__).with_name("little_memory.py"))])

@@ -96,6 +96,7 @@ def test_gradients_not_finite_at_any_scale_end_the_run(trained, capsys):
         trained(Broken(gradients=range(1, 20)), steps=20, max_bad_losses=3)
 
 
+@pytest.mark.slow
 def test_average_ignores_steps_skipped_by_scaler(trained):
     folder = trained(Broken(gradients=(2,)), steps=3, checkpoint_every=1, keep_checkpoints=3, ema=0.5)
     assert [entry["step"] for entry in log(folder) if "overflow" in entry] == [2]

@@ -52,6 +52,7 @@ def test_bf16_trains_near_float32_and_saves_float32(tmp_path, data_flags, in_flo
     assert main(["evaluate", str(run), "--episodes", "4", "--quiet"]) == 0
 
 
+@pytest.mark.slow
 def test_tf32_on_cpu_equals_float32(tmp_path, data_flags, in_float32):
     run = trained(tmp_path / "run", data_flags, "--train.precision", "tf32")
     assert losses(run) == losses(in_float32) and validations(run) == validations(in_float32)

@@ -318,6 +318,7 @@ def test_invalid_number_of_workers_raises(tmp_path, videos, capsys, workers):
     assert f"received: --workers {workers}\n" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_closed_output_pipe_is_not_reported_as_a_disk_error(tmp_path, videos):
     words = ["prepare", "--root", str(videos), "--out", str(tmp_path / "out"), "--no-check"]
     read, write = os.pipe()
@@ -334,6 +335,7 @@ def test_unwritable_output_folder_raises(tmp_path, videos, capsys):
     assert "cannot be prepared" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["prepare", "store"])
 def test_interruption_while_processes_start_prints_one_line(tmp_path, videos, command):
     """Ctrl-C reaches the whole group of processes."""

@@ -76,6 +76,7 @@ def test_two_and_four_processes_agree_with_one(tmp_path, data_flags, precision, 
         assert validations(tmp_path / name) == validations(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_two_processes_killed_twice_are_bit_identical(tmp_path, data_flags):
     """Short form of ``test_chaos.py``. A signal to one of two processes saves both within a step."""
     flags = [*data_flags, "--train.tasks-per-step", "2", "--train.steps", "6"]

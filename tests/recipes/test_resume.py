@@ -100,9 +100,8 @@ def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change
     assert (before == now) == (not is_reset)
 
 
-@pytest.mark.parametrize(
-    "optimizer", [pytest.param(["adam"], marks=pytest.mark.slow), ["sgd", "--train.momentum", "0.9"]]
-)
+@pytest.mark.parametrize("optimizer", [["adam"], ["sgd", "--train.momentum", "0.9"]])
+@pytest.mark.slow
 def test_resume_is_bit_identical_for_every_optimizer(tmp_path, data_flags, monkeypatch, optimizer):
     words = ["train", "method/smga", *data_flags, "--train.steps", "3", "--train.optimizer", *optimizer]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
@@ -130,6 +129,7 @@ def test_changed_optimizer_starts_without_state(tmp_path, words, whole, capsys):
     assert {name.partition(".")[0] for name in saved} == {"momentum_buffer"}
 
 
+@pytest.mark.slow
 def test_killed_validation_is_repeated(tmp_path, words, whole, monkeypatch):
     """Its result is in the log once, regardless of the time of the kill."""
     for name, place in (("amend", Checkpoints), ("validation", Tracking)):

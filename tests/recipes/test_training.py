@@ -51,6 +51,7 @@ def test_peft_loads_saved_adapter(adapter_run):
     assert model.peft_config["default"].backbone == "tiny-clip"
 
 
+@pytest.mark.slow
 def test_resumed_full_fine_tuning_is_bit_identical(tmp_path, data_flags, monkeypatch):
     """test_resume.py checks the adapter."""
     method = "method/dmgal_ft"

@@ -98,7 +98,7 @@ def test_episode_depends_on_seed_and_index_only(catalog):
     assert not torch.equal(other[0].support, wanted[0].support)
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_episodes_are_independent_of_workers(catalog, context):
     data = episodes(catalog, True, TrainTransform(32, color_jitter=0.3), cache_bytes=CACHE_BYTES * (context == "spawn"))
     loader = DataLoader(

@@ -162,7 +162,7 @@ def test_catalog_without_splits_has_both_parts(catalog, tmp_path):
     assert torch.equal(StoredClips(tmp_path, plain, CLIPS).read(2), clips_of(plain)[2])
 
 
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_can_read_the_store(catalog, built, context):
     part = catalog.split("val")
     stored = clips_of(part, store=built)

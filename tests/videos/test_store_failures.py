@@ -118,7 +118,8 @@ def few_videos(tmp_path_factory, write_video) -> Path:
 class TestInterruptions:
     """Builds killed at any file change or stopped by a full disk, which stay valid and can be resumed."""
 
-    @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("every", [9, 1])
+    @pytest.mark.slow
     def test_kill_at_any_file_change(self, few_videos, tmp_path, every):
         result, _ = interrupted(few_videos, tmp_path / "store", "kill", every)
         found = result["found"]
