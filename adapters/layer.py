@@ -275,14 +275,18 @@ class _CallHooks:
             if isinstance(value, Tensor) and value.ndim in (4, 5) and value.shape[-3] == 3:
                 self.spec.check_image_size(value.shape[-2:], grid=True)
         if args and _is_video(args[0]):
-            num_frames, args = args[0].shape[1], (args[0].flatten(0, 1), *args[1:])
+            num_frames, args = args[0].shape[1], (self._frames(args[0]), *args[1:])
         for name in [name for name, value in kwargs.items() if _is_video(value)]:
-            num_frames, kwargs[name] = kwargs[name].shape[1], kwargs[name].flatten(0, 1)
+            num_frames, kwargs[name] = kwargs[name].shape[1], self._frames(kwargs[name])
         if requested_frames not in (None, num_frames):
             received = f"{requested_frames}, with videos of {num_frames} frames"
             raise _wrong_count("num_frames", received, "the number of frames of the videos")
-        self.layout.set_values(num_frames, num_support)
+        self.layout.set_values(None if num_frames is None else self.spec.num_steps(num_frames), num_support)
         return args, kwargs
+
+    def _frames(self, videos: Tensor) -> Tensor:
+        """Return the frames of videos, or the videos themselves if the backbone takes videos."""
+        return videos.flatten(0, 1) if self.spec.clip_frames is None else videos
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         self.layout.leave()

@@ -148,8 +148,9 @@ class FrameEncoder(nn.Module):
         grid = self.pooling == "map" or hasattr(self._model, "dmgal_layout")
         self.spec.check_image_size(videos.shape[-2:], positions=True, grid=grid)
         images = self._normalize(rearrange(videos, "v t c h w -> (v t) c h w"))
+        steps = self.spec.num_steps(videos.shape[1])
         tokens = self.spec.stem(self._model, images)
-        return BlockInput(0, rearrange(tokens, "(v t) n c -> v t n c", t=videos.shape[1]))
+        return BlockInput(0, rearrange(tokens, "(v t) n c -> v t n c", t=steps))
 
     def advance(self, start: BlockInput, block: int) -> BlockInput:
         """Run the blocks before ``block``, which is not after the first task layer's block, and return its input."""

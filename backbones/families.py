@@ -16,7 +16,7 @@ from torch import nn
 
 from ..errors import DmgalError
 from ..files import check_regular, read_mapping, reason
-from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_vit
+from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_video, transformers_vit
 from .probing import Run
 from .replay import call_model
 from .spec import BackboneSpec, base_model
@@ -39,11 +39,15 @@ class Family(NamedTuple):
     load_text: Callable[[str], TextEncoder | None] | None = None
 
 
+def _describe_transformers(model: nn.Module) -> BackboneSpec | None:
+    return transformers_vit.describe(model) or transformers_video.describe(model)
+
+
 FAMILIES = {
     "open_clip": Family(
         open_clip_vit.describe, open_clip_vit.load, ("MODEL", "MODEL/WEIGHTS"), open_clip_vit.load_text
     ),
-    "hf": Family(transformers_vit.describe, transformers_vit.load, ("REPOSITORY",), transformers_vit.load_text),
+    "hf": Family(_describe_transformers, transformers_vit.load, ("REPOSITORY",), transformers_vit.load_text),
     "timm": Family(timm_vit.describe, timm_vit.load, ("MODEL", "MODEL.WEIGHTS")),
 }
 """Families by the prefix of their names, as in ``load_backbone("timm:MODEL")``. Later ones are asked first."""

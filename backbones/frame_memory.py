@@ -68,6 +68,13 @@ class FrameMemory:
 
 def _frozen_blocks(encoder: FrameEncoder) -> int:
     """Return the index of the first adapted block, before which all is frozen."""
+    if encoder.spec.clip_frames is not None:
+        raise DmgalError(
+            "The frames of a video are not encoded alone by this backbone.",
+            received="a backbone of videos",
+            expected="a backbone of images",
+            remedy="Remove train.frame_memory.",
+        )
     block = encoder.first_adapted_block
     blank = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8, device=encoder.mean.device)
     with torch.enable_grad(), evaluating(encoder):

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 TokenLayout = Literal["b n c", "n b c", "b c h w", "b h w c"]
@@ -68,6 +68,39 @@ class BlockShape:
         memory = torch.channels_last if self.channels_last else torch.contiguous_format
         native = rearrange(tokens, f"b (h w) c -> {self.layout}", h=rows, w=columns)
         return native.contiguous(memory_format=memory)
+
+
+@dataclass(frozen=True)
+class ClipShape(BlockShape):
+    """Tokens ``(V, P + num_steps * N, C)`` of whole clips, which are the tokens ``(V * num_steps, P + N, C)`` of steps.
+
+    The ``P`` prefix tokens of a clip are those of each of its steps. Back in the clip they are the mean over its steps.
+
+    Attributes:
+        num_steps: number of steps in time.
+        time_first: True if the patches are ordered by step and then by place, False for the opposite.
+    """
+
+    num_steps: int = 1
+    time_first: bool = True
+
+    @property
+    def _patches(self) -> str:
+        return "v (t n) c" if self.time_first else "v (n t) c"
+
+    def tokens(self, native: Tensor) -> Tensor:
+        """Return the tokens of the steps."""
+        prefix, patches = native[:, : self.num_prefix_tokens], native[:, self.num_prefix_tokens :]
+        of_steps = rearrange(patches, f"{self._patches} -> (v t) n c", t=self.num_steps)
+        return torch.cat([repeat(prefix, "v p c -> (v t) p c", t=self.num_steps), of_steps], dim=1)
+
+    def native(self, tokens: Tensor) -> Tensor:
+        """Return the tokens of the clips. Equal prefix tokens of all steps stay as they are, bit for bit."""
+        of_steps, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
+        of_steps = rearrange(of_steps, "(v t) p c -> v t p c", t=self.num_steps)
+        prefix = of_steps[:, 0] + (of_steps - of_steps[:, :1]).mean(1)
+        of_clips = rearrange(patches, f"(v t) n c -> {self._patches}", t=self.num_steps)
+        return torch.cat([prefix, of_clips], dim=1)
 
 
 class BlockSides(NamedTuple):

@@ -85,7 +85,11 @@ class BackboneSpec:
     block_keys: tuple[str, ...] | None = None
     """Names of the blocks in their stack, or None if the names are their indices."""
     sides: tuple[BlockSides, ...] = ()
-    """The shapes of each block of a backbone in stages, or empty if all blocks have the same tokens."""
+    """The shapes of each block of a backbone in stages or of clips, or empty if all blocks have a frame's tokens."""
+    clip_frames: int | None = None
+    """Number of frames ``T`` of a clip that a backbone of videos takes. None: it takes images."""
+    tubelet: int = 1
+    """Number of frames in a step of a backbone of videos."""
 
     @cached_property
     def entry(self) -> BlockShape:
@@ -108,6 +112,21 @@ class BackboneSpec:
     def shape_between(self, index: int) -> BlockShape:
         """Return the shape of the tensor from which block ``index`` continues, or of the last block's output."""
         return self.sides[index - 1].after if self.sides and index else self.entry
+
+    def num_steps(self, num_frames: int) -> int:
+        """Return the number of steps in time of a clip: its frames, or fewer for a backbone of videos.
+
+        Raises:
+            DmgalError: a backbone of videos takes clips of another number of frames.
+        """
+        if self.clip_frames not in (None, num_frames):
+            raise DmgalError(
+                "This backbone of videos takes clips of another length.",
+                received=f"clips of {num_frames} frames",
+                expected=f"{self.clip_frames} frames ({self.clip_frames // self.tubelet} steps of {self.tubelet})",
+                remedy=f"Pass --data.num-frames {self.clip_frames}, or clips of this length.",
+            )
+        return num_frames // self.tubelet
 
     def check_image_size(self, size: Sequence[int], positions: bool = False, grid: bool = False) -> None:
         """Raise a DmgalError for images of another size whose positions or grid would be those of ``image_size``.

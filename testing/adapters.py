@@ -305,7 +305,7 @@ def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
 
 def _lora(case: AdapterCase, model: nn.Module, name: str = "default") -> Any:
     """Add a LoRA with nonzero weights to the linear layers of the blocks' MLPs, or to the blocks' convolutions."""
-    linear = _layers_in_blocks(case, model, nn.Linear, ("mlp", "fc"))
+    linear = _layers_in_blocks(case, model, nn.Linear, ("mlp", "fc", "intermediate"))
     linear = linear or _layers_in_blocks(case, model, nn.Conv2d, ("",))
     with ignored_warnings():
         model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear), adapter_name=name).eval()

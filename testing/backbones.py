@@ -47,7 +47,7 @@ class BackboneCase:
     features: Callable[..., Tensor] = image_features
 
     def answer(self, model: nn.Module) -> Tensor:
-        """Return the model's own features of the videos' frames, ``(V, T, D)``."""
+        """Return the model's own features of the videos' frames or steps, ``(V, T, D)``."""
         features = self.features(model, rearrange(self.videos, "v t c h w -> (v t) c h w"))
         return rearrange(features, "(v t) d -> v t d", v=len(self.videos))
 
@@ -78,8 +78,9 @@ def check_poolings_are_consistent(case: BackboneCase) -> None:
     model = case.make_backbone()
     spec = find_spec(model)
     own, mean, pair, maps = (encode(model, case.videos, pooling) for pooling in POOLINGS)
-    assert own.shape[:2] == case.videos.shape[:2]
-    assert maps.shape == (*case.videos.shape[:2], spec.width, *spec.grid)
+    count, steps = len(case.videos), spec.num_steps(case.videos.shape[1])
+    assert own.shape[:2] == (count, steps)
+    assert maps.shape == (count, steps, spec.width, *spec.grid)
     assert torch.equal(pair, torch.cat([own, mean], dim=-1))
     images = rearrange(maps.mean((-2, -1)), "v t c -> (v t) c")
     assert_close(spec.project(model, images), rearrange(mean, "v t d -> (v t) d"))
@@ -115,7 +116,7 @@ def check_maps_keep_patch_positions(case: BackboneCase) -> None:
     spec = find_spec(model)
     rows, columns = spec.entry.grid
     height, width = case.videos.shape[3] // rows, case.videos.shape[4] // columns
-    image = case.videos[:1, :1]
+    image = case.videos[:1, : spec.clip_frames or 1]
     for row, column in ((0, columns - 1), (rows // 2, 1 % columns)):
         changed = image.clone()
         changed[..., height * row : height * (row + 1), width * column : width * (column + 1)] += 3
@@ -143,7 +144,8 @@ def check_spec_describes_blocks_and_tokens(case: BackboneCase) -> None:
     assert all(isinstance(module, nn.Module) for module in spec.modules_above_blocks(model))
     entry = spec.entry
     num_tokens = entry.num_prefix_tokens + entry.grid[0] * entry.grid[1]
-    assert spec.stem(model, case.videos[0]).shape == (case.videos.shape[1], num_tokens, entry.width)
+    steps = spec.num_steps(case.videos.shape[1])
+    assert spec.stem(model, case.videos[0]).shape == (steps, num_tokens, entry.width)
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import nn
 
 from dmgal.adapters import is_added, load_adapter, pretrained
 from dmgal.adapters.model_card import command_line
+from dmgal.backbones import find_spec
 from dmgal.errors import DmgalError
 from dmgal.files import listed, open_regular, read_mapping, reason
 from dmgal.recipes.run.config import Recipe
@@ -45,7 +46,7 @@ def adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Modu
         model = construct(f"adapter of {folder}", load_adapter, arguments, Exception)
         check_tensors(model, folder)
     else:
-        config = _adapter_config(recipe)
+        config = _adapter_config(recipe, find_spec(backbone).num_steps(recipe.data.num_frames))
         model = construct("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config}, Exception)
     if recipe.train.steps and hasattr(model.base_model, "update_and_allocate"):
         raise DmgalError(
@@ -117,7 +118,7 @@ def check_tensors(model: nn.Module, folder: Path) -> None:
     """Raise a DmgalError if a saved adapter lacks weights of a model. PEFT would leave them at their initial values."""
     import peft
 
-    wanted = set(peft.get_peft_model_state_dict(model))
+    wanted = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
         missing = sorted(wanted.difference(file.keys()))
     if missing:
@@ -129,7 +130,7 @@ def check_tensors(model: nn.Module, folder: Path) -> None:
         )
 
 
-def _adapter_config(recipe: Recipe) -> Any:
+def _adapter_config(recipe: Recipe, num_steps: int) -> Any:
     import peft
 
     options = dict(recipe.adapter or {})
@@ -152,7 +153,7 @@ def _adapter_config(recipe: Recipe) -> Any:
     parameters = inspect.signature(known[kind]).parameters
     refuse_unknown("adapter", kind, options, parameters)
     if "num_frames" in parameters:
-        options.setdefault("num_frames", recipe.data.num_frames)
+        options.setdefault("num_frames", num_steps)
     if "command" in parameters:
         options.setdefault("command", command_line())
     return construct(f"adapter {kind}", known[kind], options, Exception)

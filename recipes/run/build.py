@@ -42,7 +42,7 @@ def build_recognizer(
     if recipe.backbone.expert is not None:
         encoder = _with_expert(encoder, recipe)
     if head is None:
-        known = {"channels": encoder.feature_width, "num_frames": recipe.data.num_frames}
+        known = {"channels": encoder.feature_width, "num_frames": _num_steps(encoder, recipe.data.num_frames)}
         if isinstance(encoder, StreamEncoder):
             known |= {"widths": encoder.widths, "prior": PRIOR if encoder.streams[0] is encoder.streams[1] else None}
         head = build_head(recipe.head, **known)
@@ -52,6 +52,10 @@ def build_recognizer(
 def _encoder(backbone: nn.Module, recipe: Recipe) -> Any:
     use_memory_efficient_gelu(backbone)
     return FrameEncoder(backbone, recipe.backbone.pooling, checkpoint_blocks=recipe.backbone.checkpoint_blocks)
+
+
+def _num_steps(encoder: Any, num_frames: int) -> int:
+    return encoder.spec.num_steps(num_frames) if isinstance(encoder, FrameEncoder) else num_frames
 
 
 def _with_expert(encoder: Any, recipe: Recipe) -> StreamEncoder:
