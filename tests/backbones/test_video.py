@@ -14,6 +14,7 @@ from tiny_backbones import FRAMES, SIZE, TinyBackbone, tiny
 
 from dmgal.adapters import AIMConfig, DmgalConfig
 from dmgal.backbones import FrameEncoder, FrameMemory, find_spec
+from dmgal.backbones.spec import base_model
 from dmgal.errors import DmgalError
 from dmgal.testing import ADAPTER_CHECKS, BACKBONE_CHECKS, AdapterCase, BackboneCase
 
@@ -37,7 +38,7 @@ def _make(name, **options):
 def _tokens(model, x, **layout):
     """Return the library's own tokens of clips, which are given as such or as their frames."""
     clips = x if x.ndim == 5 else rearrange(x, "(v t) c h w -> v t c h w", t=FRAMES)
-    if "VJEPA2" in type(model.get_base_model() if hasattr(model, "get_base_model") else model).__name__:
+    if isinstance(base_model(model), transformers.VJEPA2Model):
         return model(pixel_values_videos=clips, skip_predictor=True, **layout).last_hidden_state
     return model(pixel_values=clips, **layout).last_hidden_state
 
