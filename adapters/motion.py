@@ -180,7 +180,8 @@ def motion_attention(queries: Motion, keys: Motion, values: Tensor) -> Tensor:
     first, so that there is one product with the values.
     """
     batch_dims_match = queries.forward.shape[:-2] == values.shape[:-2]
-    if torch.is_grad_enabled() or values.device.type != "cpu" or not batch_dims_match:
+    is_exported = isinstance(values.shape[0], torch.SymInt)  # pieces would fix the number of videos
+    if torch.is_grad_enabled() or values.device.type != "cpu" or not batch_dims_match or is_exported:
         return _attend(queries, keys, values)
     # Without gradients no map is saved. Pieces of the maps that fit the CPU cache give the same sums faster.
     rows = max(1, MAP_ENTRIES_IN_CACHE // values.shape[-2])

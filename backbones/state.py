@@ -161,7 +161,7 @@ class Layout:
                 remedy="Use FrameEncoder(..., checkpoint_blocks=True) instead of the library's checkpointing.",
             )
         frames = self.num_frames or default_num_frames
-        if len(tokens) % frames:
+        if tokens.shape[0] % frames:  # len() would fix the number of videos of an exported program
             raise DmgalError(
                 "The number of frames in a batch is not a multiple of the frames per video.",
                 received=f"{len(tokens)} frames, {frames} frames a video",
