@@ -65,6 +65,7 @@ class BitFitLayer(AdapterLayer):
 
     child = "bitfit"
     prefix = "bitfit_"
+    mixes_adapters = False  # a bias is the same for the whole batch
 
     def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
         for reader, owned in _by_reader(block).items():

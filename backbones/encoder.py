@@ -21,7 +21,7 @@ from ..errors import DmgalError
 from .families import find_spec
 from .probing import evaluating
 from .spec import BackboneSpec, base_model
-from .state import SAVES_EVERYTHING, DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
+from .state import SAVES_EVERYTHING, DividedTaskLayer, Layout, TaskLayer, VideoState, mixed_batch, task_layer_after
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
 POOLINGS: tuple[Pooling | None, ...] = (None, "patch_mean", "cls+patch_mean", "map")
@@ -111,16 +111,22 @@ class FrameEncoder(nn.Module):
             return None
         return next((index for index, count in enumerate(per_block) if count), self.spec.num_blocks)
 
-    def encode(self, videos: Tensor, start: BlockInput | None = None) -> VideoState:
+    def encode(
+        self, videos: Tensor, start: BlockInput | None = None, adapter_names: Sequence[str] | None = None
+    ) -> VideoState:
         """Compute the part of the features that depends on each video alone.
 
         Args:
             videos: ``(V, T, 3, H, W)``. uint8 is normalized here. Floating-point videos have to be normalized.
             start: the point of these videos' encoding to resume from, by default their `embed`.
+            adapter_names: the adapter of each video, as in PEFT's mixed batches. None: the active ones.
 
         Returns:
             ``{"features": (V, T, D)}`` without a task layer, else the result of the task layer's ``prepare``.
         """
+        if adapter_names is not None:
+            with mixed_batch(self.backbone, adapter_names, videos.shape[1]):
+                return self.encode(videos, start)
         block, tokens = self.embed(videos) if start is None else start
         num_frames, first = tokens.shape[1], self.first_task_block
         tokens = rearrange(tokens, "v t n c -> (v t) n c")
@@ -373,7 +379,7 @@ class _AdapterSettings:
         values: dict[tuple[Any, str, tuple[str, ...]], Any] = {
             (module, name, tuple(getattr(module, "merged_adapters", ()))): copy(vars(module)[name])
             for module in self._block.modules()
-            for name in ("_active_adapter", "_disable_adapters", "scaling", "training")
+            for name in ("_active_adapter", "_disable_adapters", "_mixture", "scaling", "training")
             if name in vars(module)
         }
         return values | {(p, "requires_grad", ()): p.requires_grad for p in self._block.parameters()}
