@@ -18,6 +18,7 @@ from .dmgal import CmgaConfig, DmgalConfig, DmgalModel, SmgaConfig
 from .layer import AdapterLayer
 from .pretrained import BUNDLED, backbone_of, bundled_adapters, fits, load_adapter, pretrained
 from .st_adapter import STAdapterConfig, STAdapterModel
+from .targets import METHODS, targets
 from .tuner import ADAPTERS, BlockTuner, is_added, register
 
 register(DmgalConfig, DmgalModel)
@@ -29,6 +30,7 @@ register(BitFitConfig, BitFitModel)
 __all__ = [
     "ADAPTERS",
     "BUNDLED",
+    "METHODS",
     "AIMConfig",
     "AdapterLayer",
     "BitFitConfig",
@@ -48,4 +50,5 @@ __all__ = [
     "load_adapter",
     "pretrained",
     "register",
+    "targets",
 ]

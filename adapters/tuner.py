@@ -348,8 +348,9 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
 
 
 def is_added(name: str) -> bool:
-    """Return True if a parameter of a PEFT model belongs to an adapter or a LoRA and not to the backbone."""
-    return "lora_" in name or any(tuner.prefix in name for tuner in ADAPTERS.values())
+    """Return True if a parameter of a PEFT model belongs to an adapter, ours or PEFT's own, and not to the backbone."""
+    prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+    return any(part.startswith(tuple(prefixes.values())) for part in name.split("."))
 
 
 def _qualified_name(cls: type) -> str:

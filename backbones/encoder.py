@@ -382,9 +382,9 @@ class _AdapterSettings:
             for name in ("_active_adapter", "_disable_adapters", "_mixture", "scaling", "training")
             if name in vars(module)
         }
-        return values | {(p, "requires_grad", ()): p.requires_grad for p in self._block.parameters()}
+        # by name, because a LoRA on torch's attention replaces the attention's frozen parameters in each call
+        return values | {(name, "requires_grad", ()): p.requires_grad for name, p in self._block.named_parameters()}
 
-    @staticmethod
-    def _write(values: dict[tuple[Any, str, tuple[str, ...]], Any]) -> None:
+    def _write(self, values: dict[tuple[Any, str, tuple[str, ...]], Any]) -> None:
         for (owner, name, _), value in values.items():
-            setattr(owner, name, copy(value))
+            setattr(self._block.get_parameter(owner) if isinstance(owner, str) else owner, name, copy(value))

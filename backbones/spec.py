@@ -87,6 +87,9 @@ class BackboneSpec:
     sides: tuple[BlockSides, ...] = ()
     """The shapes of each block of a backbone in stages, or empty if all blocks have the same tokens."""
 
+    def __post_init__(self) -> None:
+        _ = self.entry, self.exit  # cached here, because torch.compile cannot trace the lock of a cached property
+
     @cached_property
     def entry(self) -> BlockShape:
         """The input of the first block."""
