@@ -50,6 +50,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """Prefix of the names of submodules with parameters. PEFT recognizes a method's parameters by it."""
     mixes_adapters: ClassVar[bool] = True
     """False if an adapter acts on all videos of a batch, so that a batch cannot mix several."""
+    carries_state: ClassVar[bool] = False
+    """True if a block continues from what the adapter of an earlier block left, so that no block can be recomputed."""
 
     def __init_subclass__(cls) -> None:
         cls.adapter_layer_names = (f"{cls.prefix}adapter",)
@@ -65,6 +67,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._active_adapter: str | list[str] = []
         self._mixture: tuple[str, ...] | None = None
         self._selected: Tensor | None = None
+        self.acting = ""
+        """Name of the adapter that currently acts."""
         self.merged_adapters: list[str] = []
         self._part_handles = list(self.attach(block))
         siblings = [child for child in block.children() if isinstance(child, AdapterLayer)]
@@ -167,7 +171,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             if acts is not None and not acts(adapter):
                 continue
             videos = self.layout.videos(shape.tokens(tokens), self._num_frames[name])
-            self._selected = self._videos_with(name, videos)
+            self._selected, self.acting = self._videos_with(name, videos), name
             result = act(adapter, cast_for(adapter, self.part_of(videos))).to(tokens.dtype)
             if self._selected is not None:
                 result = videos.index_copy(0, self._selected, result)

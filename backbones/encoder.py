@@ -226,6 +226,7 @@ class FrameEncoder(nn.Module):
         blocks = self._blocks()
         next_index = next((i for i in range(index + 1, len(blocks)) if task_layer_after(blocks[i])), None)
         stop = len(blocks) if next_index is None else next_index
+        self._layout.carried.clear()  # it is that of other videos
         results, layer = [], None
         for part in parts:
             num_frames = part.shape[1]
@@ -260,7 +261,7 @@ class FrameEncoder(nn.Module):
             return tokens
         tokens = self.spec.shape_between(start).native(tokens)
         for block in self._blocks()[start:stop]:
-            if self.checkpoint_blocks and torch.is_grad_enabled() and not SAVES_EVERYTHING.get():
+            if self.checkpoint_blocks and torch.is_grad_enabled() and not _saves_all(block):
                 settings = _AdapterSettings(block)
                 tokens = checkpoint(self._run_again, settings, block, tokens, num_frames, aside, use_reentrant=False)
             else:
@@ -342,6 +343,11 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 def adapted_modules(module: nn.Module) -> list[Any]:
     """Return the layers of PEFT inside a module, which have a switch for their adapters."""
     return [part for part in module.modules() if hasattr(part, "_disable_adapters")]
+
+
+def _saves_all(block: nn.Module) -> bool:
+    """Return True if nothing of a block may be recomputed."""
+    return SAVES_EVERYTHING.get() or any(getattr(part, "carries_state", False) for part in adapted_modules(block))
 
 
 class _AdapterSettings:

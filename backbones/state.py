@@ -121,7 +121,7 @@ def mixed_batch(backbone: Any, adapter_names: Sequence[str], num_frames: int) ->
     tuner = getattr(backbone, "base_model", None)
     if not hasattr(type(tuner), "_enable_peft_forward_hooks"):
         raise DmgalError(
-            "This backbone cannot mix adapters in a batch.",
+            "This model cannot mix adapters in a batch.",
             received=f"adapter_names with {type(tuner).__name__ if hasattr(backbone, 'peft_config') else 'no adapter'}",
             expected="a PEFT model with LoRAs or with adapters of dmgal",
             remedy="Encode the videos of each adapter separately, after set_adapter.",
@@ -138,6 +138,8 @@ class Layout:
 
     def __init__(self) -> None:
         self._calls: list[tuple[int | None, int | None]] = []
+        self.carried: dict[str, Tensor] = {}
+        """What adapters hand on from block to block, by their names."""
 
     @property
     def num_support(self) -> int | None:
