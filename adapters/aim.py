@@ -259,16 +259,18 @@ class AIMLayer(AdapterLayer):
         return with_tokens(output, self._spatial)
 
     def _spatial(self, tokens: Tensor) -> Tensor:
-        return self.through(tokens, _correct)
+        return self.token_by_token(tokens, _correct)
 
     def _after_mlp(self, mlp: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
         normed = (*args, *kwargs.values())[0]
 
         def add(adapter: AIMAdapter, tokens: Tensor) -> Tensor:
-            videos = self.part_of(self.layout.videos(self.spec.exit.tokens(normed), tokens.shape[1]))
-            return tokens + adapter.parallel(cast_for(adapter, videos))
+            inputs = normed
+            if self.is_mixed:
+                inputs = self.part_of(self.layout.videos(self.spec.exit.tokens(normed), tokens.shape[1]))
+            return tokens + adapter.parallel(cast_for(adapter, inputs))
 
-        return self.through(output, add)
+        return self.token_by_token(output, add)
 
 
 def _correct(adapter: AIMAdapter, attended: Tensor) -> Tensor:

@@ -141,6 +141,11 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         names = self.active_adapters if self._mixture is None else dict.fromkeys(self._mixture)
         return [(name, self.adapters[name]) for name in names if name in self.adapters]
 
+    @property
+    def is_mixed(self) -> bool:
+        """True during a call with a mixed batch."""
+        return self._mixture is not None
+
     def mix(self, names: Sequence[str] | None) -> None:
         """Set the adapter of each video of the following calls, or return to the active adapters if None."""
         self._mixture = None if names is None else tuple(names)
@@ -176,6 +181,17 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             if self._selected is not None:
                 result = videos.index_copy(0, self._selected, result)
             tokens = shape.native(rearrange(result, "v t n c -> (v t) n c"))
+        return tokens
+
+    def token_by_token(self, tokens: Tensor, act: Act) -> Tensor:
+        """Apply all active adapters by an ``act`` that changes each token alone, in any layout.
+
+        Only a mixed batch needs to know the videos. Other calls may be repeated by a library's own checkpointing.
+        """
+        if self._mixture is not None:
+            return self.through(tokens, act)
+        for _, adapter in self.active():
+            tokens = act(adapter, cast_for(adapter, tokens)).to(tokens.dtype)
         return tokens
 
     def _videos_with(self, name: str, videos: Tensor) -> Tensor | None:

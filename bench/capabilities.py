@@ -1,4 +1,4 @@
-"""What each adapter of a recipe can do, found by trying it on tiny random backbones.
+"""Table of what the adapter of each recipe can do, found by trying it on tiny random backbones.
 
     python -m dmgal.bench.capabilities                         # all columns, about five minutes
     python -m dmgal.bench.capabilities --columns merge export  # only some, and keep the others
