@@ -117,7 +117,8 @@ def test_stock_method_starts_as_the_backbone_and_trains_only_itself(recipe):
 def test_stock_method_fulfills_the_contract(backbone, recipe, check):
     if recipe in ROUNDS and "bit_for_bit" in check.__name__:
         pytest.skip("checked up to rounding above")
-    check(case_of(recipe, backbone))
+    with testing.ignored_warnings():  # BOFT warns that its CUDA extension is missing
+        check(case_of(recipe, backbone))
 
 
 def test_layers_are_those_that_a_forward_pass_calls():
