@@ -44,7 +44,7 @@ clean:  ## remove the virtual environment and everything else that was built
 	rm -rf $(VENV) build dist dmgal.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(INSTALLED): pyproject.toml constraints.txt tests/torchvision_on_cpu.py
+$(INSTALLED): pyproject.toml constraints.txt torchvision_on_cpu.py
 	@test -n "$(PYTHON)" || { echo "dmgal needs Python 3.11 or newer; tried: $(CANDIDATES)." >&2; \
 		echo "Install one, or name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@"$(PYTHON)" -c '$(NEW_ENOUGH)' || { echo "dmgal needs Python 3.11 or newer; $(PYTHON) is older, or none." >&2; exit 1; }
@@ -52,7 +52,7 @@ $(INSTALLED): pyproject.toml constraints.txt tests/torchvision_on_cpu.py
 	@"$(PYTHON)" -m venv $(VENV) || { echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu" \
 		"install the package python3-venv." >&2; exit 1; }
 	$(PIP_INSTALL) --editable ".[test]"
-	@$(BIN)/python -c "import torchvision" 2>/dev/null || $(BIN)/python tests/torchvision_on_cpu.py
+	@$(BIN)/python -c "import torchvision" 2>/dev/null || $(BIN)/python torchvision_on_cpu.py
 	@touch $@
 
 $(LINTERS_INSTALLED): $(INSTALLED)

@@ -1,13 +1,15 @@
 """Few-shot action recognition: the names that most programs need, imported on first use.
 
 ``import dmgal`` is cheap because it does not import torch. Importing ``dmgal.adapters`` registers our adapters with
-PEFT.
+PEFT. ``torchvision_on_cpu`` explains the hook for torchvision.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from . import torchvision_on_cpu
 
 if TYPE_CHECKING:
     from .adapters import CmgaConfig, DmgalConfig, SmgaConfig
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from .videos import VideoCatalog
 
 __version__ = "0.1.0"
+
+torchvision_on_cpu.install()
 
 __all__ = [
     "OTAM",

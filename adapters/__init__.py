@@ -17,7 +17,9 @@ from .d2st import D2STConfig, D2STModel
 from .dmgal import CmgaConfig, DmgalConfig, DmgalModel, SmgaConfig
 from .layer import AdapterLayer
 from .pretrained import BUNDLED, backbone_of, bundled_adapters, fits, load_adapter, pretrained
+from .side import SideConfig, SideModel
 from .st_adapter import STAdapterConfig, STAdapterModel
+from .targets import METHODS, targets
 from .tuner import ADAPTERS, BlockTuner, is_added, register
 
 register(DmgalConfig, DmgalModel)
@@ -25,10 +27,12 @@ register(STAdapterConfig, STAdapterModel)
 register(AIMConfig, AIMModel)
 register(D2STConfig, D2STModel)
 register(BitFitConfig, BitFitModel)
+register(SideConfig, SideModel)
 
 __all__ = [
     "ADAPTERS",
     "BUNDLED",
+    "METHODS",
     "AIMConfig",
     "AdapterLayer",
     "BitFitConfig",
@@ -39,6 +43,7 @@ __all__ = [
     "DmgalConfig",
     "DmgalModel",
     "STAdapterConfig",
+    "SideConfig",
     "SmgaConfig",
     "backbone_of",
     "bundled_adapters",
@@ -48,4 +53,5 @@ __all__ = [
     "load_adapter",
     "pretrained",
     "register",
+    "targets",
 ]

@@ -259,15 +259,22 @@ class AIMLayer(AdapterLayer):
         return with_tokens(output, self._spatial)
 
     def _spatial(self, tokens: Tensor) -> Tensor:
-        for _, adapter in self.active():
-            tokens = adapter.spatial(cast_for(adapter, tokens)).to(tokens.dtype)
-        return tokens
+        return self.token_by_token(tokens, _correct)
 
     def _after_mlp(self, mlp: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor) -> Tensor:
         normed = (*args, *kwargs.values())[0]
-        for _, adapter in self.active():
-            output = output + adapter.parallel(cast_for(adapter, normed)).to(output.dtype)
-        return output
+
+        def add(adapter: AIMAdapter, tokens: Tensor) -> Tensor:
+            inputs = normed
+            if self.is_mixed:
+                inputs = self.part_of(self.layout.videos(self.spec.exit.tokens(normed), tokens.shape[1]))
+            return tokens + adapter.parallel(cast_for(adapter, inputs))
+
+        return self.token_by_token(output, add)
+
+
+def _correct(adapter: AIMAdapter, attended: Tensor) -> Tensor:
+    return adapter.spatial(attended)
 
 
 class AIMModel(BlockTuner):

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any, ClassVar, cast
 
 import torch
-from peft import mapping
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -20,7 +19,7 @@ from ..backbones.spec import BackboneSpec
 from ..errors import DmgalError
 from .base import BlockAdapterConfig
 from .layer import AdapterLayer
-from .tuner import BlockTuner
+from .tuner import BlockTuner, is_added
 
 Owned = dict[str, tuple[nn.Module, str]]
 """Owner module and attribute name of each bias, by its key."""
@@ -65,6 +64,7 @@ class BitFitLayer(AdapterLayer):
 
     child = "bitfit"
     prefix = "bitfit_"
+    mixes_adapters = False  # a bias is the same for the whole batch
 
     def attach(self, block: nn.Module) -> Iterator[RemovableHandle]:
         for reader, owned in _by_reader(block).items():
@@ -101,10 +101,9 @@ class BitFitModel(BlockTuner):
 
 def _biases(block: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield names and biases of a block, except those of adapters."""
-    adapter_prefixes = tuple(mapping.PEFT_TYPE_TO_PREFIX_MAPPING.values())
     for name, parameter in block.named_parameters():
         is_copy = "modules_to_save" in name.split(".")
-        if name.endswith("bias") and not is_copy and not any(prefix in name for prefix in adapter_prefixes):
+        if name.endswith("bias") and not is_copy and not is_added(name):
             yield name, parameter
 
 

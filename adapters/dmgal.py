@@ -342,7 +342,7 @@ class MotionLayer(AdapterLayer):
 
     def active(self) -> list[tuple[str, Any]]:
         active = super().active()
-        if len(active) > 1 and any(isinstance(adapter, CmgaAdapter) for _, adapter in active):
+        if len(active) > 1 and self._mixture is None and any(isinstance(adapter, CmgaAdapter) for _, adapter in active):
             raise DmgalError(
                 "A Cmga-Adapter cannot share its block with another active motion adapter.",
                 received=f"active adapters {self.active_adapters}",
@@ -353,10 +353,21 @@ class MotionLayer(AdapterLayer):
 
     def _cmga(self) -> Any:
         """Return the active Cmga, or None."""
-        return next((adapter for _, adapter in self.active() if isinstance(adapter, CmgaAdapter)), None)
+        active = next((adapter for _, adapter in self.active() if isinstance(adapter, CmgaAdapter)), None)
+        if active is not None and self._mixture is not None:
+            raise DmgalError(
+                "FrameEncoder cannot mix adapters of which one relates the videos of a task.",
+                received=f"adapter_names with a Cmga-Adapter: {list(self._mixture)}",
+                expected="adapters without a Cmga, such as SmgaConfig()",
+                remedy="Call the model itself with num_support, or encode the videos of each adapter separately.",
+            )
+        return active
 
     def _num_support(self, num_videos: int) -> int:
+        """Return the number of support videos among those of the adapter. In a mixed batch each has its own task."""
         num_support = self.layout.num_support
+        if num_support is not None and self._selected is not None:
+            num_support = int((self._selected < num_support).sum())
         if num_support is None or not 0 < num_support <= num_videos:
             raise DmgalError(
                 "A Cmga-Adapter needs the number of support videos.",

@@ -7,7 +7,7 @@ backbone reads ``num_frames`` and ``num_support``, or a 5-D input, from each cal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -26,6 +26,8 @@ Act = Callable[[Any, Tensor], Tensor]
 """Function ``act(adapter, tokens)`` that maps tokens ``(V, T, N, C)`` to the same shape."""
 Acts = Callable[[Any], bool]
 """Predicate that selects the adapters that act at a position."""
+BASE = "__base__"
+"""Name in a mixed batch of the backbone without an adapter, as in PEFT."""
 
 
 def call(adapter: nn.Module, tokens: Tensor) -> Tensor:
@@ -46,6 +48,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
     """Name in the block. It must not contain the prefix, because PEFT's ``delete_adapter`` skips such names."""
     prefix: ClassVar[str]
     """Prefix of the names of submodules with parameters. PEFT recognizes a method's parameters by it."""
+    mixes_adapters: ClassVar[bool] = True
+    """False if an adapter acts on all videos of a batch, so that a batch cannot mix several."""
+    carries_state: ClassVar[bool] = False
+    """True if a block continues from what the adapter of an earlier block left, so that no block can be recomputed."""
 
     def __init_subclass__(cls) -> None:
         cls.adapter_layer_names = (f"{cls.prefix}adapter",)
@@ -59,6 +65,10 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         self._num_frames: dict[str, int] = {}
         self._disable_adapters = False
         self._active_adapter: str | list[str] = []
+        self._mixture: tuple[str, ...] | None = None
+        self._selected: Tensor | None = None
+        self.acting = ""
+        """Name of the adapter that currently acts."""
         self.merged_adapters: list[str] = []
         self._part_handles = list(self.attach(block))
         siblings = [child for child in block.children() if isinstance(child, AdapterLayer)]
@@ -128,7 +138,27 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         """Return names and modules of the active adapters."""
         if self.disable_adapters:
             return []
-        return [(name, self.adapters[name]) for name in self.active_adapters if name in self.adapters]
+        names = self.active_adapters if self._mixture is None else dict.fromkeys(self._mixture)
+        return [(name, self.adapters[name]) for name in names if name in self.adapters]
+
+    @property
+    def is_mixed(self) -> bool:
+        """True during a call with a mixed batch."""
+        return self._mixture is not None
+
+    def mix(self, names: Sequence[str] | None) -> None:
+        """Set the adapter of each video of the following calls, or return to the active adapters if None."""
+        self._mixture = None if names is None else tuple(names)
+
+    def part_of(self, videos: Tensor) -> Tensor:
+        """Return those of some videos ``(V, ...)`` on which an adapter currently acts."""
+        return videos if self._selected is None else videos[self._selected]
+
+    def among_all(self, part: Tensor) -> Tensor:
+        """Return a tensor of all videos with a part for those on which an adapter acts, and zeros for the others."""
+        if self._selected is None or self._mixture is None:
+            return part
+        return part.new_zeros(len(self._mixture), *part.shape[1:]).index_copy(0, self._selected, part)
 
     def through(
         self, tokens: Tensor, act: Act = call, acts: Acts | None = None, shape: BlockShape | None = None
@@ -146,9 +176,37 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
             if acts is not None and not acts(adapter):
                 continue
             videos = self.layout.videos(shape.tokens(tokens), self._num_frames[name])
-            result = rearrange(act(adapter, cast_for(adapter, videos)), "v t n c -> (v t) n c").to(tokens.dtype)
-            tokens = shape.native(result)
+            self._selected, self.acting = self._videos_with(name, videos), name
+            result = act(adapter, cast_for(adapter, self.part_of(videos))).to(tokens.dtype)
+            if self._selected is not None:
+                result = videos.index_copy(0, self._selected, result)
+            tokens = shape.native(rearrange(result, "v t n c -> (v t) n c"))
         return tokens
+
+    def token_by_token(self, tokens: Tensor, act: Act) -> Tensor:
+        """Apply all active adapters by an ``act`` that changes each token alone, in any layout.
+
+        Only a mixed batch needs to know the videos. Other calls may be repeated by a library's own checkpointing.
+        """
+        if self._mixture is not None:
+            return self.through(tokens, act)
+        for _, adapter in self.active():
+            tokens = act(adapter, cast_for(adapter, tokens)).to(tokens.dtype)
+        return tokens
+
+    def _videos_with(self, name: str, videos: Tensor) -> Tensor | None:
+        """Return the indices of the videos with an adapter in a mixed batch, or None if all have it."""
+        if self._mixture is None:
+            return None
+        if len(self._mixture) != len(videos):
+            raise DmgalError(
+                "A mixed batch needs one adapter name for each video.",
+                received=f"{len(self._mixture)} names for {len(videos)} videos of {videos.shape[1]} frames",
+                expected=f"{len(videos)} names",
+                remedy="Pass one name for each video, not for each frame, and a 5-D input or num_frames.",
+            )
+        indices = [index for index, other in enumerate(self._mixture) if other == name]
+        return torch.tensor(indices, device=videos.device)
 
     def before(self, module: nn.Module, act: Act, acts: Acts | None = None) -> RemovableHandle:
         """Apply the adapters to the input of a part of the block."""

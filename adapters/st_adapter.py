@@ -199,7 +199,7 @@ class STAdapterLayer(AdapterLayer):
     def _before_mlp(self, adapters: _STAdapters, tokens: Tensor) -> Tensor:
         assert adapters.second is not None
         delta = adapters.second.delta(tokens)
-        self._pending_deltas.append(rearrange(delta, "v t n c -> (v t) n c"))
+        self._pending_deltas.append(rearrange(self.among_all(delta), "v t n c -> (v t) n c"))
         return tokens + delta
 
 

@@ -7,6 +7,8 @@ sets its layer class. Everything else is in its layer and its config.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,12 +16,13 @@ from peft import PeftConfig, mapping
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..backbones.families import find_spec
 from ..backbones.spec import BackboneSpec, base_model
 from ..errors import DmgalError
 from .base import BlockAdapterConfig, ExternalPeftType, resolve
-from .layer import AdapterLayer, layout_of, name_in_use, remove_layout
+from .layer import BASE, AdapterLayer, layout_of, name_in_use, remove_layout
 
 
 class BlockTuner(BaseTuner):
@@ -28,6 +31,8 @@ class BlockTuner(BaseTuner):
     prefix: str
     tuner_layer_cls: type[AdapterLayer]
     target_module_mapping: dict[str, list[str]] = {}
+    names_are_per_video = True
+    """``adapter_names`` of a call has a name for each video, not for each frame."""
 
     def __init_subclass__(cls) -> None:
         cls.prefix = cls.tuner_layer_cls.prefix
@@ -36,6 +41,8 @@ class BlockTuner(BaseTuner):
         # The check precedes PEFT's constructor, which would replace the config of that name.
         if adapter_name in getattr(model, "peft_config", {}):
             raise name_in_use("This model already has an adapter of this name.", adapter_name)
+        if isinstance(peft_config, BlockAdapterConfig) and kwargs.get("state_dict") is None:
+            _check_not_loaded_by_transformers(model, peft_config)
         super().__init__(model, peft_config, adapter_name, *args, **kwargs)
 
     def inject_adapter(
@@ -101,8 +108,79 @@ class BlockTuner(BaseTuner):
         layer.set_adapter(self.active_adapters)
         self.__dict__.setdefault("_own_names", set()).add(adapter_name)
 
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        """Activate adapters of this kind.
+
+        Raises:
+            DmgalError: there is no such adapter. PEFT would deactivate all others.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        self._check_names(names)
+        super().set_adapter(adapter_name, inference_mode)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        """Apply ``adapter_names``, one name for each video, to the calls inside the context.
+
+        The result of each adapter equals that of a call with its videos alone. ``"__base__"`` is the backbone.
+
+        Raises:
+            DmgalError: a name is unknown, or the adapters cannot be mixed.
+        """
+        names = kwargs.get("adapter_names")
+        if kwargs.get("alora_offsets") is not None:
+            raise _not_mixed("alora_offsets", "a call without alora_offsets, which only aLoRA reads")
+        if names is None:
+            yield
+            return
+        self._check_mixture(names)
+        layers = [module for module in self.model.modules() if isinstance(module, self.tuner_layer_cls)]
+        try:
+            for layer in layers:
+                layer.mix(names)
+            yield
+        finally:
+            for layer in layers:
+                layer.mix(None)
+
+    def _check_mixture(self, names: Sequence[str]) -> None:
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+            raise _not_mixed(f"adapter_names={names!r}", "a list of names, one for each video")
+        if self.training:
+            raise _not_mixed("a model in training mode", "a model in evaluation mode: call model.eval() first")
+        if not self.tuner_layer_cls.mixes_adapters:
+            kind = self.tuner_layer_cls.__name__
+            raise _not_mixed(f"adapters of {kind}, which change all videos of a batch", "one call for each adapter")
+        if any(isinstance(module, ModulesToSaveWrapper) for module in self.model.modules()):
+            raise _not_mixed("an adapter with modules_to_save", "adapters without trained parts of the backbone")
+        self._check_names([name for name in names if name != BASE])
+
+    def _check_names(self, names: Sequence[str]) -> None:
+        layers = [module for module in self.model.modules() if isinstance(module, self.tuner_layer_cls)]
+        known = {name for layer in layers for name in layer.adapters}
+        if unknown := sorted(set(names) - known):
+            raise DmgalError(
+                "There is no adapter of this name.",
+                received=", ".join(map(repr, unknown)),
+                expected=f"adapters of {type(self).__name__}: {', '.join(map(repr, sorted(known))) or 'none'}",
+                remedy="Check the names, or add the adapter first.",
+            )
+
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
-        raise NotImplementedError("These adapters cannot be merged into the weights. Use unload().")
+        raise DmgalError(
+            "These adapters cannot be merged into the weights.",
+            received=f"a merge of {type(self).__name__}, whose adapters are not linear layers",
+            expected="a LoRA, or a call without merging",
+            remedy="Keep the adapter in the model, or remove it by unload().",
+        )
+
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, **_: Any) -> None:
+        raise DmgalError(
+            "These adapters cannot be combined into a weighted adapter.",
+            received=f"add_weighted_adapter({adapters}, {weights}, {adapter_name!r})",
+            expected="LoRAs, whose changes of the weights can be added; these adapters are not linear",
+            remedy="Activate one adapter by set_adapter, or average the logits of several.",
+        )
 
     def _unload_and_optionally_merge(  # type: ignore[override]
         self,
@@ -208,6 +286,30 @@ def _check_saved_modules(
         )
 
 
+def _check_not_loaded_by_transformers(model: nn.Module, config: BlockAdapterConfig) -> None:
+    """Raise a DmgalError if ``load_adapter`` of transformers injects a saved adapter.
+
+    It would look for weights under the names of the model and leave the adapter at its initial values, as names of our
+    weights do not depend on the library. It injects the config itself, without weights, unlike PEFT's ``PeftModel``.
+    """
+    if config.fingerprint and isinstance(model, PreTrainedModel):
+        raise DmgalError(
+            "load_adapter of transformers cannot load this adapter, because it would not find its weights.",
+            received=f"a saved {type(config).__name__} for {type(model).__name__}, without weights",
+            expected="peft.PeftModel.from_pretrained(model, folder)",
+            remedy="Load the adapter through PEFT. To start from new weights, pass a new config.",
+        )
+
+
+def _not_mixed(received: str, expected: str) -> DmgalError:
+    return DmgalError(
+        "This call cannot mix adapters.",
+        received=received,
+        expected=expected,
+        remedy="Call the model once for each adapter.",
+    )
+
+
 def _weights_do_not_fit(differing: list[tuple[int, str]], num_saved: int, num_expected: int) -> DmgalError:
     names = ", ".join(f"{name} of block {block}" for block, name in differing[:3])
     return DmgalError(
@@ -246,8 +348,9 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
 
 
 def is_added(name: str) -> bool:
-    """Return True if a parameter of a PEFT model belongs to an adapter or a LoRA and not to the backbone."""
-    return "lora_" in name or any(tuner.prefix in name for tuner in ADAPTERS.values())
+    """Return True if a parameter of a PEFT model belongs to an adapter, ours or PEFT's own, and not to the backbone."""
+    prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+    return any(part.startswith(tuple(prefixes.values())) for part in name.split("."))
 
 
 def _qualified_name(cls: type) -> str:

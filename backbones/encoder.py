@@ -6,11 +6,10 @@ interact. Without a task layer, ``encode`` computes the features and ``relate`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from copy import copy
+from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import chain, repeat
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 import torch
 from einops import rearrange
@@ -20,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import DmgalError
 from .families import find_spec
 from .probing import evaluating
+from .recomputation import AdapterSettings, adapted_modules, frozen_statistics, saves_all
 from .spec import BackboneSpec, base_model
-from .state import SAVES_EVERYTHING, DividedTaskLayer, Layout, TaskLayer, VideoState, task_layer_after
+from .state import DividedTaskLayer, Layout, TaskLayer, VideoState, mixed_batch, task_layer_after
 
 Pooling = Literal["patch_mean", "cls+patch_mean", "map"]
 POOLINGS: tuple[Pooling | None, ...] = (None, "patch_mean", "cls+patch_mean", "map")
@@ -120,16 +120,22 @@ class FrameEncoder(nn.Module):
             return None
         return next((index for index, count in enumerate(per_block) if count), self.spec.num_blocks)
 
-    def encode(self, videos: Tensor, start: BlockInput | None = None) -> VideoState:
+    def encode(
+        self, videos: Tensor, start: BlockInput | None = None, adapter_names: Sequence[str] | None = None
+    ) -> VideoState:
         """Compute the part of the features that depends on each video alone.
 
         Args:
             videos: ``(V, T, 3, H, W)``. uint8 is normalized here. Floating-point videos have to be normalized.
             start: the point of these videos' encoding to resume from, by default their `start`.
+            adapter_names: the adapter of each video, as in PEFT's mixed batches. None: the active ones.
 
         Returns:
             ``{"features": (V, T, D)}`` without a task layer, else the result of the task layer's ``prepare``.
         """
+        if adapter_names is not None:
+            with mixed_batch(self.backbone, adapter_names, 1 if self.spec.clip_frames else videos.shape[1]):
+                return self.encode(videos, start)
         block, tokens = self.start(videos) if start is None else start
         num_frames, first = tokens.shape[1], self.first_task_block
         tokens = rearrange(tokens, "v t n c -> (v t) n c")
@@ -234,6 +240,7 @@ class FrameEncoder(nn.Module):
         blocks = self._blocks()
         next_index = next((i for i in range(index + 1, len(blocks)) if task_layer_after(blocks[i])), None)
         stop = len(blocks) if next_index is None else next_index
+        self._layout.carried.clear()  # it is that of other videos
         results, layer = [], None
         for part in parts:
             num_frames = part.shape[1]
@@ -268,8 +275,8 @@ class FrameEncoder(nn.Module):
             return tokens
         tokens = self.spec.shape_between(start).native(tokens)
         for block in self._blocks()[start:stop]:
-            if self.checkpoint_blocks and torch.is_grad_enabled() and not SAVES_EVERYTHING.get():
-                settings = _AdapterSettings(block)
+            if self.checkpoint_blocks and torch.is_grad_enabled() and not saves_all(block):
+                settings = AdapterSettings(block)
                 tokens = checkpoint(self._run_again, settings, block, tokens, num_frames, aside, use_reentrant=False)
             else:
                 tokens = self._run_block(block, tokens, num_frames, aside)
@@ -281,7 +288,7 @@ class FrameEncoder(nn.Module):
             return self.spec.run_block(self._model, block, tokens)
 
     def _run_again(
-        self, settings: _AdapterSettings, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None
+        self, settings: AdapterSettings, block: nn.Module, tokens: Tensor, num_frames: int, aside: TaskLayer | None
     ) -> Tensor:
         """Run one block with the adapters of the forward pass, also if others are active in the backward pass."""
         is_again = torch._C._current_graph_task_id() != -1  # -1 outside a backward pass
@@ -329,70 +336,3 @@ class FrameEncoder(nn.Module):
         if self.spec.sides:
             return [self._model.get_submodule(name) for name in self.spec.block_names()]
         return cast(Sequence[nn.Module], self._model.get_submodule(self.spec.blocks))
-
-
-@contextmanager
-def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Keep batch norms in training mode from updating their running statistics a second time for the same batch."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    momenta = [(norm, norm.momentum) for norm in norms if norm.training]
-    for norm, _ in momenta:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in momenta:
-            norm.momentum = momentum
-            if norm.num_batches_tracked is not None:
-                norm.num_batches_tracked -= 1
-
-
-def adapted_modules(module: nn.Module) -> list[Any]:
-    """Return the layers of PEFT inside a module, which have a switch for their adapters."""
-    return [part for part in module.modules() if hasattr(part, "_disable_adapters")]
-
-
-class _AdapterSettings:
-    """Settings of the PEFT layers in a block at one time: active adapters, scaling, what is trained."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self._block = block
-        self._values = self._read()
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Apply the settings inside the context.
-
-        Raises:
-            DmgalError: adapters were added, removed or merged since.
-        """
-        now = self._read()
-        if now == self._values:
-            yield
-            return
-        if now.keys() != self._values.keys():
-            raise DmgalError(
-                "A backward pass recomputes a block whose adapters have changed since.",
-                received="adapters that were added, removed, merged or unmerged",
-                expected="the adapters of the forward pass, active or not",
-                remedy="Call backward() first, or use checkpoint_blocks=False.",
-            )
-        self._write(self._values)
-        try:
-            yield
-        finally:
-            self._write(now)
-
-    def _read(self) -> dict[tuple[Any, str, tuple[str, ...]], Any]:
-        values: dict[tuple[Any, str, tuple[str, ...]], Any] = {
-            (module, name, tuple(getattr(module, "merged_adapters", ()))): copy(vars(module)[name])
-            for module in self._block.modules()
-            for name in ("_active_adapter", "_disable_adapters", "scaling", "training")
-            if name in vars(module)
-        }
-        return values | {(p, "requires_grad", ()): p.requires_grad for p in self._block.parameters()}
-
-    @staticmethod
-    def _write(values: dict[tuple[Any, str, tuple[str, ...]], Any]) -> None:
-        for (owner, name, _), value in values.items():
-            setattr(owner, name, copy(value))

@@ -36,6 +36,9 @@ class BlockShape:
     channels_last: bool = False
     order: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        _ = self._order, self._places  # cached here, because torch.compile cannot trace the lock of a cached property
+
     @property
     def num_dims(self) -> int:
         """Number of dimensions in the block's layout."""
@@ -43,7 +46,7 @@ class BlockShape:
 
     @cached_property
     def _order(self) -> Tensor:
-        return torch.tensor(self.order)
+        return torch.tensor(self.order, dtype=torch.long)
 
     @cached_property
     def _places(self) -> Tensor:

@@ -91,6 +91,9 @@ class BackboneSpec:
     tubelet: int = 1
     """Number of frames in a step of a backbone of videos."""
 
+    def __post_init__(self) -> None:
+        _ = self.entry, self.exit  # cached here, because torch.compile cannot trace the lock of a cached property
+
     @cached_property
     def entry(self) -> BlockShape:
         """The input of the first block."""

@@ -106,11 +106,40 @@ def task_layer_after(block: nn.Module) -> TaskLayer | None:
     return None
 
 
+@contextmanager
+def mixed_batch(backbone: Any, adapter_names: Sequence[str], num_frames: int) -> Iterator[None]:
+    """Run calls of parts of a PEFT model inside the context with one adapter for each video, as PEFT's mixed batches.
+
+    Args:
+        backbone: the PEFT model. Our own adapters read one name for each video, those of PEFT one for each frame.
+        adapter_names: a name for each video, ``"__base__"`` for the backbone alone.
+        num_frames: frames per video.
+
+    Raises:
+        DmgalError: the backbone is not a PEFT model, or its method ignores the names.
+    """
+    tuner = getattr(backbone, "base_model", None)
+    if not hasattr(type(tuner), "_enable_peft_forward_hooks"):
+        raise DmgalError(
+            "This model cannot mix adapters in a batch.",
+            received=f"adapter_names with {type(tuner).__name__ if hasattr(backbone, 'peft_config') else 'no adapter'}",
+            expected="a PEFT model with LoRAs or with adapters of dmgal",
+            remedy="Encode the videos of each adapter separately, after set_adapter.",
+        )
+    is_per_video = getattr(type(tuner), "names_are_per_video", False)
+    repeats = 1 if is_per_video else num_frames
+    names = [name for name in adapter_names for _ in range(repeats)]
+    with backbone._enable_peft_forward_hooks(adapter_names=names):
+        yield
+
+
 class Layout:
     """Number of frames and support videos in the current forward call, shared by all adapters of one backbone."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[int | None, int | None]] = []
+        self.carried: dict[str, Tensor] = {}
+        """What adapters hand on from block to block, by their names."""
 
     @property
     def num_support(self) -> int | None:

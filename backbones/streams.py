@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import DmgalError
-from .encoder import BlockInput, FrameEncoder, adapted_modules
+from .encoder import BlockInput, FrameEncoder
+from .recomputation import adapted_modules
 from .state import VideoState
 
 

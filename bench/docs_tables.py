@@ -23,11 +23,13 @@ from typing import Any
 
 import tyro
 
+from dmgal.bench.capability_table import capability_rows
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("bench", "results")
 PAGES = (
     Path("README.md"),
-    *(Path("docs", f"{name}.md") for name in ("index", "results", "performance", "motion", "text")),
+    *(Path("docs", f"{name}.md") for name in ("index", "adapters", "results", "performance", "motion", "text")),
 )
 FIGURE = Path("docs", "figures", "accuracy.svg")
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -42,6 +44,7 @@ NAMES = {
     "aim": "AIM",
     "lora": "LoRA, attention and MLP",
     "bitfit": "BitFit",
+    "side": "ladder side network",
     "hyrsm": "HyRSM",
     "otam": "OTAM",
     "trx": "TRX",
@@ -316,6 +319,12 @@ def text_table(root: Path) -> str:
     return markdown(header, rows)
 
 
+def capabilities_table(root: Path) -> str:
+    """Show what each adapter can do, with the reasons of what it cannot."""
+    header, rows, reasons = capability_rows(load(root, "capabilities")["cells"], NAMES)
+    return markdown(header, rows) + "\n" + "".join(f"{reason}\n" for reason in reasons)
+
+
 MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
 MOTION_DIFFERENCES = {
     "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
@@ -335,6 +344,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "motion_tiny_clip": partial(motion_table, backbone="tiny-clip"),
     "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
     "text": text_table,
+    "capabilities": capabilities_table,
 }
 """Functions that return a Markdown table, by its name in the markers."""
 

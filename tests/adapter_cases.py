@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import peft
 
-from dmgal.adapters import AIMConfig, BitFitConfig, CmgaConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
+from dmgal.adapters import (
+    AIMConfig,
+    BitFitConfig,
+    CmgaConfig,
+    D2STConfig,
+    DmgalConfig,
+    SideConfig,
+    SmgaConfig,
+    STAdapterConfig,
+)
 
 FRAMES = 4
 ADAPTER_CASES: dict[str, peft.PeftConfig] = {
@@ -21,6 +30,7 @@ ADAPTER_CASES: dict[str, peft.PeftConfig] = {
     "AIM": AIMConfig(num_frames=FRAMES),
     "D2ST": D2STConfig(num_frames=FRAMES),
     "BitFit": BitFitConfig(num_frames=FRAMES),
+    "side": SideConfig(num_frames=FRAMES),
 }
 REFUSED = {("DINOv3", "AIM"), ("timm EVA", "AIM")}
 """AIM's temporal pass does not support rotary attention."""

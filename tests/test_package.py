@@ -35,6 +35,7 @@ LAYERS = {
     "names": 0,
     "parallel": 1,
     "progress": 1,
+    "torchvision_on_cpu": 0,
     "backbones": 2,
     "adapters": 3,
     "videos": 3,

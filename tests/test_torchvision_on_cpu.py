@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torchvision_on_cpu
+
+from dmgal import torchvision_on_cpu
 
 torch = pytest.importorskip("torch")
 
@@ -31,16 +32,28 @@ print(make_torchvision_importable(), *(hasattr(torch.ops.torchvision, n) for n i
 
 def run(code: str, folder: Path | None = None) -> list[str]:
     """Run code in a fresh process, with ``folder`` first on the path, and return the words that it printed."""
-    path = [str(folder)] * (folder is not None) + [str(Path(torchvision_on_cpu.__file__).parent)]
     start = f"""
 import sys
-sys.path[:0] = {path}
+sys.path[:0] = {[str(folder)] * (folder is not None)}
+from dmgal import torchvision_on_cpu
+from dmgal.torchvision_on_cpu import make_torchvision_importable
 sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "_BeforeTorchvision"]
-from torchvision_on_cpu import make_torchvision_importable
 """
     result = subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout.split()
+
+
+def test_importing_dmgal_installs_one_hook_without_torch() -> None:
+    again = "torchvision_on_cpu.install(); torchvision_on_cpu.install()"
+    count = "sum(isinstance(finder, torchvision_on_cpu._BeforeTorchvision) for finder in sys.meta_path)"
+    assert run(f"{again}; print({count}, 'torch' in sys.modules)") == ["1", "False"]
+
+
+def test_peft_is_importable_after_dmgal() -> None:
+    if find_spec("torchvision") is None:
+        pytest.skip("torchvision is not installed")
+    assert run("torchvision_on_cpu.install()\nimport peft; print('peft')") == ["peft"]
 
 
 def torchvision_with_library(folder: Path, *, loads: bool) -> Path:
@@ -112,7 +125,7 @@ def test_repeated_calls_do_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_no_schemas_are_defined_without_torchvision() -> None:
-    hide = "import torchvision_on_cpu; torchvision_on_cpu.find_spec = lambda name: None\n"
+    hide = "torchvision_on_cpu.find_spec = lambda name: None\n"
     assert run(hide + STATE) == ["False", "False", "False", "False"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dmgal.adapters import is_added, load_adapter, pretrained
+from dmgal.adapters import METHODS, is_added, load_adapter, pretrained, targets
 from dmgal.adapters.model_card import command_line
 from dmgal.backbones import find_spec
 from dmgal.errors import DmgalError
@@ -46,7 +46,7 @@ def adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Modu
         model = construct(f"adapter of {folder}", load_adapter, arguments, Exception)
         check_tensors(model, folder)
     else:
-        config = _adapter_config(recipe, find_spec(backbone).num_steps(recipe.data.num_frames))
+        config = _adapter_config(recipe, backbone)
         model = construct("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config}, Exception)
     if recipe.train.steps and hasattr(model.base_model, "update_and_allocate"):
         raise DmgalError(
@@ -130,7 +130,7 @@ def check_tensors(model: nn.Module, folder: Path) -> None:
         )
 
 
-def _adapter_config(recipe: Recipe, num_steps: int) -> Any:
+def _adapter_config(recipe: Recipe, backbone: nn.Module) -> Any:
     import peft
 
     options = dict(recipe.adapter or {})
@@ -145,15 +145,17 @@ def _adapter_config(recipe: Recipe, num_steps: int) -> Any:
         )
     if kind in PROMPTS:
         raise DmgalError(
-            "This PEFT method learns prompts of a language model.",
+            "This PEFT method learns prompts of a language model. A vision model has no words to put them before.",
             received=f"adapter.peft_type: {kind}",
             expected="a method that changes the layers of a vision model, such as DMGAL or LORA",
             remedy="Choose another adapter.peft_type.",
         )
     parameters = inspect.signature(known[kind]).parameters
     refuse_unknown("adapter", kind, options, parameters)
+    if kind in METHODS and options.get("target_modules") is None:
+        options |= targets(backbone, kind, **options)
     if "num_frames" in parameters:
-        options.setdefault("num_frames", num_steps)
+        options.setdefault("num_frames", find_spec(backbone).num_steps(recipe.data.num_frames))
     if "command" in parameters:
         options.setdefault("command", command_line())
     return construct(f"adapter {kind}", known[kind], options, Exception)

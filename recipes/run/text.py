@@ -23,7 +23,7 @@ from dmgal.backbones import (
     load_text_encoder,
     read_descriptions,
 )
-from dmgal.backbones.encoder import adapted_modules
+from dmgal.backbones.recomputation import adapted_modules
 from dmgal.backbones.text import TEMPLATES
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import evaluate

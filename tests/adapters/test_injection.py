@@ -92,7 +92,7 @@ def test_cmga_beside_another_active_adapter_is_refused(open_clip_visual, videos)
 
 
 def test_merge_error_recommends_unload(open_clip_visual):
-    with pytest.raises(NotImplementedError, match=r"unload\(\)"):
+    with pytest.raises(DmgalError, match=r"unload\(\)"):
         injected(open_clip_visual, both()).merge_and_unload()
 
 

@@ -132,7 +132,7 @@ BACKBONES = {
 NUM_BLOCKS = {"timm MobileNetV3": 12, "timm MobileViT": 10, "transformers ConvNeXt": 4}
 FAST = ("transformers ResNet", "timm Swin", "timm ConvNeXt", "hand-written non-square")
 SLOW = [name for name in BACKBONES if name not in FAST]
-CASES = [name for name in ADAPTER_CASES if name not in ("AIM", "ST-Adapter twice")]  # they need parts of plain blocks
+CASES = [name for name in ADAPTER_CASES if name not in ("AIM", "ST-Adapter twice", "side")]  # these need equal blocks
 
 
 def backbone_case(backbone: TinyBackbone) -> BackboneCase:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from copy import deepcopy
+from unittest import mock
 
 import peft
 import pytest
+import torch
+from tiny_backbones import TINY_BACKBONES
 
-import dmgal.adapters  # noqa: F401  (registers ours)
+from dmgal import testing
+from dmgal.adapters import METHODS as STOCK
+from dmgal.adapters import is_added, targets
 from dmgal.backbones import load_backbone
+from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.layers import bundled_layers, read_layer
+from dmgal.testing import AdapterCase
 
-METHODS = sorted(kind.value for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
+KINDS = sorted(kind.value for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
 PROMPTS = (
     "PREFIX_TUNING",
     "PROMPT_TUNING",
@@ -31,7 +41,7 @@ def backbone():
     return load_backbone("tiny-clip")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", KINDS)
 def test_method_is_built_or_refused(method, backbone):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT's own
@@ -59,3 +69,121 @@ def test_unknown_method_lists_those_that_fit():
     with pytest.raises(DmgalError, match="DMGAL") as refused:
         build_recognizer(Recipe(adapter={"peft_type": "DMGALL"}))
     assert "PeftType." not in str(refused.value) and "PREFIX_TUNING" not in str(refused.value)
+
+
+RECIPES = ["method/lora", *(name for name in bundled_layers() if name.startswith("method/peft_"))]
+CHECKS = tuple(
+    check for check in testing.ADAPTER_CHECKS if not any(word in check.__name__ for word in ("lora", "modules_to_save"))
+)
+"""Of PEFT's own combinations, only those with our adapters are our promise."""
+ROUNDS = ("method/peft_boft",)
+"""Methods that multiply by an identity matrix, which rounds."""
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """Undo that BOFT sets the compilers."""
+    with mock.patch.dict(os.environ):
+        yield
+
+
+def case_of(recipe, backbone):
+    """Return the case of a recipe's adapter with the layers of a tiny backbone."""
+    options, tiny = dict(read_layer(recipe)["adapter"]), TINY_BACKBONES[backbone]
+    kind = options.pop("peft_type")
+    config = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options, **targets(tiny.make(), kind, **options))
+    return AdapterCase(tiny.make, config, tiny.videos(), features=tiny.features)
+
+
+def test_every_stock_method_has_a_recipe():
+    assert {read_layer(name)["adapter"]["peft_type"] for name in RECIPES} == set(STOCK)
+    assert all(kind in KINDS for kind in STOCK)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stock_method_starts_as_the_backbone_and_trains_only_itself(recipe):
+    case = case_of(recipe, "open_clip visual")
+    model = case.inject()
+    with torch.no_grad():
+        difference = (case.answer(model) - case.plain_answer(case.backbone())).abs().max()
+    assert difference == 0 or (recipe in ROUNDS and difference < 1e-5)
+    testing.adapters.check_gradients_reach_all_adapter_parameters_and_no_others(case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("backbone", ["open_clip visual", "timm ViT", "DINOv2", "hand-written (N,B,C)"])
+def test_stock_method_fulfills_the_contract(backbone, recipe, check):
+    if recipe in ROUNDS and "bit_for_bit" in check.__name__:
+        pytest.skip("checked up to rounding above")
+    with testing.ignored_warnings():  # BOFT warns that its CUDA extension is missing
+        check(case_of(recipe, backbone))
+
+
+def test_layers_are_those_that_a_forward_pass_calls():
+    """In torch's attention the output layer is never called, and EVA reads the weight of its first layer."""
+    clip, eva = TINY_BACKBONES["open_clip visual"].make(), TINY_BACKBONES["timm EVA"].make()
+    block = {name.partition("resblocks.0.")[2] for name in targets(clip, "LORA")["target_modules"]} - {""}
+    assert block == {"attn", "mlp.c_fc", "mlp.c_proj"}
+    dora = targets(clip, "LORA", use_dora=True)["target_modules"]
+    assert dora == targets(clip, "LOHA")["target_modules"] and not any(name.endswith("attn") for name in dora)
+    assert all(is_norm.endswith(("ln_1", "ln_2")) for is_norm in targets(clip, "LN_TUNING")["target_modules"])
+    called = targets(eva, "LOHA")["target_modules"]
+    assert "blocks.0.attn.proj" in called and len(set(called)) == len(called)
+    assert targets(eva, "IA3")["feedforward_modules"] == [f"blocks.{i}.mlp.fc2" for i in range(3)]
+    assert not any(module._forward_pre_hooks for module in clip.modules())
+
+
+def test_backbone_without_layers_for_a_method_is_refused():
+    from torch import nn
+
+    class Blocks(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 8, 8)
+            self.layers = nn.Sequential(*(Residual() for _ in range(2)))
+
+        def forward(self, images):
+            return self.layers(self.embed(images)).mean((2, 3))
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mix = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, maps):
+            return maps + self.mix(maps).relu()
+
+    assert targets(Blocks(), "LOHA") == {"target_modules": ["layers.0.mix", "layers.1.mix"]}
+    with pytest.raises(DmgalError, match="call no layer of the kind Linear"):
+        targets(Blocks(), "VERA")
+    with pytest.raises(DmgalError, match="Set target_modules"):
+        targets(Blocks(), "HRA")
+
+
+@pytest.mark.parametrize("name", ["lora_A.default.weight", "hada_w1_a.default", "motion.dmgal_adapter.x.up.bias"])
+def test_parameters_of_adapters_are_told_from_the_backbone(name):
+    assert is_added(f"base_model.model.layers.0.{name}")
+    assert not is_added("base_model.model.soft_mask.backbone_layer.broad_head.weight")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["peft_loha", "peft_vera"])
+def test_stock_method_trains_and_evaluates_on_the_command_line(method, data_flags, tmp_path):
+    run = str(tmp_path / "run")
+    words = [
+        "train",
+        f"method/{method}",
+        *data_flags,
+        "--train.steps",
+        "3",
+        "--train.validate-every",
+        "2",
+        "--out",
+        run,
+    ]
+    assert main(words) == 0
+    saved = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
+    assert saved["target_modules"], "the layers are saved with the adapter"
+    assert main(["evaluate", run, "--episodes", "10"]) == 0

@@ -1,13 +1,14 @@
-"""Fix for development environments in which PyPI's torchvision stands beside a CPU-only torch.
+"""Fix for environments in which PyPI's torchvision stands beside a CPU-only torch.
 
 On Linux, PyPI's torchvision is a CUDA build. Beside a CPU torch, its C++ library does not load and its operators are
 missing. ``import torchvision`` then fails with "operator torchvision::nms does not exist", and with it open_clip, timm,
 transformers and peft. Defining the schemas of two operators, which torchvision registers fake versions of at import, is
 enough. Transforms and models then work, and box operators stay unavailable.
 
-``python tests/torchvision_on_cpu.py`` copies this file into the environment of the running interpreter, together with
-one line that Python executes at start-up. Start-up stays fast: torch is imported when a program imports torchvision.
-The Makefile runs this if it is necessary. Users install a CPU build of torchvision instead.
+``import dmgal`` installs a hook that waits for the first import of torchvision, and does nothing else. Start-up stays
+fast: torch is imported when a program imports torchvision. For programs that import other libraries before dmgal,
+``python torchvision_on_cpu.py`` copies this file into the environment of the running interpreter, together with one
+line that Python executes at start-up. The Makefile runs this if it is necessary.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-NAME = "dmgal_torchvision"  # unlike this file's name, so that tests import this file and not the copy
+NAME = "dmgal_torchvision"
+"""Name of the copy."""
 _SCHEMAS = ("nms", "qnms")
 _definitions: Any = None  # torch removes the schemas when this object is deleted
 
@@ -80,8 +82,10 @@ class _BeforeTorchvision(MetaPathFinder):
 
 
 def install() -> None:
-    """Install the hook that waits for the first import of torchvision in this process."""
-    sys.meta_path.insert(0, _BeforeTorchvision())
+    """Install the hook that waits for the first import of torchvision in this process. Later calls do nothing."""
+    is_late = "torchvision" in sys.modules or any(isinstance(finder, _BeforeTorchvision) for finder in sys.meta_path)
+    if sys.platform == "linux" and not is_late:
+        sys.meta_path.insert(0, _BeforeTorchvision())
 
 
 def main(folder: Path) -> None:
