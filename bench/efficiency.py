@@ -7,12 +7,13 @@
     dmgal bench report --check                                     exit with 1 if the documentation is stale
 
 Each cell of the matrix is trained, tested and measured in its own process. Cells that fail, diverge or run out of
-memory are reported as such, and the others continue. The same call resumes a stopped benchmark and never runs a finished cell
-again. An experiment is a small JSON of differences to the bundled recipes, see docs/benchmark.md.
+memory are reported as such, and the others continue. The same call resumes a stopped benchmark and never runs a
+finished cell again. An experiment is a small JSON of differences to the bundled recipes, see docs/benchmark.md.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from typing import Annotated, Any
 
 import tyro
 
+from dmgal.bench import docs_tables
 from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experiment_from, read_experiment
+from dmgal.bench.matrix.figures import Form, cost_figure
 from dmgal.bench.matrix.plan import estimates, plan_as_text
+from dmgal.bench.matrix.report import as_csv, as_page, load, markdown, rows_of
 from dmgal.bench.matrix.runner import Runner, failures, temporary_notice
 from dmgal.errors import DmgalError
 from dmgal.files import printable, write_text
@@ -30,6 +34,7 @@ from dmgal.recipes.run.folder import json_text
 from dmgal.recipes.run.layers import Tree
 from dmgal.recipes.run.ranges import STEPS, TASKS, WORKERS, Range
 
+FORMS: tuple[Form, ...] = ("svg", "png")
 METHODS = ("frozen", "lora", "dmgal_adapter")
 """Methods of a benchmark on a user's data, unless the user names others."""
 
@@ -132,9 +137,41 @@ def run(options: Bench) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class Report:
+    """Options of ``dmgal bench report``."""
+
+    folder: tyro.conf.Positional[Path | None] = None
+    """The --out folder of a benchmark. None: the tables and figures of the documentation."""
+    check: bool = False
+    """Write nothing. Exit with 1 and name each file that is stale."""
+
+
+def report(options: Report) -> int:
+    """Write or check the report of a benchmark, or the generated parts of the documentation."""
+    if options.folder is None:
+        return docs_tables.main(["--check"] if options.check else [])
+    results = load(options.folder)
+    rows = rows_of(results)
+    files: dict[Path, str | bytes] = {
+        Path("report.md"): as_page(results, f"Benchmark {results[0]['run_info']['experiment_name']}"),
+        Path("report.csv"): as_csv(results),
+    }
+    if any(row.results for row in rows):
+        for form, dark in itertools.product(FORMS, (False, True)):
+            files[Path(f"figure_{'dark' if dark else 'light'}.{form}")] = cost_figure(rows, form, dark)
+    command = f"dmgal bench report {printable(str(options.folder))}"
+    code = docs_tables.write_or_check(files.items(), options.folder, options.check, command)
+    if not options.check:
+        print(markdown(rows), end="")
+    return code
+
+
 def main(argv: list[str] | None = None) -> int | None:
     """Run a benchmark, or report one."""
     words = sys.argv[1:] if argv is None else argv
+    if words[:1] == ["report"]:
+        return report(parse_options(Report, words[1:], "bench report", __doc__))
     return run(parse_options(Bench, words, "bench", __doc__))
 
 

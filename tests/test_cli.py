@@ -147,7 +147,7 @@ OUT_OF_RANGE = {
     "recognize gallery clip": ["--top 0", "--fps 0", "--fps inf"],
     "prepare --root clips": ["--workers 0", "--num-frames 0", "--seconds-per-video 0", "--seconds-per-video nan"],
     "store method/frozen": ["--workers 0", "--quality 96", "--short-side 0", "--size 100000"],
-    "bench --data clips": ["--steps 0", "--episodes 1", "--processes 0", "--ways 1"],
+    "bench --data clips": ["--steps 0", "--episodes 1", "--processes 0"],
     "demo": ["--episodes 1", "--seed -1", "--steps 0", "--train-seed 99999999999999999999"],
 }
 
