@@ -51,6 +51,8 @@ class Bench:
     """Your videos: a folder, a CSV with the columns split, class_name and video, or a recipe layer (YAML)."""
     root: Path | None = None
     """Folder that the videos of the CSV are relative to. None: the folder of the CSV."""
+    group: str | None = None
+    """Support and query never share a group, such as a person: a column of the CSV, or a pattern, see docs/data.md."""
     backbone: tuple[str, ...] = ("tiny-clip",)
     """Backbones, see docs/backbones.md."""
     methods: tuple[str, ...] = METHODS
@@ -108,12 +110,13 @@ def experiment_of(options: Bench) -> Experiment:
 def data_layer(options: Bench) -> tuple[list[str], Tree]:
     """Return the recipe layers of the user's data, and their differences to the default recipe."""
     assert options.data is not None
+    group = {} if options.group is None else {"group": options.group}
     if options.data.suffix in (".yaml", ".yml"):
-        return [str(options.data)], {}
+        return [str(options.data)], {"data": group} if group else {}
     if options.data.is_dir():
-        return [], {"data": {"name": options.data.name, "root": str(options.data)}}
+        return [], {"data": {"name": options.data.name, "root": str(options.data), **group}}
     root = options.root or options.data.parent
-    return [], {"data": {"name": options.data.stem, "root": str(root), "split_file": str(options.data)}}
+    return [], {"data": {"name": options.data.stem, "root": str(root), "split_file": str(options.data), **group}}
 
 
 def run(options: Bench) -> int:

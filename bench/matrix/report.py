@@ -95,8 +95,15 @@ def load(folder: Path) -> list[Result]:
 def rows_of(results: Iterable[Result]) -> list[Row]:
     """Return the rows of the table."""
     return [
-        Row(*kind, tuple(one for one in found if status(one) == DONE), tuple(status(one) for one in found))
-        for kind, found in by_kind(results).items()
+        Row(
+            backbone,
+            method,
+            variant,
+            shots,
+            results=tuple(one for one in found if status(one) == DONE),
+            statuses=tuple(status(one) for one in found),
+        )
+        for (backbone, method, variant, shots), found in by_kind(results).items()
     ]
 
 

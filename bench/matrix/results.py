@@ -29,6 +29,8 @@ CANCELLED: Status = "cancelled"
 UNSUCCESSFUL: tuple[Status, ...] = (FAILED, OUT_OF_MEMORY, DIVERGED)
 RESULTS, TEMPORARY, CANCELLED_FOLDER = "results", "temporary", "cancelled"
 Result = dict[str, Any]
+Kind = tuple[str, str, str, int]
+"""Backbone, method, variant and shots in training of a cell."""
 
 
 def origin(environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,11 +108,11 @@ def check_same_settings(results: Mapping[str, Result], cells: Iterable[Cell], ex
             )
 
 
-def by_kind(results: Iterable[Result]) -> dict[tuple[Any, ...], list[Result]]:
+def by_kind(results: Iterable[Result]) -> dict[Kind, list[Result]]:
     """Group results by everything but the seed, in the order of the first of each kind."""
-    groups: dict[tuple[Any, ...], list[Result]] = {}
+    groups: dict[Kind, list[Result]] = {}
     for result in results:
         cell = result["run_info"]["cell"]
-        kind = tuple(cell[name] for name in ("backbone", "method", "variant", "shots"))
+        kind = cell["backbone"], cell["method"], cell["variant"], cell["shots"]
         groups.setdefault(kind, []).append(result)
     return groups
