@@ -43,6 +43,7 @@ from dmgal.recipes.run.encoding import Keep
 from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, evaluation_data, load_run
 from dmgal.recipes.run.folder import Run, environment, json_text
 from dmgal.recipes.run.log import step_seconds, validations
+from dmgal.recipes.run.probe import encode_for_probe, evaluate_probe
 
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "Unable to allocate", "MemoryError")
@@ -114,16 +115,22 @@ def novel_results(
     data: DataOverrides,
     name: str = "own",
 ) -> dict[str, Any]:
-    """Return the results on novel classes by number of shots. Every video is encoded once, into the folder ``name``."""
+    """Return the results on novel classes by number of shots, of the run's own head and of the probe.
+
+    The states of the videos are in the folder ``name`` of the run.
+    """
     folder = run.folder / "states" / name
     most = Protocol(episodes=experiment.episodes, k_shot=max(experiment.test_shots))
     recipe, catalog = evaluation_data(run, recipe, data, most.split, progress=False)
     encoded = encode(recognizer, recipe, catalog, most, False, Keep("disk", folder))
+    for_probe = encode_for_probe(recognizer, recipe, catalog, most, False, Keep("disk", folder))
     results = {}
     for shots in experiment.test_shots:
         protocol = Protocol(episodes=experiment.episodes, k_shot=shots)
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress=False)
         results[str(shots)] = with_answers(as_json(evaluations), evaluations)
+        probe = evaluate_probe(recognizer, recipe, for_probe, protocol, progress=False)
+        results[str(shots)]["probe"] = as_json(probe)["accuracy"]
     return results
 
 

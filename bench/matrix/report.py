@@ -139,7 +139,7 @@ def columns_of(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
         columns[f"to the first, {_shots(k)}, points"] = lambda row, k=k: _difference(row, rows, k)  # type: ignore[misc]
     columns["reversal, 2-way %"] = lambda row: _fixed(row.mean("results", shots[0], "reversal_two_way", "percent"), 1)
     for k in shots:
-        columns[f"probe, {_shots(k)} %"] = lambda row, k=k: _fixed(row.mean("probe", k, "accuracy", "percent"), 1)  # type: ignore[misc]
+        columns[f"probe, {_shots(k)} %"] = lambda row, k=k: _fixed(row.mean("results", k, "probe", "percent"), 1)  # type: ignore[misc]
     for name in tests:
         for k in shots:
             keys = ("tests", name, k, "accuracy")
