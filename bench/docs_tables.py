@@ -21,7 +21,8 @@ from typing import Any
 
 import tyro
 
-from dmgal.bench.matrix.figures import Form, drawing, saved
+from dmgal.bench.matrix import report as matrix_report
+from dmgal.bench.matrix.figures import Form, cost_figure, drawing, saved
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("bench", "results")
@@ -30,6 +31,8 @@ PAGES = (
     *(Path("docs", f"{name}.md") for name in ("index", "results", "performance", "motion", "text")),
 )
 FIGURE = Path("docs", "figures", "accuracy.svg")
+EFFICIENCY = RESULTS / "efficiency"
+EFFICIENCY_FIGURES = {dark: FIGURE.with_name(f"efficiency{'_dark' if dark else ''}.svg") for dark in (False, True)}
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 NAMES = {
@@ -110,6 +113,8 @@ def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:
     for path in PAGES:
         yield path, with_tables(root, (root / path).read_text(encoding="utf-8"))
     yield FIGURE, accuracy_figure(root)
+    for dark, path in EFFICIENCY_FIGURES.items():
+        yield path, cost_figure(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)), dark=dark)
 
 
 def with_tables(root: Path, page: str) -> str:
@@ -328,6 +333,11 @@ def text_table(root: Path) -> str:
     return markdown(header, rows)
 
 
+def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], str]) -> str:
+    """Show accuracies or costs of the methods in a committed matrix."""
+    return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
+
+
 MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
 MOTION_DIFFERENCES = {
     "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
@@ -347,6 +357,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "motion_tiny_clip": partial(motion_table, backbone="tiny-clip"),
     "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
     "text": text_table,
+    "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
+    "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
 }
 """Functions that return a Markdown table, by its name in the markers."""
 

@@ -25,7 +25,7 @@ from dmgal.bench import docs_tables
 from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experiment_from, read_experiment
 from dmgal.bench.matrix.figures import Form, cost_figure
 from dmgal.bench.matrix.plan import estimates, plan_as_text
-from dmgal.bench.matrix.report import as_csv, as_page, load, markdown, rows_of
+from dmgal.bench.matrix.report import accuracy_table, as_csv, as_page, cost_table, load, rows_of
 from dmgal.bench.matrix.runner import Runner, failures, temporary_notice
 from dmgal.errors import DmgalError
 from dmgal.files import printable, write_text
@@ -166,7 +166,7 @@ def report(options: Report) -> int:
     command = f"dmgal bench report {printable(str(options.folder))}"
     code = docs_tables.write_or_check(files.items(), options.folder, options.check, command)
     if not options.check:
-        print(markdown(rows), end="")
+        print(f"{accuracy_table(rows)}\n{cost_table(rows)}", end="")
     return code
 
 

@@ -36,8 +36,8 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation
 from dmgal.errors import DmgalError, first_line
 from dmgal.files import write_text
-from dmgal.progress import printed_messages
 from dmgal.recipes import train
+from dmgal.recipes.run.cli_errors import run_recipe
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep
 from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, evaluation_data, load_run
@@ -153,14 +153,12 @@ def status_of(error: BaseException) -> Status:
     return OUT_OF_MEMORY if is_memory else FAILED
 
 
-def main(argv: list[str]) -> int:
-    """Run the job of a file and write its result, also if it fails. Return 0, or 75 after SIGTERM."""
-    job, started = Job.read(Path(argv[0])), time.perf_counter()
-    error = ""
-    meta = environment()
+def main(argv: list[str] | None = None) -> int:
+    """Run the job of a file and write its result, also if it fails. Return 0."""
+    words = sys.argv[1:] if argv is None else argv
+    job, started, meta, error = Job.read(Path(words[0])), time.perf_counter(), environment(), ""
     try:
-        with printed_messages():
-            info = run_cell(job)
+        info = run_cell(job)
     except Exception as failure:
         info, error = {"status": status_of(failure)}, str(failure) or first_line(failure)
         print(error, file=sys.stderr)
@@ -184,4 +182,4 @@ def write_result(job: Job, info: Mapping[str, Any], error: str, meta: Mapping[st
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_recipe(main)  # also imports the plug-ins

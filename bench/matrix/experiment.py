@@ -14,7 +14,8 @@
     }
 
 A cell is one training: a backbone, a method, a variant of the method, the shots of its training tasks, and a seed. Its
-recipe is merged from the layers, ``recipe``, the layer ``method/NAME`` and the variant. A method's own values replace
+recipe is merged from the layers, ``recipe``, the layer of the method (``method/NAME``, or a file of your own) and the
+variant. A method's own values replace
 those of ``recipe``, so ``frozen`` stays at 0 steps. Only variants replace a method's values.
 """
 
@@ -79,7 +80,9 @@ class Experiment:
         variants = (Variant("", {}), *self.variants)
         axes = itertools.product(self.backbones, self.methods, variants, self.shots, self.seeds)
         cells = [
-            Cell(backbone, method, variant.name, shots, seed, self._recipe(backbone, method, variant, shots, seed))
+            Cell(
+                backbone, label(method), variant.name, shots, seed, self._recipe(backbone, method, variant, shots, seed)
+            )
             for backbone, method, variant, shots, seed in axes
             if variant.methods is None or method in variant.methods
         ]
@@ -103,7 +106,8 @@ class Experiment:
 
     def _recipe(self, backbone: str, method: str, variant: Variant, shots: int, seed: int) -> Recipe:
         own = {"backbone": {"name": backbone}, "episode": {"k_shot": shots}, "train": {"seed": seed}}
-        layers = [*map(read_layer, self.layers), self.recipe, read_layer(f"method/{method}"), variant.recipe, own]
+        layer = method if is_file(method) else f"method/{method}"
+        layers = [*map(read_layer, self.layers), self.recipe, read_layer(layer), variant.recipe, own]
         return from_mapping(Recipe, merged(layers))
 
 
@@ -137,6 +141,16 @@ class Cell:
         """Return the position of the cell in the matrix."""
         names = ("backbone", "method", "variant", "shots", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def is_file(method: str) -> bool:
+    """Return True if a method is the path of a layer, and not the name of a bundled one."""
+    return method.endswith((".yaml", ".yml"))
+
+
+def label(method: str) -> str:
+    """Return the name of a method in results."""
+    return Path(method).stem if is_file(method) else method
 
 
 def read_experiment(path: Path) -> Experiment:

@@ -12,6 +12,7 @@ import io
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,8 @@ class Row:
         numbers = self.values(*keys)
         return statistics.fmean(numbers) if numbers else None
 
-    def accuracy(self, *keys: str) -> str:
-        """Return an accuracy with its interval or range, or why there is none."""
-        if not self.results:
-            return ", ".join(sorted(set(self.statuses)))
+    def accuracy(self, keys: Sequence[str]) -> str:
+        """Return an accuracy with its interval over episodes, or its range over seeds."""
         percents, widths = self.values(*keys, "percent"), self.values(*keys, "half_width")
         if not percents:
             return ""
@@ -116,44 +115,60 @@ def paired(row: Row, first: Row, *keys: str) -> Estimate | None:
     return Estimate.of(ours - theirs) if our_hash == their_hash else None
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Return the table in Markdown. Columns without any value are left out."""
-    columns = {name: column for name, column in columns_of(rows).items() if any(column(row) for row in rows)}
-    lines = [list(columns), ["---"] * len(columns), *([column(row) for column in columns.values()] for row in rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+Column = Callable[[Row], str]
+"""Function that returns the text of a row."""
 
 
-def columns_of(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
-    """Return the texts of a row by the heading of the column."""
+def accuracy_table(rows: Sequence[Row]) -> str:
+    """Return accuracies and differences in Markdown, of the methods' own heads, of the probe and on other data."""
     results = [result["train_info"] for row in rows for result in row.results]
     shots = sorted({key for info in results for key in info["results"]}, key=int)
-    tests = sorted({name for info in results for name in info.get("tests", {})})
-    columns: dict[str, Callable[[Row], str]] = {}
+    columns = _names(rows)
+    for k in shots:
+        columns[f"{_shots(k)} %"] = partial(Row.accuracy, keys=("results", k, "accuracy"))
+    for k in shots[:1]:
+        columns[f"to the first, {_shots(k)}, points"] = partial(_difference, first=rows[0], shots=k)
+        columns["reversal, 2-way %"] = partial(_mean, keys=("results", k, "reversal_two_way", "percent"), digits=1)
+    for k in shots:
+        columns[f"probe, {_shots(k)} %"] = partial(_mean, keys=("results", k, "probe", "percent"), digits=1)
+    for name in sorted({name for info in results for name in info.get("tests", {})}):
+        for k in shots:
+            columns[f"{name}, {_shots(k)} %"] = partial(Row.accuracy, keys=("tests", name, k, "accuracy"))
+    columns["status"] = lambda row: "" if row.results else ", ".join(sorted(set(row.statuses)))
+    return _table(rows, columns)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """Return parameters, memory, time, operations and file sizes in Markdown."""
+    columns = _names(rows)
+    columns |= {
+        "trained": partial(_mean, keys=("parameters", "trained")),
+        "peak MB": partial(_mean, keys=("memory_mb", "max")),
+        "p99 MB": partial(_mean, keys=("memory_mb", "p99")),
+        "s/step": partial(_mean, keys=("step_seconds", "median"), digits=3),
+        "videos/s": partial(_mean, keys=("videos_per_second", "median"), digits=1),
+        "GFLOP/task": partial(_mean, keys=("gigaflops", "task"), digits=2),
+        "file, KB": partial(_mean, keys=("file_size",), factor=1 / 1024),
+    }
+    return _table([row for row in rows if row.results], columns)
+
+
+def _names(rows: Sequence[Row]) -> dict[str, Column]:
+    """Return the columns that name a row."""
+    columns: dict[str, Column] = {}
     if len({row.backbone for row in rows}) > 1:
         columns["backbone"] = lambda row: row.backbone
     columns["method"] = lambda row: row.name
     if len({row.shots for row in rows if not is_untrained(row)}) > 1:
         columns["shots in training"] = lambda row: str(row.shots)
-    for k in shots:
-        columns[f"{_shots(k)} %"] = lambda row, k=k: row.accuracy("results", k, "accuracy")  # type: ignore[misc]
-        columns[f"to the first, {_shots(k)}, points"] = lambda row, k=k: _difference(row, rows, k)  # type: ignore[misc]
-    columns["reversal, 2-way %"] = lambda row: _fixed(row.mean("results", shots[0], "reversal_two_way", "percent"), 1)
-    for k in shots:
-        columns[f"probe, {_shots(k)} %"] = lambda row, k=k: _fixed(row.mean("results", k, "probe", "percent"), 1)  # type: ignore[misc]
-    for name in tests:
-        for k in shots:
-            keys = ("tests", name, k, "accuracy")
-            columns[f"{name}, {_shots(k)} %"] = lambda row, keys=keys: row.accuracy(*keys) if row.results else ""  # type: ignore[misc]
-    columns |= {
-        "trained": lambda row: _fixed(row.mean("parameters", "trained")),
-        "peak MB": lambda row: _fixed(row.mean("memory_mb", "max")),
-        "p99 MB": lambda row: _fixed(row.mean("memory_mb", "p99")),
-        "s/step": lambda row: _fixed(row.mean("step_seconds", "median"), 3),
-        "videos/s": lambda row: _fixed(row.mean("videos_per_second", "median"), 1),
-        "GFLOP/task": lambda row: _fixed(row.mean("gigaflops", "task"), 2),
-        "file, KB": lambda row: _fixed(_kilobytes(row)),
-    }
     return columns
+
+
+def _table(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
+    """Return a Markdown table. Columns without any text are left out."""
+    columns = {name: column for name, column in columns.items() if any(column(row) for row in rows)}
+    lines = [list(columns), ["---"] * len(columns), *([column(row) for column in columns.values()] for row in rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def is_untrained(row: Row) -> bool:
@@ -194,7 +209,8 @@ def as_page(results: Sequence[Result], title: str) -> str:
     parts = [
         f"# {title}",
         " ".join(conditions),
-        markdown(rows).rstrip(),
+        accuracy_table(rows).rstrip(),
+        cost_table(rows).rstrip(),
         *(["Without success:\n\n" + "\n".join(failed)] if failed else []),
         "![Accuracy against cost](figure_light.svg)",
         FOOTNOTE,
@@ -212,9 +228,14 @@ def _accuracies(results: Sequence[Result], keys: Sequence[str]) -> tuple[torch.T
     return (counts.mean(dim=0) / found[0]["queries"], hashes.pop()) if len(hashes) == 1 else None
 
 
-def _difference(row: Row, rows: Sequence[Row], shots: str) -> str:
-    change = paired(row, rows[0], "results", shots, "accuracy")
+def _difference(row: Row, first: Row, shots: str) -> str:
+    change = paired(row, first, "results", shots, "accuracy")
     return "" if change is None else f"{change.mean:+.1f} ± {change.half_width:.1f}"
+
+
+def _mean(row: Row, keys: Sequence[str], digits: int = 0, factor: float = 1.0) -> str:
+    value = row.mean(*keys)
+    return "" if value is None else f"{factor * value:,.{digits}f}"
 
 
 def _at(tree: Any, keys: Sequence[str]) -> Any:
@@ -223,15 +244,6 @@ def _at(tree: Any, keys: Sequence[str]) -> Any:
             return None
         tree = tree[key]
     return tree
-
-
-def _kilobytes(row: Row) -> float | None:
-    size = row.mean("file_size")
-    return None if size is None else size / 1024
-
-
-def _fixed(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _shots(number: str) -> str:

@@ -68,6 +68,13 @@ def test_mistakes_in_an_experiment_are_named(tmp_path: Path, change: dict, part:
     assert part in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_method_may_be_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("adapter: {peft_type: BITFIT}\n")
+    (cell,) = experiment_from({**SMALL, "methods": [str(path)]}).cells()
+    assert cell.name == "tiny-clip--mine--1shot--seed0" and cell.recipe.adapter == {"peft_type": "BITFIT"}
+
+
 def test_users_data_are_an_experiment(tmp_path: Path) -> None:
     split = tmp_path / "mine.csv"
     options = efficiency.Bench(data=split, methods=("lora",), steps=9, ways=3, test_shots=(2,))

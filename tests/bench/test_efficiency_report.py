@@ -11,7 +11,7 @@ import pytest
 
 from dmgal.bench import efficiency
 from dmgal.bench.matrix.figures import Point, cost_figure, pareto_front
-from dmgal.bench.matrix.report import load, markdown, paired, rows_of
+from dmgal.bench.matrix.report import accuracy_table, cost_table, load, paired, rows_of
 from dmgal.cli import main
 from dmgal.errors import DmgalError
 
@@ -53,15 +53,20 @@ RESULTS = [
 
 def test_rows_have_means_over_seeds_and_paired_differences() -> None:
     frozen, lora, aim, smga = rows_of(RESULTS)
-    assert frozen.accuracy("results", "1", "accuracy") == "50.0 ± 2.0"
-    assert lora.accuracy("results", "1", "accuracy") == "75.0 (70.0 to 80.0)"
+    assert frozen.accuracy(("results", "1", "accuracy")) == "50.0 ± 2.0"
+    assert lora.accuracy(("results", "1", "accuracy")) == "75.0 (70.0 to 80.0)"
     change = paired(lora, frozen, "results", "1", "accuracy")
     assert change is not None and change.mean == pytest.approx(25)  # 2, 1, 1, 1 of 5 queries: the mean of both seeds
     assert paired(frozen, frozen, "results", "1", "accuracy") is None
-    assert aim.accuracy("results", "1", "accuracy") == "out of memory"
-    table = markdown([frozen, lora, aim, smga])
-    assert "| aim | out of memory |" in table and "reversal" not in table
-    assert "| frozen | 50.0 ± 2.0 |  | 6,000 | 100 | 99 | 0.500 | 2 |" in table
+    table = accuracy_table([frozen, lora, aim, smga])
+    assert "| aim |  |  | out of memory |" in table and "reversal" not in table
+    assert "| smga | 60.0 ± 2.0" in table  # one of two seeds; the page names the other
+    assert "| frozen | 6,000 | 100 | 99 | 0.500 | 2 |" in cost_table([frozen, aim])
+
+
+def test_a_table_without_any_result_has_its_statuses() -> None:
+    rows = rows_of([result("lora", None, status="failed"), result("aim", None, status="diverged")])
+    assert accuracy_table(rows) == "| method | status |\n| --- | --- |\n| lora | failed |\n| aim | diverged |\n"
 
 
 def test_rows_of_other_episodes_are_not_paired() -> None:
