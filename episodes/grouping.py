@@ -60,8 +60,8 @@ class Grouping:
     ) -> list[tuple[Videos, Videos]]:
         """Return the support candidates and the query candidates of each class.
 
-        The groups are visited in random order. A group becomes one of the queries if a class still lacks query videos
-        of that group and every class keeps enough support videos.
+        The groups are visited in random order. A group moves to the queries if a class that lacks query videos has some
+        of this group, and every class retains enough support videos.
 
         Raises:
             DmgalError: no division was found, because the classes share their groups.

@@ -68,7 +68,7 @@ def saved(figure: Any, form: Form) -> bytes:
 
 
 def cost_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> bytes:
-    """Plot the accuracy with the fewest shots against each cost. Rows without result or cost are left out."""
+    """Plot the accuracy with the fewest shots against each cost. Rows without result or cost are omitted."""
     colors = DARK if dark else LIGHT
     shots = min((key for row in rows for one in row.results for key in one["train_info"]["results"]), key=int)
     with drawing(dark) as pyplot:

@@ -26,12 +26,12 @@ from dmgal.recipes.run.data import build_catalog, generated_settings
 START_SECONDS = 12.0
 """Seconds of the imports and of the measurements of a cell."""
 OPTIMIZER_STATES = 2
-"""Tensors that AdamW keeps for each trained parameter."""
+"""Tensors of AdamW for each trained parameter."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Estimated cost of a cell. ``problem`` tells why it cannot run, and is None otherwise."""
+    """Estimated cost of a cell. ``problem`` is the reason why it cannot run, or None."""
 
     seconds: float
     megabytes: float | None = None
