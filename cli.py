@@ -38,6 +38,8 @@ COMMANDS = {
         "generate": "write a generated data set, or contact sheets and films of its classes",
         "demo": "generate videos, train and compare four methods, and write a table and a web page",
     }.items()
+} | {
+    "bench": Command("dmgal.bench.efficiency", "train and test a matrix of methods, with accuracy and cost together"),
 }
 """All commands by name."""
 

@@ -91,7 +91,7 @@ class Workshop:
         """Return the result of ``dmgal compare`` on the novel classes, with differences to the first training."""
         seed = trainings[0].seed
         out = self.folder / f"seed{seed}_{shots}shot.json"
-        words = ["compare", *(str(self.run(training)) for training in trainings), "--quiet"]
+        words = ["compare", *(str(self.run(training)) for training in trainings), "--quiet", "--no-probe"]
         words += ["--episodes", str(episodes), "--shots", str(shots), "--out", str(out)]
         subprocess.run([sys.executable, "-m", "dmgal", *words], check=True)
         return {"seed": seed, "shots": shots, **json.loads(out.read_text())}

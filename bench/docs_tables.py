@@ -4,13 +4,11 @@
     python -m dmgal.bench.docs_tables --check    # exit with 1 and name each file that is stale
 
 A page marks a table by the HTML comments ``<!-- table:NAME -->`` and ``<!-- end -->``, each on its own line. ``TABLES``
-lists the names. The SVG of the figure is deterministic: text is drawn as paths of
-Matplotlib's own font, identifiers have a fixed salt, and no date is stored.
+lists the names. The figures are deterministic, see ``matrix/figures.py``.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import sys
@@ -24,6 +22,8 @@ from typing import Any
 import tyro
 
 from dmgal.bench.capability_table import capability_rows
+from dmgal.bench.matrix import report as matrix_report
+from dmgal.bench.matrix.figures import Form, cost_figure, drawing, saved
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("bench", "results")
@@ -32,6 +32,8 @@ PAGES = (
     *(Path("docs", f"{name}.md") for name in ("index", "adapters", "results", "performance", "motion", "text")),
 )
 FIGURE = Path("docs", "figures", "accuracy.svg")
+EFFICIENCY = RESULTS / "efficiency"
+EFFICIENCY_FIGURES = {dark: FIGURE.with_name(f"efficiency{'_dark' if dark else ''}.svg") for dark in (False, True)}
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 NAMES = {
@@ -81,26 +83,40 @@ class DocsTables:
 def main(argv: list[str] | None = None) -> int:
     """Rewrite or check every file, and return the exit code."""
     options = tyro.cli(DocsTables, args=argv, description=__doc__)
+    return write_or_check(generated(options.root), options.root, options.check, "python -m dmgal.bench.docs_tables")
+
+
+def write_or_check(files: Iterable[tuple[Path, str | bytes]], root: Path, check: bool, command: str) -> int:
+    """Write generated files below a folder, or only name those that are stale, and return the exit code.
+
+    Args:
+        files: path below the root and content of each.
+        root: folder of the files.
+        check: write nothing, and return 1 if a file is stale.
+        command: command that writes the files.
+    """
     stale = False
-    for path, text in generated(options.root):
-        file = options.root / path
-        if file.exists() and file.read_text(encoding="utf-8") == text:
+    for path, content in files:
+        file, data = root / path, content.encode() if isinstance(content, str) else content
+        if file.exists() and file.read_bytes() == data:
             continue
         stale = True
-        if options.check:
-            print(f"{path} is stale. Run 'python -m dmgal.bench.docs_tables'.", file=sys.stderr)
+        if check:
+            print(f"{path} is stale. Run '{command}'.", file=sys.stderr)
         else:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text, encoding="utf-8")
+            file.write_bytes(data)
             print(f"written: {path}")
-    return 1 if options.check and stale else 0
+    return 1 if check and stale else 0
 
 
-def generated(root: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the path and the text of each generated file."""
+def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:
+    """Yield the path and the content of each generated file."""
     for path in PAGES:
         yield path, with_tables(root, (root / path).read_text(encoding="utf-8"))
-    yield FIGURE, accuracy_figure(root).decode()
+    yield FIGURE, accuracy_figure(root)
+    for dark, path in EFFICIENCY_FIGURES.items():
+        yield path, cost_figure(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)), dark=dark)
 
 
 def with_tables(root: Path, page: str) -> str:
@@ -325,6 +341,11 @@ def capabilities_table(root: Path) -> str:
     return markdown(header, rows) + "\n" + "".join(f"{reason}\n" for reason in reasons)
 
 
+def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], str]) -> str:
+    """Show accuracies or costs of the methods in a committed matrix."""
+    return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
+
+
 MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
 MOTION_DIFFERENCES = {
     "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
@@ -345,29 +366,20 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
     "text": text_table,
     "capabilities": capabilities_table,
+    "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
+    "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
 }
 """Functions that return a Markdown table, by its name in the markers."""
 
 
-def accuracy_figure(root: Path, form: str = "svg") -> bytes:
+def accuracy_figure(root: Path, form: Form = "svg") -> bytes:
     """Plot 1-shot accuracy against trained parameters, with ranges over seeds."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     methods, adapters = (load(root, name)["summary"]["1-shot"] for name in ("method_comparison", "adapter_comparison"))
     groups = {
         "adapters on the frozen backbone": ("#1f77b4", "o", adapters),
         "whole backbone trained": ("#8c564b", "s", {n: r for n, r in methods.items() if n != "dmgal_adapter"}),
     }
-    settings: dict[Any, Any] = {
-        "svg.hashsalt": "dmgal",
-        "svg.fonttype": "path",
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-    }
-    with pyplot.rc_context({**matplotlib.rcParamsDefault, **settings, "backend": "Agg"}):
+    with drawing() as pyplot:
         figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
         for label, (color, marker, rows) in groups.items():
             values = [row["accuracy"] for row in rows.values()]
@@ -384,10 +396,9 @@ def accuracy_figure(root: Path, form: str = "svg") -> bytes:
         axes.annotate("chance", (2.8e3, 21), color="gray")
         axes.grid(alpha=0.25)
         axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.16), frameon=False)
-        file = io.BytesIO()
-        figure.savefig(file, format=form, dpi=150, metadata={"Date": None, "Creator": None} if form == "svg" else None)
+        content = saved(figure, form)
         pyplot.close(figure)
-    return file.getvalue()
+    return content
 
 
 if __name__ == "__main__":

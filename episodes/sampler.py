@@ -17,6 +17,7 @@ import torch
 from ..errors import DmgalError
 from ..files import listed
 from ..videos.decoding.clip import hashed_seed
+from .grouping import Grouping
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class TaskSampler(ABC):
         num_episodes: length of the sampler.
         seed: an episode depends on the seed and its index only.
         class_names: name of each class, for error messages.
+        groups: group of every video, ``(V,)``, such as the person that it shows. The support and the queries of an
+            episode never share a group. None: no groups.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class TaskSampler(ABC):
         num_episodes: int,
         seed: int,
         class_names: Sequence[str] | None = None,
+        groups: Sequence[object] | np.ndarray | None = None,
     ) -> None:
         for name, value in (("k_shot", k_shot), ("n_query", n_query), ("num_episodes", num_episodes)):
             if value < 1:
@@ -73,6 +77,9 @@ class TaskSampler(ABC):
         self.seed = seed
         self._class_names = class_names
         self._videos_of = _videos_by_class(labels)
+        self._grouping = None
+        if groups is not None:
+            self._grouping = Grouping(groups, len(labels), k_shot, n_query, self._name)
 
     n_way: int
     """Number of classes per episode."""
@@ -100,7 +107,7 @@ class TaskSampler(ABC):
         count = self._num_class_draws + self.n_way * (self.k_shot + self.n_query)
         draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())  # one call: it dominates
         classes = self._choose_classes(draws)
-        videos_by_class = [self._choose_videos(self._videos_of[c], draws) for c in classes]
+        videos_by_class = self._choose_videos(classes, draws, generator)
         return EpisodeIndices(
             classes=tuple(classes),
             support=tuple(video for videos in videos_by_class for video in videos[: self.k_shot]),
@@ -109,8 +116,15 @@ class TaskSampler(ABC):
             query_labels=tuple(label for label in range(len(classes)) for _ in range(self.n_query)),
         )
 
-    def _choose_videos(self, videos: np.ndarray, draws: Iterator[float]) -> list[int]:
-        return [int(videos[index]) for index in _choose(len(videos), self.k_shot + self.n_query, draws)]
+    def _choose_videos(
+        self, classes: Sequence[int], draws: Iterator[float], generator: torch.Generator
+    ) -> list[list[int]]:
+        """Return the videos of each class, those of the support first."""
+        all_videos = [self._videos_of[c] for c in classes]
+        if self._grouping is None:
+            return [_pick(videos, self.k_shot + self.n_query, draws) for videos in all_videos]
+        sides = self._grouping.sides(classes, all_videos, generator)
+        return [_pick(ours, self.k_shot, draws) + _pick(theirs, self.n_query, draws) for ours, theirs in sides]
 
     def _check_videos(self, classes: Sequence[int]) -> None:
         needed = self.k_shot + self.n_query
@@ -123,6 +137,9 @@ class TaskSampler(ABC):
                 expected=f"at least {needed} videos per class (k_shot {self.k_shot} + n_query {self.n_query})",
                 remedy="Lower the shots or queries per class, add videos, or exclude these classes.",
             )
+        if self._grouping is not None:
+            self._grouping.check(self._videos_of, classes)
+            self[0]  # raises if the classes share their groups so that no division is possible
 
     def _name(self, class_index: int) -> str:
         if self._class_names is not None and 0 <= class_index < len(self._class_names):
@@ -139,7 +156,8 @@ class EpisodeSampler(TaskSampler):
     The other arguments are those of `TaskSampler`.
 
     Raises:
-        DmgalError: more ways than classes, or a class has fewer videos than shots + queries.
+        DmgalError: more ways than classes, a class has fewer videos than shots + queries, or the groups cannot be
+            divided between support and query.
     """
 
     def __init__(
@@ -151,8 +169,9 @@ class EpisodeSampler(TaskSampler):
         num_episodes: int,
         seed: int,
         class_names: Sequence[str] | None = None,
+        groups: Sequence[object] | np.ndarray | None = None,
     ) -> None:
-        super().__init__(labels, k_shot, n_query, num_episodes, seed, class_names)
+        super().__init__(labels, k_shot, n_query, num_episodes, seed, class_names, groups)
         self.n_way = n_way
         self._classes = list(self._videos_of)
         if not 2 <= n_way <= len(self._classes):
@@ -185,7 +204,8 @@ class ReversalSampler(TaskSampler):
     The other arguments are those of `TaskSampler`.
 
     Raises:
-        DmgalError: too few pairs, a class in two pairs, or a class has fewer videos than shots + queries.
+        DmgalError: too few pairs, a class in two pairs, a class has fewer videos than shots + queries, or the groups
+            cannot be divided between support and query.
     """
 
     def __init__(
@@ -198,8 +218,9 @@ class ReversalSampler(TaskSampler):
         num_episodes: int,
         seed: int,
         class_names: Sequence[str] | None = None,
+        groups: Sequence[object] | np.ndarray | None = None,
     ) -> None:
-        super().__init__(labels, k_shot, n_query, num_episodes, seed, class_names)
+        super().__init__(labels, k_shot, n_query, num_episodes, seed, class_names, groups)
         self.n_way = 2 * num_pairs
         self.num_pairs = num_pairs
         self._pairs = [tuple(pair) for pair in pairs]
@@ -222,6 +243,10 @@ class ReversalSampler(TaskSampler):
         pairs = [self._pairs[index] for index in _choose(len(self._pairs), self.num_pairs, draws)]
         classes = [c for pair in pairs for c in pair]
         return [classes[index] for index in _choose(len(classes), len(classes), draws)]
+
+
+def _pick(videos: np.ndarray, count: int, draws: Iterator[float]) -> list[int]:
+    return [int(videos[index]) for index in _choose(len(videos), count, draws)]
 
 
 def _choose(population: int, count: int, draws: Iterator[float]) -> list[int]:

@@ -48,6 +48,8 @@ class Compare:
     """Folder for the encoded videos, with a subfolder per run by its full path. None: RUN/states."""
     disagreements: Annotated[int, Range(0, TASKS)] = 5
     """Number of episodes to list in which two methods disagree most."""
+    probe: bool = True
+    """Also show a ridge probe on the mean frames of each run's encoder. It encodes each video a second time."""
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
     """Hide progress bars."""
@@ -76,7 +78,14 @@ def main(argv: list[str] | None = None) -> int | None:
         )
     protocol, progress = options.protocol, not options.quiet
     found = compare_in_depth(
-        options.runs, protocol, progress, options.states, options.disagreements, options.data, options.cache
+        options.runs,
+        protocol,
+        progress,
+        options.states,
+        options.disagreements,
+        options.data,
+        options.cache,
+        options.probe,
     )
     if found is None:
         return 0

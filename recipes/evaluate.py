@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int | None:
     run, protocol, progress = Run(options.run), options.protocol, not options.quiet
     trained, recognizer = load_run(run)
     if options.exact:
-        check_exact(recognizer, trained, protocol)
+        check_exact(recognizer, options.data.over(trained), protocol)
     keep = Keep(options.states, options.cache or options.run / "states", launched_processes())
     is_shown = progress and not keep.processes.rank
     recipe, catalog = evaluation_data(run, trained, options.data, protocol.split, is_shown)
@@ -128,6 +128,7 @@ def _report(
     amount = "all" if options.exact else f"{protocol.episodes}"
     if protocol.until is not None and not options.exact:
         amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
+    suffix = f"_grouped{suffix}" if "group" in described["data"] else suffix
     suffix = f"_float16{suffix}" if options.states == "float16" else suffix
     suffix = f"_text_{options.text.use}{suffix}" if options.text.use != "no" else suffix
     path = run.write_result(

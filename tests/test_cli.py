@@ -30,10 +30,11 @@ def test_help_lists_every_command_with_examples(flag: str, capsys: pytest.Captur
     assert "examples:" in printed
 
 
-def test_commands_are_the_modules_of_recipes() -> None:
+def test_commands_are_the_modules_of_recipes_and_the_benchmark() -> None:
     modules = {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
     assert {name: command.module for name, command in COMMANDS.items()} == {
-        name: f"dmgal.recipes.{name}" for name in modules
+        "bench": "dmgal.bench.efficiency",
+        **{name: f"dmgal.recipes.{name}" for name in modules},
     }
 
 
@@ -146,6 +147,7 @@ OUT_OF_RANGE = {
     "recognize gallery clip": ["--top 0", "--fps 0", "--fps inf"],
     "prepare --root clips": ["--workers 0", "--num-frames 0", "--seconds-per-video 0", "--seconds-per-video nan"],
     "store method/frozen": ["--workers 0", "--quality 96", "--short-side 0", "--size 100000"],
+    "bench --data clips": ["--steps 0", "--episodes 1", "--processes 0"],
     "demo": ["--episodes 1", "--seed -1", "--steps 0", "--train-seed 99999999999999999999"],
 }
 

@@ -60,8 +60,16 @@ class BadVideos:
             VideoError: a video cannot be read, and either ``on_bad_video`` is "error" or no other video of its class
                 can be read.
         """
-        used = set(videos)
-        return [self._read_or_replace(position, video, read, used) for position, video in enumerate(videos)]
+        used, groups = set(videos), self.catalog.groups
+        of_episode = set() if groups is None else {groups[video] for video in videos}
+
+        def may_replace(video: int, other: int) -> bool:
+            is_of_other_side = groups is not None and groups[other] != groups[video] and groups[other] in of_episode
+            return other not in used and not is_of_other_side
+
+        return [
+            self._read_or_replace(position, video, read, used, may_replace) for position, video in enumerate(videos)
+        ]
 
     def clip_or_none(self, video: int, read: Callable[[int], Tensor]) -> Tensor | None:
         """Return the clip of a video, or None if the video is skipped."""
@@ -73,8 +81,14 @@ class BadVideos:
             self._log(video, error, "it is left out")
             return None
 
-    def _read_or_replace(self, position: int, video: int, read: ReadClip, used: set[int]) -> Tensor:
-        """Return the clip of the video or of its replacement. A replacement is added to ``used``."""
+    def _read_or_replace(
+        self, position: int, video: int, read: ReadClip, used: set[int], may_replace: Callable[[int, int], bool]
+    ) -> Tensor:
+        """Return the clip of the video or of its replacement. A replacement is added to ``used``.
+
+        With groups, a replacement is of the same group or of one that the episode does not have, so that support and
+        query never share one.
+        """
         try:
             return read(position, video)
         except VideoError as error:
@@ -83,7 +97,7 @@ class BadVideos:
             self._log(video, error, "others of its class take its place")
             first_error = error
         for other in self._others_of_class(video):
-            if other in used:
+            if not may_replace(video, other):
                 continue
             try:
                 clip = read(position, other)

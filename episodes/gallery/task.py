@@ -38,6 +38,13 @@ class GalleryTask:
     def __init__(
         self, recognizer: FewShotRecognizer, states: PrecomputedStates, labels: Tensor, shortlist: int | None = None
     ) -> None:
+        if getattr(recognizer.head, "transductive", False):
+            raise DmgalError(
+                "This head cannot recognize the clips of a gallery one by one.",
+                received=f"{type(recognizer.head).__name__}, whose answer for a clip depends on the other clips",
+                expected="a head that classifies each clip alone",
+                remedy="Use another head, such as RidgeProbe.",
+            )
         if shortlist is not None:
             _check_shortlist(recognizer, shortlist)
         self.recognizer = recognizer

@@ -6,16 +6,20 @@ from .clip_fsar import ClipFSAR
 from .dmgal_ft import DmgalFT
 from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
 from .hyrsm import HyRSM
+from .laplacian_shot import LaplacianShot
 from .late_fusion import LateFusion
 from .m2acl import M2ACL
 from .molo import MoLo
 from .otam import OTAM
+from .probes import LogisticProbe, RidgeProbe
 from .prototype import Prototype
 from .sact import SACT
 from .strm import STRM
 from .temporal_mixer import TemporalMixer
 from .text_fusion import TextFusion
+from .tim import TIM
 from .trx import TRX
+from .vectors import VectorHead
 
 __all__ = [
     "HEADS",
@@ -23,6 +27,7 @@ __all__ = [
     "OTAM",
     "SACT",
     "STRM",
+    "TIM",
     "TRX",
     "BiMHM",
     "ClipFSAR",
@@ -30,13 +35,20 @@ __all__ = [
     "FrameAligned",
     "FrameDistanceHead",
     "HyRSM",
+    "LaplacianShot",
     "LateFusion",
+    "LogisticProbe",
     "MoLo",
     "Prototype",
+    "RidgeProbe",
     "TemporalMixer",
     "TextFusion",
+    "VectorHead",
 ]
 
-_ALL = (BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR)
+_ALL = (
+    *(BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR),
+    *(RidgeProbe, LogisticProbe, TIM, LaplacianShot),
+)
 HEADS: dict[str, type[nn.Module]] = {head.__name__: head for head in _ALL}
 """All heads by class name. `TextFusion` stands around one of them."""

@@ -13,7 +13,7 @@ import jinja2
 
 from dmgal.episodes.evaluation.statistics import confusion
 from dmgal.recipes.reports.comparison import Method, Pairing, differing_queries, over_seeds
-from dmgal.recipes.reports.runs import HEADINGS, Row, cells
+from dmgal.recipes.reports.runs import Row, cells, headings
 from dmgal.videos import VideoCatalog
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, **section
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     table = [cells(row, index == 0) for index, row in enumerate(rows)]
-    values = {"title": title, "summary": summary, "notes": notes, "headings": HEADINGS, "rows": table}
+    values = {"title": title, "summary": summary, "notes": notes, "headings": headings(rows), "rows": table}
     return templates.get_template("page.html.j2").render(values, chart=as_svg(rows), **sections)
 
 

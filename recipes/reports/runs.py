@@ -17,6 +17,7 @@ from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
 from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, evaluation_data, load_run
 from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.probe import encode_for_probe, evaluate_probe
 from dmgal.videos import VideoCatalog
 
 
@@ -31,6 +32,8 @@ class Row:
     trained_parameters: int
     tower_parameters: int
     saved_bytes: int
+    probe: Mapping[str, Evaluation] = field(default_factory=dict)
+    """Evaluations of the probe on the same episodes. Empty if there is none."""
     cost: Mapping[str, float | None] = field(default_factory=dict)
     """``seconds_per_step`` and ``peak_memory_mb`` of the training, if logged."""
 
@@ -53,8 +56,8 @@ class Comparison:
 
 
 def compare(folders: Sequence[Path], protocol: Protocol, progress: bool = True) -> list[Row]:
-    """Return one row per run, all on the same episodes of the same data."""
-    comparison = compare_in_depth(folders, protocol, progress)
+    """Return one row per run, all on the same episodes of the same data, without the probe."""
+    comparison = compare_in_depth(folders, protocol, progress, probe=False)
     return comparison.rows if comparison else []
 
 
@@ -66,8 +69,12 @@ def compare_in_depth(
     disagreements: int = 5,
     data: DataOverrides | None = None,
     cache: Path | None = None,
+    probe: bool = True,
 ) -> Comparison | None:
-    """Return the full comparison. Return None on all ranks but 0, which only help to encode and evaluate."""
+    """Return the full comparison. Return None on all ranks but 0, which only help to encode and evaluate.
+
+    With ``probe``, each video is encoded a second time, for the probe of each run.
+    """
     data = data or DataOverrides()
     processes = launched_processes()
     rows: list[Row] = []
@@ -83,7 +90,11 @@ def compare_in_depth(
         first = rows[0].evaluations if rows else None
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress and not processes.rank, like=first)
         _check_same_episodes(first or evaluations, evaluations, folder, folders[0])
-        rows.append(_row(Run(folder), recipe, recognizer, evaluations, first or evaluations))
+        of_probe = {}
+        if probe:
+            for_probe = encode_for_probe(recognizer, recipe, catalog, protocol, progress, keep)
+            of_probe = evaluate_probe(recognizer, recipe, for_probe, protocol, is_shown, like=evaluations)
+        rows.append(_row(Run(folder), recipe, recognizer, evaluations, first or evaluations, of_probe))
         recipes.append(recipe)
         catalogs.append(encoded.catalog)
     if processes.rank:
@@ -99,6 +110,7 @@ def _row(
     recognizer: FewShotRecognizer,
     evaluations: Mapping[str, Evaluation],
     first: Mapping[str, Evaluation],
+    probe: Mapping[str, Evaluation],
 ) -> Row:
     return Row(
         name=printable(run.folder.name),
@@ -107,6 +119,7 @@ def _row(
         trained_parameters=count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
         tower_parameters=visual_tower_parameters(recognizer),
         saved_bytes=run.trained_bytes() if recipe.train.steps else 0,
+        probe=probe,
         cost=run.training_cost(),
     )
 
@@ -129,6 +142,7 @@ def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
         {
             "run": row.name,
             "results": as_json(row.evaluations),
+            **({"probe": as_json(row.probe)} if row.probe else {}),
             "difference_to_first": {
                 "points": round(row.difference.mean, 3),
                 "half_width": round(row.difference.half_width, 3),
@@ -154,10 +168,17 @@ HEADINGS = (
     "s/step",
     "saved",
 )
+PROBE = "probe %"
+"""Heading of the last column, if the rows have a probe."""
+
+
+def headings(rows: Sequence[Row]) -> list[str]:
+    """Return the headings of the table."""
+    return [*HEADINGS, *([PROBE] if any(row.probe for row in rows) else [])]
 
 
 def cells(row: Row, is_first: bool) -> list[str]:
-    """Return the row's texts in the order of ``HEADINGS``."""
+    """Return the row's texts in the order of `headings`."""
 
     def accuracy(name: str) -> str:
         return str(row.evaluations[name].accuracy) if name in row.evaluations else "-"
@@ -174,13 +195,14 @@ def cells(row: Row, is_first: bool) -> list[str]:
         f"{memory:.0f}" if memory else "-",
         f"{seconds:.3f}" if seconds else "-",
         f"{row.saved_bytes / 1024:.0f} KB" if row.saved_bytes else "-",
+        *([str(row.probe["accuracy"].accuracy)] if row.probe else []),
     ]
 
 
 def as_text(rows: Sequence[Row]) -> str:
     """Return aligned columns with headings. Accuracies have 95 % intervals over episodes."""
-    lines = [list(HEADINGS), *(cells(row, index == 0) for index, row in enumerate(rows))]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    lines = [headings(rows), *(cells(row, index == 0) for index, row in enumerate(rows))]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     padded = [
         "  ".join(
             text.ljust(width) if column == 0 else text.rjust(width)

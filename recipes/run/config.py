@@ -47,6 +47,10 @@ class DataConfig:
     folder names define the classes."""
     list_format: str | None = None
     """Format of the lists, needed only if it cannot be detected. The error message then names the candidates."""
+    group: str | None = None
+    """Support and query of a task never share a group, such as a person or sequence. Name of a column of the split
+    file, or a pattern of the video's path with parentheses around the group, such as "([^/_]+)_[^/]*$". None: no
+    groups."""
     report: Path | None = None
     """The report.csv of dmgal prepare. Videos listed there as bad are treated as such from the start."""
     on_bad_video: OnBadVideo = "error"
@@ -303,6 +307,8 @@ class DataOverrides:
     """Folder of the videos."""
     split_file: Path | None = None
     """CSV with the columns split, class_name and video, a list file, or a folder of lists."""
+    group: str | None = None
+    """Support and query of a task never share a group: a column of the split file, or a pattern with parentheses."""
     report: Path | None = None
     """The report.csv of dmgal prepare."""
     store: Path | None = None

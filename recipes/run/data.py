@@ -25,6 +25,7 @@ from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.catalog import OnMissing
 from dmgal.videos.catalog.files import frame_files
+from dmgal.videos.catalog.groups import no_columns
 from dmgal.videos.catalog.lists import SPLITS, looks_like_split_file, read_rows
 from dmgal.videos.check_log import read_report
 from dmgal.videos.dataset import ClipSource, VideoDataset
@@ -167,6 +168,7 @@ def data_as_json(data: DataConfig, catalog: VideoCatalog) -> dict[str, Any]:
         "root": printable(root.name),
         "split_file": split_file and printable(split_file.name),
         "seed": data.seed,
+        **({} if data.group is None else {"group": data.group}),
         "classes": len(catalog.class_names),
         "videos": len(catalog),
         "fingerprint": fingerprint(catalog),
@@ -238,13 +240,19 @@ def generated_settings(name: GeneratedSet) -> type[MovingShapes] | type[MotionWo
 
 
 def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:
-    """Return the catalog of a split file, lists or folders. Generate the data set first if the config says so."""
+    """Return the catalog of a split file, lists or folders, with its groups. Generate the data set first if wanted."""
+    is_pattern = data.group is not None and "(" in data.group
+    column = None if is_pattern else data.group
     if data.generate != "no":
         split_file = generate(generated_settings(data.generate)(seed=data.seed), data.root, progress=progress)
-        return VideoCatalog.from_csv(split_file, data.root, on_missing)
-    if data.split_file is not None:
-        return VideoCatalog.from_split(data.split_file, data.root, data.list_format, on_missing)
-    return VideoCatalog.from_folders(data.root)
+        catalog = VideoCatalog.from_csv(split_file, data.root, on_missing, column)
+    elif data.split_file is not None:
+        catalog = VideoCatalog.from_split(data.split_file, data.root, data.list_format, on_missing, column)
+    elif column is not None:
+        raise no_columns(column, str(data.root))
+    else:
+        catalog = VideoCatalog.from_folders(data.root)
+    return catalog.with_groups(data.group) if is_pattern and data.group is not None else catalog
 
 
 def test_transform(recipe: Recipe, size: Size) -> TestTransform:

@@ -120,14 +120,14 @@ def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[
     """Return samplers by name: random classes, and tasks of reversal pairs if the catalog has any."""
     k_shot, n_query = protocol.k_shot or recipe.episode.k_shot, protocol.n_query
     num_episodes = protocol.episodes if protocol.until is None else max(protocol.episodes, MOST_EPISODES)
-    tasks = k_shot, n_query, num_episodes, protocol.seed, catalog.class_names
+    tasks = k_shot, n_query, num_episodes, protocol.seed, catalog.class_names, catalog.groups
     by_name: dict[str, TaskSampler] = {
         "accuracy": EpisodeSampler(catalog.labels, protocol.n_way or recipe.episode.n_way, *tasks)
     }
     pairs = catalog.reversal_pairs
     for num_pairs, name in ((1, "reversal_two_way"), (2, "reversal_four_way")):
         if len(pairs) >= num_pairs:
-            num_tasks = k_shot, n_query, num_pairs, num_episodes, protocol.seed, catalog.class_names
+            num_tasks = k_shot, n_query, num_pairs, num_episodes, protocol.seed, catalog.class_names, catalog.groups
             by_name[name] = ReversalSampler(pairs, catalog.labels, *num_tasks)
     return by_name
 
@@ -255,11 +255,12 @@ def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protoco
     """Raise a DmgalError with the reason if the accuracy has no closed form."""
     k_shot = protocol.k_shot or recipe.episode.k_shot
     reason = f"{k_shot} shots" if k_shot > 1 else why_no_pair_scores(recognizer, k_shot)
+    reason = reason if recipe.data.group is None else f"data.group: {recipe.data.group}, which excludes some episodes"
     if reason:
         raise DmgalError(
             "The accuracy over all episodes has no closed form here.",
             received=reason,
-            expected="one shot, no task layer, and a head that scores videos in pairs",
+            expected="one shot, no task layer, a head that scores videos in pairs, and no groups",
             remedy="Use --until 0.2 for a narrow interval, or --shots 1.",
         )
 

@@ -16,7 +16,6 @@ leaves no incomplete files.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -45,7 +44,6 @@ from dmgal.errors import DmgalError, differences, refuse_differences
 from dmgal.files import (
     atomic_write,
     exclusively,
-    log_lines,
     open_regular,
     parse_json,
     parse_yaml,
@@ -57,6 +55,7 @@ from dmgal.files import (
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, fingerprint, has_split_file, read_split, split_of
 from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
+from dmgal.recipes.run.log import complete_entries, step_seconds
 from dmgal.recipes.run.whole_folders import complete_folder
 from dmgal.videos import VideoCatalog
 
@@ -231,7 +230,7 @@ class Run:
         path = self.folder / "log.jsonl"
         entries = [
             entry
-            for entry in _complete_entries(path)
+            for entry in complete_entries(path)
             if entry.get("step", 0) <= (validated if "validation_accuracy" in entry else step)
         ]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
@@ -255,13 +254,15 @@ class Run:
         files = [self.adapter / "adapter_model.safetensors", self.weights]
         return sum(path.stat().st_size for path in files if path.exists())
 
+    def log_entries(self) -> list[dict[str, Any]]:
+        """Return the complete entries of the log."""
+        return complete_entries(self.folder / "log.jsonl")
+
     def training_cost(self) -> dict[str, float | None]:
         """Return the median seconds per training step and the peak memory of the training process, from the log."""
-        path = self.folder / "log.jsonl"
-        entries = _complete_entries(path)
-        times = [entry["seconds"] for entry in entries if "seconds" in entry]
+        entries = self.log_entries()
         peaks = [entry["peak_memory_mb"] for entry in entries if "peak_memory_mb" in entry]
-        steps = [later - earlier for earlier, later in itertools.pairwise(times) if later > earlier]
+        steps = step_seconds(entries)
         return {
             "seconds_per_step": statistics.median(steps) if steps else None,
             "peak_memory_mb": max(peaks) if peaks else None,
@@ -288,29 +289,6 @@ def writing(
             expected="a writable folder on a disk with free space",
             remedy=remedy,
         ) from error
-
-
-def _complete_entries(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a log without incomplete or invalid lines, such as a killed run leaves."""
-    entries = []
-    try:
-        for line in log_lines(path) if os.path.lexists(path) else ():
-            with suppress(ValueError, RecursionError):
-                entries.append(json.loads(line))
-    except OSError as error:
-        raise DmgalError(
-            "The log of this run cannot be read.",
-            received=f"{path}: {reason(error)}",
-            expected="the log.jsonl that dmgal train wrote",
-            remedy="Copy the run again, or delete the log.",
-        ) from error
-    return [entry for entry in entries if isinstance(entry, dict) and _has_numbers(entry)]
-
-
-def _has_numbers(entry: Mapping[str, Any]) -> bool:
-    losses = entry.get("losses", {})
-    numbers = [entry.get(name, 0) for name in ("step", "seconds", "peak_memory_mb")]
-    return isinstance(losses, dict) and all(isinstance(one, int | float) for one in (*numbers, *losses.values()))
 
 
 def environment() -> dict[str, Any]:

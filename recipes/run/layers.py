@@ -219,6 +219,8 @@ def _described(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not type(None)]
     if origin in (types.UnionType, typing.Union):
         return _described(arguments[-1])
+    if Ellipsis in arguments:
+        return f"a list, of which each is {_described(arguments[0])}"
     texts = {
         typing.Literal: f"one of {', '.join(map(repr, arguments))}",
         tuple: f"a list of {len(arguments)}",

@@ -225,7 +225,7 @@ def choose_weight(
     """
     head, catalog, accuracies = cast(TextFusion, recognizer.head), encoded.catalog, dict[float, float]()
     ways = min(n_way, len(catalog.class_names))
-    sampler = EpisodeSampler(catalog.labels, ways, k_shot, n_query, episodes, 0, catalog.class_names)
+    sampler = EpisodeSampler(catalog.labels, ways, k_shot, n_query, episodes, 0, catalog.class_names, catalog.groups)
     for weight in WEIGHTS:
         head.weight = weight
         result = evaluate(recognizer, encoded.states, sampler, launched_device(), progress=False, dtype=encoded.dtype)

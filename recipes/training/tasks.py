@@ -48,6 +48,7 @@ class TrainingData:
             max(1, train.steps * train.tasks_per_step),
             train.seed,
             catalog.class_names,
+            catalog.groups,
         )
         transform = TrainTransform(image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter)
         cache_bytes = CACHE_BYTES if data.keep_in_memory else 0
@@ -127,13 +128,18 @@ class Validation:
         data, episode, train = self._recipe.data, self._recipe.episode, self._recipe.train
         frames = data.num_frames, data.test_resize, data.decoder, data.generate, data.seed
         tasks = episode.n_way, episode.k_shot, train.validation_episodes, VALIDATION_SEED
-        videos = self._catalog.class_names, self._catalog.labels.tolist(), tuple(self._catalog.videos)
+        videos: tuple[object, ...] = (
+            self._catalog.class_names,
+            self._catalog.labels.tolist(),
+            tuple(self._catalog.videos),
+        )
+        videos += () if self._catalog.groups is None else (self._catalog.groups,)
         return blake2b(repr((frames, tasks, videos)).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
 
     def _tasks(self, catalog: VideoCatalog) -> EpisodeSampler:
         episode, episodes = self._recipe.episode, self._recipe.train.validation_episodes
         tasks = episode.n_way, episode.k_shot, 1, episodes, VALIDATION_SEED
-        return EpisodeSampler(catalog.labels, *tasks, catalog.class_names)
+        return EpisodeSampler(catalog.labels, *tasks, catalog.class_names, catalog.groups)
 
 
 @dataclass

@@ -13,8 +13,8 @@ from dmgal.bench import docs_tables
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """Return a copy of the pages, the figure and the results."""
-    for path in (*docs_tables.PAGES, docs_tables.FIGURE):
+    """Return a copy of the pages, the figures and the results."""
+    for path in (*docs_tables.PAGES, docs_tables.FIGURE, *docs_tables.EFFICIENCY_FIGURES.values()):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(docs_tables.ROOT / path, tmp_path / path)
     shutil.copytree(docs_tables.ROOT / docs_tables.RESULTS, tmp_path / docs_tables.RESULTS)
@@ -39,6 +39,8 @@ def test_check_passes_on_the_repository() -> None:
 
 def test_check_names_the_files_of_a_changed_number(repository: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(docs_tables, "accuracy_figure", lambda root: (root / docs_tables.FIGURE).read_bytes())
+    figures = docs_tables.EFFICIENCY_FIGURES
+    monkeypatch.setattr(docs_tables, "cost_figure", lambda rows, dark: (repository / figures[dark]).read_bytes())
     arguments = ["--root", str(repository)]
     assert docs_tables.main([*arguments, "--check"]) == 0
     path = repository / docs_tables.RESULTS / "demo.json"

@@ -131,6 +131,9 @@ def test_comparison_reports_seeds_classes_and_episodes(runs, tmp_path, capsys) -
     assert main(["compare", *folders, "--episodes", "300", "--queries", "2", *files, "--quiet"]) == 0
     found, text = json.loads(out.read_text()), capsys.readouterr().out
     assert [row["run"] for row in found["rows"]] == ["frozen", "smga0", "smga1"]
+    for row in found["rows"]:  # the same episodes, answered by a probe of the same encoder
+        assert row["probe"]["accuracy"]["episodes_hash"] == row["results"]["accuracy"]["episodes_hash"]
+    assert text.splitlines()[0].endswith("probe %") and "probe %" in page.read_text()
     assert [method["runs"] for method in found["methods"]] == [["frozen"], ["smga0", "smga1"]]
     method, (pairing,) = found["methods"][1], found["pairings"]
     percents = [row["results"]["accuracy"]["percent"] for row in found["rows"]]
@@ -158,7 +161,7 @@ def test_compared_runs_have_separate_folders_in_a_cache(runs, tmp_path, capsys) 
     for name, folder in zip(("frozen", "smga0"), folders, strict=True):
         shutil.copytree(runs / name, folder, ignore=shutil.ignore_patterns("states"))
         (folder / "states").write_text("no folder: nothing can be kept here")
-    words = ["compare", *map(str, folders), "--episodes", "60"]
+    words = ["compare", *map(str, folders), "--episodes", "60", "--no-probe"]
     assert main([*words, "--quiet"]) == 2
     assert "pass --cache" in capsys.readouterr().err
     cache = ["--cache", str(tmp_path / "cache")]

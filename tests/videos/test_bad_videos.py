@@ -60,6 +60,14 @@ def test_next_unused_videos_of_the_class_replace_bad_ones(catalog, frame_numbers
     assert len(caplog.records) == 3, "each is logged once"
 
 
+def test_replacement_is_of_no_group_of_the_other_side(catalog, frame_numbers):
+    grouped = catalog.with_groups([f"person {video % 3}" for video in range(len(catalog))])
+    episode = EpisodeIndices((0, 1), (1, 7), (0, 1), (0, 6), (0, 1))  # person 1 in the support, person 0 in the query
+    # 2 is bad as well, and 3 shows person 0, so 4 replaces 1.
+    assert shown(episodes(grouped, "skip", episode)[0], frame_numbers) == [4, 7, 0, 6]
+    assert shown(episodes(catalog, "skip", episode)[0], frame_numbers) == [3, 7, 0, 6]
+
+
 def test_replacement_wraps_around_the_class(catalog, frame_numbers):
     bad = BadVideos(catalog, "skip")
 

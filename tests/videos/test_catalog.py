@@ -352,3 +352,34 @@ def test_error_suggests_the_root_of_the_classes(tmp_path, below):
     (tmp_path / "empty" / "class").mkdir(parents=True)
     with pytest.raises(DmgalError, match="have no video"):
         VideoCatalog.from_folders(tmp_path / "empty")
+
+
+GROUPED = ("split,class_name,video,person", "test,walk,a/1,ann", "test,walk,a/2,bob", "val,run,b/1, ann ")
+
+
+def test_groups_of_a_column_follow_their_videos(tmp_path):
+    touch(tmp_path, "a/1.mp4", "a/2.mp4", "b/1.mp4")
+    path = split_file(tmp_path / "split.csv", *GROUPED)
+    catalog = VideoCatalog.from_csv(path, tmp_path, group="person")
+    assert catalog.groups == ("ann", "bob", "ann") and VideoCatalog.from_csv(path, tmp_path).groups is None
+    assert catalog.split("test").groups == ("ann", "bob") and catalog.without(["a/1.mp4"]).groups == ("bob", "ann")
+    catalog.to_csv(tmp_path / "again.csv")
+    assert VideoCatalog.from_split(tmp_path / "again.csv", tmp_path, group="group").groups == catalog.groups
+    with refused("no column 'persn'(.|\n)*class_name, video, person"):
+        VideoCatalog.from_csv(path, tmp_path, group="persn")
+    with refused("have no group(.|\n)*1 of 3: a/2.mp4"):
+        VideoCatalog.from_csv(
+            split_file(path, *(line.replace("bob", "") for line in GROUPED)), tmp_path, group="person"
+        )
+    with refused("without columns"):
+        VideoCatalog.from_split(split_file(tmp_path / "list.txt", "a/1.mp4 0", "b/1.mp4 1"), tmp_path, group="person")
+
+
+def test_groups_of_a_pattern(tmp_path):
+    touch(tmp_path, "walk/ann_walk.mp4", "walk/bob_walk.mp4", "run/ann_run.mp4")
+    catalog = VideoCatalog.from_folders(tmp_path)
+    assert catalog.with_groups("([^/_]+)_[^/]*$").groups == ("ann", "ann", "bob")
+    assert catalog.with_groups("^(.)[^/]*/(.)").groups == ("r/a", "w/a", "w/b")
+    for pattern, problem in (("ann", "no parentheses"), ("(ann", "not valid"), ("(bob)", "2 of 3: run/ann_run.mp4")):
+        with refused(problem):
+            catalog.with_groups(pattern)

@@ -6,6 +6,7 @@ column of classes, not of videos.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from ...errors import DmgalError
 from ...files import NAMES_SHOWN, listed, printable
 from .columns import collect_columns, pair_classes
 from .files import SHOWN_EXTENSIONS, VideoFinder, subfolders, videos_in
-from .lists import SPLITS, looks_like_split_file, read_lists, read_rows, write_rows
+from .groups import groups_of, no_columns
+from .lists import COLUMNS, SPLITS, looks_like_split_file, read_column, read_lists, read_rows, write_rows
 
 OnMissing = Callable[[str, str, str], None]
 
@@ -35,6 +37,7 @@ class VideoCatalog:
         class_names: ``(num_classes,)``, all different.
         class_splits: "train", "val" or "test" for each class; None if the splits are unknown.
         reversal_pairs: pairs of classes that are each other's time reversal; empty if the data set has none.
+        groups: group of each video, ``(V,)``, such as the person that it shows; None if unknown.
     """
 
     root: Path
@@ -43,13 +46,18 @@ class VideoCatalog:
     class_names: tuple[str, ...]
     class_splits: tuple[str, ...] | None = None
     reversal_pairs: tuple[tuple[int, int], ...] = ()
+    groups: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "videos", tuple(self.videos))
 
     @classmethod
     def from_csv(
-        cls, csv_path: str | os.PathLike[str], root: str | os.PathLike[str], on_missing: OnMissing | None = None
+        cls,
+        csv_path: str | os.PathLike[str],
+        root: str | os.PathLike[str],
+        on_missing: OnMissing | None = None,
+        group: str | None = None,
     ) -> VideoCatalog:
         """Read a split file with the columns ``split,class_name,video``, plain or gzipped.
 
@@ -62,24 +70,35 @@ class VideoCatalog:
             csv_path, root: the split file, and the folder that the videos are relative to.
             on_missing: called with split, class and name of each missing video, which is then skipped; None raises an
                 error for missing videos.
+            group: column with the group of each video, see ``groups``.
 
         Raises:
             DmgalError: no file or root, a column missing, a bad row, a class in two splits, under two spellings or
-                without a video, a video listed twice, also if by a link or another spelling of its path, or missing
-                videos (all are counted, some named).
+                without a video, a video without a group or listed twice, also if by a link or another spelling of its
+                path, or missing videos (all are counted, some named).
         """
         csv_path, root = Path(csv_path), _existing_folder(root)
         reversals: dict[str, str] = {}
+        groups: dict[str, str] = {}
+        finder = VideoFinder(root)
 
         def rows() -> Iterator[tuple[str, str, str]]:
-            for split, name, video, reversal in read_rows(csv_path):
+            values = itertools.repeat("") if group is None else read_column(csv_path, group)
+            for (split, name, video, reversal), value in zip(read_rows(csv_path), values, strict=False):
                 if reversal:
                     reversals[name.strip()] = reversal
+                groups[video] = value
                 yield split, name, video
 
-        find = VideoFinder(root).find
+        def find(video: str) -> str | None:
+            path = finder.find(video)
+            if path is not None:
+                groups[path] = groups[video]
+            return path
+
         videos_on_disk = _resolve_videos(rows(), find, root, str(csv_path), on_missing)
-        return _catalog_from_rows(root, videos_on_disk, reversals, str(csv_path))
+        catalog = _catalog_from_rows(root, videos_on_disk, reversals, str(csv_path))
+        return catalog if group is None else catalog.with_groups([groups[video] for video in catalog.videos])
 
     @classmethod
     def from_lists(
@@ -115,10 +134,17 @@ class VideoCatalog:
         root: str | os.PathLike[str],
         list_format: str | None = None,
         on_missing: OnMissing | None = None,
+        group: str | None = None,
     ) -> VideoCatalog:
-        """Read a split file by `from_csv` if its first line names a column of such a file, else by `from_lists`."""
+        """Read a split file by `from_csv` if its first line names a column of such a file, else by `from_lists`.
+
+        Raises:
+            DmgalError: see `from_csv`, or a column of groups of a list, which has no columns.
+        """
         if list_format is None and not Path(path).is_dir() and looks_like_split_file(Path(path)):
-            return cls.from_csv(path, root, on_missing)
+            return cls.from_csv(path, root, on_missing, group)
+        if group is not None:
+            raise no_columns(group, str(path))
         return cls.from_lists(path, root, list_format, on_missing)
 
     @classmethod
@@ -174,7 +200,8 @@ class VideoCatalog:
                 expected="at least one video in each class",
                 remedy="Replace the videos that cannot be read, or remove these classes from the split.",
             )
-        return replace(self, videos=tuple(compress(self.videos, stays)), labels=self.labels[stays])
+        groups = self.groups and tuple(compress(self.groups, stays))
+        return replace(self, videos=tuple(compress(self.videos, stays)), labels=self.labels[stays], groups=groups)
 
     def split(self, name: str) -> VideoCatalog:
         """Return the classes of one split, renumbered from 0, with their videos and complete reversal pairs.
@@ -210,7 +237,12 @@ class VideoCatalog:
             class_names=tuple(self.class_names[c] for c in classes),
             class_splits=class_splits,
             reversal_pairs=tuple((a, b) for a, b in pairs if a >= 0 and b >= 0),
+            groups=self.groups and tuple(compress(self.groups, labels >= 0)),
         )
+
+    def with_groups(self, groups: str | Sequence[str]) -> VideoCatalog:
+        """Return the catalog with the group of each video, see `groups_of`."""
+        return replace(self, groups=groups_of(groups, self.videos))
 
     def with_seeded_split(self, seed: int, fractions: tuple[float, float, float] = (0.64, 0.16, 0.2)) -> VideoCatalog:
         """Return the same videos with classes assigned to splits at random. Reversal pairs stay in one split.
@@ -253,6 +285,8 @@ class VideoCatalog:
     def to_csv(self, path: str | os.PathLike[str]) -> None:
         """Write a split file that `from_csv` reads back, gzipped if the name ends in ``.gz``.
 
+        Groups are in the column ``group``.
+
         Raises:
             DmgalError: the catalog has no splits.
         """
@@ -266,7 +300,12 @@ class VideoCatalog:
         splits, names = self.class_splits, self.class_names
         reversal = {a: names[b] for a, b in self.reversal_pairs} | {b: names[a] for a, b in self.reversal_pairs}
         labeled_videos = zip(self.videos, self.labels.tolist(), strict=True)
-        write_rows(Path(path), ((splits[c], names[c], video, reversal.get(c, "")) for video, c in labeled_videos))
+        rows = ((splits[c], names[c], video, reversal.get(c, "")) for video, c in labeled_videos)
+        if self.groups is None:
+            write_rows(Path(path), rows)
+        else:
+            grouped = ((*row, group) for row, group in zip(rows, self.groups, strict=True))
+            write_rows(Path(path), grouped, (*COLUMNS, "group"))
 
 
 def _catalog_from_rows(

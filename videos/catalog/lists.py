@@ -215,6 +215,25 @@ def read_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
         ) from error
 
 
+def read_column(path: Path, name: str) -> Iterator[str]:
+    """Yield the value of another column for each row that `read_rows` yields.
+
+    Raises:
+        DmgalError: the file has no such column. Other errors are those of `read_rows`.
+    """
+    lines = text_lines(path)
+    header, delimiter = _header(next(lines, ""))
+    if name not in header:
+        raise DmgalError(
+            f"The split file {path} has no column {name!r}.",
+            received=printable(", ".join(header)[:LONGEST_SHOWN]) or "nothing",
+            expected=f"the column {name!r} in the first line",
+            remedy="Correct data.group, or give a pattern of the video's path with parentheses around the group.",
+        )
+    at = header.index(name)
+    yield from (row[at].strip() for row in csv.reader(lines, delimiter=delimiter) if any(row))
+
+
 def write_rows(path: Path, rows: Iterable[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
     """Write a CSV file, by default a split file. The file is replaced atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,127 @@
+"""Report of a matrix: rows, paired differences, Pareto front, and files that are written or found stale."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from dmgal.bench import efficiency
+from dmgal.bench.matrix.figures import Point, cost_figure, pareto_front
+from dmgal.bench.matrix.report import accuracy_table, cost_table, load, paired, rows_of
+from dmgal.cli import main
+from dmgal.errors import DmgalError
+
+META = {
+    "versions": {"dmgal": "1", "torch": "2"},
+    "git_revision": "abc1234",
+    "hardware": {"processor": "one", "cores": 2, "threads": 1, "gpu": None},
+}
+
+
+def result(method: str, correct: str | None, seed: int = 0, status: str = "done") -> dict:
+    """Return a result with the number of correct answers of each episode, of five queries."""
+    cell = {"backbone": "tiny-clip", "method": method, "variant": "", "shots": 1, "seed": seed}
+    info: dict = {"status": status}
+    if correct is not None:
+        percent = 100 * sum(map(int, correct)) / (5 * len(correct))
+        accuracy = {"percent": percent, "half_width": 2.0, "queries": 5, "correct": correct, "episodes_hash": "e"}
+        info |= {
+            "steps": 4,
+            "results": {"1": {"accuracy": accuracy}},
+            "parameters": {"trained": 1000 * len(method)},
+            "memory_mb": {"max": 100.0, "p99": 99.0},
+            "step_seconds": {"median": 0.5},
+            "file_size": 2048,
+        }
+    run_info = {"cell": cell, "created_at": "2026-11-29T00:00:00", "experiment_name": "e", "test": {"episodes": 4}}
+    return {"run_info": run_info | {"error_msg": ""}, "train_info": info, "meta_info": copy.deepcopy(META)}
+
+
+RESULTS = [
+    result("frozen", "1234"),
+    result("lora", "2345"),
+    result("lora", "4345", seed=1),
+    result("aim", None, status="out of memory"),
+    result("smga", "3333"),
+    result("smga", None, seed=1, status="diverged"),
+]
+
+
+def test_rows_have_means_over_seeds_and_paired_differences() -> None:
+    frozen, lora, aim, smga = rows_of(RESULTS)
+    assert frozen.accuracy(("results", "1", "accuracy")) == "50.0 ± 2.0"
+    assert lora.accuracy(("results", "1", "accuracy")) == "75.0 (70.0 to 80.0)"
+    change = paired(lora, frozen, "results", "1", "accuracy")
+    assert change is not None and change.mean == pytest.approx(25)  # 2, 1, 1, 1 of 5 queries: the mean of both seeds
+    assert paired(frozen, frozen, "results", "1", "accuracy") is None
+    table = accuracy_table([frozen, lora, aim, smga])
+    assert "| aim |  |  | out of memory |" in table and "reversal" not in table
+    assert "| smga | 60.0 ± 2.0" in table  # one of two seeds; the page names the other
+    assert "| frozen | 6,000 | 100 | 99 | 0.500 | 2 |" in cost_table([frozen, aim])
+
+
+def test_a_table_without_any_result_has_its_statuses() -> None:
+    rows = rows_of([result("lora", None, status="failed"), result("aim", None, status="diverged")])
+    assert accuracy_table(rows) == "| method | status |\n| --- | --- |\n| lora | failed |\n| aim | diverged |\n"
+
+
+def test_rows_of_other_episodes_are_not_paired() -> None:
+    ours, theirs = result("lora", "2345"), result("frozen", "1234")
+    ours["train_info"]["results"]["1"]["accuracy"]["episodes_hash"] = "f"
+    assert paired(*rows_of([ours, theirs]), "results", "1", "accuracy") is None
+
+
+def test_pareto_front() -> None:
+    points = [Point("a", 1, 50), Point("b", 2, 40), Point("c", 2, 60), Point("d", 3, 60), Point("e", 9, 70)]
+    assert [point.name for point in pareto_front(points)] == ["a", "c", "e"]
+    assert pareto_front([]) == []
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "results").mkdir()
+    for one in RESULTS:
+        cell = one["run_info"]["cell"]
+        (tmp_path / "results" / f"{cell['method']}{cell['seed']}.json").write_text(json.dumps(one))
+    return tmp_path
+
+
+def test_figure_is_deterministic_and_dark_or_light() -> None:
+    pytest.importorskip("matplotlib")
+    light, again, dark = (cost_figure(rows_of(RESULTS), dark=is_dark) for is_dark in (False, False, True))
+    assert light == again != dark and light.startswith(b"<?xml")
+
+
+def test_report_is_written_and_found_stale(folder: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(efficiency, "cost_figure", lambda rows, form, dark: f"{form} {dark}".encode())
+    words = ["bench", "report", str(folder)]
+    assert main([*words, "--check"]) == 1
+    assert main(words) == 0
+    assert "75.0 (70.0 to 80.0)" in capsys.readouterr().out
+    assert main([*words, "--check"]) == 0
+    files = {path.name for path in folder.iterdir()} - {"results"}
+    figures = {f"figure_{name}.{form}" for name in ("light", "dark") for form in ("svg", "png")}
+    assert files == {"report.md", "report.csv", *figures}
+    page = (folder / "report.md").read_text()
+    assert "- smga: done, diverged" in page and "abc1234" in page and "one, 1 thread(s) of 2 cores" in page
+    rows = list(csv.DictReader((folder / "report.csv").read_text().splitlines()))
+    assert [row["status"] for row in rows].count("done") == 4 and rows[0]["memory_mb.max"] in ("", "100.0")
+    changed = result("frozen", "1235")
+    (folder / "results" / "frozen0.json").write_text(json.dumps(changed))
+    capsys.readouterr()
+    assert main([*words, "--check"]) == 1
+    assert "report.md is stale" in capsys.readouterr().err
+
+
+def test_a_mixed_or_missing_table_is_refused(folder: Path, capsys) -> None:
+    other = result("full", "5555")
+    other["meta_info"]["hardware"]["processor"] = "another"
+    (folder / "results" / "full0.json").write_text(json.dumps(other))
+    assert main(["bench", "report", str(folder)]) == 2
+    assert "full0" in capsys.readouterr().err
+    with pytest.raises(DmgalError, match="no results to report"):
+        load(folder / "nothing")
