@@ -74,13 +74,13 @@ def test_scores_equal_those_of_an_episode_with_the_same_clips(recognize, folders
     for one, row in zip(report["videos"], logits, strict=True):
         told = torch.tensor([one["scores"][name]["logit"] for name in names])
         torch.testing.assert_close(told, row, rtol=1e-5, atol=1e-5)
-        probabilities = row.double().softmax(0)
+        probabilities = (row.double() / report["rejection"]["temperature"]).softmax(0)
         assert one["best"] == names[int(row.argmax())] and one["probability"] == pytest.approx(
             probabilities.max().item(), rel=1e-4
         )
         top = row.topk(2).values
         assert one["margin"] == pytest.approx((top[0] - top[1]).item(), abs=1e-4)
-        assert one["recognized"] == (one["best"] if row.max() >= report["rejection"]["threshold"] else None)
+        assert one["recognized"] == (one["best"] if row.logsumexp(0) >= report["rejection"]["threshold"] else None)
     right = sum(one["best"] == Path(one["video"]).parent.name for one in report["videos"])
     assert report["accuracy"]["right"] == right == (logits.argmax(1) == labels).sum()
     assert report["accuracy"]["percent"] == 100 * right / 8 and report["accuracy"]["enrolled"] == 0

@@ -11,7 +11,7 @@ import torch
 
 from dmgal.backbones import FrameEncoder, encode_class_names, families, load_backbone, load_text_encoder
 from dmgal.cli import main
-from dmgal.episodes.gallery.gallery import load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.gallery.recognition import recognize_clips
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.gallery import load_model
@@ -68,7 +68,7 @@ def test_class_names_alone_are_zero_shot_recognition(runs, gallery, clips, monke
     expected = texts.logits(FrameEncoder(load_backbone("tiny-clip")).encode(videos)["features"])
     logits = torch.stack([one.logits for one in recognize_clips(ready.task, videos, None)])
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
-    assert ready.threshold is None
+    assert not ready.unknown
     assert main(["recognize", str(runs / name), str(path), str(clips / "red disc" / "0"), "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "text: class names alone" in printed and "unknown: never, class names alone give no threshold" in printed
