@@ -157,7 +157,7 @@ def scores(
     support, query = data.states.select(sample.support), data.states.select(videos)
     of_clips = GalleryTask(data.recognizer, support, torch.arange(len(sample.support))).logits(query)
     logits, text = task.logits(query), data.text_logits[videos][:, sample.classes[: task.n_way]]
-    vectors = [_flat(states) for states in (query, support)]
+    vectors = _flat(query), _flat(support)
     return {
         EARLIER: largest_logit(logits),
         DEFAULT: energy(logits),

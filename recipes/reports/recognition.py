@@ -104,7 +104,8 @@ def print_text(gallery: Gallery) -> None:
     """Print the use of class names, if the gallery has any."""
     if gallery.texts is None:
         return
-    prompts = f"{len(gallery.texts.templates)} prompts per class by {gallery.texts.encoder}"
+    described = " and descriptions" if gallery.texts.descriptions else ""
+    prompts = f"{len(gallery.texts.templates)} prompts{described} per class by {gallery.texts.encoder}"
     use = f"class names beside clips, weight {gallery.texts.weight:g}" if len(gallery) else "class names alone"
     print(f"text: {use}, {prompts}")
 

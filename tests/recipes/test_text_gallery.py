@@ -14,6 +14,7 @@ from dmgal.cli import main
 from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.gallery.recognition import recognize_clips
 from dmgal.errors import DmgalError
+from dmgal.recipes.run import text as text_of_run
 from dmgal.recipes.run.gallery import load_model
 from dmgal.recipes.run.recognition import ClipRecognizer
 
@@ -114,6 +115,27 @@ def test_clips_are_added_with_the_text_of_their_class(runs, gallery, clips, fram
     assert text["use"] == "fuse" and text["templates"] == ["{}"] and text["encoder"] == "tiny-clip"
 
 
+def test_more_clips_of_a_known_class_need_no_text_tower(runs, gallery, clips, frame_folders, monkeypatch):
+    assert gallery(runs / "smga", clips, "--text.use", "fuse")[0] == 0
+    monkeypatch.setattr(text_of_run, "load_text_encoder", None)
+    clip = next(path for path in sorted((frame_folders / "val").iterdir())) / "0"
+    code, _, path = gallery(runs / "smga", clip, "--class-name", "red disc", "--add")
+    assert code == 0 and sorted(load_gallery(path).shots) == [2, 2, 3]
+
+
+def test_descriptions_are_saved_and_classes_with_and_without_them_are_not_joined(runs, gallery, tmp_path):
+    table = tmp_path / "words.csv"
+    table.write_text("class_name,description\n" + "".join(f"{name},small {name}\n" for name in (*WORDS, "white bar")))
+    code, printed, path = gallery(runs / "smga", *NAMES, "--text.descriptions", str(table))
+    assert code == 0 and "6 prompts and descriptions per class" in printed.out
+    assert load_gallery(path).texts.descriptions == tuple((f"small {name}",) for name in WORDS)
+    code, printed, _ = gallery(runs / "smga", "--name", "white bar", "--add")
+    assert code == 2 and "descriptions=False" in printed.err
+    assert gallery(runs / "smga", "--name", "white bar", "--text.descriptions", str(table), "--add")[0] == 0
+    assert gallery(runs / "smga", "--remove", WORDS[0])[0] == 0
+    assert load_gallery(path).texts.descriptions[-1] == ("small white bar",)
+
+
 def test_galleries_with_and_without_text_or_clips_are_not_joined(runs, gallery, clips, frame_folders):
     clip = next(path for path in sorted((frame_folders / "val").iterdir())) / "0"
     assert gallery(runs / "smga", *NAMES)[0] == 0
@@ -154,6 +176,7 @@ def test_forged_texts_are_refused(runs, gallery, tmp_path):
         replace(texts, features=texts.features[:2]),
         replace(texts, features=texts.features * torch.nan),
         replace(texts, templates=(3,)),
+        replace(texts, descriptions=(("red",),)),
     ):
         save_gallery(replace(true, texts=forged), tmp_path / "forged.safetensors")
         with pytest.raises(DmgalError, match="wrong values"):
