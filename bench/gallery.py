@@ -28,7 +28,7 @@ from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
-from dmgal.episodes.gallery.unknown import energy
+from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import BiMHM
 from dmgal.recipes.run.data import build_catalog, test_clips
 from dmgal.recipes.run.evaluation import load_run
@@ -124,10 +124,10 @@ def rejection(split: Split, k_shot: int) -> dict[str, Any]:
         found = find_rejection(task, split.views.select(of_single), places, progress=False)
         of_known = task.logits(split.states.select(inside[:, k_shot : k_shot + 5].flatten()))
         of_unknown = task.logits(split.states.select(outside[:, :5].flatten()))
-        passes = energy(of_known) >= found.threshold
+        passes = largest_logit(of_known) >= found.threshold
         truth = torch.arange(len(inside)).repeat_interleave(5)
         known.append(passes.double().mean())
-        unknown.append((energy(of_unknown) >= found.threshold).double().mean())
+        unknown.append((largest_logit(of_unknown) >= found.threshold).double().mean())
         right.append((of_known.argmax(1) == truth)[passes].double().mean())
     return {
         "classes": count // 2,

@@ -2,7 +2,7 @@
 
 The task is the whole gallery, or a shortlist of the classes that the head ranks best by the videos' own states.
 
-A clip is unknown if its score is below a threshold (our own method). The score is the energy of its logits, or, in a
+A clip is unknown if its score is below a threshold (our own method). The score is its largest logit, or, in a
 gallery with negatives, the log odds of the enrolled classes against an extra class "other". For the latter, the clip is
 compared with enrolled clips and negatives in one task. The logits of the answer do not depend on negatives.
 
@@ -16,6 +16,7 @@ temperature of the probabilities. All choices were made on validation classes (`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, get_args
@@ -89,11 +90,9 @@ class GalleryTask:
         Args:
             query: states of ``Q`` clips.
             logits: their logits of this task.
-            rejection: determines the score. None: the energy.
+            rejection: determines the score. None: the largest logit.
         """
-        if rejection is None or rejection.score == "energy":
-            return energy(logits)
-        if rejection.score == "largest logit":
+        if rejection is None or rejection.score == "largest logit":
             return largest_logit(logits)
         assert rejection.floor is not None
         return known_over_others(*self.logits_beside_negatives(query), rejection.floor)
@@ -138,7 +137,7 @@ def _check_shortlist(recognizer: FewShotRecognizer, shortlist: int) -> None:
 
 
 Source = Literal["held-out clips", "augmented views", "held-out clips and augmented views"]
-Score = Literal["largest logit", "energy", "log odds to negatives"]
+Score = Literal["largest logit", "log odds to negatives"]
 KNOWN_KEPT = 0.85
 """Share of held-out clips that always pass."""
 UNKNOWN_ACCEPTED = 0.05
@@ -158,7 +157,7 @@ class Rejection:
         known_kept: share of the known clips that pass.
         unknown_accepted: share of the unknown clips that pass. None if there were none.
         shortlist: shortlist of the task that computed the logits.
-        score: what is compared with the threshold. Earlier versions compared the largest logit.
+        score: what is compared with the threshold.
         temperature: probabilities are the softmax of the logits divided by this.
         floor: constant logit of the class "other" beside the negatives. None without negatives.
     """
@@ -197,8 +196,8 @@ def find_rejection(
     known, unknown, temperature = _hold_out(task, views, view_clips, most, progress)
     shots = torch.bincount(task.labels)
     source = _source(bool((shots > 1).any()), bool(len(view_clips)))
-    score: Score = "energy" if task.negatives is None else "log odds to negatives"
-    floor = None if task.negatives is None else _midpoint(known.energies, unknown.energies)
+    score: Score = "largest logit" if task.negatives is None else "log odds to negatives"
+    floor = None if task.negatives is None else _midpoint(known.of_logits(energy), unknown.of_logits(energy))
     known_scores, unknown_scores = known.scores(floor), unknown.scores(floor)
     threshold = _threshold(known_scores, unknown_scores, source)
     return Rejection(
@@ -216,28 +215,29 @@ def find_rejection(
 
 
 class _Measured:
-    """Energies of clips, and their logits beside negatives if there are any."""
+    """Logits of clips, and those beside negatives if there are any."""
 
     def __init__(self) -> None:
-        self._energies: list[Tensor] = []
+        self._logits: list[Tensor] = []
         self._beside: list[tuple[Tensor, Tensor]] = []
 
     def add(self, task: GalleryTask, query: PrecomputedStates) -> Tensor:
         """Measure clips, and return their logits."""
         logits = task.logits(query)
-        self._energies.append(energy(logits))
+        self._logits.append(logits)
         if task.negatives is not None:
             self._beside.append(task.logits_beside_negatives(query))
         return logits
 
-    @property
-    def energies(self) -> Tensor:
-        return torch.cat(self._energies).double().cpu() if self._energies else torch.empty(0, dtype=torch.double)
+    def of_logits(self, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a score of the logits of each clip, on the CPU."""
+        parts = [score(logits).double().cpu() for logits in self._logits]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.double)
 
     def scores(self, floor: float | None) -> Tensor:
-        """Return the energies, or with a floor the log odds to negatives."""
+        """Return the largest logits, or with a floor the log odds to negatives."""
         if floor is None or not self._beside:
-            return self.energies
+            return self.of_logits(largest_logit)
         return torch.cat([known_over_others(*pair, floor) for pair in self._beside]).double().cpu()
 
 

@@ -4,10 +4,12 @@ The functions are pure and know no recognizer. ``bench/unknown.py`` compares the
 
 Sources: largest logit (Hendrycks et al., ICML 2022), energy (Liu et al., NeurIPS 2020), nearest neighbors (Sun et al.,
 ICML 2022), Mahalanobis distance (Lee et al., NeurIPS 2018), temperature and expected calibration error (Guo et al.,
-ICML 2017). The temperature's smoothed targets are those of Platt (1999).
+ICML 2017).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -104,17 +106,17 @@ def accepted_unknown(known: Tensor, unknown: Tensor, kept: float) -> float:
 
 
 def find_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature whose ``softmax(logits / temperature)`` predicts the labels of held-out clips best.
+    """Return the most probable temperature of ``softmax(logits / temperature)`` for the labels of held-out clips.
 
-    Targets are smoothed by the number of clips, so that a few clips without an error do not give certainty.
+    Its logarithm has a standard normal prior, so that a few clips without an error do not give certainty.
 
     Args:
         logits: ``(Q, n_way)``, finite.
         labels: classes of the clips, ``(Q,)`` int64.
     """
-    smoothing = 1 / (len(labels) + 2) * logits.shape[1] / max(logits.shape[1] - 1, 1)
     losses = [
-        functional.cross_entropy(logits.double() / temperature, labels, label_smoothing=min(smoothing, 1.0)).item()
+        functional.cross_entropy(logits.double() / temperature, labels, reduction="sum").item()
+        + math.log(temperature) ** 2 / 2
         for temperature in TEMPERATURES
     ]
     return TEMPERATURES[losses.index(min(losses))]

@@ -338,5 +338,5 @@ class TargetData(DataOverrides):
         data = super().over(recipe).data
         own = self.root / SPLIT_FILE
         split_file = self.split_file or (own if own.is_file() else None)
-        changes = {"split_file": split_file, "list_format": None, "report": self.report, "store": self.store}
-        return replace(recipe, data=replace(data, **changes))
+        data = replace(data, split_file=split_file, list_format=None, report=self.report, store=self.store)
+        return replace(recipe, data=data)

@@ -92,12 +92,12 @@ def shot_curve(
         device, data = launched_device(), repr((catalog.class_names, tuple(encoded.catalog.videos)))
         evaluation = evaluate_shared(one, encoded.states, sampler, device, progress, data, dtype=encoded.dtype)
         before = points[-1].evaluation if points else None
-        gain = None if before is None else _gain(evaluation, before)
+        gain = None if before is None else paired_gain(evaluation, before)
         points.append(Point(name, evaluation, gain, described))
     return points
 
 
-def _gain(evaluation: Evaluation, before: Evaluation) -> Estimate:
+def paired_gain(evaluation: Evaluation, before: Evaluation) -> Estimate:
     """Return the paired difference. The queries are the same, although the support videos differ."""
     return paired_difference(replace(evaluation, episodes=before.episodes), before)
 

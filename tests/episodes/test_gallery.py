@@ -23,7 +23,7 @@ from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
 from dmgal.episodes.gallery.gallery_file import checksum, load_gallery, save_gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
-from dmgal.episodes.gallery.unknown import energy
+from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import BiMHM, DmgalFT
 from dmgal.errors import DmgalError
 
@@ -238,14 +238,14 @@ def test_threshold_separates_known_from_unknown(counts, source, known):
     assert found.known_kept == 1 and found.unknown_accepted == 0
     inside = task(made).logits(made.states)
     outside = task(made).logits(undivided(frames=10 * torch.eye(6)[5].expand(1, FRAMES, 6)))
-    assert (energy(inside) >= found.threshold).all() and energy(outside).max() < found.threshold
+    assert (largest_logit(inside) >= found.threshold).all() and largest_logit(outside).max() < found.threshold
 
 
 def test_held_out_clip_is_not_compared_with_itself():
     made = clustered({"a": 2, "b": 2, "c": 2}, spread=0.5)
     found = find_rejection(task(made), made.views, made.view_clips, progress=False)
     logits = task(made).logits(made.states)  # each clip is compared with itself
-    assert found.threshold < energy(logits).min()
+    assert found.threshold < largest_logit(logits).min()
 
 
 def test_gallery_of_one_class_has_a_threshold():
