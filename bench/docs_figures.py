@@ -100,7 +100,7 @@ def shots_figure(root: Path, form: str = "svg") -> bytes:
             axes.set(xlabel="clips per class", title=f"{classes}: {method}", ylim=(10, 100))
             axes.grid(alpha=0.25)
         panels[0].set_ylabel("accuracy %, 5-way")
-        panels[0].legend(loc="upper left", frameon=False)
+        panels[0].legend(loc="lower right", frameon=False)
         return _saved(figure, form)
 
 
