@@ -98,6 +98,7 @@ class ClassTexts:
         encoder: name of the text encoder.
         templates: the templates of the prompts.
         weight: factor of the text logits if they are added to those of clips.
+        descriptions: further prompts of each class, ``(C,)``, or empty if there are none.
     """
 
     class_names: tuple[str, ...]
@@ -107,6 +108,7 @@ class ClassTexts:
     encoder: str
     templates: tuple[str, ...] = TEMPLATES
     weight: float = 1.0
+    descriptions: tuple[tuple[str, ...], ...] = ()
 
     def logits(self, frames: Tensor) -> Tensor:
         """Return zero-shot logits ``(V, C)`` of projected frame features ``(V, T, D)``.
@@ -134,7 +136,8 @@ class ClassTexts:
     def select(self, class_names: Sequence[str]) -> ClassTexts:
         """Return the texts of some classes, in the order of ``class_names``. All of them must be known."""
         rows = [self.class_names.index(name) for name in class_names]
-        return replace(self, class_names=tuple(class_names), features=self.features[rows])
+        descriptions = tuple(self.descriptions[row] for row in rows) if self.descriptions else ()
+        return replace(self, class_names=tuple(class_names), features=self.features[rows], descriptions=descriptions)
 
     def added(self, other: ClassTexts) -> ClassTexts:
         """Return the texts with the new classes of another one from the same encoder appended.
@@ -145,7 +148,9 @@ class ClassTexts:
         new = [name for name in other.class_names if name not in self.class_names]
         names = (*self.class_names, *new)
         check_class_names(names)
-        return replace(self, class_names=names, features=torch.cat([self.features, other.select(new).features]))
+        more = other.select(new)
+        features, descriptions = torch.cat([self.features, more.features]), self.descriptions + more.descriptions
+        return replace(self, class_names=names, features=features, descriptions=descriptions)
 
 
 def mean_frame(frames: Tensor) -> Tensor:
@@ -187,7 +192,13 @@ def encode_class_names(
     means = [part.mean(dim=0) for part in features.split([len(texts) for texts in prompts])]
     stacked = functional.normalize(torch.stack(means), dim=-1)
     return ClassTexts(
-        tuple(class_names), stacked, encoder.logit_scale, encoder.logit_bias, encoder.name, tuple(templates)
+        class_names=tuple(class_names),
+        features=stacked,
+        logit_scale=encoder.logit_scale,
+        logit_bias=encoder.logit_bias,
+        encoder=encoder.name,
+        templates=tuple(templates),
+        descriptions=() if descriptions is None else tuple(map(tuple, more)),
     )
 
 

@@ -1,15 +1,14 @@
-"""Generator of the tables and the figure of the documentation, from ``bench/results/*.json``.
+"""Generator of the tables and figures of the documentation, from ``bench/results/*.json``.
 
-    python -m dmgal.bench.docs_tables            # rewrite the tables and the figure
+    python -m dmgal.bench.docs_tables            # rewrite the tables and figures
     python -m dmgal.bench.docs_tables --check    # exit with 1 and name each file that is stale
 
 A page marks a table by the HTML comments ``<!-- table:NAME -->`` and ``<!-- end -->``, each on its own line. ``TABLES``
-lists the names. The figures are deterministic, see ``matrix/figures.py``.
+lists the names.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,51 +21,18 @@ from typing import Any
 import tyro
 
 from dmgal.bench.capability_table import capability_rows
+from dmgal.bench.docs_figures import EFFICIENCY, FIGURES, HEAD_SCALE, NAMES, load
 from dmgal.bench.matrix import report as matrix_report
-from dmgal.bench.matrix.figures import Form, cost_figure, drawing, saved
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path("bench", "results")
 PAGES = (
     Path("README.md"),
-    *(Path("docs", f"{name}.md") for name in ("index", "adapters", "results", "performance", "motion", "text")),
+    *(
+        Path("docs", f"{name}.md")
+        for name in ("index", "adapters", "results", "performance", "motion", "text", "galleries")
+    ),
 )
-FIGURE = Path("docs", "figures", "accuracy.svg")
-EFFICIENCY = RESULTS / "efficiency"
-EFFICIENCY_FIGURES = {dark: FIGURE.with_name(f"efficiency{'_dark' if dark else ''}.svg") for dark in (False, True)}
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-NAMES = {
-    "frozen": "frozen tiny-clip",
-    "smga": "Smga only",
-    "dmgal_adapter": "DMGAL-Adapter",
-    "dmgal_ft": "DMGAL-FT",
-    "d2st": "D2ST-Adapter",
-    "st_adapter": "ST-Adapter",
-    "aim": "AIM",
-    "lora": "LoRA, attention and MLP",
-    "bitfit": "BitFit",
-    "side": "ladder side network",
-    "hyrsm": "HyRSM",
-    "otam": "OTAM",
-    "trx": "TRX",
-    "molo": "MoLo",
-    "frame_aligned": "frame-aligned cosine",
-    "strm": "STRM",
-    "bi_mhm": "Bi-MHM",
-    "m2acl": "M2ACL",
-    "sact": "SA-CT",
-    "prototype": "prototype",
-}
-"""Names in tables by the name of a method's recipe."""
-LEFT = ((-8, 0), "right")
-LABELS = {"molo": ((-6, -11), "center"), "prototype": ((0, 11), "center")} | dict.fromkeys(
-    ("dmgal_ft", "otam", "frame_aligned", "bi_mhm", "sact"), LEFT
-)
-"""Offsets in points and alignments of labels that would overlap. The others are to the right of their point."""
-HEAD_SCALE = 1
-"""The learned scale of the logits, which the comparison counts as a trained parameter beside an adapter's."""
-
 Row = Sequence[str]
 
 
@@ -114,19 +80,13 @@ def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:
     """Yield the path and the content of each generated file."""
     for path in PAGES:
         yield path, with_tables(root, (root / path).read_text(encoding="utf-8"))
-    yield FIGURE, accuracy_figure(root)
-    for dark, path in EFFICIENCY_FIGURES.items():
-        yield path, cost_figure(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)), dark=dark)
+    for path, draw in FIGURES.items():
+        yield path, draw(root)
 
 
 def with_tables(root: Path, page: str) -> str:
     """Return a page with the current tables between its markers."""
     return MARKED.sub(lambda match: match[1] + TABLES[match[2]](root) + match[3], page)
-
-
-def load(root: Path, name: str) -> dict[str, Any]:
-    """Return one file of results."""
-    return json.loads((root / RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
 
 
 def markdown(header: Row, rows: Iterable[Row]) -> str:
@@ -346,6 +306,27 @@ def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], 
     return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
 
 
+def unknown_table(root: Path, method: str) -> str:
+    """Compare scores of unknown actions on validation classes, best first, and the chosen ones on novel classes."""
+    splits = load(root, "unknown")["results"][method]
+    scores = sorted(splits["val"]["scores"].items(), key=lambda item: -item[1]["area_under_roc"]["percent"])
+    rows = []
+    for name, of_validation in scores:
+        of_novel = splits["test"]["scores"].get(name)
+        rows.append([name, *(_with_interval(of, measure) for of in (of_validation, of_novel) for measure in MEASURES)])
+    header = [f"{measure}{classes}" for classes in (", validation", ", novel") for measure in MEASURES.values()]
+    return markdown(["score", *header], rows)
+
+
+def _with_interval(measures: dict[str, Any] | None, name: str) -> str:
+    return "" if measures is None else f"{fixed(measures[name]['percent'])} ± {fixed(measures[name]['half_width'])}"
+
+
+MEASURES = {
+    "area_under_roc": "AUROC %",
+    "false_accepts_at_80": "false accepts at 80 %",
+    "false_accepts_at_90": "at 90 %",
+}
 MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
 MOTION_DIFFERENCES = {
     "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
@@ -368,37 +349,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "capabilities": capabilities_table,
     "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
     "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
+    "unknown": partial(unknown_table, method="dmgal_adapter"),
 }
 """Functions that return a Markdown table, by its name in the markers."""
-
-
-def accuracy_figure(root: Path, form: Form = "svg") -> bytes:
-    """Plot 1-shot accuracy against trained parameters, with ranges over seeds."""
-    methods, adapters = (load(root, name)["summary"]["1-shot"] for name in ("method_comparison", "adapter_comparison"))
-    groups = {
-        "adapters on the frozen backbone": ("#1f77b4", "o", adapters),
-        "whole backbone trained": ("#8c564b", "s", {n: r for n, r in methods.items() if n != "dmgal_adapter"}),
-    }
-    with drawing() as pyplot:
-        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
-        for label, (color, marker, rows) in groups.items():
-            values = [row["accuracy"] for row in rows.values()]
-            means, trained = [v["mean"] for v in values], [row["trained_parameters"] for row in rows.values()]
-            errors = [[v["mean"] - v["lowest"] for v in values], [v["highest"] - v["mean"] for v in values]]
-            axes.errorbar(trained, means, errors, fmt=marker, color=color, markersize=5, elinewidth=1, label=label)
-            for name, x, y in zip(rows, trained, means, strict=True):
-                offset, side = LABELS.get(name, ((8, 0), "left"))
-                text, weight = NAMES[name].partition(",")[0], "bold" if name.startswith("dmgal") else "normal"
-                axes.annotate(text, (x, y), offset, textcoords="offset points", ha=side, va="center", weight=weight)
-        axes.set(xscale="log", xlim=(2.5e3, 7e6), ylim=(10, 100), xlabel="trained parameters (log scale)")
-        axes.set(ylabel="accuracy %, 5-way 1-shot", title="Novel classes of moving shapes, mean and range over 3 seeds")
-        axes.axhline(20, color="gray", linewidth=0.8, linestyle=":")
-        axes.annotate("chance", (2.8e3, 21), color="gray")
-        axes.grid(alpha=0.25)
-        axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.16), frameon=False)
-        content = saved(figure, form)
-        pyplot.close(figure)
-    return content
 
 
 if __name__ == "__main__":

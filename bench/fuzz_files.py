@@ -37,7 +37,7 @@ from dmgal.bench.file_mutations import become_special, changed_tree, mutated
 from dmgal.bench.fuzz import Findings, parse, read_damaged, search
 from dmgal.bench.measuring import hardware, process_bytes, write_report
 from dmgal.bench.small_files import CLIPS, backbone, cache_of, recipe_of, write_sources
-from dmgal.episodes.gallery.gallery import checksum, load_gallery
+from dmgal.episodes.gallery.gallery_file import checksum, load_gallery
 from dmgal.errors import DmgalError
 from dmgal.recipes import train
 from dmgal.recipes.run.build import build_recognizer
@@ -109,9 +109,10 @@ def _read_cache(folder: Path) -> None:
 def _read_gallery(folder: Path) -> None:
     gallery = load_gallery(folder / "a.safetensors")
     gallery.check_model(made_with(_saved_recipe(), _recognizer()))
-    logits = gallery_task(gallery, _recognizer()).logits(gallery.states.select(torch.arange(1)))
+    task, first = gallery_task(gallery, _recognizer()), gallery.states.select(torch.arange(1))
+    scores = task.scores(first, task.logits(first), gallery.rejection)
     if gallery.rejection is not None:
-        bool((logits < gallery.rejection.threshold).all())
+        bool((scores < gallery.rejection.threshold).all())
     gallery.removed([*gallery.class_names][:1])
 
 

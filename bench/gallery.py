@@ -27,7 +27,8 @@ from dmgal.bench.measuring import cpu_seconds, hardware, median_with_interval, w
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
-from dmgal.episodes.gallery.task import GalleryTask, best_logits, find_rejection
+from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import BiMHM
 from dmgal.recipes.run.data import build_catalog, test_clips
 from dmgal.recipes.run.evaluation import load_run
@@ -112,10 +113,9 @@ def rejection(split: Split, k_shot: int) -> dict[str, Any]:
     """Measure the rejection of unknown clips: galleries of half of the classes, five queries of every class."""
     generator, count = torch.Generator().manual_seed(0), len(split.catalog.class_names)
     known, unknown, right = [], [], []
-    kinds: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for _ in range(REJECTION_GALLERIES):
         classes = torch.randperm(count, generator=generator)
-        videos = torch.stack([_shuffled((split.labels == c).nonzero().flatten(), generator) for c in classes])
+        videos = torch.stack([shuffled((split.labels == c).nonzero().flatten(), generator) for c in classes])
         inside, outside = videos[: count // 2], videos[count // 2 :]
         support = inside[:, :k_shot].flatten()
         task = split.task(support, torch.arange(len(inside)).repeat_interleave(k_shot))
@@ -124,15 +124,11 @@ def rejection(split: Split, k_shot: int) -> dict[str, Any]:
         found = find_rejection(task, split.views.select(of_single), places, progress=False)
         of_known = task.logits(split.states.select(inside[:, k_shot : k_shot + 5].flatten()))
         of_unknown = task.logits(split.states.select(outside[:, :5].flatten()))
-        passes = best_logits(of_known) >= found.threshold
+        passes = largest_logit(of_known) >= found.threshold
         truth = torch.arange(len(inside)).repeat_interleave(5)
         known.append(passes.double().mean())
-        unknown.append((best_logits(of_unknown) >= found.threshold).double().mean())
+        unknown.append((largest_logit(of_unknown) >= found.threshold).double().mean())
         right.append((of_known.argmax(1) == truth)[passes].double().mean())
-        for kind, score in SCORES.items():
-            pair = kinds.setdefault(kind, ([], []))
-            pair[0].append(score(of_known))
-            pair[1].append(score(of_unknown))
     return {
         "classes": count // 2,
         "shots": k_shot,
@@ -140,18 +136,7 @@ def rejection(split: Split, k_shot: int) -> dict[str, Any]:
         "known_kept": _estimate(torch.stack(known)),
         "unknown_accepted": _estimate(torch.stack(unknown)),
         "accuracy_of_known_kept": _estimate(torch.stack(right)),
-        "area_under_roc": {
-            kind: round(_area(torch.cat(one), torch.cat(other)), 3) for kind, (one, other) in kinds.items()
-        },
     }
-
-
-def _margin(logits: Tensor) -> Tensor:
-    best = logits.topk(2).values
-    return best[:, 0] - best[:, 1]
-
-
-SCORES = {"best logit": best_logits, "margin": _margin, "probability": lambda logits: logits.softmax(1).max(1).values}
 
 
 def seconds() -> dict[str, Any]:
@@ -208,12 +193,8 @@ def _estimate(values: Tensor) -> dict[str, float]:
     return {"percent": round(estimate.mean, 2), "half_width": round(estimate.half_width, 2)}
 
 
-def _area(known: Tensor, unknown: Tensor) -> float:
-    pairs = known[:, None] - unknown
-    return ((pairs > 0).double() + 0.5 * (pairs == 0)).mean().item()
-
-
-def _shuffled(videos: Tensor, generator: torch.Generator) -> Tensor:
+def shuffled(videos: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the videos in random order."""
     return videos[torch.randperm(len(videos), generator=generator)]
 
 
@@ -231,7 +212,7 @@ def report(run: Path) -> dict[str, Any]:
     for name, sizes in SIZES.items():
         split, shortlists = Split(run, name), SHORTLISTS if name == "val" else (CHOSEN_SHORTLIST,)
         rows = [accuracy(split, n_way, k_shot, shortlists) for k_shot in (1, 5) for n_way in sizes]
-        result[name] = {"accuracy": rows, "unknown": [rejection(split, k_shot) for k_shot in (1, 2, 5)]}
+        result[name] = {"accuracy": rows, "unknown": [rejection(split, k_shot) for k_shot in (1, 2)]}
         if name == "test":
             result[name]["against_plain_episodes"] = [against_episodes(split, n_way, 1) for n_way in (5, 24)]
     return {**result, "hardware": hardware()}

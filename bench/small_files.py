@@ -15,7 +15,7 @@ from PIL import Image
 
 from dmgal.backbones import load_backbone, tiny_clip
 from dmgal.episodes.evaluation.cache import StateCache
-from dmgal.episodes.gallery.gallery import save_gallery
+from dmgal.episodes.gallery.gallery_file import save_gallery
 from dmgal.recipes import train
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
 from dmgal.recipes.run.data import build_catalog

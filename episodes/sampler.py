@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -247,6 +247,54 @@ class ReversalSampler(TaskSampler):
 
 def _pick(videos: np.ndarray, count: int, draws: Iterator[float]) -> list[int]:
     return [int(videos[index]) for index in _choose(len(videos), count, draws)]
+
+
+class FewerShots(TaskSampler):
+    """The episodes of another sampler with the same queries, and the first support videos of each class.
+
+    Episodes with more shots contain those with fewer, so numbers of shots can be compared by paired differences.
+
+    Args:
+        sampler: the episodes with the most shots.
+        least, most: each class of an episode has a random number of shots from ``least`` to ``most``. It depends on the
+            seed and the index of the episode only.
+
+    Raises:
+        DmgalError: not ``1 <= least <= most <= sampler.k_shot``.
+    """
+
+    def __init__(self, sampler: TaskSampler, least: int, most: int) -> None:
+        if not 1 <= least <= most <= sampler.k_shot:
+            raise DmgalError(
+                "Cannot reduce the shots of episodes.",
+                received=f"{least} to {most} shots of {sampler.k_shot}",
+                expected="1 <= least <= most <= shots of the episodes",
+                remedy="Correct the numbers of shots.",
+            )
+        self.k_shot, self.n_query, self.n_way = most, sampler.n_query, sampler.n_way
+        self.num_episodes, self.seed = sampler.num_episodes, sampler.seed
+        self._sampler, self._least = sampler, least
+
+    def __getitem__(self, episode: int) -> EpisodeIndices:
+        """Return the episode with this index; raise IndexError unless ``0 <= episode < len(self)``."""
+        full = self._sampler[episode]
+        counts = [self.k_shot] * self.n_way
+        if self._least < self.k_shot:
+            generator = torch.Generator().manual_seed(hashed_seed(self.seed, episode, "shots"))
+            counts = torch.randint(self._least, self.k_shot + 1, (self.n_way,), generator=generator).tolist()
+        kept = [label * self._sampler.k_shot + shot for label, count in enumerate(counts) for shot in range(count)]
+        return replace(
+            full,
+            support=tuple(full.support[index] for index in kept),
+            support_labels=tuple(full.support_labels[index] for index in kept),
+        )
+
+    @property
+    def _num_class_draws(self) -> int:
+        return 0
+
+    def _choose_classes(self, draws: Iterator[float]) -> list[int]:
+        raise NotImplementedError("The classes are those of the other sampler.")
 
 
 def _choose(population: int, count: int, draws: Iterator[float]) -> list[int]:

@@ -1,17 +1,19 @@
 """Comparison of runs on the same episodes, with paired differences.
 
     dmgal compare runs/frozen runs/smga runs/dmgal_adapter --shots 1
+    dmgal compare runs/frozen runs/smga --targets data/one data/other --out matrix.json
     dmgal compare runs/one_seed0 runs/one_seed1 runs/one_seed2 runs/other_seed0 runs/other_seed1 runs/other_seed2
 
 The difference to the first run is paired episode by episode on the same videos. Its interval is therefore much
 narrower than those of the two accuracies. It holds for these trained models and these classes. Runs whose recipes
 differ only in train.seed form one method. Each method is compared with the first: spread over seeds, bootstrap over
 classes, classes that gained and lost most, and episodes with the largest disagreement. The full tables are written to
-the JSON file of --out and the web page of --page.
+the JSON file of --out and the web page of --page. With --targets, the runs are compared on each of several data sets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,16 +21,19 @@ from typing import Annotated, Any
 import tyro
 
 from dmgal.errors import DmgalError
-from dmgal.files import write_text
+from dmgal.files import listed, printable, write_text
 from dmgal.recipes.reports.comparison import methods_as_json, methods_as_text
 from dmgal.recipes.reports.page import comparison_page
-from dmgal.recipes.reports.runs import Comparison, as_text, compare_in_depth, rows_as_json
+from dmgal.recipes.reports.runs import Comparison, as_text, compare_in_depth, matrix_as_text, rows_as_json
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.config import DataOverrides
+from dmgal.recipes.run.config import DataOverrides, TargetData
 from dmgal.recipes.run.encoding import Kept
 from dmgal.recipes.run.evaluation import Protocol, protocol_as_json, samplers
 from dmgal.recipes.run.folder import environment, json_text
 from dmgal.recipes.run.ranges import TASKS, Range
+from dmgal.recipes.run.text import TextOptions, text_line
+
+INEXACT = "INEXACT: states were stored as float16. Predictions may differ from those of exact states."
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,10 @@ class Compare:
     """Number of episodes to list in which two methods disagree most."""
     probe: bool = True
     """Also show a ridge probe on the mean frames of each run's encoder. It encodes each video a second time."""
+    text: TextOptions = field(default_factory=TextOptions)
+    targets: tuple[Path, ...] = ()
+    """Folders of other data, with a split.csv or with class folders. The runs are compared on the same episodes of
+    each."""
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
     """Hide progress bars."""
@@ -60,6 +69,7 @@ def _page(found: Comparison, options: Compare) -> str:
     ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
     episodes = len(found.rows[0].evaluations["accuracy"].accuracies)
     summary = f"{ways}-way {shots}-shot accuracy on {protocol.split} classes, {episodes:,} episodes, the same for all."
+    summary += "" if found.rows[0].text is None else f" Text: {text_line(found.rows[0].text)}."
     summary += " INEXACT: states were stored as float16." if options.states == "float16" else ""
     return comparison_page(found.rows, found.methods, found.pairings, found.catalog, summary)
 
@@ -76,34 +86,82 @@ def main(argv: list[str] | None = None) -> int | None:
         raise DmgalError(
             "No runs to compare.", received="no run", expected="folders of runs", remedy="Run dmgal compare RUN RUN ..."
         )
-    protocol, progress = options.protocol, not options.quiet
-    found = compare_in_depth(
-        options.runs,
-        protocol,
-        progress,
-        options.states,
-        options.disagreements,
-        options.data,
-        options.cache,
-        options.probe,
-    )
+    _check(options)
+    if options.targets:
+        return _compare_on_targets(options)
+    found = _compared(options, options.data)
     if found is None:
         return 0
-    sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
-    numbers: dict[str, Any] = {"protocol": protocol_as_json(protocol, found.recipe, found.catalog)}
-    numbers["rows"] = rows_as_json(found.rows)
-    numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
-    if options.states == "float16":
-        numbers["inexact"] = "states were kept as float16"
+    numbers = _numbers(options, found)
     if options.out:  # before printing, so that a closed pipe does not lose the results
         _write(options.out, json_text({**numbers, "environment": environment()}))
     if options.page:
         _write(options.page, _page(found, options))
+    if found.rows[0].text is not None:
+        print(f"text: {text_line(found.rows[0].text)}")
     print(as_text(found.rows))
     print(methods_as_text(found.methods, found.pairings, found.catalog))
     if options.states == "float16":
-        print("INEXACT: states were stored as float16. Predictions may differ from those of exact states.")
+        print(INEXACT)
     return 0
+
+
+def _compare_on_targets(options: Compare) -> int:
+    """Compare the runs on each of the targets, and print and write one matrix."""
+    by_target: dict[str, Comparison] = {}
+    for name, root in _named(options.targets).items():
+        found = _compared(options, TargetData(**{**vars(options.data), "root": root}))
+        if found is not None:
+            by_target[name] = found
+    if not by_target:  # a process that only helps
+        return 0
+    if options.out:
+        numbers = {name: _numbers(options, found) for name, found in by_target.items()}
+        _write(options.out, json_text({"targets": numbers, "environment": environment()}))
+    print(matrix_as_text(by_target))
+    if options.states == "float16":
+        print(INEXACT)
+    return 0
+
+
+def _named(roots: Sequence[Path]) -> dict[str, Path]:
+    """Return the roots by the last parts of their paths that tell them apart."""
+    for count in range(1, max(len(root.resolve().parts) for root in roots) + 1):
+        names = [printable("/".join(root.resolve().parts[-count:])) for root in roots]
+        if len({*names}) == len(roots):
+            return dict(zip(names, roots, strict=True))
+    raise DmgalError(
+        "A target is given twice.",
+        received=listed([str(root) for root in roots]),
+        expected="different folders",
+        remedy="Remove one of them.",
+    )
+
+
+def _compared(options: Compare, data: DataOverrides) -> Comparison | None:
+    progress = not options.quiet
+    probe = options.probe and not options.targets  # the matrix of targets does not show it
+    settings = options.states, options.disagreements, data, options.cache, probe, options.text
+    return compare_in_depth(options.runs, options.protocol, progress, *settings)
+
+
+def _numbers(options: Compare, found: Comparison) -> dict[str, Any]:
+    sampler = samplers(found.catalog, found.recipe, options.protocol)["accuracy"]
+    protocol = protocol_as_json(options.protocol, found.recipe, found.catalog)
+    protocol |= {"text": found.rows[0].text or protocol["text"], "seen_classes": found.seen}
+    numbers: dict[str, Any] = {"protocol": protocol, "rows": rows_as_json(found.rows)}
+    numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
+    return numbers | ({"inexact": "states were kept as float16"} if options.states == "float16" else {})
+
+
+def _check(options: Compare) -> None:
+    if options.targets and (options.page or options.data.root is not None or options.data.split_file is not None):
+        raise DmgalError(
+            "Each target has its own data.",
+            received="--targets with --page, --data.root or --data.split-file",
+            expected="--targets with --out, or one other data set",
+            remedy="Remove the other option.",
+        )
 
 
 if __name__ == "__main__":

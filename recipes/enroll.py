@@ -5,6 +5,7 @@
     dmgal enroll runs/mine MORE --out gallery.safetensors --add                 more actions, or more clips of one
     dmgal enroll runs/mine clip.mp4 --class-name wave --out gallery.safetensors --add
     dmgal enroll runs/mine --out gallery.safetensors --remove wave
+    dmgal enroll FOLDER --negatives OTHERS --out gallery.safetensors            stricter with unknown actions
     dmgal enroll FOLDER --text.use fuse --out gallery.safetensors               by clips and by class names
     dmgal enroll --name "brush hair" --name wave --out gallery.safetensors      by class names alone (zero-shot)
 
@@ -23,13 +24,14 @@ from typing import Annotated, Any
 
 import tyro
 
-from dmgal.episodes.gallery.gallery import Gallery, changing, load_gallery
+from dmgal.episodes.gallery.gallery import Gallery
+from dmgal.episodes.gallery.gallery_file import changing, load_gallery
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import print_gallery
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.clips import list_clips
+from dmgal.recipes.run.clips import list_clips, list_negatives
 from dmgal.recipes.run.evaluation import is_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.ranges import Range
@@ -55,6 +57,9 @@ class Enroll:
     text: TextOptions = field(default_factory=TextOptions)
     add: bool = False
     """Add the clips or names to the existing gallery."""
+    negatives: Path | None = None
+    """Folder of clips of other actions, or of class folders with them. Clips that resemble them are unknown. The more
+    actions, the better. Replaces earlier negatives of the gallery."""
     remove: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Class to remove from the gallery. May be repeated."""
     shortlist: int | None = None
@@ -123,6 +128,12 @@ def run(options: Enroll) -> Gallery:
                 on_bad_video=options.on_bad_video,
                 num_workers=recognizer.model.recipe.data.num_workers,
             )
+        if options.negatives is not None:
+            recognizer.enroll_negatives(
+                options.negatives,
+                on_bad_video=options.on_bad_video,
+                num_workers=recognizer.model.recipe.data.num_workers,
+            )
         recognizer.save(options.out)
     return recognizer.gallery
 
@@ -135,6 +146,8 @@ def _check_files(options: Enroll) -> None:
         load_gallery(options.out)
     if options.clips is not None:
         list_clips(options.clips, options.class_name)
+    if options.negatives is not None:
+        list_negatives(options.negatives)
 
 
 def _check(options: Enroll) -> None:
@@ -152,10 +165,11 @@ def _check(options: Enroll) -> None:
             expected="--name for each class, or clips",
             remedy="Remove the clips. To use clips and the names of their classes, pass --text.use fuse.",
         )
-    if options.clips is None and not options.remove and not options.name:
+    adds_negatives = options.negatives is not None and options.add
+    if options.clips is None and not options.remove and not options.name and not adds_negatives:
         raise DmgalError(
             "There is nothing to do.",
-            received="neither clips nor --name nor --remove",
+            received="neither clips nor --name nor --remove, nor --negatives with --add",
             expected="a folder of clips or names of classes to enroll, or a class to remove",
             remedy="See dmgal enroll --help.",
         )

@@ -5,6 +5,8 @@
     dmgal evaluate runs/mine --until 0.2              as many episodes as needed for ± 0.2 points
     dmgal evaluate runs/mine --exact                  over all possible episodes, without sampling
     dmgal evaluate runs/mine --text.use fuse          with the text of the class names
+    dmgal evaluate runs/mine --curve 0 1 2 5 1-5      accuracy by the number of shots, on the same queries
+    dmgal evaluate runs/mine --data.root OTHER --out other.json       other data, see docs/evaluation.md
     torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     in two processes, bit-identical
 
 Every video is encoded once, and its state is cached in the run's folder. If a split contains motions together with
@@ -15,14 +17,15 @@ of two pairs. A model that ignores the order of frames cannot exceed 50 % in eit
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import tyro
 
-from dmgal.files import printable
+from dmgal.errors import DmgalError
+from dmgal.files import printable, write_text
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataConfig, DataOverrides
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
@@ -37,9 +40,13 @@ from dmgal.recipes.run.evaluation import (
     exact_tasks,
     load_run,
     protocol_as_json,
+    seen_in_training,
 )
-from dmgal.recipes.run.folder import Run, environment
+from dmgal.recipes.run.folder import Run, environment, json_text
+from dmgal.recipes.run.shots import Point, curve_as_json, curve_as_text, parse_shots, shot_curve
 from dmgal.recipes.run.text import TextOptions, text_line
+
+INEXACT = "  INEXACT: states were stored as float16. Predictions may differ from those of exact states."
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ class Evaluate:
     may differ, and the results are marked. memory: not saved."""
     cache: Path | None = None
     """Folder for the encoded videos. None: RUN/states."""
+    curve: tuple[str, ...] = ()
+    """Numbers of shots to evaluate on the same queries. 0: class names alone. 1-5: different numbers for the classes of
+    an episode. Episodes with more shots contain those with fewer."""
+    out: Path | None = None
+    """Another JSON file for the result."""
     text: TextOptions = field(default_factory=TextOptions)
     data: DataOverrides = field(default_factory=DataOverrides)
     quiet: bool = False
@@ -67,6 +79,7 @@ def main(argv: list[str] | None = None) -> int | None:
     """Evaluate the run named on the command line."""
     options = parse_options(Evaluate, argv, "evaluate", __doc__)
     run, protocol, progress = Run(options.run), options.protocol, not options.quiet
+    _check(options)
     trained, recognizer = load_run(run)
     if options.exact:
         check_exact(recognizer, options.data.over(trained), protocol)
@@ -74,10 +87,17 @@ def main(argv: list[str] | None = None) -> int | None:
     is_shown = progress and not keep.processes.rank
     recipe, catalog = evaluation_data(run, trained, options.data, protocol.split, is_shown)
     described = protocol_as_json(protocol, recipe, catalog)
+    described["seen_classes"] = seen_in_training(run, trained, catalog, protocol.split)
     suffix = _data_suffix(run, trained.data, recipe.data, described)
+    is_helper = keep.processes.rank > 0
+    if options.curve:
+        points = shot_curve(recognizer, recipe, catalog, protocol, options.curve, options.text, progress, keep)
+        if not is_helper:
+            _report_curve(options, described, points, run, suffix)
+        return 0
     recognizer, encoded, text = encode_with_text(recognizer, recipe, catalog, protocol, options.text, progress, keep)
     described["text"] = text or described["text"]
-    is_helper, progress = keep.processes.rank > 0, progress and not keep.processes.rank
+    progress = progress and not is_helper
     if options.exact:
         if is_helper:
             return 0
@@ -123,19 +143,55 @@ def _report(
         print(f"  {label:<20} {text} %{f'  ({number} episodes)' if protocol.until and not options.exact else ''}")
     result: dict[str, Any] = {"protocol": described, "results": results, "environment": environment()}
     if options.states == "float16":
-        print("  INEXACT: states were stored as float16. Predictions may differ from those of exact states.")
+        print(INEXACT)
         result["inexact"] = "states were kept as float16"
     amount = "all" if options.exact else f"{protocol.episodes}"
     if protocol.until is not None and not options.exact:
         amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
     suffix = f"_grouped{suffix}" if "group" in described["data"] else suffix
     suffix = f"_float16{suffix}" if options.states == "float16" else suffix
-    suffix = f"_text_{options.text.use}{suffix}" if options.text.use != "no" else suffix
-    path = run.write_result(
-        f"{protocol.split}_{ways}way_{shots}shot_{protocol.n_query}query_{amount}episodes_seed{protocol.seed}{suffix}",
-        result,
-    )
-    print(f"written: {printable(str(path))}")
+    _write(options, result, run, f"{protocol.split}_{ways}way_{shots}shot", f"{amount}episodes", suffix)
+
+
+def _report_curve(
+    options: Evaluate, described: Mapping[str, Any], points: Sequence[Point], run: Run, suffix: str
+) -> None:
+    """Print the accuracy by the number of shots, and write it to the run folder."""
+    protocol, ways = options.protocol, described["n_way"]
+    print(f"{printable(str(options.run))}: {protocol.split} classes, {ways}-way, {protocol.episodes} episodes")
+    print(curve_as_text(points))
+    result: dict[str, Any] = {"protocol": dict(described), "curve": curve_as_json(points), "environment": environment()}
+    del result["protocol"]["k_shot"]
+    if options.states == "float16":
+        print(INEXACT)
+        result["inexact"] = "states were kept as float16"
+    shots = "_".join(point.name for point in points)
+    suffix = f"_float16{suffix}" if options.states == "float16" else suffix
+    _write(options, result, run, f"{protocol.split}_{ways}way_curve_{shots}", f"{protocol.episodes}episodes", suffix)
+
+
+def _write(options: Evaluate, result: Mapping[str, Any], run: Run, start: str, amount: str, suffix: str) -> None:
+    """Write a result to the run folder, and to the file of --out."""
+    protocol, use = options.protocol, options.text.use
+    if options.out is not None:  # first, because the run may be on a disk that is not writable
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.out, json_text(result))
+    text = f"_text_{use}" if use != "no" else ""
+    path = run.write_result(f"{start}_{protocol.n_query}query_{amount}_seed{protocol.seed}{text}{suffix}", result)
+    print(f"written: {printable(str(options.out or path))}")
+
+
+def _check(options: Evaluate) -> None:
+    protocol, is_curve = options.protocol, bool(options.curve)
+    for shots in options.curve:
+        parse_shots(shots)
+    if is_curve and (options.exact or protocol.until is not None or protocol.k_shot or options.text.use == "only"):
+        raise DmgalError(
+            "A curve has its own numbers of shots.",
+            received="--curve with --exact, --until, --shots or --text.use only",
+            expected="--curve with --episodes, and --text.use fuse or none",
+            remedy="Remove the other option. A curve with 0 includes class names alone.",
+        )
 
 
 if __name__ == "__main__":

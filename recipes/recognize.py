@@ -5,11 +5,12 @@
     dmgal recognize runs/mine gallery.safetensors FOLDER --json
     dmgal recognize runs/mine gallery.safetensors long.mp4 --window 4 --stride 2
 
-A clip is compared with every class of the gallery. Its scores are the softmax of the logits, and the margin is the best
-logit minus the second best. A clip is unknown if its best logit is below the gallery's threshold. With --window a video
-is cut into overlapping windows, each recognized as a clip. A segment shows the class of the best window at each moment.
-Frames are decoded once, and memory does not grow with the length of the video. If folders of clips are named after
-classes of the gallery, the accuracy is printed too. Enrolled clips do not count.
+A clip is compared with every class of the gallery. Its scores are calibrated probabilities of the classes, and the
+margin is the best logit minus the second best. A clip is unknown if its score is below the gallery's threshold. The
+scores of the classes then do not hold. With --window a video is cut into overlapping windows, each recognized as a
+clip. A segment shows the class of the best window at each moment. Frames are decoded once, and memory does not grow
+with the length of the video. If folders of clips are named after classes of the gallery, the accuracy is printed too.
+Enrolled clips do not count.
 """
 
 from __future__ import annotations

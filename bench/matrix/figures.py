@@ -61,9 +61,12 @@ def drawing(dark: bool = False) -> Iterator[Any]:
 
 
 def saved(figure: Any, form: Form) -> bytes:
-    """Return the bytes of a figure. An SVG has no date."""
+    """Return the bytes of a figure, and close it. An SVG has no date."""
+    from matplotlib import pyplot
+
     file = io.BytesIO()
     figure.savefig(file, format=form, dpi=150, metadata={"Date": None, "Creator": None} if form == "svg" else None)
+    pyplot.close(figure)
     return file.getvalue()
 
 
@@ -86,9 +89,7 @@ def cost_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> 
             axes.margins(x=0.25, y=0.12)
             axes.grid(alpha=0.25)
         panels[0].set(ylabel=f"accuracy %, {shots} shot{'s' if shots != '1' else ''}")
-        content = saved(figure, form)
-        pyplot.close(figure)
-    return content
+        return saved(figure, form)
 
 
 def points_of(rows: Sequence[Row], shots: str, keys: Sequence[str]) -> list[Point]:

@@ -22,7 +22,7 @@ from ...errors import DmgalError
 from ...videos.decoding.clip import uniform_frames
 from ...videos.decoding.stream import TimedFrame
 from ..evaluation.states import precompute_states
-from .task import GalleryTask
+from .task import GalleryTask, Rejection
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,15 @@ class Recognition:
 
     Attributes:
         logits: ``(n_way,)``, ``-inf`` for classes that are not on the shortlist.
-        threshold: lowest best logit of a known action. None: every action is known.
+        score: how known the action is, see `GalleryTask.scores`.
+        threshold: lowest score of a known action. None: every action is known.
+        temperature: divisor of the logits in the probabilities.
     """
 
     logits: Tensor
+    score: float
     threshold: float | None = None
+    temperature: float = 1.0
 
     @property
     def label(self) -> int:
@@ -44,13 +48,13 @@ class Recognition:
 
     @property
     def known(self) -> bool:
-        """True if the best logit reaches the threshold."""
-        return self.threshold is None or self.logits.max().item() >= self.threshold
+        """True if the score reaches the threshold."""
+        return self.threshold is None or self.score >= self.threshold
 
     @property
     def probabilities(self) -> Tensor:
-        """``(n_way,)`` float64, the softmax of the logits."""
-        return self.logits.double().softmax(0)
+        """``(n_way,)`` float64, the softmax of the logits divided by the temperature."""
+        return (self.logits.double() / self.temperature).softmax(0)
 
     @property
     def margin(self) -> float | None:
@@ -60,29 +64,43 @@ class Recognition:
 
 
 @torch.no_grad()
-def recognize_clips(task: GalleryTask, clips: Tensor, threshold: float | None) -> list[Recognition]:
-    """Recognize clips ``(V, T, 3, size, size)`` on any device and return the results in order."""
-    device = task.labels.device
-    logits = task.logits(precompute_states(task.recognizer, clips.to(device))).float().cpu()
-    return [Recognition(row, threshold) for row in logits]
+def recognize_clips(
+    task: GalleryTask, clips: Tensor, rejection: Rejection | None = None, unknown: bool = True
+) -> list[Recognition]:
+    """Recognize clips ``(V, T, 3, size, size)`` on any device and return the results in order.
+
+    Args:
+        task: the gallery.
+        clips: of any device.
+        rejection: threshold, score and temperature of the gallery. None: every action is known.
+        unknown: if False, every action is known.
+    """
+    query = precompute_states(task.recognizer, clips.to(task.labels.device))
+    logits = task.logits(query)
+    scores = task.scores(query, logits, rejection).tolist()
+    threshold = rejection.threshold if rejection is not None and unknown else None
+    temperature = 1.0 if rejection is None else rejection.temperature
+    rows = zip(logits.float().cpu(), scores, strict=True)
+    return [Recognition(row, score, threshold, temperature) for row, score in rows]
 
 
 def recognize_windows(
     task: GalleryTask,
     windows: Iterable[Window],
-    threshold: float | None,
+    rejection: Rejection | None,
     stride: float,
     batch_size: int = 8,
+    unknown: bool = True,
     on_window: Callable[[WindowScore], None] | None = None,
 ) -> list[Segment]:
     """Return the segments of a long video from its windows, which must be in order.
 
     ``on_window`` is called with the score of each window. At most ``batch_size`` windows are in memory at a time.
     """
-    timeline = Timeline(stride, threshold)
-    for window, result in _recognize_in_batches(task, windows, threshold, batch_size):
+    timeline = Timeline(stride)
+    for window, result in _recognize_in_batches(task, windows, rejection, batch_size, unknown):
         logit, probability = result.logits.max().item(), result.probabilities.max().item()
-        score = WindowScore(window.start, window.end, result.label, logit, probability)
+        score = WindowScore(window.start, window.end, result.label, logit, probability, result.known)
         timeline.add(score)
         if on_window is not None:
             on_window(score)
@@ -90,12 +108,12 @@ def recognize_windows(
 
 
 def _recognize_in_batches(
-    task: GalleryTask, windows: Iterable[Window], threshold: float | None, batch_size: int
+    task: GalleryTask, windows: Iterable[Window], rejection: Rejection | None, batch_size: int, unknown: bool
 ) -> Iterator[tuple[Window, Recognition]]:
     remaining = iter(windows)
     while batch := list(islice(remaining, batch_size)):
         clips = torch.stack([window.clip for window in batch])
-        yield from zip(batch, recognize_clips(task, clips, threshold), strict=True)
+        yield from zip(batch, recognize_clips(task, clips, rejection, unknown), strict=True)
         batch.clear()  # before the next batch is read
 
 
@@ -240,13 +258,17 @@ ROUNDING = 1e-9  # seconds
 
 @dataclass(frozen=True)
 class WindowScore:
-    """The best class of one window with its logit and probability. Times are in seconds."""
+    """The best class of one window with its logit and probability. Times are in seconds.
+
+    ``known`` is False if the window's score is below the threshold.
+    """
 
     start: float
     end: float
     label: int
     logit: float
     probability: float
+    known: bool = True
 
 
 @dataclass(frozen=True)
@@ -254,7 +276,7 @@ class Segment:
     """One known or unknown action from ``start`` to ``end`` seconds.
 
     Attributes:
-        label: the class. None if no logit reaches the threshold.
+        label: the class. None if the best window is unknown.
         probability: mean probability of the best class over the segment.
     """
 
@@ -269,12 +291,10 @@ class Timeline:
 
     Args:
         stride: length of a cell, seconds.
-        threshold: cells with a lower logit are unknown. None: every cell is known.
     """
 
-    def __init__(self, stride: float, threshold: float | None = None) -> None:
+    def __init__(self, stride: float) -> None:
         self._stride = stride
-        self._threshold = threshold
         self._windows: deque[WindowScore] = deque()
         self._segments: list[Segment] = []
         self._cell = 0
@@ -302,8 +322,7 @@ class Timeline:
         covering = [window for window in self._windows if window.start <= middle < window.end]
         if covering:
             best = max(covering, key=lambda window: window.logit)
-            known = self._threshold is None or best.logit >= self._threshold
-            self._append(Segment(start, end, best.label if known else None, best.probability))
+            self._append(Segment(start, end, best.label if best.known else None, best.probability))
 
     def _append(self, cell: Segment) -> None:
         """Extend the last segment by a cell of the same action, or start a new segment."""

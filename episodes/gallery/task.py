@@ -1,16 +1,25 @@
 """The few-shot task of a gallery: classification of a clip among the enrolled classes, or rejection as unknown.
 
-The task is the whole gallery, or a shortlist of the classes that the head ranks best by the videos' own states. The
-threshold on the best logit is the midpoint between mean scores of known and unknown clips of the gallery (our own
-method). Known: each clip is held out, or replaced by augmented views in a class with one clip. Views are more similar
-than two clips, so the threshold is then strict. Unknown: each clip is compared with the gallery without its class. Both
-choices were made on validation classes of moving shapes (``bench/gallery.py``).
+The task is the whole gallery, or a shortlist of the classes that the head ranks best by the videos' own states.
+
+A clip is unknown if its score is below a threshold (our own method). The score is its largest logit, or, in a
+gallery with negatives, the log odds of the enrolled classes against an extra class "other". For the latter, the clip is
+compared with enrolled clips and negatives in one task. The logits of the answer do not depend on negatives.
+
+The threshold comes from the gallery's own clips. Known: each clip is held out, or replaced by augmented views in a
+class with one clip. Unknown: each clip is compared with the gallery without its class. ``KNOWN_KEPT`` of the held-out
+clips pass, or more if few unknown ones pass anyway. Views are more similar than two clips. If there are any, the
+threshold is the midpoint of the mean scores of known and unknown clips, which is strict. Held-out clips also give the
+temperature of the probabilities. All choices were made on validation classes (``bench/unknown.py``).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -20,6 +29,8 @@ from ...errors import DmgalError
 from ...progress import progress_bar
 from ..evaluation.states import PrecomputedStates, SupportStates, compare_tasks, has_divided_task_layers
 from ..recognizer import FewShotRecognizer
+from .negatives import Negatives
+from .unknown import energy, find_temperature, known_over_others, largest_logit
 
 
 class GalleryTask:
@@ -30,13 +41,19 @@ class GalleryTask:
         states: states of the ``S`` enrolled clips from `precompute_states`.
         labels: class of each enrolled clip, ``(S,)`` int64, all of ``0..n_way-1``.
         shortlist: number of classes to compare with. None: all classes.
+        negatives: clips of other actions, on the same device. They only count in `scores`.
 
     Raises:
         DmgalError: the shortlist has less than one class, or would not change the recognizer's logits.
     """
 
     def __init__(
-        self, recognizer: FewShotRecognizer, states: PrecomputedStates, labels: Tensor, shortlist: int | None = None
+        self,
+        recognizer: FewShotRecognizer,
+        states: PrecomputedStates,
+        labels: Tensor,
+        shortlist: int | None = None,
+        negatives: Negatives | None = None,
     ) -> None:
         if getattr(recognizer.head, "transductive", False):
             raise DmgalError(
@@ -51,6 +68,7 @@ class GalleryTask:
         self.states = states
         self.labels = labels
         self.shortlist = shortlist
+        self.negatives = negatives
 
     @property
     def n_way(self) -> int:
@@ -73,10 +91,36 @@ class GalleryTask:
             logits[index, classes] = self._compare(self.states.support.select(mask), labels, clip)[0]
         return logits
 
+    def scores(self, query: PrecomputedStates, logits: Tensor, rejection: Rejection | None) -> Tensor:
+        """Return the scores ``(Q,)`` that are compared with the threshold of a rejection.
+
+        Args:
+            query: states of ``Q`` clips.
+            logits: their logits of this task.
+            rejection: determines the score. None: the largest logit.
+        """
+        if rejection is None or rejection.score == "largest logit":
+            return largest_logit(logits)
+        assert rejection.floor is not None
+        return known_over_others(*self.logits_beside_negatives(query), rejection.floor)
+
+    @torch.no_grad()
+    def logits_beside_negatives(self, query: PrecomputedStates) -> tuple[Tensor, Tensor]:
+        """Return the logits ``(Q, n_way)`` and those of negative classes ``(Q, M)``, from one task of both."""
+        states, labels = self._beside_negatives
+        logits = self._compare(states.support, labels, query.query)
+        return logits[:, : self.n_way], logits[:, self.n_way :]
+
+    @cached_property
+    def _beside_negatives(self) -> tuple[PrecomputedStates, Tensor]:
+        assert self.negatives is not None
+        labels = torch.cat([self.labels, self.n_way + self.negatives.labels.to(self.labels.device)])
+        return PrecomputedStates.cat([self.states, self.negatives.states]), labels
+
     def subset(self, mask: Tensor) -> GalleryTask:
         """Return the task of the enrolled clips in a mask ``(S,)``, with the classes renumbered without gaps."""
         labels = self.labels[mask].unique(return_inverse=True)[1]
-        return GalleryTask(self.recognizer, self.states.select(mask), labels, self.shortlist)
+        return GalleryTask(self.recognizer, self.states.select(mask), labels, self.shortlist, self.negatives)
 
     def _compare(self, support: SupportStates, labels: Tensor, query: VideoState) -> Tensor:
         return compare_tasks(self.recognizer, support, labels, query, num_tasks=1)[0]
@@ -100,6 +144,11 @@ def _check_shortlist(recognizer: FewShotRecognizer, shortlist: int) -> None:
 
 
 Source = Literal["held-out clips", "augmented views", "held-out clips and augmented views"]
+Score = Literal["largest logit", "log odds to negatives"]
+KNOWN_KEPT = 0.85
+"""Share of held-out clips that always pass."""
+UNKNOWN_ACCEPTED = 0.05
+"""Share of unknown clips for which the threshold is not raised further."""
 KNOWN_KEPT_WITHOUT_UNKNOWN = 0.95
 """Share of known clips that pass in a gallery of one class, which has no unknown clips."""
 
@@ -109,12 +158,15 @@ class Rejection:
     """A threshold and the clips it is based on.
 
     Attributes:
-        threshold: clips with a lower best logit are unknown.
+        threshold: clips with a lower score are unknown.
         source: kind of the known clips.
         known, unknown: number of known and unknown clips.
         known_kept: share of the known clips that pass.
         unknown_accepted: share of the unknown clips that pass. None if there were none.
         shortlist: shortlist of the task that computed the logits.
+        score: what is compared with the threshold.
+        temperature: probabilities are the softmax of the logits divided by this.
+        floor: constant logit of the class "other" beside the negatives. None without negatives.
     """
 
     threshold: float
@@ -124,12 +176,22 @@ class Rejection:
     known_kept: float
     unknown_accepted: float | None
     shortlist: int | None = None
+    score: Score = "largest logit"
+    temperature: float = 1.0
+    floor: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = self.threshold, self.temperature, self.floor or 0.0
+        if self.score not in get_args(Score) or not self.temperature > 0 or not all(map(math.isfinite, numbers)):
+            raise ValueError("a rejection without a score, threshold and temperature")
+        if (self.score == "log odds to negatives") != (self.floor is not None):
+            raise ValueError("a floor without negatives, or negatives without a floor")
 
 
 def find_rejection(
     task: GalleryTask, views: PrecomputedStates, view_clips: Tensor, most: int = 200, progress: bool = True
 ) -> Rejection:
-    """Calibrate the threshold of a gallery.
+    """Calibrate the threshold and the probabilities of a gallery.
 
     Args:
         task: the whole gallery.
@@ -138,38 +200,90 @@ def find_rejection(
         most: maximum number of held-out clips, spread evenly over the gallery. Each is recognized twice.
         progress: if True, show a progress bar.
     """
+    known, unknown, temperature = _hold_out(task, views, view_clips, most, progress)
+    shots = torch.bincount(task.labels)
+    source = _source(bool((shots > 1).any()), bool(len(view_clips)))
+    score: Score = "largest logit" if task.negatives is None else "log odds to negatives"
+    floor = None if task.negatives is None else _midpoint(known.of_logits(energy), unknown.of_logits(energy))
+    known_scores, unknown_scores = known.scores(floor), unknown.scores(floor)
+    threshold = _threshold(known_scores, unknown_scores, source)
+    return Rejection(
+        threshold=threshold,
+        source=source,
+        known=len(known_scores),
+        unknown=len(unknown_scores),
+        known_kept=_share(known_scores, threshold),
+        unknown_accepted=_share(unknown_scores, threshold) if len(unknown_scores) else None,
+        shortlist=task.shortlist,
+        score=score,
+        temperature=temperature,
+        floor=floor,
+    )
+
+
+class _Measured:
+    """Logits of clips, and those beside negatives if there are any."""
+
+    def __init__(self) -> None:
+        self._logits: list[Tensor] = []
+        self._beside: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, task: GalleryTask, query: PrecomputedStates) -> Tensor:
+        """Measure clips, and return their logits."""
+        logits = task.logits(query)
+        self._logits.append(logits)
+        if task.negatives is not None:
+            self._beside.append(task.logits_beside_negatives(query))
+        return logits
+
+    def of_logits(self, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return a score of the logits of each clip, on the CPU."""
+        parts = [score(logits).double().cpu() for logits in self._logits]
+        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.double)
+
+    def scores(self, floor: float | None) -> Tensor:
+        """Return the largest logits, or with a floor the log odds to negatives."""
+        if floor is None or not self._beside:
+            return self.of_logits(largest_logit)
+        return torch.cat([known_over_others(*pair, floor) for pair in self._beside]).double().cpu()
+
+
+def _hold_out(
+    task: GalleryTask, views: PrecomputedStates, view_clips: Tensor, most: int, progress: bool
+) -> tuple[_Measured, _Measured, float]:
+    """Return known and unknown clips, and the temperature."""
     shots = torch.bincount(task.labels)
     clips = _spread(len(task.labels), most)
-    held_out = {clip for clip in clips if shots[task.labels[clip]] > 1}
     indices = torch.arange(len(task.labels), device=task.labels.device)
-    known, unknown = [], []
-    bar = progress_bar(clips, progress=progress, desc="threshold", unit="clip", leave=False)
-    for clip in bar:
+    known, unknown = _Measured(), _Measured()
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    for clip in progress_bar(clips, progress=progress, desc="threshold", unit="clip", leave=False):
         query = task.states.select(slice(clip, clip + 1))
-        if clip in held_out:
-            known.append(best_logits(task.subset(indices != clip).logits(query)))
+        if shots[task.labels[clip]] > 1:
+            logits.append(known.add(task.subset(indices != clip), query))
+            labels.append(task.labels[clip : clip + 1])
         if len(shots) > 1:
-            unknown.append(best_logits(task.subset(task.labels != task.labels[clip]).logits(query)))
+            unknown.add(task.subset(task.labels != task.labels[clip]), query)
     if len(view_clips):
-        known.append(best_logits(task.logits(views)))
-    source = _source(bool(held_out), bool(len(view_clips)))
-    return _midway(torch.cat(known), torch.cat(unknown) if unknown else None, source, task.shortlist)
+        known.add(task, views)
+    is_whole = task.shortlist is None or task.shortlist >= task.n_way
+    temperature = find_temperature(torch.cat(logits), torch.cat(labels)) if labels and is_whole else 1.0
+    return known, unknown, temperature
 
 
-def best_logits(logits: Tensor) -> Tensor:
-    """Return the scores ``(Q,)`` that are compared with the threshold, from logits ``(Q, n_way)``."""
-    return logits.max(dim=1).values
+def _threshold(known: Tensor, unknown: Tensor, source: Source) -> float:
+    if not len(unknown):
+        return known.quantile(1 - KNOWN_KEPT_WITHOUT_UNKNOWN).item()
+    midpoint = _midpoint(known, unknown)
+    if source != "held-out clips":
+        return midpoint
+    enough = max(midpoint, unknown.quantile(1 - UNKNOWN_ACCEPTED).item())
+    return min(enough, known.quantile(1 - KNOWN_KEPT).item())
 
 
-def _midway(known: Tensor, unknown: Tensor | None, source: Source, shortlist: int | None) -> Rejection:
-    known = known.double().cpu()
-    if unknown is None:
-        threshold = known.quantile(1 - KNOWN_KEPT_WITHOUT_UNKNOWN).item()
-        return Rejection(threshold, source, len(known), 0, _share(known, threshold), None, shortlist)
-    unknown = unknown.double().cpu()
-    threshold = (known.mean() + unknown.mean()).item() / 2
-    shares = _share(known, threshold), _share(unknown, threshold)
-    return Rejection(threshold, source, len(known), len(unknown), *shares, shortlist)
+def _midpoint(known: Tensor, unknown: Tensor) -> float:
+    return (known.mean() + (unknown if len(unknown) else known).mean()).item() / 2
 
 
 def _share(scores: Tensor, threshold: float) -> float:

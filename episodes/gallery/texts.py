@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...backbones.state import VideoState
 from ...backbones.text import ClassTexts
-from ...errors import DmgalError
+from ...errors import DmgalError, differences, refuse_differences
 from ..evaluation.states import PrecomputedStates
 from ..heads.text_fusion import CLASS_TEXT, MEAN_FRAME
 
@@ -20,9 +20,13 @@ FIELDS = {"encoder": str, "logit_scale": float, "logit_bias": float, "weight": f
 
 def texts_as_json(texts: ClassTexts) -> dict[str, Any]:
     """Return all fields but the names and the features."""
-    return {
-        name: list(value) if kind is list else value for name, kind in FIELDS.items() for value in [vars(texts)[name]]
-    }
+    values = {name: list(vars(texts)[name]) if kind is list else vars(texts)[name] for name, kind in FIELDS.items()}
+    return {**values, "descriptions": [list(of_class) for of_class in texts.descriptions]}
+
+
+def _shared(texts: ClassTexts) -> dict[str, Any]:
+    """Return the fields that all classes of a gallery share."""
+    return {**texts_as_json(texts), "descriptions": bool(texts.descriptions)}
 
 
 def texts_of_file(content: Mapping[str, Any], features: Tensor, class_names: tuple[str, ...]) -> ClassTexts:
@@ -33,9 +37,13 @@ def texts_of_file(content: Mapping[str, Any], features: Tensor, class_names: tup
     is_matrix = features.dtype == torch.float32 and features.dim() == 2 and len(features) == len(class_names)
     if not (is_valid and is_matrix and features.shape[1] and features.isfinite().all()):
         raise ValueError("the texts do not match the classes")
-    if not all(isinstance(template, str) for template in values["templates"]):
-        raise ValueError("a template that is not text")
-    return ClassTexts(class_names, features, **{**values, "templates": tuple(values["templates"])})
+    descriptions = tuple(tuple(of_class) for of_class in content.get("descriptions", ()))  # earlier versions wrote none
+    if descriptions and (len(descriptions) != len(class_names) or not all(descriptions)):
+        raise ValueError("descriptions that do not match the classes")
+    if not all(isinstance(text, str) for texts in (values["templates"], *descriptions) for text in texts):
+        raise ValueError("a template or a description that is not text")
+    values["templates"] = tuple(values["templates"])
+    return ClassTexts(class_names, features, **values, descriptions=descriptions)
 
 
 def no_clips(texts: ClassTexts) -> PrecomputedStates:
@@ -83,11 +91,9 @@ def added_texts(first: ClassTexts | None, other: ClassTexts | None, is_same_kind
             expected="a gallery in which all classes have text, or none",
             remedy="Enroll all classes in a new gallery, with --text.use fuse or without it.",
         )
-    if texts_as_json(first) != texts_as_json(other):
-        raise DmgalError(
-            "These texts cannot be compared with those of the gallery.",
-            received=f"{texts_as_json(other)}",
-            expected=f"{texts_as_json(first)}, as in the gallery",
-            remedy="Use the same backbone, prompts and weight, or make a new gallery.",
-        )
+    refuse_differences(
+        differences(_shared(first), _shared(other)),
+        "These texts cannot be compared with those of the gallery.",
+        "Use the same backbone, prompts and weight, and descriptions for all classes or for none, or a new gallery.",
+    )
     return first.added(other)

@@ -21,7 +21,7 @@ def rejection_text(rejection: Rejection | None) -> str:
     """Return one line with the threshold and the clips it was computed from."""
     if rejection is None:
         return "never, class names alone give no threshold"
-    text = f"best logit below {rejection.threshold:.3g}, from {rejection.known} {rejection.source}"
+    text = f"{rejection.score} below {rejection.threshold:.3g}, from {rejection.known} {rejection.source}"
     text += f", of which {100 * rejection.known_kept:.0f} % pass"
     if rejection.unknown_accepted is None:
         return text + "; a single class leaves no unknown clips to evaluate"
@@ -33,13 +33,13 @@ def gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
     gallery, rejection = ready.gallery, ready.gallery.rejection
     names = [printable(name) for name in gallery.class_names]
     details = None
-    if rejection is not None and ready.threshold is not None:
+    if rejection is not None and ready.unknown:
         details = {name: value for name, value in vars(rejection).items() if name != "shortlist"}
-        details["score"] = "best logit"
     return {
         "classes": names,
         "clips_per_class": list(gallery.shots),
         "shortlist": ready.task.shortlist,
+        "negatives": 0 if gallery.negatives is None else len(gallery.negatives),
         "rejection": details,
         "text": gallery.texts and {**texts_as_json(gallery.texts), "use": "fuse" if len(gallery) else "only"},
     }
@@ -94,6 +94,9 @@ def print_gallery(gallery: Gallery, path: Path) -> None:
     if len(rows) > CLASSES_SHOWN:
         print(f"  and {len(rows) - CLASSES_SHOWN} more")
     print_text(gallery)
+    if gallery.negatives is not None:
+        classes = _counted(len(gallery.negatives.class_names), "class")
+        print(f"negatives: {_counted(len(gallery.negatives), 'clip')} of {classes}")
     print(f"unknown: {rejection_text(gallery.rejection)}")
 
 
@@ -101,7 +104,8 @@ def print_text(gallery: Gallery) -> None:
     """Print the use of class names, if the gallery has any."""
     if gallery.texts is None:
         return
-    prompts = f"{len(gallery.texts.templates)} prompts per class by {gallery.texts.encoder}"
+    described = " and descriptions" if gallery.texts.descriptions else ""
+    prompts = f"{len(gallery.texts.templates)} prompts{described} per class by {gallery.texts.encoder}"
     use = f"class names beside clips, weight {gallery.texts.weight:g}" if len(gallery) else "class names alone"
     print(f"text: {use}, {prompts}")
 
@@ -134,7 +138,7 @@ def print_results(ready: ClipRecognizer, results: Sequence[Recognized], report: 
         print(f"shortlist: compared with {min(report['shortlist'], len(names))} of {len(names)} classes")
     print_text(ready.gallery)
     rejection = ready.gallery.rejection
-    is_asked = rejection is not None and ready.threshold is None
+    is_asked = rejection is not None and not ready.unknown
     print("unknown: never, as asked" if is_asked else f"unknown: {rejection_text(rejection)}")
 
 

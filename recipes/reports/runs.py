@@ -10,14 +10,23 @@ from typing import Any
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, Evaluation, paired_difference
 from dmgal.errors import DmgalError
-from dmgal.files import printable
+from dmgal.files import listed, printable
 from dmgal.recipes.reports.comparison import Method, Pairing, grouped, paired
 from dmgal.recipes.run.build import count_parameters, visual_tower_parameters
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
-from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, evaluation_data, load_run
+from dmgal.recipes.run.evaluation import (
+    Protocol,
+    as_json,
+    encode_with_text,
+    evaluate_tasks,
+    evaluation_data,
+    load_run,
+    seen_in_training,
+)
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.probe import encode_for_probe, evaluate_probe
+from dmgal.recipes.run.text import TextOptions
 from dmgal.videos import VideoCatalog
 
 
@@ -37,6 +46,9 @@ class Row:
     cost: Mapping[str, float | None] = field(default_factory=dict)
     """``seconds_per_step`` and ``peak_memory_mb`` of the training, if logged."""
 
+    text: Mapping[str, Any] | None = None
+    """What a report says about the text of the class names, if it was used."""
+
     @property
     def share(self) -> float:
         """Trained parameters in percent of the visual tower's."""
@@ -53,6 +65,8 @@ class Comparison:
     catalog: VideoCatalog
     recipe: Recipe
     """Recipe of the first run."""
+    seen: Mapping[str, list[str]] = field(default_factory=dict)
+    """Classes of the split that each run has seen in training, by normalized name."""
 
 
 def compare(folders: Sequence[Path], protocol: Protocol, progress: bool = True) -> list[Row]:
@@ -70,38 +84,45 @@ def compare_in_depth(
     data: DataOverrides | None = None,
     cache: Path | None = None,
     probe: bool = True,
+    text: TextOptions | None = None,
 ) -> Comparison | None:
     """Return the full comparison. Return None on all ranks but 0, which only help to encode and evaluate.
 
-    With ``probe``, each video is encoded a second time, for the probe of each run.
+    With ``probe``, each video is encoded a second time, for the probe of each run. With ``text``, all runs use the text
+    of the class names.
     """
     data = data or DataOverrides()
     processes = launched_processes()
     rows: list[Row] = []
     recipes: list[Recipe] = []
     catalogs: list[VideoCatalog] = []
+    seen: dict[str, list[str]] = {}
     for folder in folders:
-        recipe, recognizer = load_run(Run(folder))
+        trained, recognizer = load_run(Run(folder))
         is_shown = progress and not processes.rank
-        recipe, catalog = evaluation_data(Run(folder), recipe, data, protocol.split, is_shown)
+        recipe, catalog = evaluation_data(Run(folder), trained, data, protocol.split, is_shown)
         states_folder = folder / "states" if cache is None else cache.joinpath(*folder.resolve().parts[1:])
         keep = Keep(states, states_folder, processes)
-        encoded = encode(recognizer, recipe, catalog, protocol, progress, keep)
+        options = text or TextOptions()
+        with_names, encoded, described = encode_with_text(
+            recognizer, recipe, catalog, protocol, options, progress, keep
+        )
         first = rows[0].evaluations if rows else None
-        evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress and not processes.rank, like=first)
+        evaluations = evaluate_tasks(with_names, recipe, encoded, protocol, is_shown, like=first)
         _check_same_episodes(first or evaluations, evaluations, folder, folders[0])
         of_probe = {}
         if probe:
             for_probe = encode_for_probe(recognizer, recipe, catalog, protocol, progress, keep)
             of_probe = evaluate_probe(recognizer, recipe, for_probe, protocol, is_shown, like=evaluations)
-        rows.append(_row(Run(folder), recipe, recognizer, evaluations, first or evaluations, of_probe))
+        rows.append(_row(Run(folder), recipe, recognizer, evaluations, first or evaluations, of_probe, described))
+        seen[rows[-1].name] = seen_in_training(Run(folder), trained, catalog, protocol.split)
         recipes.append(recipe)
         catalogs.append(encoded.catalog)
     if processes.rank:
         return None
     methods = grouped([row.name for row in rows], recipes, [row.evaluations["accuracy"] for row in rows])
     pairings = [paired(method, methods[0], disagreements) for method in methods[1:]]
-    return Comparison(rows, methods, pairings, catalogs[0], recipes[0])
+    return Comparison(rows, methods, pairings, catalogs[0], recipes[0], seen)
 
 
 def _row(
@@ -111,6 +132,7 @@ def _row(
     evaluations: Mapping[str, Evaluation],
     first: Mapping[str, Evaluation],
     probe: Mapping[str, Evaluation],
+    text: Mapping[str, Any] | None,
 ) -> Row:
     return Row(
         name=printable(run.folder.name),
@@ -121,6 +143,7 @@ def _row(
         saved_bytes=run.trained_bytes() if recipe.train.steps else 0,
         probe=probe,
         cost=run.training_cost(),
+        text=text,
     )
 
 
@@ -150,6 +173,7 @@ def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "trained_parameters": row.trained_parameters,
             "visual_tower_parameters": row.tower_parameters,
             "saved_bytes": row.saved_bytes,
+            "text": row.text,
             **row.cost,
         }
         for row in rows
@@ -211,3 +235,23 @@ def as_text(rows: Sequence[Row]) -> str:
         for line in lines
     ]
     return "\n".join([padded[0], "-" * len(padded[0]), *padded[1:]])
+
+
+def matrix_as_text(by_target: Mapping[str, Comparison]) -> str:
+    """Return one line per run and one column per target: accuracies, and paired differences to the first run."""
+    names = [row.name for row in next(iter(by_target.values())).rows]
+    lines = [["method", *by_target]]
+    for index, name in enumerate(names):
+        rows = [found.rows[index] for found in by_target.values()]
+        accuracies = [row.evaluations["accuracy"].accuracy for row in rows]
+        gains = [f" ({row.difference.mean:+.1f} ± {row.difference.half_width:.1f})" if index else "" for row in rows]
+        lines.append([name, *(f"{one}{gain}" for one, gain in zip(accuracies, gains, strict=True))])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    notes = [
+        f"{target}: {run} has seen {len(classes)} of {len(found.catalog.class_names)} classes: {listed(classes)}"
+        for target, found in by_target.items()
+        for run, classes in found.seen.items()
+        if classes
+    ]
+    return "\n".join([padded[0], "-" * len(padded[0]), *padded[1:], *notes])

@@ -30,8 +30,9 @@ class RecognizedAction:
     Attributes:
         recognized: the class, or None if the action is unknown.
         best: the class with the highest logit, also of an unknown action.
-        probability: of the best class, from the softmax of the logits of all classes.
-        logit: of the best class. The action is unknown if it is below the gallery's threshold.
+        probability: calibrated confidence that the best class is right, if the action is one of the classes.
+        logit: of the best class.
+        score: how known the action is. It is unknown if this is below the gallery's threshold.
         margin: the best logit minus the second best. None if there is only one class.
         scores: probability and logit by class, in the order of enrollment.
     """
@@ -40,6 +41,7 @@ class RecognizedAction:
     best: Label
     probability: float
     logit: float
+    score: float
     margin: float | None
     scores: dict[Label, ClassScore]
 
@@ -52,6 +54,7 @@ class RecognizedAction:
             best=names[clip.label],
             probability=clip.probabilities.max().item(),
             logit=clip.logits.max().item(),
+            score=clip.score,
             margin=clip.margin,
             scores={
                 name: ClassScore(probability, logit if math.isfinite(logit) else None)

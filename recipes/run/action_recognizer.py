@@ -22,20 +22,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmgal.backbones import ClassTexts
-from dmgal.episodes.gallery.gallery import Gallery, load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery import Gallery
+from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.errors import DmgalError
 from dmgal.files import listed, printable
 from dmgal.recipes.run.action import RecognizedAction
-from dmgal.recipes.run.clips import Label, collect_clips, list_clips, names_of
+from dmgal.recipes.run.clips import (
+    Label,
+    check_counts,
+    collect_clips,
+    list_clips,
+    list_negatives,
+    names_of,
+    several_clips,
+)
 from dmgal.recipes.run.estimator import ClassifierConventions, not_fitted_error
-from dmgal.recipes.run.gallery import GalleryModel, load_model, make_gallery
+from dmgal.recipes.run.gallery import GalleryModel, load_model, make_gallery, make_negatives
 from dmgal.recipes.run.recognition import ClipRecognizer
 from dmgal.recipes.run.text import TextOptions, gallery_of_names, learns_text, texts_to_add, with_text
 from dmgal.recipes.run.weights import without_folder
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.dataset import ClipSource
-from dmgal.videos.decoding.in_memory import VideoInMemory, as_video, is_clip
+from dmgal.videos.decoding.in_memory import VideoInMemory, as_video
 
 
 class ActionRecognizer(ClassifierConventions):
@@ -195,6 +204,22 @@ class ActionRecognizer(ClassifierConventions):
         self._set_gallery(new if self._gallery is None else self._gallery.added(new), {**self._labels, **labels})
         return self
 
+    def enroll_negatives(
+        self, folder: str | os.PathLike[str], *, on_bad_video: OnBadVideo = "error", num_workers: int = 0
+    ) -> Self:
+        """Replace the negatives by a folder of clips of other actions. They only affect which actions are unknown.
+
+        The more actions they show, the better: a few dozen classes, one clip each, are enough.
+
+        Raises:
+            DmgalError: there are no clips, the classes have text, or negatives are enrolled as a class.
+        """
+        gallery, model = self._enrolled(), self.model
+        source = ClipSource(list_negatives(Path(folder)), model.recipe.data.decoder, on_bad_video=on_bad_video)
+        negatives = make_negatives(source, model, num_workers, self.verbose)
+        self._gallery = replace(gallery, negatives=negatives, rejection=None)
+        return self
+
     def fit(self, videos: Iterable[Any], labels: Iterable[Any]) -> Self:
         """Replace all classes by those of the labelled clips.
 
@@ -205,8 +230,8 @@ class ActionRecognizer(ClassifierConventions):
         Raises:
             DmgalError: see `enroll`; or the numbers of videos and labels differ.
         """
-        videos, given = list(_several(videos)), list(labels)
-        _check_counts(len(videos), len(given))
+        videos, given = list(several_clips(videos)), list(labels)
+        check_counts(len(videos), len(given))
         known = names_of(given)
         clips: dict[str, list[Any]] = {str(label): [] for label in sorted(known.values())}  # type: ignore[type-var]
         for video, label in zip(videos, given, strict=True):
@@ -248,7 +273,7 @@ class ActionRecognizer(ClassifierConventions):
     def score(self, videos: Iterable[Any], labels: Iterable[Any], sample_weight: Any = None) -> float:
         """Return the share of clips whose best class is their label."""
         predicted, expected = self.predict(videos), list(labels)
-        _check_counts(len(predicted), len(expected))
+        check_counts(len(predicted), len(expected))
         is_right = [str(best) == str(label) for best, label in zip(predicted, expected, strict=True)]
         return float(np.average(is_right, weights=sample_weight))
 
@@ -306,8 +331,8 @@ class ActionRecognizer(ClassifierConventions):
 
     def _answers(self, videos: Iterable[Any]) -> list[RecognizedAction]:
         self._enrolled()
-        answers = [self.recognize(video) for video in _several(videos)]
-        _check_counts(len(answers))
+        answers = [self.recognize(video) for video in several_clips(videos)]
+        check_counts(len(answers))
         return answers
 
     def _encode(
@@ -342,29 +367,6 @@ class ActionRecognizer(ClassifierConventions):
             return {"run": Path(self.run).resolve().name}
         adapter = None if self.adapter is None else without_folder(str(self.adapter))
         return {"backbone": without_folder(self.backbone), "adapter": adapter}
-
-
-def _several(videos: Iterable[Any]) -> Iterable[Any]:
-    """Return the clips of a collection. Raise a DmgalError if it is a single clip."""
-    if is_clip(videos) or not isinstance(videos, Iterable):
-        raise DmgalError(
-            "These are not several clips.",
-            received=f"a {type(videos).__name__}",
-            expected="a list of clips",
-            remedy="Pass [clip], or call recognize(clip) for one clip.",
-        )
-    return videos
-
-
-def _check_counts(num_videos: int, num_labels: int | None = None) -> None:
-    """Raise a DmgalError if there is no video, or another number of labels."""
-    if not num_videos or num_labels not in (None, num_videos):
-        raise DmgalError(
-            "These clips cannot be used.",
-            received=f"{num_videos} clips" if num_labels is None else f"{num_videos} clips and {num_labels} labels",
-            expected="at least one clip, and one label for each if there are labels",
-            remedy="Pass a list of clips, and a list of their labels to fit and to score.",
-        )
 
 
 def _without_model(recognizer: ActionRecognizer, path: Path, error: DmgalError) -> DmgalError:

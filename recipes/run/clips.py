@@ -49,6 +49,25 @@ def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
     return VideoCatalog(root, names, np.zeros(len(names), dtype=np.int64), (printable(class_name.strip()),))
 
 
+def list_negatives(folder: Path) -> VideoCatalog:
+    """Return clips of other actions: those of class folders, or those of one folder, each as a class of its own.
+
+    Raises:
+        DmgalError: there are no clips, or a class has no clip.
+    """
+    names = videos_in(folder) if folder.is_dir() else []
+    if names and {*subfolders(folder)} <= {*names}:  # also folders of frames
+        return VideoCatalog(folder, names, np.arange(len(names)), tuple(f"negative {name}" for name in names))
+    if not folder.is_dir() or not subfolders(folder):
+        raise DmgalError(
+            "There are no negatives.",
+            received=f"{printable(str(folder))}, {'an empty folder' if folder.is_dir() else 'no folder'}",
+            expected="a folder of clips of other actions, or of class folders with such clips",
+            remedy="Correct the path, or remove --negatives.",
+        )
+    return VideoCatalog.from_folders(folder)
+
+
 def collect_clips(clips: Mapping[str, Any]) -> tuple[VideoCatalog, dict[int, VideoInMemory]]:
     """Return the clips of a mapping as a catalog, and those of its videos that are in memory.
 
@@ -108,3 +127,26 @@ def names_of(labels: Iterable[Any]) -> dict[str, Label]:
 
 def _hashable(label: Any) -> Any:
     return label if isinstance(label, str | int | float | None) else repr(label)
+
+
+def several_clips(videos: Iterable[Any]) -> Iterable[Any]:
+    """Return the clips of a collection. Raise a DmgalError if it is a single clip."""
+    if is_clip(videos) or not isinstance(videos, Iterable):
+        raise DmgalError(
+            "These are not several clips.",
+            received=f"a {type(videos).__name__}",
+            expected="a list of clips",
+            remedy="Pass [clip], or call recognize(clip) for one clip.",
+        )
+    return videos
+
+
+def check_counts(num_videos: int, num_labels: int | None = None) -> None:
+    """Raise a DmgalError if there is no video, or another number of labels."""
+    if not num_videos or num_labels not in (None, num_videos):
+        raise DmgalError(
+            "These clips cannot be used.",
+            received=f"{num_videos} clips" if num_labels is None else f"{num_videos} clips and {num_labels} labels",
+            expected="at least one clip, and one label for each if there are labels",
+            remedy="Pass a list of clips, and a list of their labels to fit and to score.",
+        )

@@ -335,3 +335,17 @@ class DataOverrides:
             if self.split_file is None and any(manifest.is_file() for manifest in manifests):
                 overrides["split_file"] = manifests[0].parent / SPLIT_FILE
         return replace(recipe, data=replace(recipe.data, **overrides))
+
+
+@dataclass(frozen=True)
+class TargetData(DataOverrides):
+    """Other data with a split of its own: the split file in its root, or else its folders."""
+
+    def over(self, recipe: Recipe) -> Recipe:
+        """Return the recipe with the data settings replaced. Nothing of the training data's lists remains."""
+        assert self.root is not None
+        data = super().over(recipe).data
+        own = self.root / SPLIT_FILE
+        split_file = self.split_file or (own if own.is_file() else None)
+        data = replace(data, split_file=split_file, list_format=None, report=self.report, store=self.store)
+        return replace(recipe, data=data)

@@ -119,14 +119,22 @@ def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str]) -> VideoC
     return catalog
 
 
-def warn_of_seen(catalog: VideoCatalog, split: str, seen: Mapping[str, str]) -> None:
-    """Warn if a run has seen classes of the split in its training, or in the choice of its weights."""
+def seen_before(catalog: VideoCatalog, split: str, seen: Mapping[str, str]) -> list[str]:
+    """Return the classes of the split that a run has seen in its training, or in the choice of its weights.
+
+    Names are compared as by `comparable`.
+    """
     earlier = ("train",) if split == "val" else ("train", "val")
     seen_alike = {comparable(name): own for name, own in seen.items()}
-    own_split = split_of(catalog)
-    names = [name for name, own in own_split.items() if own == split and seen_alike.get(comparable(name)) in earlier]
+    own_splits = split_of(catalog).items()
+    return [name for name, own in own_splits if own == split and seen_alike.get(comparable(name)) in earlier]
+
+
+def warn_of_seen(catalog: VideoCatalog, split: str, seen: Mapping[str, str]) -> None:
+    """Warn if a run has seen classes of the split in its training, or in the choice of its weights."""
+    names = seen_before(catalog, split, seen)
     if names:
-        count = list(own_split.values()).count(split)
+        count = list(split_of(catalog).values()).count(split)
         _warn(f"{len(names)} of {count} {split} classes are not novel: the run has seen {listed(names)}")
 
 

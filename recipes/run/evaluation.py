@@ -20,7 +20,7 @@ from dmgal.episodes.sampler import TaskSampler
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer, dtype_of
 from dmgal.recipes.run.config import DataOverrides, Recipe
-from dmgal.recipes.run.data import build_catalog, data_as_json, seen_classes, warn_of_seen
+from dmgal.recipes.run.data import build_catalog, data_as_json, seen_before, seen_classes, warn_of_seen
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
 from dmgal.recipes.run.folder import Run, read_tensors
@@ -105,6 +105,11 @@ def evaluation_data(
     catalog = build_catalog(recipe.data, progress, seen=seen)
     warn_of_seen(catalog, split, seen)
     return recipe, catalog
+
+
+def seen_in_training(run: Run, trained: Recipe, catalog: VideoCatalog, split: str) -> list[str]:
+    """Return the classes of a split that the run has seen in its own data, by normalized name."""
+    return seen_before(catalog, split, seen_classes(trained.data, run.split))
 
 
 def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
 from dmgal.episodes.gallery.gallery import Gallery
+from dmgal.episodes.gallery.negatives import Negatives
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.gallery.texts import with_texts
 from dmgal.recipes.run.adapter import construct
@@ -69,9 +70,16 @@ def load_model(run: Path | None, backbone: str = "tiny-clip", adapter: str | Non
 
 
 def make_gallery(
-    source: ClipSource, model: GalleryModel, views: int = 2, num_workers: int = 0, progress: bool = True
+    source: ClipSource,
+    model: GalleryModel,
+    views: int = 2,
+    num_workers: int = 0,
+    progress: bool = True,
+    has_views: bool = True,
 ) -> Gallery:
     """Return a gallery with the states of a source's clips, and of augmented views for classes with a single clip.
+
+    ``has_views=False`` leaves the views out.
 
     Raises:
         VideoError: a clip cannot be read.
@@ -98,11 +106,22 @@ def make_gallery(
         made_with=model.made_with,
     )
     single = gallery.single_clips
-    if not len(single):
+    if not len(single) or not has_views:
         return gallery
     seeds = {int(used[clip]): hashed_seed(catalog.class_names[catalog.labels[clip]]) for clip in single.tolist()}
     dataset = AugmentedViews(source, num_frames, size, max(1, views), seeds)
     return replace(gallery, views=encode(dataset), view_clips=single.repeat_interleave(dataset.count))
+
+
+def make_negatives(source: ClipSource, model: GalleryModel, num_workers: int = 0, progress: bool = True) -> Negatives:
+    """Return clips of other actions with their states.
+
+    Raises:
+        VideoError: a clip cannot be read.
+        DmgalError: a class has no readable clip.
+    """
+    gallery = make_gallery(source, model, 1, num_workers, progress, has_views=False)
+    return Negatives(gallery.class_names, gallery.labels, gallery.contents, gallery.states)
 
 
 def with_rejection(
@@ -126,9 +145,12 @@ def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int
     device = next(recognizer.parameters()).device
     states, labels = with_texts(gallery.states.to(device), gallery.labels.to(device), gallery.texts)
 
+    negatives = gallery.negatives and gallery.negatives.to(device)
+
     def compared() -> GalleryTask:
-        task = GalleryTask(recognizer, states, labels, shortlist)
-        task.logits(states.select(slice(0, 1)))
+        task = GalleryTask(recognizer, states, labels, shortlist, negatives)
+        first = states.select(slice(0, 1))
+        task.scores(first, task.logits(first), gallery.rejection)
         return task
 
     return cast(

@@ -120,13 +120,13 @@ class ClipRecognizer:
         self.gallery = gallery
         self.frames = FrameSampler(recipe.data.num_frames, test_transform(recipe, recognizer.encoder.image_size))
         self.task: GalleryTask = gallery_task(gallery, recognizer, wanted)
-        self.threshold = gallery.rejection.threshold if unknown and gallery.rejection is not None else None
+        self.unknown = unknown and gallery.rejection is not None
         self._decoder = recipe.data.decoder
 
     def clip(self, video: Path | OpenVideo) -> Recognition:
         """Recognize a clip. Raise a VideoError if it cannot be read."""
         read = partial(read_clip, video, at_least=self.frames.num_frames, decoder=self._decoder)
-        return recognize_clips(self.task, self.frames.clip(read).unsqueeze(0), self.threshold)[0]
+        return recognize_clips(self.task, self.frames.clip(read).unsqueeze(0), self.gallery.rejection, self.unknown)[0]
 
     def long_video(
         self, path: Path, plan: WindowPlan, frames_per_second: float | None = None, progress: bool = True
@@ -141,7 +141,9 @@ class ClipRecognizer:
         title, total = printable(path.name), None if frames.seconds is None else round(frames.seconds, 2)
         with progress_bar(progress=progress, total=total, desc=title, unit="s", leave=False) as bar:
             windows = sliding_windows(frames, plan, self.frames.num_frames, self.frames.transform)
-            segments = recognize_windows(self.task, windows, self.threshold, plan.stride, on_window=keep)
+            segments = recognize_windows(
+                self.task, windows, self.gallery.rejection, plan.stride, unknown=self.unknown, on_window=keep
+            )
         return Recognized(path, segments=tuple(segments), windows=tuple(kept), damage=frames.damage)
 
 

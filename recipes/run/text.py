@@ -137,6 +137,8 @@ def texts_to_add(
 ) -> ClassTexts | None:
     """Return the texts of classes to enroll, or None if they are enrolled without text.
 
+    The text tower is not loaded if the gallery has the texts of all these classes.
+
     Args:
         options: templates and weight count for a new gallery. Otherwise they are those of the gallery.
         gallery: the gallery to add to, if any.
@@ -151,6 +153,8 @@ def texts_to_add(
         options = replace(options, weight=0.0)
     if gallery is not None and gallery.texts is not None:
         _check_same(options, gallery.texts)
+        if {*class_names} <= {*gallery.class_names} and options.descriptions is None:
+            return gallery.texts.select(class_names)  # further clips of known classes need no text tower
         options = replace(options, template=gallery.texts.templates, weight=gallery.texts.weight)
     return options.encode(recipe, class_names)
 

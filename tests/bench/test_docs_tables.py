@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 from dmgal.bench import docs_tables
+from dmgal.bench.docs_figures import RESULTS
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Return a copy of the pages, the figures and the results."""
-    for path in (*docs_tables.PAGES, docs_tables.FIGURE, *docs_tables.EFFICIENCY_FIGURES.values()):
+    for path in (*docs_tables.PAGES, *docs_tables.FIGURES):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(docs_tables.ROOT / path, tmp_path / path)
-    shutil.copytree(docs_tables.ROOT / docs_tables.RESULTS, tmp_path / docs_tables.RESULTS)
+    shutil.copytree(docs_tables.ROOT / RESULTS, tmp_path / RESULTS)
     return tmp_path
 
 
@@ -38,12 +39,11 @@ def test_check_passes_on_the_repository() -> None:
 
 
 def test_check_names_the_files_of_a_changed_number(repository: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(docs_tables, "accuracy_figure", lambda root: (root / docs_tables.FIGURE).read_bytes())
-    figures = docs_tables.EFFICIENCY_FIGURES
-    monkeypatch.setattr(docs_tables, "cost_figure", lambda rows, dark: (repository / figures[dark]).read_bytes())
+    drawn = {path: lambda root, path=path: (root / path).read_bytes() for path in docs_tables.FIGURES}
+    monkeypatch.setattr(docs_tables, "FIGURES", drawn)
     arguments = ["--root", str(repository)]
     assert docs_tables.main([*arguments, "--check"]) == 0
-    path = repository / docs_tables.RESULTS / "demo.json"
+    path = repository / RESULTS / "demo.json"
     report = json.loads(path.read_text())
     report["summary"]["smga"]["accuracy"]["mean"] += 1
     path.write_text(json.dumps(report))

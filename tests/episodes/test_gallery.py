@@ -11,21 +11,21 @@ import forked
 import peft
 import pytest
 import torch
+from gallery_cases import FRAMES, clustered, gallery, task, undivided
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
-from dmgal.backbones import FrameEncoder, VideoState, load_backbone
+from dmgal.backbones import FrameEncoder, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
-from dmgal.episodes.gallery.gallery import Gallery, checksum, load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery_file import checksum, load_gallery, save_gallery
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import BiMHM, DmgalFT
 from dmgal.errors import DmgalError
-
-FRAMES = 4
 
 
 def recognizer(config, head, pooling=None):
@@ -43,35 +43,6 @@ RECOGNIZERS = {
     "cmga, all patches": lambda: recognizer(DmgalConfig(num_frames=FRAMES), BiMHM(center="video"), "patch_mean"),
     "cmga under a head that prepares": lambda: recognizer(DmgalConfig(num_frames=FRAMES), DmgalFT(96, FRAMES), "map"),
 }
-
-
-def undivided(**tensors):
-    return PrecomputedStates.undivided(VideoState(tensors))
-
-
-def gallery(counts, seed=0, **changes):
-    """Make a gallery with ``counts`` clips per class, and one view of each clip that is the only one of its class."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.tensor([label for label, count in enumerate(counts.values()) for _ in range(count)])
-    clips = [f"{name}/{place}" for name, count in counts.items() for place in range(count)]
-    states = undivided(
-        frames=torch.randn(len(clips), FRAMES, 6, generator=generator),
-        other=torch.randn(len(clips), 2, generator=generator),
-    )
-    alone = torch.tensor(
-        [place for place, label in enumerate(labels) if (labels == label).sum() == 1], dtype=torch.long
-    )
-    made = Gallery(
-        class_names=tuple(counts),
-        labels=labels,
-        clips=tuple(clips),
-        contents=tuple(hash((seed, clip)) % 2**64 for clip in clips),
-        states=states,
-        views=states.select(alone).map(lambda tensor: tensor + 0.01),
-        view_clips=alone,
-        made_with={"backbone": "tiny", "frames": str(FRAMES)},
-    )
-    return replace(made, **changes)
 
 
 def episode():
@@ -226,7 +197,7 @@ def test_invalid_file_raises(tmp_path):
 FULL_DISK = """
 import resource, signal, sys, torch
 from pathlib import Path
-from dmgal.episodes.gallery.gallery import load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.errors import DmgalError
 path = Path(sys.argv[1])
 gallery = load_gallery(path).removed(["a"])
@@ -252,29 +223,6 @@ def test_failed_write_leaves_old_gallery(tmp_path: Path):
     assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir()] == ["g.safetensors"]
 
 
-def task(made, shortlist=None):
-    """Make the task of a gallery for a Bi-MHM that compares the states directly."""
-    states = undivided(frames=made.states.query["frames"])
-    return GalleryTask(FewShotRecognizer(NoEncoder(), BiMHM(center="none", eps=0.0)), states, made.labels, shortlist)
-
-
-class NoEncoder(torch.nn.Module):
-    """An encoder that is never called."""
-
-    has_task_layer = False
-
-
-def clustered(counts, spread=0.05):
-    """Make a gallery with one compact, distant cluster of states per class."""
-    made = gallery(counts)
-    generator = torch.Generator().manual_seed(5)
-    centers = 10 * torch.eye(6)[: made.n_way, None]  # (n_way, 1, 6)
-    noise = spread * torch.randn(made.states.query["frames"].shape, generator=generator)
-    states = undivided(frames=centers[made.labels] + noise)
-    views = states.select(made.view_clips)
-    return replace(made, states=states, views=views.map(lambda tensor: tensor + 0.01))
-
-
 @pytest.mark.parametrize(
     ("counts", "source", "known"),
     [
@@ -290,14 +238,14 @@ def test_threshold_separates_known_from_unknown(counts, source, known):
     assert found.known_kept == 1 and found.unknown_accepted == 0
     inside = task(made).logits(made.states)
     outside = task(made).logits(undivided(frames=10 * torch.eye(6)[5].expand(1, FRAMES, 6)))
-    assert (inside.max(1).values >= found.threshold).all() and outside.max() < found.threshold
+    assert (largest_logit(inside) >= found.threshold).all() and largest_logit(outside).max() < found.threshold
 
 
 def test_held_out_clip_is_not_compared_with_itself():
     made = clustered({"a": 2, "b": 2, "c": 2}, spread=0.5)
     found = find_rejection(task(made), made.views, made.view_clips, progress=False)
     logits = task(made).logits(made.states)  # each clip is compared with itself
-    assert found.threshold < logits.max(1).values.min()
+    assert found.threshold < largest_logit(logits).min()
 
 
 def test_gallery_of_one_class_has_a_threshold():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,9 +13,9 @@ from dmgal.episodes.gallery.recognition import Segment, Timeline, WindowScore
 
 
 def merge(windows, stride, threshold=None):
-    timeline = Timeline(stride, threshold)
+    timeline = Timeline(stride)
     for window in windows:
-        timeline.add(window)
+        timeline.add(replace(window, known=threshold is None or window.logit >= threshold))
     return timeline.finish()
 
 

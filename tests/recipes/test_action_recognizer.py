@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import av
@@ -150,9 +150,9 @@ def test_unknown_is_the_answer_of_recognize_only(recognizer, clips):
     path = clips["down"][2]
     answer = recognizer.recognize(path)
     strict = copy.copy(recognizer)
-    strict.clip_recognizer().threshold, before = answer.logit + 1, strict.clip_recognizer().threshold
+    rejection = replace(recognizer.gallery.rejection, threshold=answer.score + 1)
+    strict._gallery, strict._prepared = replace(recognizer.gallery, rejection=rejection), None
     unknown = strict.recognize(path)
-    strict.clip_recognizer().threshold = before
     assert unknown.recognized is None and unknown.best == answer.best and str(unknown).startswith("(unknown)\n")
     assert strict.set_params(unknown=False).recognize(path).recognized == answer.best
     assert strict.predict([path]) == [answer.best]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dmgal.cli import main
-from dmgal.episodes.gallery.gallery import load_gallery
+from dmgal.episodes.gallery.gallery_file import load_gallery
 from dmgal.recipes.run.config import parse
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, encode, load_run

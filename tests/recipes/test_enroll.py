@@ -15,8 +15,8 @@ from PIL import Image
 
 from dmgal import files as exclusive
 from dmgal.cli import main
-from dmgal.episodes.gallery import gallery as gallery_file
-from dmgal.episodes.gallery.gallery import load_gallery
+from dmgal.episodes.gallery import gallery_file
+from dmgal.episodes.gallery.gallery_file import load_gallery
 from dmgal.recipes.run import action_recognizer as front_door
 
 CLIPS = 4

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import dmgal.adapters
 from dmgal.backbones import load_backbone
 from dmgal.cli import main
-from dmgal.episodes.gallery.gallery import load_gallery
+from dmgal.episodes.gallery.gallery_file import load_gallery
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import parse

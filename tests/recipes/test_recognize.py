@@ -74,7 +74,7 @@ def test_scores_equal_those_of_an_episode_with_the_same_clips(recognize, folders
     for one, row in zip(report["videos"], logits, strict=True):
         told = torch.tensor([one["scores"][name]["logit"] for name in names])
         torch.testing.assert_close(told, row, rtol=1e-5, atol=1e-5)
-        probabilities = row.double().softmax(0)
+        probabilities = (row.double() / report["rejection"]["temperature"]).softmax(0)
         assert one["best"] == names[int(row.argmax())] and one["probability"] == pytest.approx(
             probabilities.max().item(), rel=1e-4
         )

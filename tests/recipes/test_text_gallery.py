@@ -11,9 +11,10 @@ import torch
 
 from dmgal.backbones import FrameEncoder, encode_class_names, families, load_backbone, load_text_encoder
 from dmgal.cli import main
-from dmgal.episodes.gallery.gallery import load_gallery, save_gallery
+from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.gallery.recognition import recognize_clips
 from dmgal.errors import DmgalError
+from dmgal.recipes.run import text as text_of_run
 from dmgal.recipes.run.gallery import load_model
 from dmgal.recipes.run.recognition import ClipRecognizer
 
@@ -68,7 +69,7 @@ def test_class_names_alone_are_zero_shot_recognition(runs, gallery, clips, monke
     expected = texts.logits(FrameEncoder(load_backbone("tiny-clip")).encode(videos)["features"])
     logits = torch.stack([one.logits for one in recognize_clips(ready.task, videos, None)])
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-4)
-    assert ready.threshold is None
+    assert not ready.unknown
     assert main(["recognize", str(runs / name), str(path), str(clips / "red disc" / "0"), "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "text: class names alone" in printed and "unknown: never, class names alone give no threshold" in printed
@@ -114,6 +115,27 @@ def test_clips_are_added_with_the_text_of_their_class(runs, gallery, clips, fram
     assert text["use"] == "fuse" and text["templates"] == ["{}"] and text["encoder"] == "tiny-clip"
 
 
+def test_more_clips_of_a_known_class_need_no_text_tower(runs, gallery, clips, frame_folders, monkeypatch):
+    assert gallery(runs / "smga", clips, "--text.use", "fuse")[0] == 0
+    monkeypatch.setattr(text_of_run, "load_text_encoder", None)
+    clip = next(path for path in sorted((frame_folders / "val").iterdir())) / "0"
+    code, _, path = gallery(runs / "smga", clip, "--class-name", "red disc", "--add")
+    assert code == 0 and sorted(load_gallery(path).shots) == [2, 2, 3]
+
+
+def test_descriptions_are_saved_and_classes_with_and_without_them_are_not_joined(runs, gallery, tmp_path):
+    table = tmp_path / "words.csv"
+    table.write_text("class_name,description\n" + "".join(f"{name},small {name}\n" for name in (*WORDS, "white bar")))
+    code, printed, path = gallery(runs / "smga", *NAMES, "--text.descriptions", str(table))
+    assert code == 0 and "6 prompts and descriptions per class" in printed.out
+    assert load_gallery(path).texts.descriptions == tuple((f"small {name}",) for name in WORDS)
+    code, printed, _ = gallery(runs / "smga", "--name", "white bar", "--add")
+    assert code == 2 and "descriptions=False" in printed.err
+    assert gallery(runs / "smga", "--name", "white bar", "--text.descriptions", str(table), "--add")[0] == 0
+    assert gallery(runs / "smga", "--remove", WORDS[0])[0] == 0
+    assert load_gallery(path).texts.descriptions[-1] == ("small white bar",)
+
+
 def test_galleries_with_and_without_text_or_clips_are_not_joined(runs, gallery, clips, frame_folders):
     clip = next(path for path in sorted((frame_folders / "val").iterdir())) / "0"
     assert gallery(runs / "smga", *NAMES)[0] == 0
@@ -154,6 +176,7 @@ def test_forged_texts_are_refused(runs, gallery, tmp_path):
         replace(texts, features=texts.features[:2]),
         replace(texts, features=texts.features * torch.nan),
         replace(texts, templates=(3,)),
+        replace(texts, descriptions=(("red",),)),
     ):
         save_gallery(replace(true, texts=forged), tmp_path / "forged.safetensors")
         with pytest.raises(DmgalError, match="wrong values"):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dmgal.episodes.evaluation.states import PrecomputedStates
-from dmgal.episodes.gallery.task import GalleryTask, best_logits, find_rejection
+from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import LateFusion, late_fusion
 from dmgal.errors import DmgalError
 
@@ -196,9 +197,9 @@ def test_most_unknown_clips_are_rejected_by_galleries_of_any_size(classes):
     states = PrecomputedStates.undivided(clips(labels))
     task = GalleryTask(SimpleNamespace(head=head, compare=head.compare), states, labels)
     rejection = find_rejection(task, states.select(slice(0, 0)), torch.empty(0, dtype=torch.int64), progress=False)
-    known = best_logits(task.logits(PrecomputedStates.undivided(clips(labels)))) >= rejection.threshold
+    known = largest_logit(task.logits(PrecomputedStates.undivided(clips(labels)))) >= rejection.threshold
     unknown_clips = PrecomputedStates.undivided(clips(torch.arange(classes, classes + 20)))
-    unknown = best_logits(task.logits(unknown_clips)) >= rejection.threshold
+    unknown = largest_logit(task.logits(unknown_clips)) >= rejection.threshold
     assert known.float().mean() > 0.7 and unknown.float().mean() < 0.3
 
 
