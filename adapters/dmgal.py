@@ -177,6 +177,11 @@ class SmgaAdapter(MotionBottleneck):
                 result = result + motion_attention(motion, motion, self.values(hidden))
         return result
 
+    @staticmethod
+    def attention_tokens(motion: Motion) -> Motion:
+        """Return the tokens ``(V, T, N, d)`` whose products are the attention: the motion itself."""
+        return motion
+
 
 class CmgaAdapter(MotionBottleneck):
     """A Cmga, split at the task boundary into ``prepare`` (per video) and ``relate`` (per task).
@@ -203,8 +208,12 @@ class CmgaAdapter(MotionBottleneck):
         result = hidden + (self.signed_values(motion) if motion else 0.0) + values
         attended = VideoState()
         if motion and self.shape.attention:
-            attended = VideoState(zip(Motion._fields, map(self.normalization, motion), strict=True), values=values)
+            attended = VideoState(zip(Motion._fields, self.attention_tokens(motion), strict=True), values=values)
         return VideoState(tokens=tokens[:, :, rows], hidden=result[:, :, rows], **attended)
+
+    def attention_tokens(self, motion: Motion) -> Motion:
+        """Return the tokens ``(V, T, N, d)`` whose products are the attention: motion after the layer norm."""
+        return Motion(*map(self.normalization, motion))
 
     def support_side(self, state: VideoState) -> tuple[Tensor, VideoState]:
         """Return output tokens ``(S, T, R, C)`` of support videos, and their keys and values for queries."""
