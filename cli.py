@@ -39,6 +39,7 @@ COMMANDS = {
         "demo": "generate videos, train and compare four methods, and write a table and a web page",
     }.items()
 }
+COMMANDS["report"] = Command("dmgal.recipes.run_report", "write a web page about one or several runs")
 """All commands by name."""
 
 EXAMPLES = (

@@ -33,18 +33,15 @@ from dmgal.files import printable
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.clips import list_clips
-from dmgal.recipes.run.data import test_transform
 from dmgal.recipes.run.evaluation import is_run
-from dmgal.recipes.run.gallery import GalleryModel, load_model
+from dmgal.recipes.run.gallery import GalleryModel, load_model, read_frames, test_frames
 from dmgal.recipes.run.ranges import Range
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.files import frame_files, subfolders
 from dmgal.videos.dataset import ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, uniform_frames
-from dmgal.videos.decoding.video import read_clip
 from dmgal.visualization import figures, films, plots
 from dmgal.visualization.layers import find_layers, require_attention
-from dmgal.visualization.maps import Direction, Recording, one_frame, record
+from dmgal.visualization.maps import Direction, Recording, record
 from dmgal.visualization.pictures import FILMS, check_ending, save_film, save_picture
 from dmgal.visualization.projection import principal_plane, state_vectors, tsne_plane
 
@@ -117,7 +114,7 @@ class Visualize:
 
     @property
     def shown(self) -> Show:
-        """What to draw."""
+        """Content of the picture: the option, or the first that fits."""
         return self.show or POSSIBLE[self.given][0]
 
 
@@ -171,28 +168,6 @@ def _check(options: Visualize) -> None:
 
 def _model(options: Visualize) -> GalleryModel:
     return load_model(options.run, options.backbone, options.adapter)
-
-
-def _sampler(model: GalleryModel) -> FrameSampler:
-    size = model.recognizer.encoder.image_size
-    return FrameSampler(model.recipe.data.num_frames, test_transform(model.recipe, size))
-
-
-def read_frames(model: GalleryModel, path: Path) -> Tensor:
-    """Return the frames of a clip that a model sees, uint8 ``(T, 3, H, W)``.
-
-    Raises:
-        VideoError: the clip cannot be read.
-        DmgalError: it has a single frame.
-    """
-    frames = _sampler(model)
-
-    def choose(count: int) -> list[int]:
-        if count < 2:
-            raise one_frame(f"{printable(str(path))} with one frame")
-        return uniform_frames(count, frames.num_frames)
-
-    return frames.transform(read_clip(path, choose, frames.num_frames, model.recipe.data.decoder))  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -295,7 +270,7 @@ def _gallery(options: Visualize) -> Figure:
 
 
 def _states(model: GalleryModel, catalog: VideoCatalog) -> VideoState:
-    clips = VideoDataset(ClipSource(catalog, model.recipe.data.decoder), _sampler(model))
+    clips = VideoDataset(ClipSource(catalog, model.recipe.data.decoder), test_frames(model))
     return encode_videos(model.recognizer, clips, progress=False).query
 
 

@@ -231,7 +231,7 @@ class Run:
         path = self.folder / "log.jsonl"
         entries = [
             entry
-            for entry in _complete_entries(path)
+            for entry in log_entries(path)
             if entry.get("step", 0) <= (validated if "validation_accuracy" in entry else step)
         ]
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
@@ -258,7 +258,7 @@ class Run:
     def training_cost(self) -> dict[str, float | None]:
         """Return the median seconds per training step and the peak memory of the training process, from the log."""
         path = self.folder / "log.jsonl"
-        entries = _complete_entries(path)
+        entries = log_entries(path)
         times = [entry["seconds"] for entry in entries if "seconds" in entry]
         peaks = [entry["peak_memory_mb"] for entry in entries if "peak_memory_mb" in entry]
         steps = [later - earlier for earlier, later in itertools.pairwise(times) if later > earlier]
@@ -290,7 +290,7 @@ def writing(
         ) from error
 
 
-def _complete_entries(path: Path) -> list[dict[str, Any]]:
+def log_entries(path: Path) -> list[dict[str, Any]]:
     """Return the entries of a log without incomplete or invalid lines, such as a killed run leaves."""
     entries = []
     try:

@@ -10,8 +10,7 @@ import torch
 from PIL import Image
 
 from dmgal.cli import main
-from dmgal.recipes.run.gallery import load_model
-from dmgal.recipes.visualize import read_frames
+from dmgal.recipes.run.gallery import load_model, read_frames
 from dmgal.videos.generated import write_video
 from dmgal.visualization import record
 from dmgal.visualization.maps import attention_across
