@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..episodes import FewShotRecognizer
 from ..errors import DmgalError
+from ..videos.decoding.clip import one_frame
 from .layers import Attention, MotionTokens, ShownLayer, choose_layer
 
 Direction = Literal["both", "forward", "backward"]
@@ -162,16 +163,6 @@ def _check_videos(videos: Tensor, num_support: int) -> None:
         )
     if shape[1] < 2:
         raise one_frame("videos of one frame")
-
-
-def one_frame(received: str) -> DmgalError:
-    """Return the error for a video in which nothing can move."""
-    return DmgalError(
-        "Motion needs at least two frames.",
-        received=received,
-        expected="a video of two or more frames",
-        remedy="Pass a longer video.",
-    )
 
 
 # ---- similarity of motion ----

@@ -41,9 +41,8 @@ from dmgal.recipes.run.layers import to_mapping
 from dmgal.recipes.run.weights import without_folder
 from dmgal.videos.bad_videos import without_bad
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform, hashed_seed, uniform_frames
+from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform, hashed_seed, one_frame, uniform_frames
 from dmgal.videos.decoding.video import read_clip
-from dmgal.visualization.maps import one_frame
 
 
 @dataclass(frozen=True, eq=False)
