@@ -240,14 +240,15 @@ def task_attention(
         show_frame(axes[0, t], recording.frames[query, t], title=f"frame {t + 1}")
     _row_name(axes[0, 0], "query" if name == "query" else f"query\n{shown_name(name)}", QUERY)
     bare(axes[0, -1])
-    axes[0, -1].text(0.0, 0.02, "share of the attention", fontsize=8.5, color=SOFT, transform=axes[0, -1].transAxes)
+    what = "attention" if recording.attention == "across" else "weight"
+    axes[0, -1].text(0.0, 0.02, f"share of the {what}", fontsize=8.5, color=SOFT, transform=axes[0, -1].transAxes)
     for row, c in enumerate(classes, start=1):
         video = _first_of(c, labels)
         for t in range(count):
             show_heat(axes[row, t], recording.frames[video, t], heat[video, t], norm)
         _row_name(axes[row, 0], shown_name(class_names[c]), INK)
         _share_bar(axes[row, -1], share[c].item(), share.max().item())
-    color_bar(figure, norm, HEAT, axes[:, -1], "attention\n(1 = an even share)", aspect=24, location="right")
+    color_bar(figure, norm, HEAT, axes[:, -1], f"{what}\n(1 = an even share)", aspect=24, location="right")
     title, text = _task_heading(recording)
     heading(figure, title, f"{text} The model's answer: {shown_name(answer)}." if answer else text)
     return figure

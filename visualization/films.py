@@ -119,8 +119,8 @@ def film_of_task(
             axes.flat[place].set_axis_on()
             title = shown_name(class_names[labels[video]])
             show_heat(axes.flat[place], recording.frames[video, t], heat[video, t], norm, title)
-        color_bar(figure, norm, HEAT, axes.flat, "attention (1 = an even share)")
         across = recording.attention == "across"
+        color_bar(figure, norm, HEAT, axes.flat, f"{'attention' if across else 'weight'} (1 = an even share)")
         title = "Where the query looks in each class" if across else "Where each class moves like the query"
         heading(figure, title, f"{recording.title}.")
         yield figure
