@@ -32,6 +32,7 @@ COMMANDS = {
         "compare": "compare several runs on the same episodes, with their paired differences",
         "enroll": "store new actions, each defined by a few clips, in a gallery file",
         "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
+        "report": "write a web page about one run, or several on the same episodes",
         "visualize": "draw where a model sees motion and where it looks, in clips of yours",
         "store": "decode a data set's videos once, ahead of training and evaluation",
         "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
@@ -39,7 +40,6 @@ COMMANDS = {
         "demo": "generate videos, train and compare four methods, and write a table and a web page",
     }.items()
 }
-COMMANDS["report"] = Command("dmgal.recipes.run_report", "write a web page about one or several runs")
 """All commands by name."""
 
 EXAMPLES = (

@@ -139,6 +139,11 @@ def limits(*tensors: Tensor) -> Normalize:
     return Normalize(low, high if high > low else low + 1.0)
 
 
+def attention_limits(*tensors: Tensor) -> Normalize:
+    """Return one color scale for attention, from 0 to at least 2, so that an even share of 1 is never bright."""
+    return Normalize(0.0, max(2.0, limits(*tensors).vmax or 0.0))
+
+
 def shown_name(name: str) -> str:
     """Return a name that fits beside a row, and in which a dollar sign is no formula."""
     short = name if len(name) <= MOST_NAME else f"{name[: MOST_NAME - 1]}…"

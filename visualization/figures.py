@@ -22,6 +22,7 @@ from .drawing import (
     SIMILARITY,
     SOFT,
     after_colon,
+    attention_limits,
     bare,
     color_bar,
     heading,
@@ -184,7 +185,7 @@ def _one_pair(
 def attention_overlay(recording: Recording, video: int = -1, name: str = "") -> Figure:
     """Show the attention that each patch of a video receives from its own frame, over the frames."""
     heat, count = received_attention(recording, video), recording.num_frames
-    norm = limits(heat)
+    norm = attention_limits(heat)
     figure = new_figure(1.42 * count + 1.4, 4.0)
     axes = figure.subplots(2, count, squeeze=False)
     for t in range(count):
@@ -232,7 +233,7 @@ def task_attention(
         )
     heat, share = looks(recording, query), shares(recording, labels, query).mean(dim=0)
     classes = list(range(len(class_names)))[:MOST_CLASSES]
-    norm, count = limits(*(heat[_first_of(c, labels)] for c in classes)), recording.num_frames
+    norm, count = attention_limits(*(heat[_first_of(c, labels)] for c in classes)), recording.num_frames
     figure = new_figure(1.2 * count + 4.6, 1.28 * (len(classes) + 1) + 1.0)
     widths = [*[1.0] * count, 1.3]
     axes = figure.subplots(len(classes) + 1, count + 1, squeeze=False, gridspec_kw={"width_ratios": widths})
@@ -247,7 +248,8 @@ def task_attention(
         for t in range(count):
             show_heat(axes[row, t], recording.frames[video, t], heat[video, t], norm)
         _row_name(axes[row, 0], shown_name(class_names[c]), INK)
-        _share_bar(axes[row, -1], share[c].item(), share.max().item())
+        is_ahead = int((100 * share).round().gt(round(100 * share[c].item()) - 1).sum()) == 1
+        _share_bar(axes[row, -1], share[c].item(), share.max().item(), is_ahead)
     color_bar(figure, norm, HEAT, axes[:, -1], f"{what}\n(1 = an even share)", aspect=24, location="right")
     title, text = _task_heading(recording)
     heading(figure, title, f"{text} The model's answer: {shown_name(answer)}." if answer else text)
@@ -277,13 +279,12 @@ def _row_name(axes: Axes, text: str, color: str) -> None:
     axes.set_ylabel(text, fontsize=9, rotation=0, ha="right", va="center", color=color, labelpad=8)
 
 
-def _share_bar(axes: Axes, share: float, largest: float) -> None:
-    is_largest = share == largest
-    axes.barh([0], [share], height=0.36, color=QUERY if is_largest else "#9aa4b1")
+def _share_bar(axes: Axes, share: float, largest: float, is_ahead: bool) -> None:
+    axes.barh([0], [share], height=0.36, color=QUERY if is_ahead else "#9aa4b1")
     axes.text(share + 0.02 * largest, 0, f"{100 * share:.0f} %", va="center", fontsize=9.5, color=INK)
     axes.set(xlim=(0, 1.45 * largest), ylim=(-0.6, 0.6))
     bare(axes)
-    if is_largest:
+    if is_ahead:
         axes.texts[-1].set_fontweight("bold")
 
 

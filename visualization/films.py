@@ -14,6 +14,7 @@ from .drawing import (
     QUERY,
     SIMILARITY,
     SOFT,
+    attention_limits,
     color_bar,
     heading,
     limits,
@@ -88,7 +89,7 @@ def film_of_pairs(
 def film_of_attention(recording: Recording, video: int = -1) -> Iterator[Figure]:
     """Yield a figure per frame: the frame, and the attention that its patches receive."""
     heat = received_attention(recording, video)
-    norm = limits(heat)
+    norm = attention_limits(heat)
     for t in range(recording.num_frames):
         figure = new_figure(8.0, 4.4)
         axes = figure.subplots(1, 2)
@@ -105,7 +106,7 @@ def film_of_task(
     """Yield a figure per frame: the query, and where it looks in the first support video of each class."""
     classes = [list(labels).index(c) for c in range(len(class_names))][:MOST_CLASSES]
     heat = looks(recording, query)
-    norm = limits(*(heat[video] for video in classes))
+    norm = attention_limits(*(heat[video] for video in classes))
     columns = min(len(classes) + 1, 6)
     rows = -(-(len(classes) + 1) // columns)
     for t in range(recording.num_frames):
