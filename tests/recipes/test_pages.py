@@ -88,6 +88,7 @@ def test_the_demo_page_shows_tasks_reversals_and_what_is_next(found: Comparison)
     assert "What the columns mean" in page and "✓" in page
 
 
+@pytest.mark.slow
 def test_the_report_shows_runs_episodes_attention_and_recipes(runs: list[Path], tmp_path: Path, capsys) -> None:
     out = tmp_path / "pages" / "report.html"
     words = ["report", *map(str, runs), "--episodes", "40", "--hardest", "1", "--out", str(out), "--quiet"]

@@ -162,6 +162,7 @@ def test_a_moving_patch_lights_up_its_cell_and_the_next_one():
     assert strength[2, 0, 4] > 1 and strength[2, 3:].amax() < 1
 
 
+@pytest.mark.slow
 def test_still_videos_have_no_relative_motion():
     still = clips()[:1, :1].expand(-1, FRAMES, -1, -1, -1)
     recognizer = adapted()
@@ -194,6 +195,7 @@ def test_every_layer_of_every_encoder_can_be_recorded():
     assert names[fused].count("smga.3") == 1 and "expert.smga.3" in names[beside]
 
 
+@pytest.mark.slow
 def test_the_adapted_stream_is_recorded():
     expert = adapted(cmga_blocks=[]).encoder
     alone = FewShotRecognizer(expert, BiMHM())

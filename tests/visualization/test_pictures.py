@@ -34,7 +34,10 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWN)
+SLOW = ("pair", "time", "attention")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in DRAWN])
 def test_pictures_are_written_and_readable(name, tmp_path):
     figure = DRAWN[name]()
     maps = [axes for axes in figure.axes if axes.get_images()]
@@ -52,8 +55,8 @@ def test_pictures_are_written_and_readable(name, tmp_path):
 @pytest.mark.parametrize(
     ("name", "drawn", "count"),
     [
-        ("a.gif", lambda: films.film_of_attention(recording("within")), 3),
-        ("b.mp4", lambda: films.film_of_maps(recording()), 2),
+        ("a.mp4", lambda: films.film_of_attention(recording("within")), 3),
+        pytest.param("b.gif", lambda: films.film_of_maps(recording()), 2, marks=pytest.mark.slow),
         pytest.param("c.mp4", lambda: films.film_of_time(recording()), 3, marks=pytest.mark.slow),
         pytest.param("d.mp4", lambda: films.film_of_pairs(recording(), 0, 2), 3, marks=pytest.mark.slow),
         pytest.param("e.mp4", lambda: films.film_of_task(recording(), [0, 1], ["1", "2"]), 3, marks=pytest.mark.slow),
