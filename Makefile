@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs clean
+.PHONY: help demo test test-all lint docs figures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,10 @@ lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation
 docs: $(LINTERS_INSTALLED)  ## check the generated tables, and build the documentation into build/docs
 	$(BIN)/python -m dmgal.bench.docs_tables --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+figures: $(INSTALLED)  ## make the pictures of the documentation again, from generated clips
+	$(BIN)/python -m dmgal.bench.docs_tables
+	$(BIN)/python -m dmgal.bench.docs_pictures
 
 clean:  ## remove the virtual environment and everything else that was built
 	rm -rf $(VENV) build dist dmgal.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -33,6 +33,8 @@ COMMANDS = {
         "enroll": "store new actions, each defined by a few clips, in a gallery file",
         "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
         "export": "write a run as ONNX or torch programs that encode videos without dmgal",
+        "report": "write a web page about one run, or several on the same episodes",
+        "visualize": "draw where a model sees motion and where it looks, in clips of yours",
         "store": "decode a data set's videos once, ahead of training and evaluation",
         "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
         "generate": "write a generated data set, or contact sheets and films of its classes",

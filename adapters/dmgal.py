@@ -177,6 +177,11 @@ class SmgaAdapter(MotionBottleneck):
                 result = result + motion_attention(motion, motion, self.values(hidden))
         return result
 
+    @staticmethod
+    def attention_tokens(motion: Motion) -> Motion:
+        """Return the tokens ``(V, T, N, d)`` whose products are the attention: the motion itself."""
+        return motion
+
 
 class CmgaAdapter(MotionBottleneck):
     """A Cmga, split at the task boundary into ``prepare`` (per video) and ``relate`` (per task).
@@ -203,8 +208,12 @@ class CmgaAdapter(MotionBottleneck):
         result = hidden + (self.signed_values(motion) if motion else 0.0) + values
         attended = VideoState()
         if motion and self.shape.attention:
-            attended = VideoState(zip(Motion._fields, map(self.normalization, motion), strict=True), values=values)
+            attended = VideoState(zip(Motion._fields, self.attention_tokens(motion), strict=True), values=values)
         return VideoState(tokens=tokens[:, :, rows], hidden=result[:, :, rows], **attended)
+
+    def attention_tokens(self, motion: Motion) -> Motion:
+        """Return the tokens ``(V, T, N, d)`` whose products are the attention: motion after the layer norm."""
+        return Motion(*map(self.normalization, motion))
 
     def support_side(self, state: VideoState) -> tuple[Tensor, VideoState]:
         """Return output tokens ``(S, T, R, C)`` of support videos, and their keys and values for queries."""
@@ -258,10 +267,8 @@ class CmgaAdapter(MotionBottleneck):
         for t in range(attended["values"].shape[1]):
             frame = {name: tensor[:, t] for name, tensor in attended.items()}
             if places is not None:  # inside the loop, so that only one frame's copy exists at a time
-                frame = {
-                    name: rearrange(tensor[places], "e s n c -> (e s) n c").to(query["hidden"])
-                    for name, tensor in frame.items()
-                }
+                at = rearrange(places, "e s -> (e s)")
+                frame = {name: tensor[at].to(query["hidden"]) for name, tensor in frame.items()}
             keys = Motion(*(_by_task(frame[name], num_tasks) for name in Motion._fields))  # (E, S*N, d)
             queries = Motion(*(_by_task(query[name][:, t], num_tasks) for name in Motion._fields))  # (E, Q*R, d)
             cross = motion_attention(queries, keys, _by_task(frame["values"], num_tasks))  # (E, Q*R, a)
@@ -271,9 +278,8 @@ class CmgaAdapter(MotionBottleneck):
 
 def _by_task(tokens: Tensor, num_tasks: int) -> Tensor:
     """Merge the tokens of each task, ``(E*V, N, c)`` to ``(E, V*N, c)``; for a single task to ``(V*N, c)``."""
-    if num_tasks == 1:
-        return rearrange(tokens, "v n c -> (v n) c")
-    return rearrange(tokens, "(e v) n c -> e (v n) c", e=num_tasks)
+    merged = rearrange(tokens, "(e v) n c -> e (v n) c", e=num_tasks)
+    return merged[0] if num_tasks == 1 else merged
 
 
 MotionAdapter = SmgaAdapter | CmgaAdapter

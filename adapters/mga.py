@@ -160,14 +160,18 @@ class SelfMotionGuidedAttention(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(V,T,C,H,W)`` to the same shape."""
-        tokens = rearrange(self.motion(features), "d v t c h w -> d v t (h w) c")
-        code = sinusoidal_position_code(tokens.shape[3], tokens.shape[4], like=tokens)
-        tokens = rearrange(self.dropout(tokens + code), "d v t p c -> d (v t) p c")
+        tokens = self.dropout(self.attention_tokens(self.motion(features)))
+        tokens = rearrange(tokens, "d v t p c -> d (v t) p c")
         attention = _average_attention(tokens, tokens)
         values = self.values(rearrange(features, "v t c h w -> (v t) c h w"))
         values = rearrange(values, "b c h w -> b c (h w)")
         attended = values @ attention.transpose(1, 2)
         return features + self.gamma * attended.view_as(features)
+
+    def attention_tokens(self, motion: Tensor) -> Tensor:
+        """Return the tokens whose products are the attention, ``(2,V,T,P,C')``, of motion ``(2,V,T,C',H,W)``."""
+        tokens = rearrange(motion, "d v t c h w -> d v t (h w) c")
+        return tokens + sinusoidal_position_code(tokens.shape[3], tokens.shape[4], like=tokens)
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of DMGAL's released code, except the position code, which is computed here."""
@@ -208,14 +212,18 @@ class CrossMotionGuidedAttention(nn.Module):
         motion tokens forward and backward; ``values`` ``(V,T,P,C)``, the values of the attention to a support video.
         """
         frames = check_patch_maps(features)[1]
-        tokens = rearrange(self.motion(features), "d v t c h w -> d v t (h w) c")
+        tokens = self.attention_tokens(self.motion(features))
         values = self.values(rearrange(features, "v t c h w -> (v t) c h w"))
         values = rearrange(values, "(v t) c h w -> v t c h w", t=frames)
         return VideoState(
             residual=features + self.gamma_values * values,
-            motion=rearrange(self.token_norm(tokens), "d v t p c -> v d t p c"),
+            motion=rearrange(tokens, "d v t p c -> v d t p c"),
             values=rearrange(values, "v t c h w -> v t (h w) c"),
         )
+
+    def attention_tokens(self, motion: Tensor) -> Tensor:
+        """Return the tokens whose products are the attention, ``(2,V,T,P,C')``, of motion ``(2,V,T,C',H,W)``."""
+        return self.token_norm(rearrange(motion, "d v t c h w -> d v t (h w) c"))
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
         """Return the features of a task's videos, ``(S,T,C,H,W)`` and ``(Q,T,C,H,W)``, from two states of `prepare`."""
@@ -308,10 +316,15 @@ class TDSAM(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map ``(V,T,C,H,W)`` to the same shape. With batch norms in evaluation mode, each video is handled alone."""
-        motion = Motion(*rearrange(self.motion(features), "d v t c h w -> d v t (h w) c"))
+        motion = Motion(*self.attention_tokens(self.motion(features)))
         values = self.values(rearrange(features, "v t c h w -> v c t h w"))
         attended = motion_attention(motion, motion, rearrange(values, "v c t h w -> v t (h w) c"))
         return features + self.gamma * rearrange(attended, "v t (h w) c -> v t c h w", h=features.shape[3])
+
+    @staticmethod
+    def attention_tokens(motion: Tensor) -> Tensor:
+        """Return the tokens whose products are the attention, ``(2,V,T,P,C')``, of motion ``(2,V,T,C',H,W)``."""
+        return rearrange(motion, "d v t c h w -> d v t (h w) c")
 
     def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load weights under the names of M2ACL's released code."""

@@ -19,12 +19,13 @@ from typing import Annotated
 
 from dmgal.errors import DmgalError
 from dmgal.files import write_text
-from dmgal.recipes.reports.page import as_page
-from dmgal.recipes.reports.runs import Row, as_text, compare, rows_as_json
+from dmgal.recipes.reports.films import Films, most_different, show_task
+from dmgal.recipes.reports.page import confusion_section, render, results_of
+from dmgal.recipes.reports.runs import Comparison, Row, as_text, compare_in_depth, rows_as_json
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataConfig
 from dmgal.recipes.run.data import build_catalog
-from dmgal.recipes.run.evaluation import Protocol
+from dmgal.recipes.run.evaluation import Protocol, samplers
 from dmgal.recipes.run.folder import environment, json_text
 from dmgal.recipes.run.ranges import SEEDS, STEPS, Range
 
@@ -60,14 +61,15 @@ def run(options: Demo) -> list[Row]:
         print(f"2/3 training {number} of {len(METHODS)}: {method}", flush=True)
         _train(method, data, options)
     print(f"3/3 comparing on {options.episodes} episodes of novel classes", flush=True)
-    protocol = Protocol(episodes=options.episodes)
-    rows = compare([options.out / "runs" / method for method in METHODS], protocol, progress=not options.quiet)
+    runs = [options.out / "runs" / method for method in METHODS]
+    found = compare_in_depth(runs, Protocol(episodes=options.episodes), progress=not options.quiet)
+    assert found is not None, "the demo runs in one process"
     seconds = {
         "videos": round(generated - started, 1),
         "training_and_evaluation": round(time.monotonic() - generated, 1),
     }
-    _write(rows, options, seconds)
-    return rows
+    _write(found, options, seconds)
+    return found.rows
 
 
 def _train(method: str, data: Path, options: Demo) -> None:
@@ -90,24 +92,45 @@ def _train(method: str, data: Path, options: Demo) -> None:
         )
 
 
-def _write(rows: list[Row], options: Demo, seconds: dict[str, float]) -> None:
-    table = as_text(rows)
+def _write(found: Comparison, options: Demo, seconds: dict[str, float]) -> None:
+    table = as_text(found.rows)
     print(f"\n5-way 1-shot, novel classes of moving shapes, data seed {options.seed}; ± is a 95 % interval")
     print(f"\n{table}")
-    result = {"options": {**vars(options), "out": None}, "seconds": seconds, "rows": rows_as_json(rows)}
+    result = {"options": {**vars(options), "out": None}, "seconds": seconds, "rows": rows_as_json(found.rows)}
     write_text(options.out / "results.json", json_text({**result, "environment": environment()}))
-    page = as_page(
-        rows,
-        title="Few-shot action recognition on moving shapes",
-        summary=f"5-way 1-shot accuracy on 24 classes that no method has seen in training (data seed {options.seed}, "
-        f"{options.episodes} episodes, the same for all). The backbone is tiny-clip, the head the same in every row.",
-        notes="Differences are to the first row, paired episode by episode. Reversal tasks contrast a motion with its "
-        "time reversal (chance 50 %). 4-way ones contain two such pairs. Intervals hold for one model and these "
-        "classes.",
-    )
-    write_text(options.out / "index.html", page)
+    write_text(options.out / "index.html", page(found, options))
     print(f"\nvideos {seconds['videos']:.0f} s, training and evaluation {seconds['training_and_evaluation']:.0f} s")
     print(f"numbers: {options.out / 'results.json'}\npage:    {options.out / 'index.html'}")
+
+
+def page(found: Comparison, options: Demo) -> str:
+    """Return the web page: tasks with the answers of all methods, motions and reversals, results, what to do next."""
+    films, protocol = Films(found.catalog), Protocol(episodes=options.episodes)
+    sampler, rows = samplers(found.catalog, found.recipe, protocol)["accuracy"], found.rows
+    best = max(rows, key=lambda row: row.evaluations["accuracy"].accuracy.mean)
+    number = max(range(len(rows)), key=lambda index: rows[index] is best)
+    chosen = most_different(rows)
+    tasks = [show_task(films, rows, sampler, 0, "The first of the test tasks, not chosen by its result.")]
+    if chosen:
+        reason = f"Chosen for contrast: the first task in which {best.name} is ahead of {rows[0].name} by most."
+        tasks.append(show_task(films, rows, sampler, chosen, reason))
+    ways, shots = found.recipe.episode.n_way, found.recipe.episode.k_shot
+    return render(
+        "demo.html.j2",
+        title="Recognize new actions from one example",
+        summary=f"Each method has to recognize {ways} motions that it has never been trained on, from {shots} film of "
+        f"each. {best.name} gives {best.evaluations['accuracy'].accuracy.mean:.0f} % right answers, the frozen image "
+        f"model alone {rows[0].evaluations['accuracy'].accuracy.mean:.0f} %, chance {100 / ways:.0f} %.",
+        ways=ways,
+        shots="one film" if shots == 1 else f"{shots} films",
+        tasks=tasks,
+        reversals=films.reversals(),
+        **results_of(rows),
+        notes=f"{options.episodes:,} tasks with {len(found.catalog.class_names)} classes that no method has seen in "
+        f"training (data seed {options.seed}), the same for all. The backbone is tiny-clip, the head the same in every "
+        "row. Differences are to the first row, paired task by task. Intervals hold for one model and these classes.",
+        confusion=confusion_section(found.methods[number], found.catalog.class_names),
+    )
 
 
 def main(argv: list[str] | None = None) -> int | None:

@@ -40,9 +40,10 @@ LAYERS = {
     "adapters": 3,
     "videos": 3,
     "episodes": 4,
-    "recipes": 5,
+    "visualization": 5,
+    "recipes": 6,
 }
-LAYERS |= {"bench": 6, "testing": 6, "cli": 6, "__main__": 7}
+LAYERS |= {"bench": 7, "testing": 7, "cli": 7, "__main__": 8}
 SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so they name the package in full
 DATA = (
     "adapters/bundled/*/*",

@@ -18,6 +18,7 @@ README = ROOT / "README.md"
 CLIPS = """
 import pathlib, torch
 from dmgal.videos.generated import write_video
+torch.manual_seed(0)
 for name in ("wave1", "wave2", "bend1", "bend2", "clip"):
     write_video(pathlib.Path(f"{name}.mp4"), torch.randint(0, 256, (9, 3, 48, 48), dtype=torch.uint8))
 """

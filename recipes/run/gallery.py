@@ -30,6 +30,7 @@ from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.negatives import Negatives
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
 from dmgal.episodes.gallery.texts import with_texts
+from dmgal.files import printable
 from dmgal.recipes.run.adapter import construct
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
@@ -41,7 +42,8 @@ from dmgal.recipes.run.layers import to_mapping
 from dmgal.recipes.run.weights import without_folder
 from dmgal.videos.bad_videos import without_bad
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
-from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform, hashed_seed
+from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform, hashed_seed, one_frame, uniform_frames
+from dmgal.videos.decoding.video import read_clip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +71,30 @@ def load_model(run: Path | None, backbone: str = "tiny-clip", adapter: str | Non
     return GalleryModel(recipe, build_recognizer(recipe).eval())
 
 
+def test_frames(model: GalleryModel) -> FrameSampler:
+    """Return the fixed choice and transform of the frames that a model sees."""
+    size = model.recognizer.encoder.image_size
+    return FrameSampler(model.recipe.data.num_frames, test_transform(model.recipe, size))
+
+
+def read_frames(model: GalleryModel, path: str | os.PathLike[str]) -> Tensor:
+    """Return the frames of a clip that a model sees, uint8 ``(T, 3, H, W)``.
+
+    Raises:
+        VideoError: the clip cannot be read.
+        DmgalError: it has a single frame.
+    """
+    frames = test_frames(model)
+
+    def choose(count: int) -> list[int]:
+        if count < 2:
+            raise one_frame(f"{printable(os.fspath(path))} with one frame")
+        return uniform_frames(count, frames.num_frames)
+
+    clip: Tensor = frames.transform(read_clip(path, choose, frames.num_frames, model.recipe.data.decoder))
+    return clip
+
+
 def make_gallery(
     source: ClipSource,
     model: GalleryModel,
@@ -87,7 +113,7 @@ def make_gallery(
     """
     recognizer, catalog, num_frames = model.recognizer, source.catalog, model.recipe.data.num_frames
     size = recognizer.encoder.image_size
-    clips = VideoDataset(source, FrameSampler(num_frames, test_transform(model.recipe, size)))
+    clips = VideoDataset(source, test_frames(model))
     device = make_ready(recognizer)
     encode = partial(encode_videos, recognizer, num_workers=num_workers, device=device, progress=progress)
     states, bad = encode(clips), clips.bad_videos.met

@@ -18,7 +18,8 @@ def test_demo_runs_and_resumes(tmp_path, capfd):
     result = json.loads((tmp_path / "results.json").read_text())
     assert [row["run"] for row in result["rows"]] == METHODS
     assert len({row["results"]["accuracy"]["episodes_hash"] for row in result["rows"]}) == 1
-    assert (tmp_path / "index.html").read_text().count('id="mark') == len(METHODS)
+    page = (tmp_path / "index.html").read_text()
+    assert page.count('id="mark') == len(METHODS) and "Motions and their reversals" in page
     printed = capfd.readouterr().out
     assert "1/3 videos" in printed and "3/3 comparing" in printed and "dmgal_ft" in printed
     logs = {method: (tmp_path / "runs" / method / "log.jsonl").read_text().count("loss") for method in METHODS}

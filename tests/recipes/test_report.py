@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dmgal.episodes.evaluation import Estimate, Evaluation
-from dmgal.recipes.reports.page import as_page, as_svg
+from dmgal.recipes.reports.charts import as_svg, training_curves
+from dmgal.recipes.reports.page import COLUMNS, as_page
 from dmgal.recipes.reports.runs import HEADINGS, Row, as_text
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -25,6 +26,15 @@ def row(name: str, accuracy: float, trained: int) -> Row:
 ROWS = [row("frozen", 0.4, 0), row("one", 0.90, 23_000), row("two", 0.905, 23_400), row("<full>", 0.88, 500_000)]
 
 
+def loaded(page: str) -> list[str]:
+    """Return what a page would load from elsewhere."""
+    return [
+        one
+        for one in re.findall(r"""(?:src|href)=["']?[^"'>]{1,12}|url\([^)]{1,12}|@import""", page)
+        if not re.search(r"""["'(](data:|#)""", one)
+    ]
+
+
 def test_table_columns_are_aligned_and_complete():
     lines = as_text(ROWS).splitlines()
     assert len(lines) == len(ROWS) + 2 and len({len(line) for line in lines}) == 1
@@ -36,7 +46,9 @@ def test_page_is_complete_and_loads_nothing():
     page = as_page(ROWS, "a & b", "summary", "notes")
     assert page.startswith("<!doctype html>") and page.rstrip().endswith("</html>")
     assert "a &amp; b" in page and "&lt;full&gt;" in page and "<full>" not in page
-    assert not re.search(r"(src|href)=|url\(|@import", page)
+    assert not loaded(page)
+    assert all(f'data-label="{heading}"' in page for heading in ("accuracy %", "trained"))
+    assert set(COLUMNS) == set(HEADINGS)
 
 
 def test_chart_marks_are_at_their_values_and_labels_do_not_overlap():
@@ -65,4 +77,13 @@ def test_chart_is_deterministic():
 
 def test_math_and_markup_are_escaped():
     page = as_page([row("a$b$ & <c>", 0.5, 10)], "title", "summary", "notes")
-    assert page.count("a$b$ &amp; &lt;c&gt;") == 2
+    assert page.count("a$b$ &amp; &lt;c&gt;") == 3  # table, label and description of the chart
+
+
+def test_training_curves_skip_what_was_not_measured():
+    log = [{"step": step, "loss": 1.0 / step} for step in range(1, 30)]
+    log += [{"step": 30, "validation_accuracy": 50.0}, {"step": 31, "loss": float("nan")}]
+    svg = training_curves({"a <b> $": log, "frozen": []})
+    assert "a &lt;b&gt; $ ends at 50.0 %" in svg and svg.count('id="curve_loss') == 1
+    ElementTree.fromstring(svg)
+    assert training_curves({"frozen": []}) == ""

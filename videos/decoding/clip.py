@@ -57,6 +57,16 @@ def _check_counts(num_frames: int, num_wanted: int) -> None:
         )
 
 
+def one_frame(received: str) -> DmgalError:
+    """Return the error for a video in which nothing can move."""
+    return DmgalError(
+        "Motion needs at least two frames.",
+        received=received,
+        expected="a video of two or more frames",
+        remedy="Pass a longer video.",
+    )
+
+
 def hashed_seed(*numbers: int | str) -> int:
     """Return a 64-bit hash of all numbers and their order; adjacent numbers give unrelated seeds."""
     return int.from_bytes(blake2b(repr(numbers).encode(), digest_size=8).digest(), "little")
