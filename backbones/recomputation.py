@@ -1,4 +1,4 @@
-"""What a recomputed block must find as it was in the forward pass: its adapters' settings and its statistics."""
+"""State of a block that its recomputation restores: settings of its adapters, and statistics of its batch norms."""
 
 from __future__ import annotations
 
