@@ -36,7 +36,12 @@ def adapted_modules(module: nn.Module) -> list[Any]:
 
 def saves_all(block: nn.Module) -> bool:
     """Return True if nothing of a block may be recomputed."""
-    return SAVES_EVERYTHING.get() or any(getattr(part, "carries_state", False) for part in adapted_modules(block))
+    return SAVES_EVERYTHING.get() or carries_state(block)
+
+
+def carries_state(module: nn.Module) -> bool:
+    """Return True if an adapter hands something on from block to block, so that no encoding can begin between them."""
+    return any(getattr(part, "carries_state", False) for part in adapted_modules(module))
 
 
 class AdapterSettings:

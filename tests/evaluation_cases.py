@@ -19,15 +19,19 @@ from dmgal.episodes.heads import (
     OTAM,
     SACT,
     STRM,
+    TIM,
     TRX,
     BiMHM,
     ClipFSAR,
     DmgalFT,
     FrameAligned,
     HyRSM,
+    LaplacianShot,
     LateFusion,
+    LogisticProbe,
     MoLo,
     Prototype,
+    RidgeProbe,
 )
 
 CLASSES, VIDEOS_PER_CLASS = 6, 6
@@ -45,6 +49,10 @@ ON_FEATURES: dict[str, Callable[[], nn.Module]] = {
     "TRX": partial(TRX, NARROW, width=8),
     "HyRSM": partial(HyRSM, NARROW, num_base_classes=7),
     "ClipFSAR": partial(ClipFSAR, NARROW),
+    "RidgeProbe": RidgeProbe,
+    "LogisticProbe": LogisticProbe,
+    "TIM": TIM,
+    "LaplacianShot": LaplacianShot,
     "LateFusion": partial(LateFusion, (NARROW // 4, NARROW - NARROW // 4)),
 }
 ON_MAPS: dict[str, Callable[[], nn.Module]] = {

@@ -113,6 +113,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_container_with_little_shared_memory(tmp_path):
     """Docker's default of 64 MB, with 96 MB of clips in flight, in a mount namespace of its own."""
     mount = "mount -t tmpfs -o size=64m tmpfs /dev/shm"

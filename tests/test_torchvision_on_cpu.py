@@ -50,6 +50,7 @@ def test_importing_dmgal_installs_one_hook_without_torch() -> None:
     assert run(f"{again}; print({count}, 'torch' in sys.modules)") == ["1", "False"]
 
 
+@pytest.mark.slow
 def test_peft_is_importable_after_dmgal() -> None:
     if find_spec("torchvision") is None:
         pytest.skip("torchvision is not installed")

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from torch.utils.flop_counter import flop_registry
 
 from ...backbones import FrameEncoder
+from ...backbones.recomputation import carries_state
 from ..recognizer import Encoder
 
 Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
@@ -112,7 +113,7 @@ def count_frozen_blocks(encoder: Encoder, video: Tensor) -> int:
     Blocks that draw random numbers do not count, because skipping them would shift all later draws. The video
     ``(1, T, 3, H, W)`` is encoded up to the first block that does not count.
     """
-    if not isinstance(encoder, FrameEncoder):
+    if not isinstance(encoder, FrameEncoder) or carries_state(encoder.backbone):
         return 0
     before, count = RandomState.now(video.device), 0
     last = encoder.first_task_block

@@ -84,6 +84,7 @@ def test_one_config_serves_any_number_of_backbones():
             assert model.peft_config["default"].width == 32 and config.width is None
 
 
+@pytest.mark.slow
 def test_only_unsupported_pairs_are_refused():
     refused = set()
     for backbone, adapter in itertools.product(TINY_BACKBONES, ADAPTER_CASES):

@@ -78,6 +78,7 @@ def test_killed_encoding_resumes_bit_identical(whole, tmp_path) -> None:
     assert content(folder) == content(whole)
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_same_bytes_as_one(whole, tmp_path) -> None:
     folder = tmp_path / "cache"
     processes = [started(folder, rank, count=2) for rank in range(2)]

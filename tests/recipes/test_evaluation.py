@@ -74,6 +74,7 @@ def kept(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_two_launched_processes_are_bit_identical_to_one(runs, tmp_path, one_thread) -> None:
     words = ["-m", "dmgal.recipes.evaluate", str(runs / "cmga"), "--episodes", "1060"]
     words += ["--cache", str(tmp_path / "cache")]

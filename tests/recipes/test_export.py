@@ -47,6 +47,7 @@ def test_a_program_that_differs_is_noticed(tmp_path):
     assert program.difference(path, (torch.ones(5, 2),)) > 0.1
 
 
+@pytest.mark.slow
 def test_onnx_programs_recognize_without_dmgal(runs, tmp_path, write_video):
     pytest.importorskip("onnxscript", reason="needs dmgal[onnx]")
     clips = {}

@@ -69,6 +69,7 @@ def test_training_continues_after_bad_loss(trained):
     assert [entry["step"] for entry in log(folder) if "loss" in entry] == [1, 4, 5]
 
 
+@pytest.mark.slow
 def test_gradient_is_unscaled_once_under_fsdp(trained, monkeypatch):
     clipped, lengths = TrainingStep._clip, []
 

@@ -65,6 +65,7 @@ def test_frozen_backbone_and_expert_share_a_backbone_and_are_evaluated(tmp_path,
     assert first["accuracy"]["percent"] > 50
 
 
+@pytest.mark.slow
 def test_run_with_an_adapter_is_an_expert_too(tmp_path, data_flags, save_run):
     expert = save_run(tmp_path / "expert", "smga")
     assert train(tmp_path / "run", "method/motion", *data_flags, "--backbone.expert", expert) == 0

@@ -36,7 +36,7 @@ def in_float32(tmp_path_factory, data_flags):
     "flags",
     [
         pytest.param(["--train.precision", "bf16"], marks=pytest.mark.slow, id="autocast"),
-        pytest.param(["--train.precision", "bf16", "--backbone.dtype", "bf16"], id="autocast and backbone"),
+        pytest.param(["--train.precision", "bf16", "--backbone.dtype", "bf16"], marks=pytest.mark.slow, id="both"),
         pytest.param(["--backbone.dtype", "bf16"], marks=pytest.mark.slow, id="backbone"),
     ],
 )

@@ -12,7 +12,7 @@ import torch
 from dmgal.episodes.evaluation import Estimate, Evaluation
 from dmgal.recipes.reports.charts import as_svg, training_curves
 from dmgal.recipes.reports.page import COLUMNS, as_page
-from dmgal.recipes.reports.runs import HEADINGS, Row, as_text
+from dmgal.recipes.reports.runs import HEADINGS, PROBE, Row, as_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -48,7 +48,7 @@ def test_page_is_complete_and_loads_nothing():
     assert "a &amp; b" in page and "&lt;full&gt;" in page and "<full>" not in page
     assert not loaded(page)
     assert all(f'data-label="{heading}"' in page for heading in ("accuracy %", "trained"))
-    assert set(COLUMNS) == set(HEADINGS)
+    assert set(COLUMNS) == {*HEADINGS, PROBE}
 
 
 def test_chart_marks_are_at_their_values_and_labels_do_not_overlap():

@@ -172,6 +172,7 @@ def test_interruption_reports_how_to_resume(tmp_path, words, monkeypatch, capsys
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
+@pytest.mark.slow
 def test_full_disk_raises_and_run_resumes_later(tmp_path, words, whole, capsys):
     out = tmp_path / "run"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -89,6 +89,7 @@ def test_trackers_identify_runs_by_folder_and_resume(tmp_path, frame_folders, mo
     assert [given["trackio"]["name"] for given in options] == [f"run-{key}" for key in ids]
 
 
+@pytest.mark.slow
 def test_early_stop_is_reported(tmp_path, frame_folders, caplog):
     caplog.set_level(logging.INFO, "dmgal")
     recipe = Recipe(

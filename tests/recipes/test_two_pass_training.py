@@ -56,7 +56,7 @@ def norms(run):
     return [entry["gradient_norm"] for entry in log(run) if "loss" in entry]
 
 
-@pytest.mark.parametrize("name", ["last block, remembered", "last block in two"])
+@pytest.mark.parametrize("name", ["last block, remembered", pytest.param("last block in two", marks=pytest.mark.slow)])
 def test_remembered_frames_change_no_loss(run_of, name):
     assert losses(run_of(name)) == pytest.approx(losses(run_of("last block")), rel=1e-8)
     assert norms(run_of(name)) == pytest.approx(norms(run_of("last block")), rel=1e-8)

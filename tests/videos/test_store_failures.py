@@ -126,7 +126,8 @@ class TestInterruptions:
         assert result["kills"] >= 60 // every and found == sorted(found)
         assert found[0] == 0 and found[-1] >= 9
 
-    @pytest.mark.parametrize("size", [pytest.param(300, marks=pytest.mark.slow), 30_000])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("size", [300, 30_000])
     def test_full_disk(self, few_videos, tmp_path, size):
         result, said = interrupted(few_videos, tmp_path / "store", "limit", size)
         assert result["ended"] == -2 and "Traceback" not in said
