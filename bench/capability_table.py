@@ -29,11 +29,11 @@ def capability_rows(
 
     Args:
         cells: cells by recipe and column.
-        names: names of our own adapters by their recipe.
+        names: names of our own adapters by their recipe. Each needs one.
     """
     numbers: dict[str, int] = {}
     rows = []
-    ours = [recipe for recipe in names if recipe in cells and recipe not in STOCK]
+    ours = sorted(cells.keys() - STOCK.keys(), key=list(names).index)
     for recipe in [*ours, *(recipe for recipe in STOCK if recipe in cells)]:
         row = [STOCK.get(recipe) or names[recipe]]
         for cell in cells[recipe].values():

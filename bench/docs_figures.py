@@ -18,6 +18,7 @@ RESULTS = Path("bench", "results")
 NAMES = {
     "frozen": "frozen tiny-clip",
     "smga": "Smga only",
+    "cmga": "Cmga only",
     "dmgal_adapter": "DMGAL-Adapter",
     "dmgal_ft": "DMGAL-FT",
     "d2st": "D2ST-Adapter",
