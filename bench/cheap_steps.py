@@ -105,7 +105,7 @@ def steps_of(options: Options) -> Mapping[str, Callable[[], None]]:
         "late Smga": recognizer(options, smga([*last])),
         "late Smga, remembered": recognizer(options, smga([*last]), remembers=True),
     }
-    two_pass = TwoPass(recognizer(options, smga()), 1, memory_budget=1.0)
+    two_pass = TwoPass(recognizer(options, smga()), 1, notify=lambda message: None)
     return {name: partial(step, model, task) for name, model in models.items()} | {
         "two passes": partial(two_pass_step, two_pass, task)
     }
