@@ -21,6 +21,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 
 pytest_plugins = ["video_fixtures"]
 ROOT = Path(__file__).resolve().parents[1]
+SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
 
 
@@ -54,7 +55,7 @@ def _state() -> dict[str, object]:
         "environment": {
             name: value
             for name, value in os.environ.items()
-            if name != "PATH" and not name.startswith(("PYTEST_", "TORCHINDUCTOR_"))  # importing decord extends PATH
+            if name != "PATH" and not name.startswith(SET_BY_LIBRARIES)  # importing decord extends PATH
         },
         "files in the checkout": sorted(name for name in os.listdir(ROOT) if not name.startswith(".")),
         "log handlers": list(logging.getLogger().handlers) + list(logging.getLogger("dmgal").handlers),

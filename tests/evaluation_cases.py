@@ -51,7 +51,7 @@ ON_FEATURES: dict[str, Callable[[], nn.Module]] = {
     "ClipFSAR": partial(ClipFSAR, NARROW),
     "RidgeProbe": RidgeProbe,
     "LogisticProbe": LogisticProbe,
-    "TIM": TIM,
+    "TIM": partial(TIM, iterations=10),  # 150 may amplify rounding: a query between two classes then goes to either
     "LaplacianShot": LaplacianShot,
     "LateFusion": partial(LateFusion, (NARROW // 4, NARROW - NARROW // 4)),
 }
