@@ -21,6 +21,7 @@ def sources(tmp_path_factory) -> Path:
     return fuzz_files.write_sources(tmp_path_factory.mktemp("sources"))
 
 
+@pytest.mark.slow
 def test_changed_files_give_results_or_clean_errors(sources, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(fuzz_files, "_SOURCES", [sources])
     gc.freeze()  # a training collects all garbage at its end

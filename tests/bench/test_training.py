@@ -9,13 +9,11 @@ from small_models import small_recognizer
 
 from dmgal.bench import memory, training
 
-QUICK = ("adapters_float32_two_passes_half", "adapters_bf16_half_backbone")
 SMALL = {"image_size": 48, "frames": 4}
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in training.CASES]
-)
+@pytest.mark.parametrize("name", training.CASES)
+@pytest.mark.slow
 def test_a_case_is_measured(monkeypatch, name):
     monkeypatch.setattr(memory, "recognizer", small_recognizer)
     found = training.measure_case(training.Options(case=name, **SMALL))

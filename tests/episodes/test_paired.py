@@ -84,6 +84,7 @@ def test_bootstrap_width_reflects_class_differences() -> None:
 
 @pytest.mark.parametrize("count", [5, 10, 24])
 @pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.slow
 def test_interval_over_classes_has_nominal_coverage(name, count) -> None:
     draw, mean = DIFFERENCES[name]
     assert 92 < coverage_over_classes(draw, mean, count, 1000, 500) < 97.5

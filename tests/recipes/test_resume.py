@@ -90,6 +90,7 @@ def test_recipe_changes_need_accept_changes(tmp_path, words, whole, capsys):
 @pytest.mark.parametrize(
     ("change", "is_reset"), [(["--train.validation-episodes", "6"], True), (["--train.learning-rate", "1e-3"], False)]
 )
+@pytest.mark.slow
 def test_best_is_reset_if_validation_tasks_change(tmp_path, words, whole, change, is_reset, capsys):
     out = tmp_path / "run"
     shutil.copytree(whole, out)

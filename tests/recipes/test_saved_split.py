@@ -30,6 +30,7 @@ def evaluated(out):
     return json.loads((out / "results" / "test_2way_1shot_1query_10episodes_seed0.json").read_text())["results"]
 
 
+@pytest.mark.slow
 def test_new_class_is_not_evaluated_and_raises_on_resume(root, tmp_path, data_flags, save_run, capsys):
     out = save_run(tmp_path / "run", "smga", *flags(root))
     before, split = evaluated(out), read_split(out / "split.csv")

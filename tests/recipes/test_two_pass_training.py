@@ -84,6 +84,7 @@ def test_mixed_precision(run_of):
     assert losses(run_of("bf16 in two")) == pytest.approx(losses(run_of("bf16")), rel=0.05)
 
 
+@pytest.mark.slow
 def test_chunk_is_measured_and_reported(tmp_path, data_flags, capsys):
     words = ["train", "method/smga", *data_flags, "--train.steps", "1", "--train.two-pass", "auto"]
     assert main([*words, "--out", str(tmp_path / "free")]) == 0

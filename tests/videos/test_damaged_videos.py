@@ -23,6 +23,7 @@ def assert_clean(findings: fuzz.Findings, files: int) -> None:
     assert sum(totals[name] for name in CLEAN) == files and not any(totals[name] for name in FAILURES)
 
 
+@pytest.mark.slow
 def test_damaged_files_give_frames_or_one_error(tmp_path):
     findings = search(write_sources(tmp_path / "whole", QUICK_KINDS), 0, 150)
     assert_clean(findings, 150)
