@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .shape import BlockSides, ClipShape
 from .spec import HALF, IMAGENET, BackboneSpec, Normalization, Preprocessing
+from .transformers_vit import height_and_width, identity
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class _Kind:
 
     Attributes:
         image_size, frames: fields of the configuration.
+        embeds_mask: the second argument of the embeddings is a mask.
         mask: the second argument of a block is a mask.
         time_first: patches are ordered by step and then by place, not by place and then by step.
     """
@@ -34,13 +36,16 @@ class _Kind:
     patch_embedding: str
     frames: str = "num_frames"
     image_size: str = "image_size"
+    embeds_mask: bool = False
     mask: bool = False
     time_first: bool = True
     normalization: Normalization = IMAGENET
 
 
 _KINDS = {
-    "videomae": _Kind("encoder.layer", "embeddings", "layernorm", "embeddings.patch_embeddings.projection"),
+    "videomae": _Kind(
+        "encoder.layer", "embeddings", "layernorm", "embeddings.patch_embeddings.projection", embeds_mask=True
+    ),
     "vjepa2": _Kind(
         "encoder.layer",
         "encoder.embeddings",
@@ -89,7 +94,7 @@ def _has(tower: nn.Module, path: str) -> bool:
 def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> BackboneSpec:
     config = tower.config
     num_blocks = len(tower.get_submodule(kind.blocks))
-    size = _pair(getattr(config, kind.image_size))
+    size = height_and_width(getattr(config, kind.image_size))
     tubelet, *patch = (1, *tower.get_submodule(kind.patch_embedding).kernel_size)[-3:]
     frames = getattr(config, kind.frames)
     grid = size[0] // patch[0], size[1] // patch[1]
@@ -111,18 +116,13 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
         patch_embedding=kind.patch_embedding,
         stem=_Stem(kind, frames, shape),
         run_block=_run_masked_block if kind.mask else _run_block,
-        pool=_Pool(kind),
+        pool=_Pool(kind, prefix),
         norm=_Norm(kind),
-        project=_identity,
+        project=identity,
         sides=(BlockSides(shape, shape),) * num_blocks,
         clip_frames=frames,
         tubelet=tubelet,
     )
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    return height, width
 
 
 @dataclass(frozen=True)
@@ -135,8 +135,7 @@ class _Stem:
         """Return the tokens of all steps, ``(V * steps, N, C)``, of the frames ``(V * frames, 3, h, w)`` of clips."""
         embeddings: Any = tower.get_submodule(self.kind.embeddings)
         clips = rearrange(images, "(v t) c h w -> v t c h w", t=self.frames)
-        has_mask = self.kind is _KINDS["videomae"]
-        return self.shape.tokens(embeddings(clips, None) if has_mask else embeddings(clips))
+        return self.shape.tokens(embeddings(clips, None) if self.kind.embeds_mask else embeddings(clips))
 
 
 @dataclass(frozen=True)
@@ -153,11 +152,11 @@ class _Norm:
 @dataclass(frozen=True)
 class _Pool:
     kind: _Kind
+    num_prefix_tokens: int
 
     def __call__(self, tower: Any, tokens: Tensor) -> Tensor:
         """Return the mean ``(B, C)`` of the normed patches of each step."""
-        has_class_token = hasattr(tower.get_submodule(self.kind.embeddings), "cls_token")
-        return _Norm(self.kind)(tower, tokens)[:, int(has_class_token) :].mean(1)
+        return _Norm(self.kind)(tower, tokens)[:, self.num_prefix_tokens :].mean(1)
 
 
 def _run_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
@@ -171,7 +170,3 @@ def _run_masked_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Ten
 def _first(output: Any) -> Tensor:
     tokens: Tensor = output[0] if isinstance(output, tuple) else output
     return tokens
-
-
-def _identity(tower: nn.Module, features: Tensor) -> Tensor:
-    return features

@@ -210,7 +210,7 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
         run_block=_run_rotary_block if rotary else _run_block,
         pool=_pool,
         norm=_norm,
-        project=_identity,
+        project=identity,
         parts=kind.parts,
         attend=None if rotary else _attend,
         rotary=rotary,
@@ -218,8 +218,13 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
 
 
 def _image_size(configured: Any, kind: _Kind, preprocessor: Preprocessing) -> tuple[int, int]:
+    return preprocessor.image_size(height_and_width(configured)) if kind.any_size else height_and_width(configured)
+
+
+def height_and_width(configured: Any) -> tuple[int, int]:
+    """Return height and width from the ``image_size`` of a configuration, a number for a square or a pair."""
     height, width = configured if isinstance(configured, (list, tuple)) else (configured, configured)
-    return preprocessor.image_size((height, width)) if kind.any_size else (height, width)
+    return height, width
 
 
 def _has_class_token(embeddings: nn.Module) -> bool:
@@ -281,5 +286,6 @@ def _project(model: nn.Module, features: Tensor) -> Tensor:
     return features if projection is None else projection(features)
 
 
-def _identity(tower: nn.Module, features: Tensor) -> Tensor:
+def identity(tower: nn.Module, features: Tensor) -> Tensor:
+    """Return the features of a tower without a projection."""
     return features

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import peft
@@ -95,6 +96,15 @@ def test_adapters(pair, check):
 @pytest.mark.parametrize("pair", [pair for pair in MORE if pair not in QUICK], ids=" + ".join)
 def test_more_adapters(pair, check):
     check(adapter_case(*pair))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_copy_of_a_described_model_is_encoded(name):
+    model, videos = BACKBONES[name].make(), BACKBONES[name].videos(2)
+    model.dmgal_spec = find_spec(model)
+    expected = FrameEncoder(model).encode(videos)["features"]
+    assert torch.equal(FrameEncoder(copy.deepcopy(model)).encode(videos)["features"], expected)
 
 
 @torch.no_grad()
