@@ -69,12 +69,6 @@ class Comparison:
     """Classes of the split that each run has seen in training, by normalized name."""
 
 
-def compare(folders: Sequence[Path], protocol: Protocol, progress: bool = True) -> list[Row]:
-    """Return one row per run, all on the same episodes of the same data, without the probe."""
-    comparison = compare_in_depth(folders, protocol, progress, probe=False)
-    return comparison.rows if comparison else []
-
-
 def compare_in_depth(
     folders: Sequence[Path],
     protocol: Protocol,
@@ -83,7 +77,7 @@ def compare_in_depth(
     disagreements: int = 5,
     data: DataOverrides | None = None,
     cache: Path | None = None,
-    probe: bool = True,
+    probe: bool = False,
     text: TextOptions | None = None,
 ) -> Comparison | None:
     """Return the full comparison. Return None on all ranks but 0, which only help to encode and evaluate.
