@@ -13,9 +13,7 @@ line that Python executes at start-up. The Makefile runs this if it is necessary
 
 from __future__ import annotations
 
-import shutil
 import sys
-import sysconfig
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
@@ -90,10 +88,14 @@ def install() -> None:
 
 def main(folder: Path) -> None:
     """Write a copy of this file and the start-up line into a folder of site packages."""
+    import shutil  # not needed by ``import dmgal``
+
     shutil.copyfile(__file__, folder / f"{NAME}.py")
     (folder / f"{NAME}.pth").write_text(f"import {NAME}; {NAME}.install()\n")
     print(f"written: {folder / NAME}.pth")
 
 
 if __name__ == "__main__":
+    import sysconfig
+
     main(Path(sysconfig.get_path("purelib")))
