@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -67,3 +68,21 @@ class EpisodeDataset(Dataset[Episode]):
 
     def _clip(self, episode: int, position: int, video: int) -> Tensor:
         return self._reader.clip(video, episode, position, "clip")
+
+
+class AlternatingEpisodes(Dataset[Episode]):
+    """Episodes of several datasets in turn: episode ``i`` is the one at index ``i`` of dataset ``i % n``.
+
+    Args:
+        datasets: of equal length, with clips of equal size.
+    """
+
+    def __init__(self, datasets: Sequence[EpisodeDataset]) -> None:
+        self.datasets = datasets
+
+    def __len__(self) -> int:
+        return len(self.datasets[0])
+
+    def __getitem__(self, episode: int) -> Episode:
+        """Return an episode."""
+        return self.datasets[episode % len(self.datasets)][episode]

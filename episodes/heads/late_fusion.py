@@ -2,8 +2,8 @@
 
 The streams of a `StreamEncoder` give several parts: the first stream as it is, which shows appearance and pose, and
 each stream minus the mean of the video over its frames, which shows what changes. A part compares two videos by Bi-MHM
-with plain cosines. The first stream centered, which has learned nothing of motion, also compares frames of the same
-index: the sum of both distances counts. Which part helps depends on the task and on the query:
+with plain cosines. One more part compares frames of the same index of the first stream centered, which has learned
+nothing of motion. Which part helps depends on the task and on the query:
 
 1. The score of part ``p`` for query ``q`` and class ``c`` is ``z_p(q, c) = (m_p - d_p(q, c)) / s_p``. Here ``d_p`` is
    the mean distance to the shots of the class, and ``m_p`` and ``s_p`` are mean and standard deviation of the distances
@@ -58,9 +58,9 @@ class LateFusion(nn.Module):
 
     Args:
         widths: number of channels of each stream, in the order of the features. None: one stream of any width.
-        prior: weights without knowledge of the task: of the first stream as it is, then of each stream centered. None:
-            the first stream centered counts twice. A second stream of the same backbone, adapted to motion, sees more
-            than the frozen one: ``(0.25, 0.25, 0.5)`` works better.
+        prior: weights without knowledge of the task: of the first stream as it is, of the same centered, of its frames
+            of the same index, then of each further stream. None: all are equal. A second stream of the same backbone,
+            adapted to motion, sees more than the frozen one: ``(0.25, 0.125, 0.125, 0.5)`` works better.
         concentration: strength of the prior.
         tau: scale of the logits.
         trust: exponent of a query's own weights. 0: the weights of the task for every query.
@@ -79,16 +79,15 @@ class LateFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.widths = None if widths is None else tuple(widths)
-        num_parts = 1 + len(self.widths or (0,))
-        default = [(2 if part == 1 else 1) / (num_parts + 1) for part in range(num_parts)]
-        self.prior = tuple(default if prior is None else prior)
+        num_parts = 2 + len(self.widths or (0,))
+        self.prior = tuple([1 / num_parts] * num_parts if prior is None else prior)
         is_valid = all(weight >= 0 for weight in self.prior) and abs(sum(self.prior) - 1) < 1e-6
         if len(self.prior) != num_parts or not is_valid:
             raise DmgalError(
                 "The prior of LateFusion does not fit its parts.",
                 received=f"prior={list(self.prior)}",
-                expected=f"{num_parts} weights of at least 0 that sum to 1: of the first stream as it is, then of each "
-                "stream centered",
+                expected=f"{num_parts} weights of at least 0 that sum to 1: of the first stream as it is, centered, "
+                "and by frames of the same index, then of each further stream",
                 remedy="Correct the prior, or omit it for the default.",
             )
         self.concentration, self.tau, self.trust = concentration, tau, trust
@@ -162,15 +161,19 @@ class LateFusion(nn.Module):
 
     def _distances(self, first: VideoState, second: VideoState) -> Tensor:
         """Return the distances ``(P,V,W)`` of all pairs of videos in each part, averaged over frames."""
-        parts = []
-        for name in ["frames", *(f"centered{index}" for index in range(len(self.prior) - 1))]:
-            frames, others = at_least_float32(first[name]), at_least_float32(second[name])
-            of_frames = frame_distances(frames, others, eps=0.0)
-            distances = bi_mhm(of_frames) / (frames.shape[1] + others.shape[1])
-            if name == "centered0":
-                distances = distances + frame_aligned(of_frames) / frames.shape[1]
-            parts.append(distances)
-        return torch.stack(parts)
+        streams = {name: self._frame_distances(name, first, second) for name in self._states()}
+        of_index = frame_aligned(streams["centered0"]) / first["frames"].shape[1]
+        as_it_is, centered, *further = (bi_mhm(each) / sum(each.shape[-2:]) for each in streams.values())
+        return torch.stack([as_it_is, centered, of_index, *further])
+
+    def _states(self) -> list[str]:
+        """Return the names of the states of all streams."""
+        return ["frames", *(f"centered{index}" for index in range(len(self.prior) - 2))]
+
+    @staticmethod
+    def _frame_distances(name: str, first: VideoState, second: VideoState) -> Tensor:
+        """Return the distances ``(V,W,T,T)`` of the frames of all pairs of videos."""
+        return frame_distances(at_least_float32(first[name]), at_least_float32(second[name]), eps=0.0)
 
 
 def _scale(between: Tensor, measured: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,8 @@ from dmgal.recipes.run.adapter import adapted, check_adapter_files, check_tensor
 from dmgal.recipes.run.config import Recipe
 from dmgal.videos import VideoCatalog
 
-PRIOR = (0.25, 0.25, 0.5)
-"""Weights of a frozen backbone as it is, centered, and with its motion adapter, before anything is known of a task."""
+PRIOR = (0.25, 0.125, 0.125, 0.5)
+"""Weights of the parts of `LateFusion` for a frozen backbone and the same with its motion adapter."""
 
 
 def build_recognizer(

@@ -57,6 +57,9 @@ class DataConfig:
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     generate: Literal["no"] | GeneratedSet = "no"
     """Generate this data set in root, which must be absent, empty or this data set. It has its own split file."""
+    motion_world: Path | None = None
+    """Every second training task is one of the base classes of motion world, generated in this folder if they are not
+    there yet. For an adapter that continues on few classes, see adapter.start. None: no such tasks."""
     seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the generated data set, and of the random split into classes if the data has no split."""
     num_frames: Annotated[int, Range(1, 1024)] = 8

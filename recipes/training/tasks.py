@@ -8,18 +8,19 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import Dataset
 
 from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
-from dmgal.episodes.episode_dataset import EpisodeDataset
+from dmgal.episodes.episode_dataset import AlternatingEpisodes, EpisodeDataset
 from dmgal.episodes.evaluation import Estimate
 from dmgal.loader import Loader
-from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import log_skipped, test_clips
+from dmgal.recipes.run.config import DataConfig, Recipe
+from dmgal.recipes.run.data import list_catalog, log_skipped, test_clips
 from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared, ignore_in_worker
 from dmgal.recipes.run.text import with_own_texts
 from dmgal.recipes.training.fsdp import whole_weights
@@ -35,25 +36,19 @@ FEW_CLASSES = 16
 
 
 class TrainingData:
-    """Episodes of a catalog's base classes, step by step, with clips of ``image_size``."""
+    """Episodes of a catalog's base classes, step by step, with clips of ``image_size``.
+
+    With ``data.motion_world``, every second episode is one of motion world.
+    """
 
     def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: Size) -> None:
-        train, data, episode = recipe.train, recipe.data, recipe.episode
         self._recipe = recipe
-        sampler = EpisodeSampler(
-            catalog.labels,
-            episode.n_way,
-            episode.k_shot,
-            episode.n_query,
-            max(1, train.steps * train.tasks_per_step),
-            train.seed,
-            catalog.class_names,
-            catalog.groups,
-        )
-        transform = TrainTransform(image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter)
-        cache_bytes = CACHE_BYTES if data.keep_in_memory else 0
-        source = ClipSource(catalog, data.decoder, data.store, cache_bytes, data.on_bad_video)
-        self._dataset = EpisodeDataset(source, sampler, FrameSampler(data.num_frames, transform, train.seed))
+        self._real = _episodes(recipe, catalog, image_size)
+        self._dataset: Dataset[Episode] = self._real
+        if recipe.data.motion_world is not None and recipe.train.steps:
+            world = replace(recipe, data=motion_world(recipe.data))
+            generated = _episodes(world, list_catalog(world.data).split("train"), image_size)
+            self._dataset = AlternatingEpisodes((self._real, generated))
 
     def steps(self, first: int, rank: int, world: int, pin_memory: bool) -> Iterator[list[Episode]]:
         """Return this process's tasks of every step, starting at step ``first``: every ``world``-th task of a step."""
@@ -76,7 +71,42 @@ class TrainingData:
 
     def report_skipped(self) -> None:
         """Log the number of unreadable videos that any process met. Every process must call this."""
-        report_skipped(self._dataset.bad_videos, "train")
+        report_skipped(self._real.bad_videos, "train")
+
+
+def _episodes(recipe: Recipe, catalog: VideoCatalog, image_size: Size) -> EpisodeDataset:
+    train, data, episode = recipe.train, recipe.data, recipe.episode
+    sampler = EpisodeSampler(
+        catalog.labels,
+        episode.n_way,
+        episode.k_shot,
+        episode.n_query,
+        max(1, train.steps * train.tasks_per_step),
+        train.seed,
+        catalog.class_names,
+        catalog.groups,
+    )
+    transform = TrainTransform(image_size, scale=data.crop_scale, flip=data.flip, color_jitter=data.color_jitter)
+    cache_bytes = CACHE_BYTES if data.keep_in_memory else 0
+    source = ClipSource(catalog, data.decoder, data.store, cache_bytes, data.on_bad_video)
+    return EpisodeDataset(source, sampler, FrameSampler(data.num_frames, transform, train.seed))
+
+
+def motion_world(data: DataConfig) -> DataConfig:
+    """Return the settings of a motion world beside the data of a run, with clips sampled alike but never mirrored."""
+    assert data.motion_world is not None
+    return replace(
+        data,
+        root=data.motion_world,
+        generate="motion_world",
+        split_file=None,
+        list_format=None,
+        group=None,
+        report=None,
+        store=None,
+        seed=0,
+        flip=False,
+    )
 
 
 def _as_list(episodes: list[Episode]) -> list[Episode]:

@@ -18,6 +18,7 @@ from dmgal.recipes.run.build import count_parameters
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.distributed import alike_everywhere
 from dmgal.recipes.run.folder import Run, writing
+from dmgal.recipes.run.text import learns_text
 from dmgal.recipes.run.weights import best_state, save_best
 from dmgal.recipes.training.fsdp import divide_blocks, optimizer_follows
 from dmgal.recipes.training.launching import compile_blocks, set_precision
@@ -52,6 +53,7 @@ class Trainer:
             remember_frames(recognizer, 1e9 * recipe.train.frame_memory)
         _check_division(recipe.train.tasks_per_step, accelerator.num_processes)
         _check_something_trains(recipe, recognizer)
+        _check_other_classes(recipe, recognizer)
         set_precision(recipe, recognizer, accelerator)
         if recipe.train.steps:
             divide_blocks(accelerator, recognizer)
@@ -254,4 +256,15 @@ def _check_something_trains(recipe: Recipe, recognizer: FewShotRecognizer) -> No
             received=f"train.steps={recipe.train.steps}, a frozen backbone, no adapter, and a head without parameters",
             expected="an adapter, a trainable backbone, a head with parameters, or no steps",
             remedy="Add a method such as method/dmgal_adapter, or pass --train.steps 0.",
+        )
+
+
+def _check_other_classes(recipe: Recipe, recognizer: FewShotRecognizer) -> None:
+    names_classes = learns_text(recognizer) or "num_base_classes" in recipe.head
+    if recipe.train.steps and recipe.data.motion_world is not None and names_classes:
+        raise DmgalError(
+            "This head knows the base classes, so tasks of other classes cannot be mixed in.",
+            received=f"data.motion_world with the head {recipe.head.get('name')}",
+            expected="a head that only compares the videos of a task",
+            remedy="Remove data.motion_world, or choose another head, such as BiMHM.",
         )

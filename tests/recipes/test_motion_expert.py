@@ -227,4 +227,4 @@ def test_backbone_is_shared_by_its_weights_whatever_its_name():
     recipe = recipe_of("method/motion", "--backbone.name", "mine")
     recognizer = build_recognizer(recipe, backbone=backbone)
     assert recognizer.encoder.streams[0] is recognizer.encoder.streams[1]
-    assert recognizer.head.prior == (0.25, 0.25, 0.5)
+    assert recognizer.head.prior == (0.25, 0.125, 0.125, 0.5)

@@ -50,7 +50,7 @@ CASES = {
     "clip_fsar": HeadCase(partial(ClipFSAR, 16), FRAMES),
     "clip_fsar_bi_mhm": HeadCase(lambda: ClipFSAR(16, matcher=BiMHM("video", 10.0, eps=0.0)), FRAMES),
     "late_fusion": HeadCase(LateFusion, FRAMES),
-    "late_fusion_two_streams": HeadCase(partial(LateFusion, (6, 10), (0.2, 0.3, 0.5)), FRAMES),
+    "late_fusion_two_streams": HeadCase(partial(LateFusion, (6, 10), (0.2, 0.1, 0.2, 0.5)), FRAMES),
     "prototype": HeadCase(Prototype, FRAMES),
     "prototype_euclidean": HeadCase(partial(Prototype, "euclidean"), FRAMES),
     "prototype_scaled": HeadCase(partial(Prototype, "euclidean", 10.0), FRAMES),
