@@ -102,6 +102,32 @@ def shots_figure(root: Path, form: Form = "svg") -> bytes:
         return saved(figure, form)
 
 
+def study_figure(root: Path, form: Form = "svg") -> bytes:
+    """Plot what an adapter gains over the frozen backbone on real clips, by what its training had or lacked."""
+    groups = load(root, "motion_study")["groups"]
+    rows = [
+        (f"{group}: {name}" if group else name, found)
+        for group, variants in groups.items()
+        for name, found in variants.items()
+        if name != "frozen" and group != "heads"
+    ]
+    with drawing() as pyplot:
+        size = 7.2, 1.0 + 0.2 * len(rows)
+        figure, panels = pyplot.subplots(1, len(rows[0][1]), figsize=size, sharey=True, layout="constrained")
+        for axes, column in zip(panels, rows[0][1], strict=True):
+            gains = [found[column]["minus frozen"] for _, found in rows]
+            values, errors = ([gain[key] for gain in gains] for key in ("percent", "half_width"))
+            axes.errorbar(values, range(len(rows)), xerr=errors, fmt="o", color="#1f77b4", markersize=3)
+            axes.axvline(0, color="gray", linewidth=0.8)
+            axes.axvline(values[0], color="#d95f02", linewidth=0.8, linestyle=":")
+            axes.set_title(column, fontsize=7)
+            axes.grid(alpha=0.25, axis="y")
+        panels[0].set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
+        panels[0].invert_yaxis()
+        figure.supxlabel("points over the frozen backbone, with 95 % intervals. Dotted: the reference", fontsize=8)
+        return saved(figure, form)
+
+
 def efficiency_figure(root: Path, form: Form = "svg", dark: bool = False) -> bytes:
     """Plot the accuracy of the methods in a committed matrix against their costs."""
     return cost_figure(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)), form, dark)
@@ -110,6 +136,7 @@ def efficiency_figure(root: Path, form: Form = "svg", dark: bool = False) -> byt
 FIGURES: dict[Path, Callable[[Path], bytes]] = {
     Path("docs", "figures", "accuracy.svg"): accuracy_figure,
     Path("docs", "figures", "shots.svg"): shots_figure,
+    Path("docs", "figures", "motion_study.svg"): study_figure,
     Path("docs", "figures", "efficiency.svg"): efficiency_figure,
     Path("docs", "figures", "efficiency_dark.svg"): partial(efficiency_figure, dark=True),
 }

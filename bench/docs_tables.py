@@ -281,6 +281,23 @@ def pair(estimates: Sequence[dict[str, float]], sign: str = "") -> str:
     )
 
 
+def study_table(root: Path) -> str:
+    """Show what each change of an adapter's training is worth on real validation clips, at one and five shots."""
+    groups = load(root, "motion_study")["groups"]
+    sets = dict.fromkeys(name.rpartition(", ")[0] for name in groups[""]["reference"])
+    rows = []
+    for group, variants in groups.items():
+        for variant, found in variants.items():
+            cells = [
+                pair([found[f"{name}, {shots}-shot"][kind] for shots in (1, 5)], sign)
+                for kind, sign in (("accuracy", ""), ("minus frozen", "+"))
+                for name in sets
+            ]
+            rows.append([f"{group}: {variant}" if group else variant, *cells])
+    differences = [f"{name}, minus frozen" for name in sets]
+    return markdown(["5-way, 1 / 5 shots", *sets, *differences], rows)
+
+
 def text_table(root: Path) -> str:
     """Show what the text of the classes is worth beside clips, at one and five shots."""
     rows = []
@@ -345,6 +362,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "decode": decode_table,
     "motion_tiny_clip": partial(motion_table, backbone="tiny-clip"),
     "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
+    "motion_study": study_table,
     "text": text_table,
     "capabilities": capabilities_table,
     "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),

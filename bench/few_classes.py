@@ -1,11 +1,12 @@
 """Continuing from the bundled motion adapter on a few real classes: is the result ever worse than the start?
 
-    python -m dmgal.bench.few_classes VIDEOS/ssv2_mini/train VIDEOS/ssv2_mini/val
+    python -m dmgal.bench.few_classes VIDEOS/ssv2_mini/train VIDEOS/ssv2_mini/val --world data/motion_world
 
 Writes ``bench/results/few_classes.json``. Each draw divides the classes at random into base, validation and novel
-classes, and trains three adapters with the same number of steps: one from scratch, one that continues from the start,
-and one that stays near it by ``--train.pull-to-start`` and a lower learning rate. Those that continue keep the start
-unless validation is significantly better. All are compared with the start on the novel classes, on the same episodes.
+classes, and trains four adapters with the same number of steps: one from scratch, one that continues from the start,
+one that stays near it by ``--train.pull-to-start`` and a lower learning rate, and the same with a task of motion world
+after each real one. Those that continue keep the start unless validation is significantly better. All are compared
+with the start on the novel classes, on the same episodes.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from dmgal.videos import VideoCatalog
 
 START = ("--adapter.start", "tiny-clip-motion")
 NEAR = (*START, "--train.learning-rate", "0.001", "--train.pull-to-start", "10")
+BESIDE = "continued beside motion world"
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     "start": (*START, "--train.steps", "0"),
     "from scratch": (),
     "continued": START,
     "continued near the start": NEAR,
+    BESIDE: NEAR,
 }
 
 
@@ -46,6 +49,8 @@ class Options:
 
     root: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of class folders of videos."""
+    world: Path
+    """Folder of motion world, drawn if it is not there yet."""
     draws: int = 5
     """Random divisions of the classes."""
     base: int = 3
@@ -76,6 +81,7 @@ def trained(name: str, split_file: Path, root: Path, options: Options, draw: int
     words = ["method/smga", "--data.root", str(root), "--data.split-file", str(split_file), "--ways", ways]
     words += ["--data.num-workers", "0", "--data.keep-in-memory", "--train.seed", str(draw)]
     words += ["--train.steps", str(options.steps), "--train.validate-every", str(max(1, options.steps // 4))]
+    words += ["--data.motion-world", str(options.world)] if name == BESIDE else []
     recipe = parse([*words, *VARIANTS[name]], prog="few_classes", description="", wrapper=Train)[0].recipe
     return run(recipe, out, quiet=True)
 
