@@ -125,8 +125,7 @@ class Cell:
     @property
     def name(self) -> str:
         """File name of the cell's result, without extension, as in PEFT's method comparison."""
-        parts = [self.backbone, self.method, self.variant, f"{self.shots}shot", f"seed{self.seed}"]
-        return "--".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part)
+        return cell_name(*self.kind, self.seed)
 
     @property
     def kind(self) -> tuple[str, str, str, int]:
@@ -141,6 +140,12 @@ class Cell:
         """Return the position of the cell in the matrix."""
         names = ("backbone", "method", "variant", "shots", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def cell_name(backbone: str, method: str, variant: str, shots: int, seed: int) -> str:
+    """Return the name of a cell's files and of its run folder."""
+    parts = [backbone, method, variant, f"{shots}shot", f"seed{seed}"]
+    return "--".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part)
 
 
 def is_file(method: str) -> bool:

@@ -167,7 +167,12 @@ def _names(rows: Sequence[Row]) -> dict[str, Column]:
 def _table(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     """Return a Markdown table. Columns without any text are omitted."""
     columns = {name: column for name, column in columns.items() if any(column(row) for row in rows)}
-    lines = [list(columns), ["---"] * len(columns), *([column(row) for column in columns.values()] for row in rows)]
+    return markdown(list(columns), [[column(row) for column in columns.values()] for row in rows])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
