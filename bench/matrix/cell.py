@@ -88,9 +88,7 @@ def run_cell(job: Job) -> dict[str, Any]:
     results = novel_results(job.experiment, run, recipe, recognizer, DataOverrides())
     tested = time.perf_counter()
     tests = {
-        name: novel_results(
-            job.experiment, run, recipe, recognizer, DataOverrides(root=data.root, split_file=data.split_file)
-        )
+        name: novel_results(job.experiment, run, recipe, recognizer, data, name)
         for name, data in job.experiment.tests.items()
     }
     return {

@@ -127,13 +127,16 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     for k in shots:
         columns[f"{_shots(k)} %"] = partial(Row.accuracy, keys=("results", k, "accuracy"))
     for k in shots[:1]:
-        columns[f"to the first, {_shots(k)}, points"] = partial(_difference, first=rows[0], shots=k)
+        columns[f"to the first, {_shots(k)}, points"] = partial(_difference, first=rows[0], keys=("results", k))
         columns["reversal, 2-way %"] = partial(_mean, keys=("results", k, "reversal_two_way", "percent"), digits=1)
     for k in shots:
         columns[f"probe, {_shots(k)} %"] = partial(_mean, keys=("results", k, "probe", "percent"), digits=1)
-    for name in sorted({name for info in results for name in info.get("tests", {})}):
+    for name in dict.fromkeys(name for info in results for name in info.get("tests", {})):
         for k in shots:
-            columns[f"{name}, {_shots(k)} %"] = partial(Row.accuracy, keys=("tests", name, k, "accuracy"))
+            keys = "tests", name, k
+            columns[f"{name}, {_shots(k)} %"] = partial(Row.accuracy, keys=(*keys, "accuracy"))
+            columns[f"{name}, to the first, {_shots(k)}"] = partial(_difference, first=rows[0], keys=keys)
+            columns[f"{name}, probe, {_shots(k)} %"] = partial(_mean, keys=(*keys, "probe", "percent"), digits=1)
     columns["status"] = lambda row: "" if row.results else ", ".join(sorted(set(row.statuses)))
     return _table(rows, columns)
 
@@ -233,8 +236,8 @@ def _accuracies(results: Sequence[Result], keys: Sequence[str]) -> tuple[torch.T
     return (counts.mean(dim=0) / found[0]["queries"], hashes.pop()) if len(hashes) == 1 else None
 
 
-def _difference(row: Row, first: Row, shots: str) -> str:
-    change = paired(row, first, "results", shots, "accuracy")
+def _difference(row: Row, first: Row, keys: Sequence[str]) -> str:
+    change = paired(row, first, *keys, "accuracy")
     return "" if change is None else f"{change.mean:+.1f} ± {change.half_width:.1f}"
 
 

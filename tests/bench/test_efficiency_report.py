@@ -64,6 +64,16 @@ def test_rows_have_means_over_seeds_and_paired_differences() -> None:
     assert "| frozen | 6,000 | 100 | 99 | 0.500 | 2 |" in cost_table([frozen, aim])
 
 
+def test_other_data_are_columns_with_paired_differences_and_the_probe() -> None:
+    rows = [result("frozen", "1234"), result("lora", "2345")]
+    for one, other in zip(rows, (result("frozen", "1111"), result("lora", "2121")), strict=True):
+        accuracy = other["train_info"]["results"]["1"]["accuracy"] | {"episodes_hash": "of clips"}
+        one["train_info"]["tests"] = {"clips": {"1": {"accuracy": accuracy, "probe": {"percent": 31.0}}}}
+    header, _, frozen, lora = accuracy_table(rows_of(rows)).splitlines()
+    assert header.endswith("| clips, 1 shot % | clips, to the first, 1 shot | clips, probe, 1 shot % |")
+    assert frozen.endswith("| 20.0 ± 2.0 |  | 31.0 |") and lora.endswith("| 30.0 ± 2.0 | +10.0 ± 18.4 | 31.0 |")
+
+
 def test_a_table_without_any_result_has_its_statuses() -> None:
     rows = rows_of([result("lora", None, status="failed"), result("aim", None, status="diverged")])
     assert accuracy_table(rows) == "| method | status |\n| --- | --- |\n| lora | failed |\n| aim | diverged |\n"
