@@ -22,6 +22,7 @@ from dmgal.bench.matrix.results import read_results, status
 from dmgal.bench.matrix.runner import Runner
 from dmgal.cli import main
 from dmgal.errors import DmgalError
+from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import EpisodeConfig, Recipe
 
 EXPERIMENTS = Path(efficiency.__file__).parent / "experiments"
@@ -114,6 +115,14 @@ def test_a_cell_is_tested_on_other_data_with_their_own_groups(tmp_path: Path) ->
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.json")), ids=lambda path: path.stem)
 def test_bundled_experiments_are_valid(path: Path) -> None:
     assert read_experiment(path).cells()
+
+
+def test_every_ablation_is_an_adapter_that_can_be_built() -> None:
+    cells = read_experiment(EXPERIMENTS / "ablations.json").cells()
+    first = [cell for cell in cells if cell.seed == 0]
+    assert len(cells) == 3 * len(first) == 63 and first[0].variant == ""
+    for cell in first:
+        assert build_recognizer(cell.recipe).encoder.backbone.peft_config["default"].peft_type == "DMGAL"
 
 
 def test_users_data_are_an_experiment(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from dmgal.bench import efficiency
 from dmgal.bench.matrix.figures import Point, cost_figure, pareto_front
-from dmgal.bench.matrix.report import accuracy_table, cost_table, load, paired, rows_of
+from dmgal.bench.matrix.report import ablation_table, accuracy_table, cost_table, load, paired, rows_of
 from dmgal.cli import main
 from dmgal.errors import DmgalError
 
@@ -62,6 +62,20 @@ def test_rows_have_means_over_seeds_and_paired_differences() -> None:
     assert "| aim |  |  | out of memory |" in table and "reversal" not in table
     assert "| smga | 60.0 ± 2.0" in table  # one of two seeds; the page names the other
     assert "| frozen | 6,000 | 100 | 99 | 0.500 | 2 |" in cost_table([frozen, aim])
+
+
+def test_ablations_are_paired_with_the_full_method_of_the_same_seeds() -> None:
+    rows = [result("dmgal", "3333", seed) for seed in (0, 1)]
+    rows += [result("dmgal", correct, seed) for seed, correct in ((0, "2323"), (1, "3233"))]
+    for one in rows[2:]:
+        one["run_info"]["cell"]["variant"] = "without attention"
+    failed = result("dmgal", None, status="failed")
+    failed["run_info"]["cell"]["variant"] = "2 frames"
+    table = ablation_table(rows_of([result("frozen", "1234"), *rows, failed])).splitlines()
+    assert table[0].startswith("| method | 1 shot % | to the full method, 1 shot, points | trained | status |")
+    assert table[2].startswith("| dmgal, without attention | 52.5 (50.0 to 55.0) | -7.5 ± 8.0 (-10.0 to -5.0) |")
+    assert table[3] == "| dmgal, 2 frames |  |  |  | failed |" and len(table) == 4
+    assert ablation_table(rows_of([result("frozen", "1234")])) == ""
 
 
 def test_other_data_are_columns_with_paired_differences_and_the_probe() -> None:
