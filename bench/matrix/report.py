@@ -261,6 +261,8 @@ def as_page(results: Sequence[Result], title: str) -> str:
         *(["Without success:\n\n" + "\n".join(failed)] if failed else []),
         "![Accuracy against cost](figure_light.svg)",
         FOOTNOTE,
+        "![Validation accuracy against training episodes](learning_light.svg)",
+        "![Seconds and operations by part](breakdown_light.svg)",
     ]
     return "\n\n".join(parts) + "\n"
 

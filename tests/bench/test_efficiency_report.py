@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from dmgal.bench import efficiency
-from dmgal.bench.matrix.figures import Point, cost_figure, pareto_front
+from dmgal.bench.matrix.figures import (
+    FIGURES,
+    Point,
+    learning_curve,
+    operations_by_part,
+    pareto_front,
+    seconds_by_part,
+)
 from dmgal.bench.matrix.report import ablation_table, accuracy_table, cost_table, load, paired, rows_of
 from dmgal.cli import main
 from dmgal.errors import DmgalError
@@ -38,7 +45,9 @@ def result(method: str, correct: str | None, seed: int = 0, status: str = "done"
             "file_size": 2048,
         }
     run_info = {"cell": cell, "created_at": "2026-11-29T00:00:00", "experiment_name": "e", "test": {"episodes": 4}}
-    return {"run_info": run_info | {"error_msg": ""}, "train_info": info, "meta_info": copy.deepcopy(META)}
+    recipe = {"train": {"tasks_per_step": 1}, "episode": {"n_way": 2, "k_shot": 1, "n_query": 2}}
+    run_info |= {"error_msg": "", "total_time": 9.0, "recipe": recipe}
+    return {"run_info": run_info, "train_info": info, "meta_info": copy.deepcopy(META)}
 
 
 RESULTS = [
@@ -114,21 +123,43 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_figure_is_deterministic_and_dark_or_light() -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_deterministic_and_dark_or_light(name: str) -> None:
     pytest.importorskip("matplotlib")
-    light, again, dark = (cost_figure(rows_of(RESULTS), dark=is_dark) for is_dark in (False, False, True))
+    light, again, dark = (FIGURES[name](rows_of(RESULTS), "svg", is_dark) for is_dark in (False, False, True))
     assert light == again != dark and light.startswith(b"<?xml")
 
 
+def test_learning_curve_has_the_mean_accuracy_by_episodes_that_all_seeds_have_seen() -> None:
+    rows = [result("lora", "2345", seed) for seed in (0, 1)]
+    for one, accuracies in zip(rows, ((40.0, 50.0, 60.0), (50.0, 70.0)), strict=True):
+        one["run_info"]["recipe"]["train"]["tasks_per_step"] = 4
+        entries = enumerate(accuracies, start=1)
+        one["train_info"]["validation"] = [{"step": 10 * n, "validation_accuracy": a} for n, a in entries]
+    assert learning_curve(rows_of(rows)[0]) == {40: 45.0, 80: 60.0}
+
+
+def test_costs_by_part_add_up() -> None:
+    one = result("lora", "2345")
+    one["run_info"]["total_time"] = 100.0
+    one["train_info"] |= {"steps": 20, "seconds": {"training": 30.0, "evaluation": 50.0}}
+    one["train_info"]["gigaflops"] = {"video": 0.5, "task": 9.0}
+    (row,) = rows_of([one])
+    assert list(seconds_by_part(row).values()) == [10.0, 20.0, 50.0, 20.0]  # steps of half a second
+    assert operations_by_part(row) == {"encoder, forward": 3.0, "head and backward": 6.0}  # 2 ways, 1 shot, 2 queries
+
+
 def test_report_is_written_and_found_stale(folder: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(efficiency, "cost_figure", lambda rows, form, dark: f"{form} {dark}".encode())
+    names = ("figure", "learning", "breakdown")
+    draws = {name: lambda rows, form, dark, name=name: f"{name} {form} {dark}".encode() for name in names}
+    monkeypatch.setattr(efficiency, "FIGURES", draws)
     words = ["bench", "report", str(folder)]
     assert main([*words, "--check"]) == 1
     assert main(words) == 0
     assert "75.0 (70.0 to 80.0)" in capsys.readouterr().out
     assert main([*words, "--check"]) == 0
     files = {path.name for path in folder.iterdir()} - {"results"}
-    figures = {f"figure_{name}.{form}" for name in ("light", "dark") for form in ("svg", "png")}
+    figures = {f"{kind}_{name}.{form}" for kind in names for name in ("light", "dark") for form in ("svg", "png")}
     assert files == {"report.md", "report.csv", *figures}
     page = (folder / "report.md").read_text()
     assert "- smga: done, diverged" in page and "abc1234" in page and "one, 1 thread(s) of 2 cores" in page
