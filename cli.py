@@ -42,6 +42,7 @@ COMMANDS = {
     }.items()
 } | {
     "bench": Command("dmgal.bench.efficiency", "train and test a matrix of methods, with accuracy and cost together"),
+    "reproduce": Command("dmgal.bench.reproduce", "repeat published results on a data set, over several seeds"),
 }
 """All commands by name."""
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from einops import rearrange
@@ -55,7 +55,7 @@ class DmgalConfig(BlockAdapterConfig):
         signed: use motion itself as a value, with separate weights for each direction (ours).
         temporal: add a learned code to each frame (ours).
         directions: ``"shared"`` if both directions of motion read the same features (the paper), ``"separate"`` if
-            each has its own (ours).
+            each has its own (ours). ``"forward"`` or ``"backward"`` uses one direction in place of both.
         smga_placement: ``"after"`` or ``"before"`` the block. A Cmga always acts after its block.
 
     ``BlockAdapterConfig`` documents the other options.
@@ -84,7 +84,7 @@ class DmgalConfig(BlockAdapterConfig):
         self.check_whole_number("bottleneck", 1)
         self.check_whole_number("motion_width", 1)
         self.check_choice("scales", ("single", "multi"))
-        self.check_choice("directions", ("shared", "separate"))
+        self.check_choice("directions", get_args(Directions))
         self.check_choice("smga_placement", ("after", "before"))
         for name in ("attention", "signed", "temporal"):
             if not isinstance(getattr(self, name), bool):

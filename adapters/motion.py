@@ -21,7 +21,7 @@ from .autograd import add_change
 from .common import check_video_tokens
 
 Scales = Literal["single", "multi"]
-Directions = Literal["shared", "separate"]
+Directions = Literal["shared", "separate", "forward", "backward"]
 Placement = Literal["after", "before"]
 MAP_ENTRIES_IN_CACHE = 2**19
 """Number of attention map entries computed at a time on a CPU, 2 MB in float32."""
@@ -115,6 +115,8 @@ class MotionBottleneck(nn.Module):
             frames = self.reduce_backward(hidden)
             aligned = self.align_backward(frames)
         motion = Motion(forward, backward=torch.cat([zero, aligned[:, :-1] - frames[:, 1:]], dim=1))
+        if self.shape.directions in Motion._fields:  # twice, so that no weight changes its size
+            motion = Motion(*2 * [getattr(motion, self.shape.directions)])
         return Motion(*map(self.scales, motion)) if self.shape.scales == "multi" else motion
 
     def back(self, hidden: Tensor, tokens: Tensor) -> Tensor:

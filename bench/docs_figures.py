@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dmgal.bench.matrix import report as matrix_report
-from dmgal.bench.matrix.figures import Form, cost_figure, drawing, saved
+from dmgal.bench.matrix.figures import Draw, Form, breakdown_figure, cost_figure, drawing, saved
 
 RESULTS = Path("bench", "results")
 NAMES = {
@@ -128,9 +128,9 @@ def study_figure(root: Path, form: Form = "svg") -> bytes:
         return saved(figure, form)
 
 
-def efficiency_figure(root: Path, form: Form = "svg", dark: bool = False) -> bytes:
-    """Plot the accuracy of the methods in a committed matrix against their costs."""
-    return cost_figure(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)), form, dark)
+def efficiency_figure(root: Path, draw: Draw = cost_figure, form: Form = "svg", dark: bool = False) -> bytes:
+    """Plot a figure of the committed matrix."""
+    return draw(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)), form, dark)
 
 
 FIGURES: dict[Path, Callable[[Path], bytes]] = {
@@ -139,5 +139,7 @@ FIGURES: dict[Path, Callable[[Path], bytes]] = {
     Path("docs", "figures", "motion_study.svg"): study_figure,
     Path("docs", "figures", "efficiency.svg"): efficiency_figure,
     Path("docs", "figures", "efficiency_dark.svg"): partial(efficiency_figure, dark=True),
+    Path("docs", "figures", "breakdown.svg"): partial(efficiency_figure, draw=breakdown_figure),
+    Path("docs", "figures", "breakdown_dark.svg"): partial(efficiency_figure, draw=breakdown_figure, dark=True),
 }
 """Functions that return a figure, by its path."""

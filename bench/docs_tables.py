@@ -21,8 +21,11 @@ from typing import Any
 import tyro
 
 from dmgal.bench.capability_table import capability_rows
-from dmgal.bench.docs_figures import EFFICIENCY, FIGURES, HEAD_SCALE, NAMES, load
+from dmgal.bench.docs_figures import EFFICIENCY, FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
+from dmgal.bench.matrix.report import markdown
+from dmgal.bench.reproduction import TITLES, reproduction_table, sources
+from dmgal.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (
@@ -87,12 +90,6 @@ def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:
 def with_tables(root: Path, page: str) -> str:
     """Return a page with the current tables between its markers."""
     return MARKED.sub(lambda match: match[1] + TABLES[match[2]](root) + match[3], page)
-
-
-def markdown(header: Row, rows: Iterable[Row]) -> str:
-    """Return a Markdown table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def spread(values: dict[str, float], sign: str = "") -> str:
@@ -323,6 +320,13 @@ def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], 
     return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
 
 
+def reproduction_rows(root: Path) -> str:
+    """Show our accuracies on the standard data sets beside the published ones. Those without a run are empty."""
+    paths = [root / RESULTS / "reproduce" / f"{data}.json" for data in TITLES]
+    records = [read_json(path) for path in paths if path.exists()]
+    return f"{reproduction_table(records, list(TITLES))}\n{sources(TITLES)}"
+
+
 def unknown_table(root: Path, method: str) -> str:
     """Compare scores of unknown actions on validation classes, best first, and the chosen ones on novel classes."""
     splits = load(root, "unknown")["results"][method]
@@ -368,6 +372,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
     "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
     "unknown": partial(unknown_table, method="dmgal_adapter"),
+    "reproduction": reproduction_rows,
 }
 """Functions that return a Markdown table, by its name in the markers."""
 

@@ -23,7 +23,7 @@ import tyro
 
 from dmgal.bench import docs_tables
 from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experiment_from, read_experiment
-from dmgal.bench.matrix.figures import Form, cost_figure
+from dmgal.bench.matrix.figures import FIGURES, Form
 from dmgal.bench.matrix.plan import estimates, plan_as_text
 from dmgal.bench.matrix.report import accuracy_table, as_csv, as_page, cost_table, load, rows_of
 from dmgal.bench.matrix.runner import Runner, failures, temporary_notice
@@ -161,8 +161,8 @@ def report(options: Report) -> int:
         Path("report.csv"): as_csv(results),
     }
     if any(row.results for row in rows):
-        for form, dark in itertools.product(FORMS, (False, True)):
-            files[Path(f"figure_{'dark' if dark else 'light'}.{form}")] = cost_figure(rows, form, dark)
+        for (name, draw), form, dark in itertools.product(FIGURES.items(), FORMS, (False, True)):
+            files[Path(f"{name}_{'dark' if dark else 'light'}.{form}")] = draw(rows, form, dark)
     command = f"dmgal bench report {printable(str(options.folder))}"
     code = docs_tables.write_or_check(files.items(), options.folder, options.check, command)
     if not options.check:

@@ -63,8 +63,8 @@ class Prepare:
     """Hide the progress bar."""
 
 
-def run(options: Prepare) -> dict[str, Any]:
-    """Match, list, check and write. Return the content of summary.json.
+def run(options: Prepare, suggest: bool = True) -> dict[str, Any]:
+    """Match, list, check and write. Return the content of summary.json. Print the next command if ``suggest``.
 
     Raises:
         DmgalError: there are no videos, or files cannot be read or written.
@@ -81,7 +81,7 @@ def run(options: Prepare) -> dict[str, Any]:
             found = preparation.find_dataset(options.dataset, data.root)
         out.mkdir(parents=True, exist_ok=True)
         with exclusively(out / ".lock", lambda: print(f"waiting for another dmgal prepare in {out}", flush=True)):
-            return _prepare(options, data, out, found)
+            return _prepare(options, data, out, found, suggest)
     except BrokenPipeError:  # an OSError of the output, not of the data
         raise
     except OSError as error:
@@ -93,7 +93,7 @@ def run(options: Prepare) -> dict[str, Any]:
         ) from error
 
 
-def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed) -> dict[str, Any]:
+def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed, suggest: bool) -> dict[str, Any]:
     if isinstance(found, FoundData):
         print_found(found)
     listed, counts = preparation.write_lists(found, out)
@@ -106,7 +106,8 @@ def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | L
         summary |= print_verdict(problems, len(listed.videos), num_frames, out) | print_equal(equal, out)
     preparation.write_layer(data, listed, out, with_report=options.check or preparation.checked_before(listed, out))
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
-    print_next(listed, options.layers, out, skip_bad=bool(summary.get("bad")))
+    if suggest:
+        print_next(listed, options.layers, out, skip_bad=bool(summary.get("bad")))
     return summary
 
 

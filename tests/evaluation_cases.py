@@ -24,6 +24,7 @@ from dmgal.episodes.heads import (
     BiMHM,
     ClipFSAR,
     DmgalFT,
+    FineTuned,
     FrameAligned,
     HyRSM,
     LaplacianShot,
@@ -51,6 +52,7 @@ ON_FEATURES: dict[str, Callable[[], nn.Module]] = {
     "ClipFSAR": partial(ClipFSAR, NARROW),
     "RidgeProbe": RidgeProbe,
     "LogisticProbe": LogisticProbe,
+    "FineTuned": partial(FineTuned, steps=10),
     "TIM": partial(TIM, iterations=10),  # 150 may amplify rounding: a query between two classes then goes to either
     "LaplacianShot": LaplacianShot,
     "LateFusion": partial(LateFusion, (NARROW // 4, NARROW - NARROW // 4)),

@@ -34,6 +34,7 @@ def test_commands_are_the_modules_of_recipes_and_the_benchmark() -> None:
     modules = {path.stem for path in Path(recipes.__file__).parent.glob("*.py")} - {"__init__"}
     assert {name: command.module for name, command in COMMANDS.items()} == {
         "bench": "dmgal.bench.efficiency",
+        "reproduce": "dmgal.bench.reproduce",
         **{name: f"dmgal.recipes.{name}" for name in modules},
     }
 

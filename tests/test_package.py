@@ -48,6 +48,7 @@ SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so t
 DATA = (
     "adapters/bundled/*/*",
     "backbones/tiny_clip/*.json",
+    "bench/published.yaml",
     "backbones/tiny_clip/*.safetensors",
     "videos/catalog/splits/*.csv.gz",
     "recipes/configs/**/*.yaml",

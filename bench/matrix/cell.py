@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -45,6 +46,8 @@ from dmgal.recipes.run.folder import Run, environment, json_text
 from dmgal.recipes.run.log import step_seconds, validations
 from dmgal.recipes.run.probe import encode_for_probe, evaluate_probe
 
+STATES = "states"
+"""Folder of a run with the states of the test videos, so that a stopped test resumes."""
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 NO_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory", "Unable to allocate", "MemoryError")
 """Parts of the messages with which torch, numpy and the system refuse memory."""
@@ -85,9 +88,7 @@ def run_cell(job: Job) -> dict[str, Any]:
     results = novel_results(job.experiment, run, recipe, recognizer, DataOverrides())
     tested = time.perf_counter()
     tests = {
-        name: novel_results(
-            job.experiment, run, recipe, recognizer, DataOverrides(root=data.root, split_file=data.split_file)
-        )
+        name: novel_results(job.experiment, run, recipe, recognizer, data, name)
         for name, data in job.experiment.tests.items()
     }
     return {
@@ -119,7 +120,7 @@ def novel_results(
 
     The states of the videos are in the folder ``name`` of the run.
     """
-    folder = run.folder / "states" / name
+    folder = run.folder / STATES / name
     most = Protocol(episodes=experiment.episodes, k_shot=max(experiment.test_shots))
     recipe, catalog = evaluation_data(run, recipe, data, most.split, progress=False)
     encoded = encode(recognizer, recipe, catalog, most, False, Keep("disk", folder))
@@ -163,6 +164,8 @@ def main(argv: list[str] | None = None) -> int:
         info, error = {"status": status_of(failure)}, str(failure) or first_line(failure)
         print(error, file=sys.stderr)
     write_result(job, info, error, meta, time.perf_counter() - started)
+    if not error:
+        shutil.rmtree(job.run / STATES, ignore_errors=True)  # gigabytes for some adapters, and never read again
     return 0
 
 

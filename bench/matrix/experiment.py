@@ -30,7 +30,7 @@ from typing import Any
 
 from dmgal.errors import DmgalError
 from dmgal.files import listed, read_mapping
-from dmgal.recipes.run.config import DataOverrides, Recipe
+from dmgal.recipes.run.config import Recipe, TargetData
 from dmgal.recipes.run.layers import Tree, from_mapping, merged, read_layer, to_mapping
 
 Names = tuple[str, ...]
@@ -56,7 +56,8 @@ class Experiment:
         backbones, methods, variants, shots, seeds: the axes of the matrix. Every method also runs without a variant.
         test_shots: support videos per class of the tests.
         episodes: number of test episodes of each kind.
-        tests: other data by name, on which every cell is also tested. All its classes are novel.
+        tests: other data by name, on which every cell is also tested. All classes but those of its own train and val
+            splits are novel.
     """
 
     methods: Names
@@ -69,7 +70,7 @@ class Experiment:
     seeds: tuple[int, ...] = (0,)
     test_shots: tuple[int, ...] = (1, 5)
     episodes: int = 2000
-    tests: Mapping[str, DataOverrides] = field(default_factory=dict)
+    tests: Mapping[str, TargetData] = field(default_factory=dict)
 
     def cells(self) -> list[Cell]:
         """Return all cells, method by method. A method that trains nothing has one cell for all shots and seeds.
@@ -125,8 +126,7 @@ class Cell:
     @property
     def name(self) -> str:
         """File name of the cell's result, without extension, as in PEFT's method comparison."""
-        parts = [self.backbone, self.method, self.variant, f"{self.shots}shot", f"seed{self.seed}"]
-        return "--".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part)
+        return cell_name(*self.kind, self.seed)
 
     @property
     def kind(self) -> tuple[str, str, str, int]:
@@ -141,6 +141,12 @@ class Cell:
         """Return the position of the cell in the matrix."""
         names = ("backbone", "method", "variant", "shots", "seed")
         return {name: getattr(self, name) for name in names}
+
+
+def cell_name(backbone: str, method: str, variant: str, shots: int, seed: int) -> str:
+    """Return the name of a cell's files and of its run folder."""
+    parts = [backbone, method, variant, f"{shots}shot", f"seed{seed}"]
+    return "--".join(re.sub(r"[^\w.-]+", "-", part) for part in parts if part)
 
 
 def is_file(method: str) -> bool:
@@ -167,17 +173,20 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     """Return the experiment of nested mappings and lists. Raise a DmgalError if a key or value is not valid."""
     plain = {key: _as_tuple(value) for key, value in tree.items() if key not in ("variants", "tests")}
     variants, tests = tree.get("variants", ()), tree.get("tests", {})
-    if not isinstance(variants, list | tuple) or not isinstance(tests, Mapping):
+    has_roots = isinstance(tests, Mapping) and all(
+        isinstance(one, Mapping) and one.get("root") for one in tests.values()
+    )
+    if not isinstance(variants, list | tuple) or not has_roots:
         raise DmgalError(
             "The experiment is not valid.",
             received=f"variants: {variants!r}, tests: {tests!r}",
-            expected="a list of variants, and other data by name",
+            expected="a list of variants, and other data by name, each with its root",
             remedy="Correct the experiment.",
         )
     return replace(
         from_mapping(Experiment, plain),
         variants=tuple(from_mapping(Variant, {k: _as_tuple(v) for k, v in one.items()}) for one in variants),
-        tests={name: from_mapping(DataOverrides, one) for name, one in tests.items()},
+        tests={name: from_mapping(TargetData, one) for name, one in tests.items()},
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures of a matrix: accuracy against trained parameters, memory and time of a step, with the Pareto front.
+"""Figures of a matrix: accuracy against costs with the Pareto front, accuracy against episodes seen, and cost by part.
 
 The SVG is deterministic: text is drawn as paths of Matplotlib's own font, identifiers have a fixed salt, and no date is
 stored.
@@ -7,7 +7,8 @@ stored.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,6 +24,10 @@ COSTS = {
 """Keys of a cost in ``train_info`` by the label of its axis."""
 DARK = {"background": "#0d1117", "text": "#e6edf3", "front": "#58a6ff", "others": "#8b949e"}
 LIGHT = {"background": "#ffffff", "text": "#1f2328", "front": "#0550ae", "others": "#818b98"}
+SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
+"""Colors of curves and parts, on both backgrounds: those of Okabe and Ito that color-blind readers can tell apart."""
+DASHES = ("-", "--", ":")
+"""Line styles by the round of the colors."""
 PANEL = (4.0, 3.6)
 """Width and height of a panel in inches."""
 
@@ -106,6 +111,88 @@ def pareto_front(points: Sequence[Point]) -> list[Point]:
         if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return front
+
+
+def learning_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> bytes:
+    """Plot the validation accuracy against the training episodes seen, means over seeds. Untrained rows are lines."""
+    with drawing(dark) as pyplot:
+        figure, axes = pyplot.subplots(figsize=(7.2, 4.0), layout="constrained")
+        curves = {row: learning_curve(row) for row in rows}
+        end = max((episodes for curve in curves.values() for episodes in curve), default=0)
+        shown = [(row, curve) for row, curve in curves.items() if curve]
+        for number, (row, curve) in enumerate(shown):
+            style = {"color": SERIES[number % len(SERIES)], "ls": DASHES[number // len(SERIES) % len(DASHES)]}
+            is_line = set(curve) == {0}
+            xs, ys = ([0, end], [curve[0]] * 2) if is_line else (list(curve), list(curve.values()))
+            axes.plot(xs, ys, marker="" if is_line else "o", ms=4, lw=1.5, label=row.name, **style)
+        axes.set(xlabel="training episodes seen", ylabel="validation accuracy %")
+        axes.grid(alpha=0.25)
+        if shown:
+            axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        return saved(figure, form)
+
+
+def learning_curve(row: Row) -> dict[int, float]:
+    """Return the mean validation accuracy over seeds by the number of training episodes that all of them have seen."""
+    curves = []
+    for result in row.results:
+        per_step = result["run_info"]["recipe"]["train"]["tasks_per_step"]
+        entries = result["train_info"].get("validation", ())
+        curves.append({per_step * entry["step"]: entry["validation_accuracy"] for entry in entries})
+    common = sorted(set.intersection(*map(set, curves))) if curves else []
+    return {episodes: statistics.fmean(curve[episodes] for curve in curves) for episodes in common}
+
+
+def breakdown_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> bytes:
+    """Plot what the seconds of a cell and the operations of a training task consist of, means over seeds."""
+    rows = [row for row in rows if row.results][::-1]  # the first one is at the top
+    panels: dict[str, Callable[[Row], Mapping[str, float]]] = {
+        "seconds of training and test": seconds_by_part,
+        "GFLOP of a training task": operations_by_part,
+    }
+    with drawing(dark) as pyplot:
+        size = (PANEL[0] * len(panels), 1.3 + 0.3 * len(rows))
+        figure, all_axes = pyplot.subplots(1, len(panels), figsize=size, layout="constrained", sharey=True)
+        for axes, (label, parts_of) in zip(all_axes, panels.items(), strict=True):
+            parts = [parts_of(row) for row in rows]
+            left = [0.0] * len(rows)
+            for color, name in zip(SERIES, dict.fromkeys(name for one in parts for name in one), strict=False):
+                widths = [one.get(name, 0.0) for one in parts]
+                axes.barh([row.name for row in rows], widths, left=left, color=color, label=name)
+                left = [start + width for start, width in zip(left, widths, strict=True)]
+            axes.set(xlabel=label)
+            axes.grid(alpha=0.25, axis="x")
+            if any(left):
+                axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, fontsize=8)
+        return saved(figure, form)
+
+
+def seconds_by_part(row: Row) -> dict[str, float]:
+    """Return the mean seconds of a row's cells: steps, the rest of the training, the own tests, and everything else."""
+    training, tests = (row.mean("seconds", name) or 0.0 for name in ("training", "evaluation"))
+    total = statistics.fmean(result["run_info"]["total_time"] for result in row.results)
+    steps = min(training, (row.mean("steps") or 0.0) * (row.mean("step_seconds", "median") or 0.0))
+    return {
+        "training steps": steps,
+        "start, validation, saving": training - steps,
+        "test on novel classes": tests,
+        "other tests and measurements": max(0.0, total - training - tests),
+    }
+
+
+def operations_by_part(row: Row) -> dict[str, float]:
+    """Return the operations of a training task: the encoder's forward pass, and the head with the backward pass."""
+    video, task = row.mean("gigaflops", "video"), row.mean("gigaflops", "task")
+    if video is None or task is None:
+        return {}
+    episode = row.results[0]["run_info"]["recipe"]["episode"]
+    forward = min(task, video * episode["n_way"] * (episode["k_shot"] + episode["n_query"]))
+    return {"encoder, forward": forward, "head and backward": task - forward}
+
+
+Draw = Callable[[Sequence[Row], Form, bool], bytes]
+FIGURES: dict[str, Draw] = {"figure": cost_figure, "learning": learning_figure, "breakdown": breakdown_figure}
+"""Figures of a report by the first part of their file names."""
 
 
 def _plot(axes: Any, points: Sequence[Point], color: str, weight: str) -> None:

@@ -31,7 +31,7 @@ FOOTNOTE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """Results of one method over all seeds."""
 
@@ -127,15 +127,56 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     for k in shots:
         columns[f"{_shots(k)} %"] = partial(Row.accuracy, keys=("results", k, "accuracy"))
     for k in shots[:1]:
-        columns[f"to the first, {_shots(k)}, points"] = partial(_difference, first=rows[0], shots=k)
+        columns[f"to the first, {_shots(k)}, points"] = partial(_difference, first=rows[0], keys=("results", k))
         columns["reversal, 2-way %"] = partial(_mean, keys=("results", k, "reversal_two_way", "percent"), digits=1)
     for k in shots:
         columns[f"probe, {_shots(k)} %"] = partial(_mean, keys=("results", k, "probe", "percent"), digits=1)
-    for name in sorted({name for info in results for name in info.get("tests", {})}):
+    for name in dict.fromkeys(name for info in results for name in info.get("tests", {})):
         for k in shots:
-            columns[f"{name}, {_shots(k)} %"] = partial(Row.accuracy, keys=("tests", name, k, "accuracy"))
-    columns["status"] = lambda row: "" if row.results else ", ".join(sorted(set(row.statuses)))
+            keys = "tests", name, k
+            columns[f"{name}, {_shots(k)} %"] = partial(Row.accuracy, keys=(*keys, "accuracy"))
+            columns[f"{name}, to the first, {_shots(k)}"] = partial(_difference, first=rows[0], keys=keys)
+            columns[f"{name}, probe, {_shots(k)} %"] = partial(_mean, keys=(*keys, "probe", "percent"), digits=1)
+    columns["status"] = _failed
     return _table(rows, columns)
+
+
+def ablation_table(rows: Sequence[Row]) -> str:
+    """Return the paired differences of variants to their method without one, in Markdown. Empty without variants.
+
+    After each difference with its interval over episodes comes its range over seeds.
+    """
+    full = {(row.backbone, row.method, row.shots): row for row in rows if not row.variant and row.results}
+    pairs = {row: full[key] for row in rows if row.variant and (key := (row.backbone, row.method, row.shots)) in full}
+    shots = sorted({key for row in pairs for one in row.results for key in one["train_info"]["results"]}, key=int)
+    columns: dict[str, Column] = _names(rows)
+    for k in shots:
+        columns[f"{_shots(k)} %"] = partial(Row.accuracy, keys=("results", k, "accuracy"))
+        keys = "results", k, "accuracy"
+        columns[f"to the full method, {_shots(k)}, points"] = partial(_by_seed, full=pairs, keys=keys)
+    columns["trained"] = partial(_mean, keys=("parameters", "trained"))
+    columns["status"] = _failed
+    return _table(list(pairs), columns) if pairs else ""
+
+
+def _by_seed(row: Row, full: Mapping[Row, Row], keys: Sequence[str]) -> str:
+    """Return the paired difference to a row's full method, and the smallest and largest one of the seeds of both."""
+    change = paired(row, full[row], *keys)
+    if change is None:
+        return ""
+    sides = (row, full[row])
+    by_seed = [{_seed(one): _at(one["train_info"], (*keys, "percent")) for one in side.results} for side in sides]
+    changes = [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
+    spread = f" ({min(changes):+.1f} to {max(changes):+.1f})" if len(changes) > 1 else ""
+    return f"{change.mean:+.1f} ± {change.half_width:.1f}{spread}"
+
+
+def _seed(result: Result) -> int:
+    return result["run_info"]["cell"]["seed"]  # type: ignore[no-any-return]
+
+
+def _failed(row: Row) -> str:
+    return "" if row.results else ", ".join(sorted(set(row.statuses)))
 
 
 def cost_table(rows: Sequence[Row]) -> str:
@@ -167,7 +208,12 @@ def _names(rows: Sequence[Row]) -> dict[str, Column]:
 def _table(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     """Return a Markdown table. Columns without any text are omitted."""
     columns = {name: column for name, column in columns.items() if any(column(row) for row in rows)}
-    lines = [list(columns), ["---"] * len(columns), *([column(row) for column in columns.values()] for row in rows)]
+    return markdown(list(columns), [[column(row) for column in columns.values()] for row in rows])
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
@@ -210,10 +256,13 @@ def as_page(results: Sequence[Result], title: str) -> str:
         f"# {title}",
         " ".join(conditions),
         accuracy_table(rows).rstrip(),
+        *([f"What each part is worth:\n\n{ablations.rstrip()}"] if (ablations := ablation_table(rows)) else []),
         cost_table(rows).rstrip(),
         *(["Without success:\n\n" + "\n".join(failed)] if failed else []),
         "![Accuracy against cost](figure_light.svg)",
         FOOTNOTE,
+        "![Validation accuracy against training episodes](learning_light.svg)",
+        "![Seconds and operations by part](breakdown_light.svg)",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -228,8 +277,8 @@ def _accuracies(results: Sequence[Result], keys: Sequence[str]) -> tuple[torch.T
     return (counts.mean(dim=0) / found[0]["queries"], hashes.pop()) if len(hashes) == 1 else None
 
 
-def _difference(row: Row, first: Row, shots: str) -> str:
-    change = paired(row, first, "results", shots, "accuracy")
+def _difference(row: Row, first: Row, keys: Sequence[str]) -> str:
+    change = paired(row, first, *keys, "accuracy")
     return "" if change is None else f"{change.mean:+.1f} ± {change.half_width:.1f}"
 
 

@@ -4,6 +4,7 @@ from torch import nn
 
 from .clip_fsar import ClipFSAR
 from .dmgal_ft import DmgalFT
+from .fine_tuned import FineTuned
 from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
 from .hyrsm import HyRSM
 from .laplacian_shot import LaplacianShot
@@ -32,6 +33,7 @@ __all__ = [
     "BiMHM",
     "ClipFSAR",
     "DmgalFT",
+    "FineTuned",
     "FrameAligned",
     "FrameDistanceHead",
     "HyRSM",
@@ -48,7 +50,7 @@ __all__ = [
 
 _ALL = (
     *(BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR),
-    *(RidgeProbe, LogisticProbe, TIM, LaplacianShot),
+    *(RidgeProbe, LogisticProbe, FineTuned, TIM, LaplacianShot),
 )
 HEADS: dict[str, type[nn.Module]] = {head.__name__: head for head in _ALL}
 """All heads by class name. `TextFusion` stands around one of them."""

@@ -345,10 +345,11 @@ class TargetData(DataOverrides):
     """Other data with a split of its own: the split file in its root, or else its folders."""
 
     def over(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the data settings replaced. Nothing of the training data's lists remains."""
+        """Return the recipe with the data settings replaced. Nothing of the training data's lists or groups remains."""
         assert self.root is not None
         data = super().over(recipe).data
         own = self.root / SPLIT_FILE
         split_file = self.split_file or (own if own.is_file() else None)
-        data = replace(data, split_file=split_file, list_format=None, report=self.report, store=self.store)
+        data = replace(data, split_file=split_file, list_format=None, group=self.group)
+        data = replace(data, report=self.report, store=self.store)
         return replace(recipe, data=data)

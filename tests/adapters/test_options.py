@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import peft
 import pytest
+import torch
 from adapter_cases import ADAPTER_CASES, REFUSED
 from tiny_backbones import TINY_BACKBONES
 from torch import nn
 
 from dmgal.adapters import AIMConfig, BitFitConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
+from dmgal.adapters.motion import BottleneckShape, MotionBottleneck
 from dmgal.backbones import load_backbone
 from dmgal.backbones.spec import BlockParts
 from dmgal.errors import DmgalError
@@ -144,6 +147,16 @@ def test_separate_directions_have_separate_weights():
 
     added = names("separate") - names("shared")
     assert {name.split("default.")[1].split(".")[0] for name in added} == {"reduce_backward", "align_backward"}
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_one_direction_takes_the_place_of_both_with_the_same_weights(direction):
+    shape = BottleneckShape(8, 4, 4, num_frames=3, num_prefix_tokens=1, grid=(2, 2))
+    both, one = MotionBottleneck(shape, True), MotionBottleneck(replace(shape, directions=direction), True)
+    one.load_state_dict(both.state_dict())
+    hidden = torch.randn(2, 3, 5, 4)
+    expected = getattr(both.motion(hidden), direction)
+    assert all(torch.equal(motion, expected) for motion in one.motion(hidden))
 
 
 def test_refused_adapter_leaves_the_backbone_unchanged():

@@ -11,18 +11,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small_models import small_recognizer
 
 from dmgal.bench import efficiency
 from dmgal.bench.matrix import measurements, runner
-from dmgal.bench.matrix.cell import Job, status_of, write_result
+from dmgal.bench.matrix.cell import Job, run_cell, status_of, write_result
 from dmgal.bench.matrix.experiment import experiment_as_json, experiment_from, read_experiment
 from dmgal.bench.matrix.results import read_results, status
 from dmgal.bench.matrix.runner import Runner
 from dmgal.cli import main
 from dmgal.errors import DmgalError
+from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import EpisodeConfig, Recipe
 
+EXPERIMENTS = Path(efficiency.__file__).parent / "experiments"
 SMALL = {"methods": ["frozen", "lora", "smga"], "recipe": {"train": {"steps": 7}}}
 MATRIX = {
     **SMALL,
@@ -57,7 +60,8 @@ def test_cells_are_methods_variants_and_seeds() -> None:
         ({"recipe": {"train": {"stps": 1}}}, "did you mean train.steps"),
         ({"variants": [{"name": "a", "recipe": {}, "methods": ["aim"]}]}, "not listed: aim"),
         ({"variants": [{"name": "a", "recpe": {}}]}, "did you mean recipe"),
-        ({"tests": {"weizmann": {"rot": "videos"}}}, "did you mean root"),
+        ({"tests": {"weizmann": {"root": "videos", "grop": "a"}}}, "did you mean group"),
+        ({"tests": {"weizmann": {"split_file": "a.csv"}}}, "each with its root"),
         ({"seeds": ["one"]}, "whole number"),
     ],
 )
@@ -73,6 +77,52 @@ def test_a_method_may_be_a_file(tmp_path: Path) -> None:
     path.write_text("adapter: {peft_type: BITFIT}\n")
     (cell,) = experiment_from({**SMALL, "methods": [str(path)]}).cells()
     assert cell.name == "tiny-clip--mine--1shot--seed0" and cell.recipe.adapter == {"peft_type": "BITFIT"}
+
+
+def write_clips(root: Path, *videos: str) -> None:
+    """Write videos of two small frames, whose gray depends on their path."""
+    for video in videos:
+        (root / video).mkdir(parents=True)
+        for frame in range(2):
+            Image.new("L", (48, 48), (37 * sum(map(ord, video)) + 50 * frame) % 256).save(root / video / f"{frame}.png")
+
+
+def test_a_cell_is_tested_on_other_data_with_their_own_groups(tmp_path: Path) -> None:
+    """The other data have a split file with persons. With one person per class, no episode is possible."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    write_clips(
+        own, *(f"{split}/{split}_{name}" for split in ("train", "val", "test") for name in ("a/1", "b/1", "a/2", "b/2"))
+    )
+    rows = [(name, f"{name}_{person}") for name in ("run", "jump") for person in ("ann", "bob")]
+    write_clips(other, *(video for _, video in rows))
+    lines = (f"test,{name},{video},{video[-3:]},{name}" for name, video in rows)
+    (other / "mine.csv").write_text("\n".join(["split,class_name,video,person,place", *lines]) + "\n")
+    tests = {"clips": {"root": str(other), "split_file": str(other / "mine.csv"), "group": "person"}}
+    recipe = {"data": {"root": str(own), "num_frames": 2, "num_workers": 0}, "episode": {"n_way": 2, "n_query": 1}}
+    recipe["train"] = {"validation_episodes": 2}
+    tree = {"methods": ["frozen"], "recipe": recipe, "episodes": 20, "test_shots": [1], "tests": tests}
+    job = Job(experiment_from(tree), "tiny-clip--frozen--1shot--seed0", tmp_path / "run", tmp_path / "result.json")
+    info = run_cell(job)
+    of_clips = info["tests"]["clips"]["1"]
+    assert of_clips["accuracy"]["episodes"] == 20 and len(of_clips["accuracy"]["correct"]) == 20
+    assert of_clips["accuracy"]["episodes_hash"] != info["results"]["1"]["accuracy"]["episodes_hash"]
+    assert (tmp_path / "run" / "states" / "clips").is_dir() and "percent" in of_clips["probe"]
+    tests["clips"]["group"] = "place"
+    with pytest.raises(DmgalError, match="group"):
+        run_cell(replace(job, experiment=experiment_from(tree), run=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.json")), ids=lambda path: path.stem)
+def test_bundled_experiments_are_valid(path: Path) -> None:
+    assert read_experiment(path).cells()
+
+
+def test_every_ablation_is_an_adapter_that_can_be_built() -> None:
+    cells = read_experiment(EXPERIMENTS / "ablations.json").cells()
+    first = [cell for cell in cells if cell.seed == 0]
+    assert len(cells) == 3 * len(first) == 63 and first[0].variant == ""
+    for cell in first:
+        assert build_recognizer(cell.recipe).encoder.backbone.peft_config["default"].peft_type == "DMGAL"
 
 
 def test_users_data_are_an_experiment(tmp_path: Path) -> None:

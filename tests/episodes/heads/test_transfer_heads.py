@@ -13,7 +13,7 @@ from torch.nn import functional
 from dmgal.backbones import VideoState
 from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.gallery.task import GalleryTask
-from dmgal.episodes.heads import HEADS, TIM, LaplacianShot, LogisticProbe, RidgeProbe, VectorHead
+from dmgal.episodes.heads import HEADS, TIM, FineTuned, LaplacianShot, LogisticProbe, RidgeProbe, VectorHead
 from dmgal.errors import DmgalError
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2, 2, 2])
@@ -55,6 +55,39 @@ def test_ridge_probe_solves_the_normal_equations(strength: float) -> None:
     weights = torch.linalg.solve(support.T @ support + strength * identity, support.T @ members)
     found = RidgeProbe(strength, scale=1.0).classify(support[:, :-1], LABELS, query[:, :-1])
     torch.testing.assert_close(found, query @ weights)
+
+
+def logits_of(head: FineTuned, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    if head.classifier == "linear":
+        return torch.from_numpy(with_ones(values)) @ weights
+    return head.scale * functional.normalize(values, dim=-1) @ functional.normalize(weights, dim=0)
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_fine_tuned_head_is_that_of_torch_sgd(classifier: str) -> None:
+    head = FineTuned(classifier, steps=30, weight_decay=0.01)
+    support, query, members = vectors(8, 1), vectors(5, 2), functional.one_hot(LABELS).double()
+    means = support.T @ members / members.sum(dim=0)
+    weights = torch.nn.Parameter(torch.zeros(13, 3, dtype=torch.float64) if classifier == "linear" else means)
+    rate = head.rate if classifier == "linear" else head.rate / head.scale**2
+    optimizer = torch.optim.SGD([weights], lr=rate, momentum=head.momentum, weight_decay=head.weight_decay)
+    for _ in range(head.steps):
+        optimizer.zero_grad()
+        functional.cross_entropy(logits_of(head, weights, support), LABELS).backward()
+        optimizer.step()
+    torch.testing.assert_close(head.classify(support, LABELS, query), logits_of(head, weights, query).detach())
+
+
+@pytest.mark.parametrize("classifier", ["linear", "cosine"])
+def test_fine_tuned_head_fits_its_support(classifier: str) -> None:
+    support = vectors(8, 1)
+    logits = FineTuned(classifier).classify(support, LABELS, support)
+    assert (logits.argmax(dim=-1) == LABELS).all() and functional.cross_entropy(logits, LABELS) < 0.3
+
+
+def test_fine_tuned_head_names_invalid_numbers() -> None:
+    with pytest.raises(DmgalError, match="momentum=1"):
+        FineTuned(momentum=1.0)
 
 
 def information(head: TIM, support, members, query, weights) -> float:
