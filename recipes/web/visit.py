@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -109,7 +109,7 @@ class Visit:
             self._check(known, clips)
             for clip in clips:
                 check_clip(clip, self.folder)
-            strips = self._enroll(known, clips)
+            strips = self._enroll({known: clips})[known]
         finally:
             discard(clips, self.folder)
         is_new = known not in self.actions
@@ -137,6 +137,7 @@ class Visit:
             self.recognizer.remove(name)
             self.recognizer.clip_recognizer()
         del self.actions[name]
+        self.is_sample = False
 
     def clear(self) -> None:
         """Forget all actions."""
@@ -174,11 +175,14 @@ class Visit:
             folder = Path(name)
             if not self.is_sample:
                 self.clear()
-                for action, motion in SAMPLE_ACTIONS.items():
-                    clips = [folder / f"{action} {clip + 1}.mp4" for clip in range(SAMPLE_CLIPS)]
-                    for number, path in enumerate(clips):
-                        write_video(path, shapes.clip(motion, number))
-                    self.actions[action] = self._enroll(action, clips)
+                clips = {
+                    action: [folder / f"{action} {clip + 1}.mp4" for clip in range(SAMPLE_CLIPS)]
+                    for action in SAMPLE_ACTIONS
+                }
+                for action, paths in clips.items():
+                    for number, path in enumerate(paths):
+                        write_video(path, shapes.clip(SAMPLE_ACTIONS[action], number))
+                self.actions = self._enroll(clips)
                 self.is_sample, self._num_samples = True, 0
             names = [*SAMPLE_ACTIONS]
             # In steps of three, every action of four is shown before one is repeated, and not in the order of the list.
@@ -231,14 +235,15 @@ class Visit:
                 remedy="Remove an action. The command dmgal enroll has no such limit.",
             )
 
-    def _enroll(self, name: str, clips: Sequence[Path]) -> list[str]:
-        """Enroll clips, compute the threshold of unknown actions, and return the film strips."""
-        strips = [reading(clip, _strip_of) for clip in clips]
+    def _enroll(self, actions: Mapping[str, Sequence[Path]]) -> dict[str, list[str]]:
+        """Enroll clips by action, compute the threshold of unknown actions, and return the film strips."""
+        strips = {name: [reading(clip, _strip_of) for clip in clips] for name, clips in actions.items()}
+        every = [clip for clips in actions.values() for clip in clips]
         with _ONE_AT_A_TIME:
             try:
-                self.recognizer.enroll({name: [*clips]})
+                self.recognizer.enroll({name: [*clips] for name, clips in actions.items()})
             except VideoError as error:
-                raise unreadable(next((clip for clip in clips if str(clip) in str(error)), clips[0]), error) from error
+                raise unreadable(next((clip for clip in every if str(clip) in str(error)), every[0]), error) from error
             self.recognizer.clip_recognizer()
         return strips
 

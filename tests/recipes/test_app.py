@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from dmgal import ActionRecognizer
 from dmgal.cli import main
 from dmgal.errors import DmgalError
+from dmgal.recipes.app import App
 from dmgal.recipes.web import uploads, visit
 from dmgal.recipes.web.markup import actions_markup, answer_markup, attempt, notice_markup
 from dmgal.recipes.web.visit import MOST_ACTIONS, MOST_CLIPS, SAMPLE_ACTIONS, Answer, Visit
@@ -274,9 +276,9 @@ def test_only_the_running_command_imports_gradio() -> None:
 
 
 def test_page_builds_without_a_model_and_listens_on_this_computer_only(folder: Path, monkeypatch) -> None:
-    pytest.importorskip("gradio", reason="needs Gradio: pip install 'dmgal[app]'")
-    from dmgal.recipes.app import App
-    from dmgal.recipes.web.page import build_page, launch_options
+    with warnings.catch_warnings(action="ignore"):  # those of Gradio's dependencies
+        pytest.importorskip("gradio", reason="needs Gradio: pip install 'dmgal[app]'")
+        from dmgal.recipes.web.page import build_page, launch_options
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
     recognizer = ActionRecognizer()
