@@ -60,7 +60,7 @@ def build_page(recognizer: ActionRecognizer, folder: Path) -> gr.Blocks:
         folder: for uploads. Gradio must use the same folder, see ``GRADIO_TEMP_DIR``.
     """
     with gr.Blocks(title="dmgal", analytics_enabled=False, fill_width=True, delete_cache=(60, FORGOTTEN_AFTER)) as page:
-        visit = gr.State(partial(_new_visit, recognizer, folder))
+        visit = gr.State()
         gr.HTML(intro())
         with gr.Row(elem_id="start"):
             sample = gr.Button(SAMPLE, elem_id="sample", scale=0, min_width=250)
@@ -78,6 +78,7 @@ def build_page(recognizer: ActionRecognizer, folder: Path) -> gr.Blocks:
                 answer = gr.HTML(elem_id="answer")
         # One at a time: the model is shared, and two cores are no faster with two queries.
         options: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
+        page.load(partial(_new_visit, recognizer, folder), None, visit, show_progress="hidden", **options)
         shown = [visit, actions, sample]
         form = [name, clips, camera]
         gr.on([add.click, name.submit], _add, [visit, *form], [*shown, *form], show_progress_on=actions, **options)
