@@ -6,6 +6,7 @@ one temporary folder. Gradio serves files of this folder only, and each upload i
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,16 @@ def _sources(label: str, count: str) -> tuple[gr.File, gr.Video]:
         # Gradio itself would leave an empty file for each upload, and run ffmpeg to remove the sound of a recording.
         # A subclass is no way: Gradio writes a stub file beside the module of each.
         source.preprocess = _paths  # type: ignore[method-assign, assignment]
+        fetch = source.async_move_resource_to_block_cache
+        source.async_move_resource_to_block_cache = partial(_no_download, fetch)  # type: ignore[method-assign]
     return clips, camera
+
+
+async def _no_download(move: Callable[[Any], Awaitable[Any]], source: Any) -> Any:
+    """Put an upload in its place, but refuse an address, which Gradio would download."""
+    if "://" in str(source):
+        raise gr.Error("Only files from your device can be used.")
+    return await move(source)
 
 
 def _paths(payload: Any) -> list[Path]:
@@ -184,10 +194,11 @@ def _shown(visit: Visit, notice: Notice | None) -> list[Any]:
 
 
 def _add(visit: Visit, name: str | None, clips: list[Path], camera: list[Path]) -> list[Any]:
-    text, notice = attempt(lambda: visit.add(name or "", clips + camera))
-    if text is None:
-        # The clips are deleted, so the form forgets them too. The name stays to be corrected.
-        return [*_shown(visit, notice), gr.update(), None, None]
+    paths = clips + camera
+    text, notice = attempt(lambda: visit.add(name or "", paths))
+    if text is None:  # the form shows what is left of it
+        remain = all(path.exists() for path in paths)
+        return [*_shown(visit, notice), gr.skip(), *([gr.skip()] * 2 if remain else [None, None])]
     return [*_shown(visit, Notice("done", text)), "", None, None]
 
 

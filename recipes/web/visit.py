@@ -97,16 +97,17 @@ class Visit:
     _num_samples: int = 0
 
     def add(self, name: str, clips: Sequence[Path]) -> str:
-        """Enroll clips of an action, delete them, and return a message. After an error, nothing has changed.
+        """Enroll clips of an action, delete them, and return a message. After an error, the actions are as before.
 
-        A name that differs from an earlier one in case and spaces only adds to that action.
+        A name that differs from an earlier one in case and spaces only adds to that action. Clips are deleted too if
+        one of them is bad. They remain if only their name or number is, which a visitor can correct.
 
         Raises:
             DmgalError: the name or a clip cannot be used, or a limit is reached.
         """
+        known = self._known(name)
+        self._check(known, clips)
         try:
-            known = self._known(name)
-            self._check(known, clips)
             for clip in clips:
                 check_clip(clip, self.folder)
             strips = self._enroll({known: clips})[known]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import sys
@@ -90,13 +91,16 @@ def taught(learned: Visit, empty: Visit) -> Visit:
     return empty
 
 
-def refusal(work: Callable[[], object], folder: Path) -> str:
-    """Return the message of the error that work raises, which must not tell where uploads are."""
+def refusal(work: Callable[[], object], folder: Path, remain: bool = False) -> str:
+    """Return the message of the error that work raises, which must not tell where uploads are.
+
+    Uploads are deleted, or remain in the form if only the name or the number of the clips is to be corrected.
+    """
     result, notice = attempt(work)
     assert result is None and notice is not None and notice.kind == "error"
     message = f"{notice.title} {notice.text}"
     assert str(folder) not in message and "hash" not in message
-    assert [*folder.rglob("*.*")] == []  # also bad uploads are deleted
+    assert remain or [*folder.rglob("*.*")] == []
     return message
 
 
@@ -196,12 +200,14 @@ def test_two_hours_are_refused_before_a_frame_is_decoded(
     ],
 )
 def test_bad_action_has_its_message(name, count, message, taught, clips, upload, folder) -> None:
-    assert message in refusal(lambda: taught.add(name, [upload(clips["down"][2]) for _ in range(count)]), folder)
+    paths = [upload(clips["down"][2]) for _ in range(count)]
+    assert message in refusal(lambda: taught.add(name, paths), folder, remain=True)
+    assert all(path.exists() for path in paths)
 
 
 def test_thirty_actions_are_too_many(taught, clips, upload, folder) -> None:
     taught.actions |= {f"action {number}": [""] for number in range(MOST_ACTIONS - 2)}
-    message = refusal(lambda: taught.add("one more", [upload(clips["down"][2])]), folder)
+    message = refusal(lambda: taught.add("one more", [upload(clips["down"][2])]), folder, remain=True)
     assert f"These are too many actions for this page. “one more”, action {MOST_ACTIONS + 1}." in message
 
 
@@ -284,7 +290,7 @@ def test_only_the_page_imports_gradio_and_only_the_running_command_imports_the_p
 def test_page_builds_without_a_model_and_listens_on_this_computer_only(folder: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")  # Gradio sets it
     with warnings.catch_warnings(action="ignore"):  # those of Gradio's dependencies
-        pytest.importorskip("gradio", reason="needs Gradio: pip install 'dmgal[app]'")
+        gradio = pytest.importorskip("gradio", reason="needs Gradio: pip install 'dmgal[app]'")
         from dmgal.recipes.web.page import build_page, launch_options
 
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(folder))
@@ -294,6 +300,11 @@ def test_page_builds_without_a_model_and_listens_on_this_computer_only(folder: P
     config = page.get_config_file()
     assert all(dependency["api_visibility"] == "private" for dependency in config["dependencies"])
     assert not page.analytics_enabled
+    uploads_of_page = [one for one in page.blocks.values() if one.get_block_name() in ("file", "video")]
+    for component in uploads_of_page:
+        with pytest.raises(gradio.Error, match="from your device"):
+            asyncio.run(component.async_move_resource_to_block_cache("http://127.0.0.1/clip.mp4"))
+    assert len(uploads_of_page) == 4
     options = launch_options(App().host, App().port)
     assert options["server_name"] == "127.0.0.1" and not options["share"] and options["allowed_paths"] == []
     assert "http" not in options["css"] and "@import" not in options["css"]
