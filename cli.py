@@ -35,6 +35,7 @@ COMMANDS = {
         "export": "write a run as ONNX or torch programs that encode videos without dmgal",
         "report": "write a web page about one run, or several on the same episodes",
         "visualize": "draw where a model sees motion and where it looks, in clips of yours",
+        "app": "open a web page to teach actions with your clips or webcam, and to recognize them",
         "store": "decode a data set's videos once, ahead of training and evaluation",
         "prepare": "find a data set's videos in your download, check them, and write the files that recipes need",
         "generate": "write a generated data set, or contact sheets and films of its classes",

@@ -36,6 +36,7 @@ from dmgal.recipes.run.clips import list_clips
 from dmgal.recipes.run.evaluation import is_run
 from dmgal.recipes.run.gallery import GalleryModel, load_model, read_frames, test_frames
 from dmgal.recipes.run.ranges import Range
+from dmgal.recipes.run.shown_layer import looking_layer
 from dmgal.videos import VideoCatalog
 from dmgal.videos.catalog.files import frame_files, subfolders
 from dmgal.videos.dataset import ClipSource, VideoDataset
@@ -71,8 +72,8 @@ class Visualize:
     out: Path = Path("visualization.png")
     """File to write: png or svg for a picture, gif or mp4 for a film."""
     layer: str | None = None
-    """Layer to show, see --list. None: the first Smga, S-MGA or TDSAM, the last one for attention, a Cmga or C-MGA for
-    tasks, or the patch embedding."""
+    """Layer to show, see --list. None: the first Smga, S-MGA or TDSAM, for attention the one that looks at moving
+    shapes most, a Cmga or C-MGA for tasks, or the patch embedding."""
     list: bool = False
     """Print the layers of the model and stop."""
     direction: Direction = "both"
@@ -201,12 +202,8 @@ class _Task:
 
 
 def _default_layer(options: Visualize, model: GalleryModel) -> str | None:
-    """Return the last layer with attention within a video for its picture, or None for the default of `record`."""
-    if options.shown != "attention":
-        return None
-    layers = find_layers(model.recognizer)
-    found = [name for name, layer in layers.items() if layer.attention != "none"]
-    return found[-1] if found else [*layers][-1]
+    """Return the layer that looks at motion most for a picture of attention, or None for the default of `record`."""
+    return looking_layer(model).name if options.shown == "attention" else None
 
 
 @torch.no_grad()

@@ -54,6 +54,8 @@ DATA = (
     "recipes/configs/**/*.yaml",
     "recipes/configs/launch/*.sh",
     "recipes/reports/*.j2",
+    "recipes/web/*.j2",
+    "recipes/web/*.css",
 )
 OTHER_FOLDERS = {"tests", "examples", "build", "dist", "__pycache__"}
 

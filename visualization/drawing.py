@@ -9,7 +9,9 @@ import textwrap
 from collections.abc import Iterable
 from typing import Any
 
+import matplotlib
 import numpy as np
+import torch
 from einops import rearrange
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -17,6 +19,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from .maps import Recording
 
@@ -27,6 +30,7 @@ CLASSES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#5
 """Colors of Okabe and Ito, and a few more. Markers differ too."""
 MARKERS = "osD^vPX<>*"
 MOST_NAME = 24
+HEAT_OPACITY = 0.62
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -89,10 +93,19 @@ def show_heat(axes: Axes, frame: Tensor, heat: Tensor, norm: Normalize, title: s
     gray = frame.float().mean(dim=0).numpy()
     extent = (0, width, height, 0)
     axes.imshow(gray, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
-    axes.imshow(heat.numpy(), cmap=HEAT, norm=norm, alpha=0.62, interpolation="bilinear", extent=extent)
+    axes.imshow(heat.numpy(), cmap=HEAT, norm=norm, alpha=HEAT_OPACITY, interpolation="bilinear", extent=extent)
     axes.set(xlim=(0, width), ylim=(height, 0))
     bare(axes)
     axes.set_title(title, fontsize=9, color=INK, pad=3)
+
+
+def heat_images(frames: Tensor, heat: Tensor) -> Tensor:
+    """Return heat ``(T, H', W')`` over gray frames, uint8 ``(T, 3, H, W)``, drawn as by `show_heat`."""
+    smooth = interpolate(heat[:, None], frames.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+    colors = matplotlib.colormaps[HEAT](attention_limits(heat)(smooth.numpy()))[..., :3]
+    gray = frames.float().mean(dim=1, keepdim=True)
+    mixed = HEAT_OPACITY * 255 * torch.from_numpy(rearrange(colors, "t h w c -> t c h w")) + (1 - HEAT_OPACITY) * gray
+    return mixed.round().to(torch.uint8)
 
 
 def show_map(axes: Axes, values: Tensor, norm: Normalize, title: str = "", numbered: bool = True) -> None:

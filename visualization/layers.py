@@ -117,6 +117,12 @@ def choose_layer(recognizer: FewShotRecognizer, name: str | None, across: bool =
     return layers[name]
 
 
+def last_attention(layers: dict[str, ShownLayer]) -> str:
+    """Return the name of the last layer with attention over motion, or of the last layer if none has any."""
+    found = [name for name, layer in layers.items() if layer.attention != "none"]
+    return (found or [*layers])[-1]
+
+
 def require_attention(layer: ShownLayer, layers: dict[str, ShownLayer]) -> None:
     """Raise a DmgalError if a layer has no attention over motion."""
     if layer.attention != "none":

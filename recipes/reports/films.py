@@ -7,10 +7,12 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from einops import rearrange
 from PIL import Image
+from torch import Tensor
 
 from dmgal.episodes.evaluation.accuracy import Answers
 from dmgal.episodes.sampler import TaskSampler
@@ -96,13 +98,24 @@ class Films:
         return [(self.first_of(one), self.first_of(other)) for one, other in pairs]
 
     def _strip(self, video: int) -> str:
-        frames = FrameSampler(FRAMES, TestTransform(PIXELS))
         try:
-            clip = frames.clip(partial(read_clip, self.catalog.path(video)))
+            return strip(read_film(self.catalog.path(video)))
         except VideoError:
             return ""
-        image = Image.fromarray(rearrange(clip, "t c h w -> h (t w) c").numpy())
-        return data_uri(image)
+
+
+def read_film(path: Path, frames: int = FRAMES, pixels: int = PIXELS) -> Tensor:
+    """Return equally distant frames of a video, cropped to a square, uint8 ``(T, 3, pixels, pixels)``.
+
+    Raises:
+        VideoError: the video cannot be read.
+    """
+    return FrameSampler(frames, TestTransform(pixels)).clip(partial(read_clip, path))
+
+
+def strip(frames: Tensor) -> str:
+    """Return frames ``(T, 3, H, W)`` side by side as one JPEG in a data URI."""
+    return data_uri(Image.fromarray(rearrange(frames, "t c h w -> h (t w) c").numpy()))
 
 
 def data_uri(image: Image.Image) -> str:

@@ -77,21 +77,26 @@ def test_frames(model: GalleryModel) -> FrameSampler:
     return FrameSampler(model.recipe.data.num_frames, test_transform(model.recipe, size))
 
 
-def read_frames(model: GalleryModel, path: str | os.PathLike[str]) -> Tensor:
-    """Return the frames of a clip that a model sees, uint8 ``(T, 3, H, W)``.
+def decode_frames(model: GalleryModel, path: str | os.PathLike[str]) -> Tensor:
+    """Return the frames of a clip that a model sees, of the size in the file, uint8 ``(T, 3, H, W)``.
 
     Raises:
         VideoError: the clip cannot be read.
         DmgalError: it has a single frame.
     """
-    frames = test_frames(model)
+    num_frames = model.recipe.data.num_frames
 
     def choose(count: int) -> list[int]:
         if count < 2:
             raise one_frame(f"{printable(os.fspath(path))} with one frame")
-        return uniform_frames(count, frames.num_frames)
+        return uniform_frames(count, num_frames)
 
-    clip: Tensor = frames.transform(read_clip(path, choose, frames.num_frames, model.recipe.data.decoder))
+    return read_clip(path, choose, num_frames, model.recipe.data.decoder)
+
+
+def read_frames(model: GalleryModel, path: str | os.PathLike[str]) -> Tensor:
+    """Return the frames of a clip as a model sees them, uint8 ``(T, 3, *image_size)``. Errors: see `decode_frames`."""
+    clip: Tensor = test_frames(model).transform(decode_frames(model, path))
     return clip
 
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import av
 import pytest
 import torch
+from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from PIL import Image
 
@@ -85,6 +86,20 @@ def test_tasks_without_support_and_frames_that_do_not_exist_are_refused():
         figures.task_attention(recording(num_support=0), [], [])
     with pytest.raises(DmgalError, match="1 to 3"):
         figures.pair_maps(recording(), (0, 3), (2, 0))
+
+
+def test_heat_images_are_bright_where_the_heat_is_and_gray_frames_shine_through():
+    frames = torch.zeros(2, 3, 40, 60, dtype=torch.uint8)
+    frames[1] = 200
+    heat = torch.zeros(2, 4, 6)
+    heat[:, 1:3, 3:] = 5.0
+    images = drawing.heat_images(frames, heat)
+    assert images.shape == frames.shape and images.dtype == torch.uint8
+    darkest, brightest = (colormaps[drawing.HEAT](value)[:3] for value in (0.0, 1.0))
+    for image, gray in zip(images, (0, 200), strict=True):
+        for pixel, color in ((image[:, -1, 0], darkest), (image[:, 20, 50], brightest)):
+            expected = [0.62 * 255 * value + 0.38 * gray for value in color]
+            assert pixel.tolist() == pytest.approx(expected, abs=1)
 
 
 def test_color_scale_includes_zero_and_survives_equal_values():
