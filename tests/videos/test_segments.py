@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
 from dmgal.errors import DmgalError
+from dmgal.videos import VideoCatalog
 from dmgal.videos.annotations.segment import Span, file_and_span, parse_time
 from dmgal.videos.catalog.files import content_hash, quick_hash, stamp
+from dmgal.videos.dataset import ClipSource, VideoDataset
+from dmgal.videos.decoding import clip as transforms
 from dmgal.videos.decoding.base import VideoError
 from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.segments import frame_times
 from dmgal.videos.decoding.stream import TimedFrames
 from dmgal.videos.decoding.video import open_video, probe_video, read_clip
+from dmgal.videos.store.build import build_store
+from dmgal.videos.store.content import EvaluationClips
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +61,8 @@ def test_the_sampler_samples_inside_the_segment(film, frame_numbers):
 
 def test_adjacent_segments_share_no_frame_and_lose_none(film, frame_numbers):
     cuts = [0, 0.03, 0.217, 0.5001, 1]
-    parts = [numbers(f"{film}#t={a},{b}", frame_numbers) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-    assert sum(parts, []) == list(range(25))
+    parts = [numbers(f"{film}#t={a},{b}", frame_numbers) for a, b in pairwise(cuts)]
+    assert [number for part in parts for number in part] == list(range(25))
 
 
 @pytest.mark.parametrize(
@@ -133,10 +139,21 @@ def test_times_may_have_minutes_and_hours(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "-1", "nan", "inf", "1e3", "1:2:3:4", "x", "99999999"])
 def test_other_times_are_refused(text):
-    with pytest.raises(ValueError, match="time|later"):
+    with pytest.raises(ValueError, match=r"time|later"):
         parse_time(text)
 
 
 def test_seconds_are_rounded_to_microseconds():
     assert Span.of_seconds(1 / 3, 2 / 3).fragment == "#t=0.333333,0.666667"
     assert Span.of_frames(0, 10).fragment == "#frames=0,10"
+
+
+def test_a_store_holds_the_frames_of_segments(film, tmp_path):
+    (tmp_path / "segments.csv").write_text("video,label,start,end\nfilm.mp4,first,0,0.4\nfilm.mp4,second,0.4,0.8\n")
+    catalog = VideoCatalog.from_split(tmp_path / "segments.csv", film.parent)
+    clips = EvaluationClips(4, transforms.TestTransform(32))
+    build_store(catalog, tmp_path / "store", clips, workers=1, progress=False)
+    decoded = VideoDataset(ClipSource(catalog), FrameSampler(4, transforms.TestTransform(32)))
+    stored = VideoDataset(ClipSource(catalog, store=tmp_path / "store"), FrameSampler(4, transforms.TestTransform(32)))
+    assert all(torch.equal(decoded[video], stored[video]) for video in range(2))
+    assert not torch.equal(decoded[0], decoded[1])

@@ -285,16 +285,24 @@ def looks_like_split_file(path: Path) -> bool:
 
     `read_rows` raises the error for an unreadable file.
     """
-    try:
-        return bool({*COLUMNS[:3], *SPAN} & {*_header(next(text_lines(path), ""))[0]})
-    except (*UNREADABLE, csv.Error):
-        return True
+    return _names_column(path, *COLUMNS[:3], *SPAN)
+
+
+def is_annotation_file(path: Path) -> bool:
+    """Return True for the name of a file that lists clips with their classes: a CSV file or an export."""
+    return path.name.lower().endswith((*EXPORTS, ".csv", ".csv.gz")) and not path.is_dir()
 
 
 def has_split_column(path: Path) -> bool:
     """Return True if the first line names the column ``split``, or if the file cannot be read."""
+    return _names_column(path, COLUMNS[0])
+
+
+def _names_column(path: Path, *names: str) -> bool:
+    if path.suffix.lower() in EXPORTS:
+        return False
     try:
-        return COLUMNS[0] in _header(next(text_lines(path), ""))[0]
+        return bool({*names} & {*_header(next(text_lines(path), ""))[0]})
     except (*UNREADABLE, csv.Error):
         return True
 
