@@ -67,13 +67,13 @@ class TimedFrames:
     def _iterate_file(self) -> Iterator[TimedFrame]:
         with PacketStream(self.path, threads=1) as stream:
             convert = UprightRGB(self.path, stream.aspect)
-            clock = _Clock(self._rate or stream.context.framerate, stream.time_base)
+            clock = Clock(self._rate or stream.context.framerate, stream.time_base)
             for frame in self._frames(stream):
                 self.decoded += 1
                 time = clock.time_of(frame)
                 if time is None:
                     self._refuse_without_rate("a file without times and without a frame rate")
-                yield time, lambda frame=frame: _tensor(convert(frame))  # type: ignore[misc]
+                yield time, lambda frame=frame: to_tensor(convert(frame))  # type: ignore[misc]
         if not self.decoded:
             raise VideoError(self.path, self.damage or "it holds no video frame")
 
@@ -125,7 +125,7 @@ class _DamagedFrameError(Exception):
     pass
 
 
-class _Clock:
+class Clock:
     """Strictly increasing times, from the file if it has them, otherwise from a frame rate."""
 
     def __init__(self, rate: Fraction | None, time_base: Fraction | None) -> None:
@@ -159,5 +159,6 @@ def _duration_in_header(path: Path) -> float | None:
         return container.duration / av.time_base if container.duration else None
 
 
-def _tensor(image: Image) -> Tensor:
+def to_tensor(image: Image) -> Tensor:
+    """Return an image ``(H, W, 3)`` as a tensor ``(3, H, W)``."""
     return torch.from_numpy(np.ascontiguousarray(rearrange(image, "h w c -> c h w")))
