@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import DmgalError
-from .encoder import BlockInput, FrameEncoder, Starts
-from .frame_memory import recent_frames
+from .encoder import BlockInput, FrameEncoder
+from .frame_memory import FrameMemory, recent_frames
 from .recomputation import adapted_modules
 from .state import VideoState
 
@@ -37,7 +37,7 @@ class StreamEncoder(nn.Module):
     """
 
     has_task_layer = False
-    frame_memories: tuple[Starts | None, ...] = ()
+    frame_memories: tuple[FrameMemory | None, ...] = ()
     """For each stream, where its encoding starts instead of the embedding."""
 
     def __init__(self, streams: Sequence[Any], adapted: Sequence[bool] | None = None) -> None:
@@ -117,13 +117,14 @@ class StreamEncoder(nn.Module):
         return support["features"], query["features"]
 
 
-def remember_recent_frames(encoder: Any, num_bytes: float = 2**26) -> bool:
-    """Let an encoder that is not trained reuse what it computed for frames alone. Return False if there is nothing.
+def remember_recent_frames(encoder: Any, num_bytes: float = 2**26) -> list[FrameMemory]:
+    """Let an encoder that is not trained reuse what it computed for frames alone. Return its memories.
 
     Blocks whose results depend on other frames, those after the first active adapter, are computed for each window.
+    There is no memory if these are all blocks, and none for encoders of other kinds.
 
     Args:
-        encoder: a `FrameEncoder`, or a `StreamEncoder` of such encoders. Others are left as they are.
+        encoder: a `FrameEncoder`, or a `StreamEncoder` of such encoders.
         num_bytes: size of the memory of each stream. The oldest frames are forgotten.
     """
     if isinstance(encoder, StreamEncoder):
@@ -132,11 +133,11 @@ def remember_recent_frames(encoder: Any, num_bytes: float = 2**26) -> bool:
             recent_frames(stream, num_bytes, is_adapted) if isinstance(stream, FrameEncoder) else None
             for stream, is_adapted in streams
         )
-        return any(memory is not None for memory in encoder.frame_memories)
-    if isinstance(encoder, FrameEncoder):
-        encoder.frame_memory = recent_frames(encoder, num_bytes)
-        return encoder.frame_memory is not None
-    return False
+        return [memory for memory in encoder.frame_memories if memory is not None]
+    if not isinstance(encoder, FrameEncoder):
+        return []
+    encoder.frame_memory = memory = recent_frames(encoder, num_bytes)
+    return [] if memory is None else [memory]
 
 
 def _shared_part(encoder: Any, videos: Tensor) -> BlockInput | None:

@@ -69,15 +69,6 @@ class Watch:
     quiet: bool = False
     """Hide the progress bar."""
 
-    def __post_init__(self) -> None:
-        if len(self.paths) not in (2, 3):
-            raise DmgalError(
-                "There is nothing to watch.",
-                received=" ".join(map(printable, self.paths)) or "nothing",
-                expected="[RUN] GALLERY SOURCE, with the gallery file that dmgal enroll wrote",
-                remedy="See dmgal watch --help.",
-            )
-
 
 def run(options: Watch) -> dict[str, Any]:
     """Watch the source, and write its events. Return the summary.
@@ -85,6 +76,13 @@ def run(options: Watch) -> dict[str, Any]:
     Raises:
         DmgalError: the run, the gallery or the source cannot be used, or the source was lost.
     """
+    if len(options.paths) not in (2, 3):
+        raise DmgalError(
+            "There is nothing to watch.",
+            received=" ".join(map(printable, options.paths)) or "nothing",
+            expected="[RUN] GALLERY SOURCE, with the gallery file that dmgal enroll wrote",
+            remedy="See dmgal watch --help.",
+        )
     *run_folder, gallery, source = options.paths
     plan, rule = WindowPlan(options.window, options.stride), EventRule(options.begin, options.stay, options.patience)
     end = float("inf") if options.seconds is None else options.seconds
