@@ -73,7 +73,7 @@ def test_events_of_a_file_are_lines_of_json(watch, gallery):
         ("summary", None),
     ]
     assert lines[1]["end"] == pytest.approx(3, abs=0.75) and lines[1]["end"] <= lines[2]["start"]
-    assert lines[-1]["windows"] == 9 and lines[-1]["dropped_frames"] == 0
+    assert lines[-1]["windows"] == 10 and lines[-1]["dropped_frames"] == 0
 
 
 @pytest.mark.slow
