@@ -32,6 +32,7 @@ COMMANDS = {
         "compare": "compare several runs on the same episodes, with their paired differences",
         "enroll": "store new actions, each defined by a few clips, in a gallery file",
         "recognize": "recognize a gallery's actions in clips, or find when they occur in long videos",
+        "watch": "recognize a gallery's actions in a webcam, a network stream or a file, as events in JSON lines",
         "export": "write a run as ONNX or torch programs that encode videos without dmgal",
         "report": "write a web page about one run, or several on the same episodes",
         "visualize": "draw where a model sees motion and where it looks, in clips of yours",

@@ -3,6 +3,9 @@
 Before the first adapter a backbone is frozen and sees single frames. Its result depends on the frame alone, whichever
 clip and task the frame is in. Training draws the same frames again and again, so most steps can begin at the first
 adapter. Frames are identified by a hash of their pixels. Random crops and colors make every frame a new one.
+
+Overlapping windows of a live video share frames, too. There nothing is trained, so `recent_frames` covers all blocks of
+a backbone without adapters.
 """
 
 from __future__ import annotations
@@ -20,21 +23,25 @@ from .probing import evaluating
 class FrameMemory:
     """The input tokens of the first adapted block for frames that were seen before.
 
-    Frames are computed one by one, in evaluation mode, so the tokens of a frame never depend on what is remembered. If
-    the memory is full, further frames are computed each time.
+    Frames are computed one by one, in evaluation mode, so the tokens of a frame never depend on what is remembered.
 
     Args:
         encoder: the encoder, whose adapters do not change place. Set its ``frame_memory`` to use the memory.
         num_bytes: size of the memory, for the tokens alone.
+        block: index of the block whose input is remembered. None: the first block that is trained.
+        forgets: a full memory forgets the oldest frame. If False, further frames are computed each time.
 
     Raises:
         DmgalError: something is trained in the first block or before it.
     """
 
-    def __init__(self, encoder: FrameEncoder, num_bytes: float) -> None:
+    def __init__(
+        self, encoder: FrameEncoder, num_bytes: float, block: int | None = None, forgets: bool = False
+    ) -> None:
         self.num_bytes = num_bytes
         self.used_bytes = 0
-        self.block = _frozen_blocks(encoder)
+        self.block = _frozen_blocks(encoder) if block is None else block
+        self._forgets = forgets
         self._encoder = encoder
         self._tokens: dict[bytes, Tensor] = {}
 
@@ -60,10 +67,26 @@ class FrameMemory:
         if key in self._tokens:
             return self._tokens[key].to(frame.device)
         tokens = _advanced(self._encoder, rearrange(frame, "c h w -> 1 1 c h w"), self.block)
+        while self._forgets and self._tokens and self.used_bytes + tokens.nbytes > self.num_bytes:
+            self.used_bytes -= self._tokens.pop(next(iter(self._tokens))).nbytes
         if self.used_bytes + tokens.nbytes <= self.num_bytes:
             self._tokens[key] = tokens.cpu()
             self.used_bytes += tokens.nbytes
         return tokens
+
+
+def recent_frames(encoder: FrameEncoder, num_bytes: float, adapted: bool = True) -> FrameMemory | None:
+    """Return a memory of recent frames for an encoder that is not trained, or None if frames depend on each other.
+
+    Args:
+        encoder: the encoder.
+        num_bytes: see `FrameMemory`.
+        adapted: False if the adapters are switched off whenever the memory is used.
+    """
+    block = encoder.first_adapted_block if adapted else encoder.spec.num_blocks
+    if not block or encoder.spec.clip_frames is not None:
+        return None
+    return FrameMemory(encoder, num_bytes, block, forgets=True)
 
 
 def _frozen_blocks(encoder: FrameEncoder) -> int:

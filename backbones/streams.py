@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from ..errors import DmgalError
 from .encoder import BlockInput, FrameEncoder
+from .frame_memory import FrameMemory, recent_frames
 from .recomputation import adapted_modules
 from .state import VideoState
 
@@ -36,6 +37,8 @@ class StreamEncoder(nn.Module):
     """
 
     has_task_layer = False
+    frame_memories: tuple[FrameMemory | None, ...] = ()
+    """For each stream, where its encoding starts instead of the embedding."""
 
     def __init__(self, streams: Sequence[Any], adapted: Sequence[bool] | None = None) -> None:
         super().__init__()
@@ -95,10 +98,14 @@ class StreamEncoder(nn.Module):
                 remedy="Pass the decoded frames.",
             )
         features, previous, start = [], None, None
-        for encoder, is_adapted in zip(self.streams, self.adapted, strict=True):
+        memories = self.frame_memories or (None,) * len(self.adapted)
+        for encoder, is_adapted, memory in zip(self.streams, self.adapted, memories, strict=True):
             if encoder is not previous:
                 resized, start, previous = _resized(videos, encoder.image_size), None, encoder
             with _adapters(encoder, is_adapted):
+                if memory is not None:
+                    features.append(encoder.encode(resized, memory.start(resized))["features"])
+                    continue
                 if start is None:
                     start = _shared_part(encoder, resized)
                 options = {} if start is None else {"start": start}
@@ -108,6 +115,29 @@ class StreamEncoder(nn.Module):
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
         """Return the features of support and query, which no layer relates."""
         return support["features"], query["features"]
+
+
+def remember_recent_frames(encoder: Any, num_bytes: float = 2**26) -> list[FrameMemory]:
+    """Let an encoder that is not trained reuse what it computed for frames alone. Return its memories.
+
+    Blocks whose results depend on other frames, those after the first active adapter, are computed for each window.
+    There is no memory if these are all blocks, and none for encoders of other kinds.
+
+    Args:
+        encoder: a `FrameEncoder`, or a `StreamEncoder` of such encoders.
+        num_bytes: size of the memory of each stream. The oldest frames are forgotten.
+    """
+    if isinstance(encoder, StreamEncoder):
+        streams = zip(encoder.streams, encoder.adapted, strict=True)
+        encoder.frame_memories = tuple(
+            recent_frames(stream, num_bytes, is_adapted) if isinstance(stream, FrameEncoder) else None
+            for stream, is_adapted in streams
+        )
+        return [memory for memory in encoder.frame_memories if memory is not None]
+    if not isinstance(encoder, FrameEncoder):
+        return []
+    encoder.frame_memory = memory = recent_frames(encoder, num_bytes)
+    return [] if memory is None else [memory]
 
 
 def _shared_part(encoder: Any, videos: Tensor) -> BlockInput | None:

@@ -1,6 +1,7 @@
 """Enrollment of actions, by a few clips each, in a gallery file for 'dmgal recognize'.
 
     dmgal enroll FOLDER --out gallery.safetensors                               FOLDER/ACTION/clip.mp4, 1-5 clips each
+    dmgal enroll segments.csv --out gallery.safetensors                         segments: video,label,start,end
     dmgal enroll runs/mine FOLDER --out gallery.safetensors                     by a run of your own
     dmgal enroll runs/mine MORE --out gallery.safetensors --add                 more actions, or more clips of one
     dmgal enroll runs/mine clip.mp4 --class-name wave --out gallery.safetensors --add
@@ -47,7 +48,8 @@ class Enroll:
 
     paths: tyro.conf.Positional[Annotated[tuple[Path, ...], tyro.conf.arg(metavar="[RUN] CLIPS")]]
     """RUN: folder of a run, written by dmgal train. Default: method/motion, which needs no training. CLIPS: folder with
-    one subfolder of clips per class. With --class-name: a folder of clips, or one clip."""
+    one subfolder of clips per class, or an annotation file in the folder of its videos (.csv, .json of Label Studio,
+    .xml of CVAT, .eaf of ELAN). With --class-name: a folder of clips, or one clip."""
     out: Path = Path("gallery.safetensors")
     """Gallery file to write."""
     class_name: str | None = None
@@ -58,8 +60,8 @@ class Enroll:
     add: bool = False
     """Add the clips or names to the existing gallery."""
     negatives: Path | None = None
-    """Folder of clips of other actions, or of class folders with them. Clips that resemble them are unknown. The more
-    actions, the better. Replaces earlier negatives of the gallery."""
+    """Folder of clips of other actions or of class folders with them, or an annotation file. Clips that resemble them
+    are unknown. The more actions, the better. Replaces earlier negatives of the gallery."""
     remove: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Class to remove from the gallery. May be repeated."""
     shortlist: int | None = None

@@ -4,6 +4,7 @@
     dmgal recognize runs/mine gallery.safetensors clip.mp4
     dmgal recognize runs/mine gallery.safetensors FOLDER --json
     dmgal recognize runs/mine gallery.safetensors long.mp4 --window 4 --stride 2
+    dmgal recognize gallery.safetensors long.mp4 --window 4 --out segments.csv      .json: Label Studio, .xml: CVAT
 
 A clip is compared with every class of the gallery. Its scores are calibrated probabilities of the classes, and the
 margin is the best logit minus the second best. A clip is unknown if its score is below the gallery's threshold. The
@@ -26,6 +27,7 @@ from dmgal.episodes.gallery.recognition import WindowPlan
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import gallery_as_json, print_results, video_as_json
+from dmgal.recipes.reports.segments import check_output, write_segments
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.evaluation import is_run
@@ -53,6 +55,9 @@ class Recognize:
     """Call clips below the threshold unknown. --no-unknown always names a class."""
     top: Annotated[int, Range(1, TASKS)] = 5
     """Number of classes to print for a single clip."""
+    out: Path | None = None
+    """Write the known segments of long videos as annotations: .csv (video, label, start, end), .json (predictions for
+    Label Studio) or .xml (tracks of one video for CVAT). Needs --window."""
     json: bool = False
     """Print all classes and scores as JSON."""
     on_bad_video: Annotated[OnBadVideo, tyro.conf.arg(aliases=["--data.on-bad-video"])] = "error"
@@ -86,10 +91,10 @@ def run(options: Recognize) -> dict[str, Any]:
     plan = None
     if options.window is not None:
         plan = WindowPlan(options.window, options.window / 2 if options.stride is None else options.stride)
-    elif options.stride is not None or options.fps is not None:
+    elif options.stride is not None or options.fps is not None or options.out is not None:
         raise DmgalError(
             "These options require windows of a long video.",
-            received="--stride or --fps without --window",
+            received="--stride, --fps or --out without --window",
             expected="--window SECONDS together with them",
             remedy="Pass --window, or remove them.",
         )
@@ -108,6 +113,8 @@ def run(options: Recognize) -> dict[str, Any]:
             remedy="See dmgal recognize --help.",
         )
     paths = find_videos(options.videos)
+    if options.out is not None:
+        check_output(options.out, len(paths))
     progress = not options.quiet
     settings: dict[str, Any] = {"run": options.run, "unknown": options.unknown, "verbose": progress}
     if options.shortlist is not None:
@@ -119,6 +126,8 @@ def run(options: Recognize) -> dict[str, Any]:
         report["window"], report["stride"] = plan.seconds, plan.stride
     else:
         report["accuracy"] = folder_accuracy(ready.gallery, results)
+    if options.out is not None:
+        write_segments(options.out, results, ready.gallery.class_names, options.fps)
     if options.json:
         print(json.dumps(report, indent=2, allow_nan=False))
     else:

@@ -99,8 +99,7 @@ def recognize_windows(
     """
     timeline = Timeline(stride)
     for window, result in _recognize_in_batches(task, windows, rejection, batch_size, unknown):
-        logit, probability = result.logits.max().item(), result.probabilities.max().item()
-        score = WindowScore(window.start, window.end, result.label, logit, probability, result.known)
+        score = WindowScore.of(window, result)
         timeline.add(score)
         if on_window is not None:
             on_window(score)
@@ -269,6 +268,12 @@ class WindowScore:
     logit: float
     probability: float
     known: bool = True
+
+    @classmethod
+    def of(cls, window: Window, result: Recognition) -> WindowScore:
+        """Return the score of a window from the result for its clip."""
+        logit, probability = result.logits.max().item(), result.probabilities.max().item()
+        return cls(window.start, window.end, result.label, logit, probability, result.known)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import numpy as np
 from dmgal.errors import DmgalError
 from dmgal.files import listed, printable
 from dmgal.videos import VideoCatalog
+from dmgal.videos.annotations.segment import file_and_span
 from dmgal.videos.catalog.files import subfolders, videos_in
+from dmgal.videos.catalog.lists import is_annotation_file
 from dmgal.videos.decoding.in_memory import VideoInMemory, as_video, is_clip
 
 Label = str | int
@@ -22,10 +24,16 @@ Label = str | int
 def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
     """Return the clips to enroll, by class.
 
+    Args:
+        folder: a folder of class folders, an annotation file beside its videos, or the clips of ``class_name``.
+        class_name: class of all clips. A folder of clips or a single clip has no class of its own.
+
     Raises:
         DmgalError: there are no clips or no class folders, or a class has no clip.
     """
     if class_name is None:
+        if is_annotation_file(folder):
+            return VideoCatalog.from_split(folder, folder.parent)
         if folder.is_dir() and not subfolders(folder) and videos_in(folder):
             raise DmgalError(
                 "The clips have no class.",
@@ -34,7 +42,8 @@ def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
                 remedy="Pass the parent folder, or --class-name NAME (in Python {NAME: FOLDER}).",
             )
         return VideoCatalog.from_folders(folder)
-    names = videos_in(folder) if folder.is_dir() else [folder.name] if folder.exists() else []
+    is_there = os.path.lexists(file_and_span(folder)[0])
+    names = videos_in(folder) if folder.is_dir() else [folder.name] if is_there else []
     is_frames = folder.is_dir() and not names and folder.name in videos_in(folder.parent)
     if is_frames:
         names = [folder.name]
@@ -50,11 +59,13 @@ def list_clips(folder: Path, class_name: str | None = None) -> VideoCatalog:
 
 
 def list_negatives(folder: Path) -> VideoCatalog:
-    """Return clips of other actions: those of class folders, or those of one folder, each as a class of its own.
+    """Return clips of other actions: of class folders, of one folder, each as a class of its own, or annotated ones.
 
     Raises:
         DmgalError: there are no clips, or a class has no clip.
     """
+    if is_annotation_file(folder):
+        return VideoCatalog.from_split(folder, folder.parent)
     names = videos_in(folder) if folder.is_dir() else []
     if names and {*subfolders(folder)} <= {*names}:  # also folders of frames
         return VideoCatalog(folder, names, np.arange(len(names)), tuple(f"negative {name}" for name in names))

@@ -23,10 +23,11 @@ from dmgal.files import listed, open_regular, printable
 from dmgal.names import comparable
 from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
 from dmgal.videos import VideoCatalog
+from dmgal.videos.annotations.segment import file_and_span
 from dmgal.videos.catalog.catalog import OnMissing
 from dmgal.videos.catalog.files import frame_files
 from dmgal.videos.catalog.groups import no_columns
-from dmgal.videos.catalog.lists import SPLITS, looks_like_split_file, read_rows
+from dmgal.videos.catalog.lists import SPLITS, has_split_column, read_rows
 from dmgal.videos.check_log import read_report
 from dmgal.videos.dataset import ClipSource, VideoDataset
 from dmgal.videos.decoding.clip import FrameSampler, Size, TestTransform
@@ -41,12 +42,12 @@ SAVED_SPLIT = "split.csv"
 
 
 def has_split_file(data: DataConfig) -> bool:
-    """Return True if the data itself fixes the split. Lists may leave it open."""
+    """Return True if the data itself fixes the split. Lists and annotations may leave it open."""
     if data.generate != "no":
         return True
     if data.split_file is None or data.list_format is not None:
         return False
-    return data.split_file.is_file() and looks_like_split_file(data.split_file)
+    return data.split_file.is_file() and has_split_column(data.split_file)
 
 
 def read_split(path: Path) -> dict[str, str]:
@@ -157,6 +158,7 @@ def fingerprint(catalog: VideoCatalog) -> str:
 
 
 def _sample(path: Path) -> bytes:
+    path = Path(file_and_span(path)[0])
     try:
         files = [path / name for name in frame_files(path)] if path.is_dir() else [path]
         sizes = repr([file.stat().st_size for file in files]).encode()

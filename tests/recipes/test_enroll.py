@@ -203,3 +203,29 @@ def test_frame_folder_is_one_clip(enroll, tmp_path, frame_folders):
     code, printed = enroll(folder, "--class-name", "red")
     assert code == 0 and "1 class, 1 clip," in printed.out
     assert "a single class leaves no unknown clips" in printed.out
+
+
+def test_annotated_segments_have_the_states_of_cut_clips(enroll, frame_folders, tmp_path):
+    clips, tracks = copied(frame_folders, tmp_path / "clips", 2), []
+    (tmp_path / "film").mkdir()
+    for clip in sorted(clips.glob("*/*"), key=lambda clip: clip.name):
+        start = len(list((tmp_path / "film").iterdir()))
+        for place, frame in enumerate(sorted(clip.iterdir())):
+            shutil.copy(frame, tmp_path / "film" / f"{start + place}{frame.suffix}")
+        end = start + len(list(clip.iterdir()))
+        boxes = f'<box frame="{start}" outside="0"/><box frame="{end}" outside="1"/>'
+        tracks.append(f'<track label="{clip.parent.name}">{boxes}</track>')
+    meta = "<meta><task><source>film</source></task></meta>"
+    (tmp_path / "film.xml").write_text(f"<annotations>{meta}{''.join(tracks)}</annotations>")
+    assert enroll(clips)[0] == 0
+    cut = load_gallery(tmp_path / "g.safetensors")
+    (tmp_path / "g.safetensors").unlink()
+    code, printed = enroll(tmp_path / "film.xml")
+    assert code == 0 and "4 classes, 8 clips" in printed.out
+    annotated = load_gallery(tmp_path / "g.safetensors")
+    for name in cut.class_names:
+        of_cut, of_film = (one.states.select(one.labels == one.class_names.index(name)) for one in (cut, annotated))
+        for key, tensor in of_cut.tensors().items():
+            assert torch.equal(tensor, of_film.tensors()[key])
+    code, printed = enroll(tmp_path / "film.xml", "--add")
+    assert code == 2 and "film#frames=" in printed.err

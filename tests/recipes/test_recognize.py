@@ -17,6 +17,8 @@ from dmgal.cli import main
 from dmgal.episodes import Episode
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
+from dmgal.videos import VideoCatalog
+from dmgal.videos.annotations.segment import split_name
 from dmgal.videos.decoding.clip import uniform_frames
 from dmgal.videos.decoding.video import open_video, read_clip
 from dmgal.videos.generated import write_video
@@ -206,3 +208,38 @@ def test_gallery_of_one_class_answers_this_or_unknown(recognize, folders):
         assert (one["recognized"] == "only") == (one["logit"] >= report["rejection"]["threshold"])
         assert math.isfinite(one["logit"])
     assert report["accuracy"] is None
+
+
+@pytest.mark.parametrize("name", ["segments.csv", "segments.json", "segments.xml"])
+def test_segments_are_written_as_annotations(recognize, folders, long_video, name):
+    out = folders / name
+    report = recognize(long_video, "--json", "--window", "0.8", "--out", out)
+    known = [one for one in report["videos"][0]["segments"] if one["recognized"] is not None]
+    frames = [(one["recognized"], round(10 * one["start"]), round(10 * one["end"])) for one in known]
+    if name.endswith("json"):
+        [task] = json.loads(out.read_text())
+        assert task["data"] == {"video": "long.mp4"} and task["predictions"][0]["model_version"] == "dmgal"
+        task["annotations"] = task.pop("predictions")  # as if a person accepted them
+        out.write_text(json.dumps([task]))
+    catalog = VideoCatalog.from_split(out, folders)
+    read = [(catalog.class_names[c], *split_name(v)) for c, v in zip(catalog.labels, catalog.videos, strict=True)]
+    scale = 10 if name.endswith("csv") else 1
+    assert [(c, video, scale * span.start, scale * span.end) for c, video, span in read] == [
+        (c, "long.mp4", start, end) for c, start, end in frames
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--out", "x.csv"], "without --window"),
+        (["--window", "1", "--out", "x.txt"], "cannot be written"),
+        (["--window", "1", "--out", "nowhere/x.csv"], "existing folder"),
+    ],
+)
+def test_segments_are_not_written_anywhere(recognize, long_video, more, message):
+    assert message in recognize(long_video, *more, code=2)
+
+
+def test_cvat_takes_one_video(recognize, folders, long_video):
+    assert "single video" in recognize(long_video, long_video, "--window", "1", "--out", folders / "x.xml", code=2)

@@ -12,6 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,6 +21,7 @@ import numpy as np
 from xxhash import xxh3_64
 
 from ...files import open_regular
+from ..annotations.segment import Span, file_and_span, split_name
 
 _FILM_NAMES = (
     "mp4 webm avi mkv mov m4v mpg mpeg 3gp flv wmv gif mts m2ts m2t ts tp trp vob vro ogv ogm asf 3g2 f4v mxf gxf m1v "
@@ -91,7 +93,7 @@ def stem_of(name: str) -> str:
 
 
 class VideoFinder:
-    """A search for videos by name that lists each folder once."""
+    """A search for videos by name that lists each folder once. A segment is found if its file is."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -103,7 +105,9 @@ class VideoFinder:
         The exact name wins. If nothing has it, an extension is added, then outer blanks are removed and backslashes
         are read as slashes.
         """
-        return next(filter(None, map(self._find, _spellings(video))), None)
+        found = next(filter(None, map(self._find, _spellings(video))), None)
+        file, span = split_name(video)
+        return found if found is not None or span is None else _with_span(self.find(file), span)
 
     def find_below(self, video: str) -> str | None:
         """Return the result of `find`, dropping leading folders until something has the name.
@@ -111,6 +115,9 @@ class VideoFinder:
         Lists may contain the paths of their author's disk. To a name with an extension, another one is added only if
         no folder has the exact name.
         """
+        file, span = split_name(video)
+        if span is not None and self._find(video) is None:
+            return _with_span(self.find_below(file), span)
         for spelling in _spellings(video):
             parts = spelling.split("/")
             paths = ["/".join(parts[start:]) for start in range(len(parts)) if parts[-1]]
@@ -139,6 +146,10 @@ class VideoFinder:
         if path not in self._folders:
             self._folders[path] = _Folder(self._root / (path + slash))
         return self._folders[path], name
+
+
+def _with_span(file: str | None, span: Span) -> str | None:
+    return None if file is None else file + span.fragment
 
 
 class _Folder:
@@ -224,7 +235,9 @@ def stamp(path: str | os.PathLike[str]) -> Stamp:
     """Return the stamp of a file or a folder of frames.
 
     The stamp of a folder has the total size of its frames and the latest modification time of the folder and frames.
+    That of a segment is the stamp of its file.
     """
+    path = file_and_span(path)[0]
     try:
         status = os.stat(path)
         if not os.path.isdir(path):
@@ -239,14 +252,17 @@ def stamp(path: str | os.PathLike[str]) -> Stamp:
 def content_hash(path: str | os.PathLike[str]) -> int:
     """Return a 64-bit hash of a file's bytes, or of the names and bytes of a folder's frames; 0 if unreadable.
 
-    A pipe, a device or a socket is unreadable.
+    A segment has a hash of its file and its span. A pipe, a device or a socket is unreadable.
     """
+    file, span = file_and_span(path)
+    if span is not None:
+        return _of_segment(_remembered_hash(file, stamp(file)), span)
     digest = blake2b(digest_size=8)
     try:
         for name in frame_files(Path(path)) if os.path.isdir(path) else [""]:
             digest.update(f"{len(name)} {name} ".encode("utf-8", "surrogateescape"))
-            with open_regular(os.path.join(path, name) if name else path) as file:
-                digest.update(_hash_file(file))
+            with open_regular(os.path.join(path, name) if name else path) as content:
+                digest.update(_hash_file(content))
     except OSError:
         return 0
     return int.from_bytes(digest.digest(), "little")
@@ -255,17 +271,28 @@ def content_hash(path: str | os.PathLike[str]) -> int:
 def quick_hash(path: str | os.PathLike[str]) -> int:
     """Return a 64-bit xxHash of a file's bytes, or of the bytes of a folder's frames; 0 if unreadable.
 
-    A pipe, a device or a socket is unreadable.
+    A segment has a hash of its file and its span. A pipe, a device or a socket is unreadable.
     """
+    file, span = file_and_span(path)
     digest = xxh3_64()
     try:
-        for name in frame_files(Path(path)) if os.path.isdir(path) else [""]:
-            with open_regular(os.path.join(path, name) if name else path) as file:
-                while chunk := file.read(BYTES_AT_ONCE):
+        for name in frame_files(Path(file)) if os.path.isdir(file) else [""]:
+            with open_regular(os.path.join(file, name) if name else file) as content:
+                while chunk := content.read(BYTES_AT_ONCE):
                     digest.update(chunk)
     except OSError:
         return 0
-    return digest.intdigest()
+    return digest.intdigest() if span is None else _of_segment(digest.intdigest(), span)
+
+
+@lru_cache(maxsize=64)
+def _remembered_hash(file: str, stamp: Stamp) -> int:
+    """Return the `content_hash` of a file that many segments share."""
+    return content_hash(file)
+
+
+def _of_segment(of_file: int, span: Span) -> int:
+    return xxh3_64(f"{of_file}{span.fragment}".encode()).intdigest() if of_file else 0
 
 
 def _hash_file(file: BinaryIO) -> bytes:

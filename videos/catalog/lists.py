@@ -1,7 +1,9 @@
 """Split files and the list formats of the field, and the five standard few-shot splits in this form.
 
 A split file is CSV with the columns ``split,class_name,video`` and optionally ``reversal``, plain or gzipped. File
-names may have any bytes, everything else is UTF-8. The lists of the field have one video per line and no header:
+names may have any bytes, everything else is UTF-8. With the columns ``start`` and ``end`` each row is a segment of its
+video, ``split`` may be missing, and ``class_name`` may be ``label``. Exports of annotation tools are segments without
+splits, too. The lists of the field have one video per line and no header:
 
     train0//path.avi        HyRSM, MoLo, CLIP-FSAR: split and class number, then the path
     train8/78687            TRX, STRM on Something-Something: the same with the video's number
@@ -22,16 +24,21 @@ import csv
 import gzip
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal, TextIO, cast, get_args
 
 from ...errors import DmgalError
 from ...files import UNREADABLE, atomic_write, listed, printable, reason, text_lines
+from ..annotations.cvat import read_cvat
+from ..annotations.elan import read_elan
+from ..annotations.label_studio import read_label_studio
+from ..annotations.segment import Annotation, Span, parse_time
 
 LONGEST_SHOWN = 200  # characters of a line in a message
 SAMPLE = 64  # number of lines looked up on disk if several formats fit
+UPLOADED = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]*$)")
 EXTENSIONS = (".txt", ".csv", ".list", ".lst", ".tsv", ".csv.gz", ".txt.gz")
 
 
@@ -59,13 +66,20 @@ Row = tuple[str, str, str]
 """Split or "", class name, video."""
 Find = Callable[[str], str | None]
 """A function that returns the path of a listed video, or None if it is missing."""
+EXPORTS: dict[str, Callable[[Path], Iterator[Annotation]]] = {
+    ".json": read_label_studio,
+    ".xml": read_cvat,
+    ".eaf": read_elan,
+}
+"""Readers of the files of annotation tools, by extension."""
 
 
 def read_lists(path: Path, find: Find, format_name: str | None = None) -> Iterator[Row]:
     """Yield rows ``(split or "", class name, video)`` of a list, or of a folder with a list for each split.
 
     Args:
-        path: a text file, plain or gzipped; or a folder with one list each for train, val and test, named accordingly.
+        path: a text file, plain or gzipped; an export of an annotation tool; or a folder with one list each for train,
+            val and test, named accordingly.
         find: returns the path of a listed video, or None if it is missing.
         format_name: one of ``FORMAT_NAMES``; None detects it from the lines, and from the disk if several fit.
 
@@ -73,6 +87,9 @@ def read_lists(path: Path, find: Find, format_name: str | None = None) -> Iterat
         DmgalError: a list that cannot be read, lines that fit no format, several formats that fit equally well, or
             several lists of one split.
     """
+    if path.suffix.lower() in EXPORTS and not path.is_dir():
+        yield from _exported_rows(path, find)
+        return
     try:
         for file in _lists_of_folder(path) if path.is_dir() else [path]:
             yield from _list_rows(file, find_format(file, find, format_name))
@@ -82,6 +99,25 @@ def read_lists(path: Path, find: Find, format_name: str | None = None) -> Iterat
             received=reason(error),
             expected="a text file in UTF-8, plain or gzipped (.gz), or a folder of such files",
             remedy="Check the path and the file.",
+        ) from error
+
+
+def _exported_rows(path: Path, find: Find) -> Iterator[Row]:
+    """Yield the rows of an export. Label Studio puts eight digits and a hyphen before the names of uploaded files."""
+    num_rows = 0
+    try:
+        for annotation in EXPORTS[path.suffix.lower()](path):
+            plain = replace(annotation, video=UPLOADED.sub("", annotation.video))
+            num_rows += 1
+            yield "", annotation.label, (annotation if find(annotation.video) else plain).clip
+        if not num_rows:
+            raise ValueError("no labeled segment")
+    except (*UNREADABLE, ValueError) as error:
+        raise DmgalError(
+            f"The annotations {path} cannot be read.",
+            received=reason(error),
+            expected="labeled segments in a JSON export of Label Studio, 'CVAT for video 1.1' (.xml) or ELAN (.eaf)",
+            remedy="Export them again, or write a CSV file with the columns video, label, start, end.",
         ) from error
 
 
@@ -193,6 +229,7 @@ def _lists_of_folder(folder: Path) -> list[Path]:
 
 SPLITS = ("train", "val", "test")
 COLUMNS = ("split", "class_name", "video", "reversal")
+SPAN = ("start", "end")
 DELIMITERS = (",", ";", "\t")  # spreadsheets of some countries use the second
 
 
@@ -248,8 +285,24 @@ def looks_like_split_file(path: Path) -> bool:
 
     `read_rows` raises the error for an unreadable file.
     """
+    return _names_column(path, *COLUMNS[:3], *SPAN)
+
+
+def is_annotation_file(path: Path) -> bool:
+    """Return True for the name of a file that lists clips with their classes: a CSV file or an export."""
+    return path.name.lower().endswith((*EXPORTS, ".csv", ".csv.gz")) and not path.is_dir()
+
+
+def has_split_column(path: Path) -> bool:
+    """Return True if the first line names the column ``split``, or if the file cannot be read."""
+    return _names_column(path, COLUMNS[0])
+
+
+def _names_column(path: Path, *names: str) -> bool:
+    if path.suffix.lower() in EXPORTS:
+        return False
     try:
-        return len(_absent(_header(next(text_lines(path), ""))[0])) < 3
+        return bool({*names} & {*_header(next(text_lines(path), ""))[0]})
     except (*UNREADABLE, csv.Error):
         return True
 
@@ -265,37 +318,48 @@ def _header(line: str) -> tuple[list[str], str]:
     """Return the column names and the delimiter."""
     line = line.rstrip("\r\n")
     delimiter = max(DELIMITERS, key=line.count)
-    return [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])], delimiter
-
-
-def _absent(header: Sequence[str]) -> list[str]:
-    return [column for column in COLUMNS[:3] if column not in header]
+    names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    if "class_name" not in names and "label" in names and {*SPAN} <= {*names}:
+        names[names.index("label")] = "class_name"
+    return names, delimiter
 
 
 def _rows(lines: Iterator[list[str]], header: list[str], path: Path) -> Iterator[tuple[str, str, str, str]]:
-    absent = _absent(header)
+    is_segmented = {*SPAN} <= {*header}
+    absent = [column for column in COLUMNS[is_segmented:3] if column not in header]
     if absent:
         raise DmgalError(
             f"{path} is not a split file.",
             received=f"a first line with {printable(', '.join(header)[:LONGEST_SHOWN]) or 'nothing'}",
-            expected="a first line with split, class_name and video",
+            expected="a first line with split, class_name and video, or with video, label, start and end",
             remedy=f"Add the column {' and '.join(absent)}.",
         )
-    split_at, name_at, video_at = (header.index(column) for column in COLUMNS[:3])
-    reversal_at = header.index("reversal") if "reversal" in header else None
     for number, row in enumerate(lines, start=2):
         if not any(row):
             continue
-        if len(row) != len(header) or row[split_at].strip() not in SPLITS or not row[name_at].strip():
-            raise DmgalError(
-                f"Row {number} of {path} is invalid.",
-                received=printable(",".join(row)[:LONGEST_SHOWN]),
-                expected=f"{len(header)} values, the split one of {', '.join(SPLITS)}, and a class name",
-                remedy="Correct the row.",
-            )
-        row[name_at].encode()  # raises UnicodeError if the name is not valid UTF-8
-        reversal = row[reversal_at].strip() if reversal_at is not None else ""
-        yield row[split_at].strip(), row[name_at], row[video_at], reversal
+        fields = dict(zip(header, row, strict=False))
+        split, name = fields.get("split", "").strip(), fields.get("class_name", "")
+        is_known = split in SPLITS or ("split" not in header and is_segmented)
+        if len(row) != len(header) or not is_known or not name.strip():
+            splits = f", the split one of {', '.join(SPLITS)}" if "split" in header else ""
+            raise _bad_row(path, number, row, f"{len(header)} values{splits}, and a class name")
+        name.encode()  # raises UnicodeError if the name is not valid UTF-8
+        video = fields["video"]
+        if is_segmented:
+            try:
+                video = Annotation(video, name, Span(parse_time(fields["start"]), parse_time(fields["end"]))).clip
+            except ValueError as error:
+                raise _bad_row(path, number, row, "a start, and an end after it, in seconds", str(error)) from error
+        yield split, name, video, fields.get("reversal", "").strip()
+
+
+def _bad_row(path: Path, number: int, row: Sequence[str], expected: str, reason: str = "") -> DmgalError:
+    return DmgalError(
+        f"Row {number} of {path} is invalid.",
+        received=printable(",".join(row)[:LONGEST_SHOWN]) + (f": {printable(reason)}" if reason else ""),
+        expected=expected,
+        remedy="Correct the row.",
+    )
 
 
 StandardSplit = Literal["ssv2_small", "ssv2_full", "kinetics100", "hmdb51", "ucf101"]

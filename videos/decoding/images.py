@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import os
+import stat
 import struct
 import warnings
 import zipfile
@@ -208,6 +209,23 @@ class FrameZip(FrameImages):
                 return archive.read(name)
 
             yield load
+
+
+def open_images(path: Path) -> FrameFolder | FrameZip | None:
+    """Return the reader of a folder or zip file of frames, or None for any other file.
+
+    Raises:
+        VideoError: the path does not exist, or has no frames.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError as error:
+        raise VideoError(path, "no such file or folder") from error
+    except (OSError, ValueError) as error:
+        raise VideoError(path, shown_reason(error)) from error
+    if stat.S_ISDIR(mode):
+        return FrameFolder(path)
+    return FrameZip(path) if path.suffix.lower() == ".zip" else None
 
 
 @contextmanager

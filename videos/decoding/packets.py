@@ -231,6 +231,7 @@ class PacketStream:
         context: the decoder, which outlives this object.
         codec: FFmpeg's name of the codec.
         aspect: width over height of one stored pixel, or None.
+        time_base: seconds of one tick of a packet's times, or None.
         damage: why the packets ended early, or None.
 
     Raises:
@@ -305,6 +306,7 @@ class PacketStream:
         self.context = context
         self.codec = context.codec.canonical_name
         self.aspect: Fraction | None = self._stream.sample_aspect_ratio
+        self.time_base: Fraction | None = self._stream.time_base
         self._times_are_read = not _FORMATS_WITH_TIMES.isdisjoint(self._container.format.name.split(","))
         self._read_kind = kind_reader(self.codec, context.extradata or b"")
 

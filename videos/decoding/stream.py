@@ -18,8 +18,8 @@ from torch import Tensor
 from ...errors import DmgalError
 from ...files import printable
 from .base import Image, UprightRGB, VideoDecoder, VideoError, shown_reason
+from .images import open_images
 from .packets import PacketStream, as_video_error, open_container
-from .video import open_video
 
 TimedFrame: TypeAlias = "tuple[Fraction, Callable[[], Tensor]]"
 """Presentation time in seconds after the first frame, and a function that returns the frame, uint8 ``(3, H, W)``."""
@@ -51,9 +51,8 @@ class TimedFrames:
         if frames_per_second is not None and not 0 < frames_per_second < float("inf"):
             self._refuse_without_rate(f"{frames_per_second} frames per second")
         self._rate = None if frames_per_second is None else Fraction(frames_per_second).limit_denominator(100_000)
-        self._images: VideoDecoder | None = None
-        if self.path.is_dir() or self.path.suffix.lower() == ".zip":
-            self._images = open_video(self.path)
+        self._images = open_images(self.path)
+        if self._images is not None:
             if self._rate is None:
                 self._refuse_without_rate("single frames without times")
             self.seconds: float | None = float(self._images.num_frames / self._rate)
@@ -68,13 +67,13 @@ class TimedFrames:
     def _iterate_file(self) -> Iterator[TimedFrame]:
         with PacketStream(self.path, threads=1) as stream:
             convert = UprightRGB(self.path, stream.aspect)
-            clock = _Clock(self._rate or stream.context.framerate)
+            clock = Clock(self._rate or stream.context.framerate, stream.time_base)
             for frame in self._frames(stream):
                 self.decoded += 1
                 time = clock.time_of(frame)
                 if time is None:
                     self._refuse_without_rate("a file without times and without a frame rate")
-                yield time, lambda frame=frame: _tensor(convert(frame))  # type: ignore[misc]
+                yield time, lambda frame=frame: to_tensor(convert(frame))  # type: ignore[misc]
         if not self.decoded:
             raise VideoError(self.path, self.damage or "it holds no video frame")
 
@@ -126,16 +125,18 @@ class _DamagedFrameError(Exception):
     pass
 
 
-class _Clock:
+class Clock:
     """Strictly increasing times, from the file if it has them, otherwise from a frame rate."""
 
-    def __init__(self, rate: Fraction | None) -> None:
+    def __init__(self, rate: Fraction | None, time_base: Fraction | None) -> None:
         self._step = None if not rate else 1 / Fraction(rate)
+        self._time_base = time_base  # PyAV does not set that of the frames that it flushes at the end
         self._start: Fraction | None = None
         self._last: Fraction | None = None
 
     def time_of(self, frame: av.VideoFrame) -> Fraction | None:
-        timestamp = None if frame.pts is None or frame.time_base is None else frame.pts * frame.time_base
+        time_base = frame.time_base or self._time_base
+        timestamp = None if frame.pts is None or time_base is None else frame.pts * time_base
         if self._last is None:
             self._start = timestamp
             self._last = Fraction(0)
@@ -158,5 +159,6 @@ def _duration_in_header(path: Path) -> float | None:
         return container.duration / av.time_base if container.duration else None
 
 
-def _tensor(image: Image) -> Tensor:
+def to_tensor(image: Image) -> Tensor:
+    """Return an image ``(H, W, 3)`` as a tensor ``(3, H, W)``."""
     return torch.from_numpy(np.ascontiguousarray(rearrange(image, "h w c -> c h w")))

@@ -1,13 +1,12 @@
 """Exact frames of one video: frame ``i`` is the ``i``-th frame in presentation order when decoding from the start.
 
-A video is a file that FFmpeg decodes, a folder of jpg or png frames, or a zip file of such frames. All decoders
-implement one protocol, `VideoDecoder`.
+A video is a file that FFmpeg decodes, a folder of jpg or png frames, a zip file of such frames, or a segment of one of
+them. All decoders implement one protocol, `VideoDecoder`.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,20 +15,21 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from ...errors import DmgalError
-from .base import OpenVideo, StaleFrameCountError, VideoDecoder, VideoError, VideoProbe, shown_reason
-from .images import FrameFolder, FrameZip
-from .pyav_video import PyAVVideo
+from ..annotations.segment import file_and_span
+from .base import OpenVideo, StaleFrameCountError, VideoError, VideoProbe
+from .images import open_images
+from .segments import VideoSegment
 
 ChooseFrames = Callable[[int], Sequence[int]]
 DecoderName = Literal["pyav", "decord"]
 """Each name stands for the module ``decoding/NAME_video.py``, whose ``Decoder`` is the class to use."""
 
 
-def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", threads: int = 1) -> VideoDecoder:
-    """Open a video file, a folder of frames, or a zip file of frames.
+def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", threads: int = 1) -> OpenVideo:
+    """Open a video file, a folder of frames, a zip file of frames, or a segment of one of them.
 
     Args:
-        path: of the video.
+        path: of the video. ``FILE#t=START,END`` is a segment in seconds, ``FILE#frames=START,END`` one in frames.
         decoder: for video files: ``pyav``, which is exact, or ``decord`` (see ``decord_video``).
         threads: maximum number of threads of a file's decoder.
 
@@ -46,12 +46,9 @@ def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", thre
             expected=f"a decoder among {', '.join(known)}, and at least 1 thread",
             remedy="Correct the decoder's name or the number of threads.",
         )
-    path = Path(path)
-    images = _open_frame_images(path)
-    if images is not None:
-        return images
-    video: VideoDecoder = decoder_class(decoder)(path, threads)
-    return video
+    file, span = file_and_span(path)
+    video: OpenVideo = open_images(Path(file)) or decoder_class(decoder)(Path(file), threads)
+    return video if span is None else VideoSegment(Path(path), video, file, span)
 
 
 def decoder_class(decoder: DecoderName) -> Any:
@@ -94,18 +91,6 @@ def probe_video(path: str | os.PathLike[str]) -> VideoProbe:
     Raises:
         VideoError: no part of it can be used. The message contains the reason.
     """
-    path = Path(path)
-    return (_open_frame_images(path) or PyAVVideo(path)).probe()
-
-
-def _open_frame_images(path: Path) -> FrameFolder | FrameZip | None:
-    """Return the reader of a folder or zip file of frames, or None for any other file."""
-    try:
-        mode = os.stat(path).st_mode
-    except FileNotFoundError as error:
-        raise VideoError(path, "no such file or folder") from error
-    except (OSError, ValueError) as error:
-        raise VideoError(path, shown_reason(error)) from error
-    if stat.S_ISDIR(mode):
-        return FrameFolder(path)
-    return FrameZip(path) if path.suffix.lower() == ".zip" else None
+    video: Any = open_video(path)
+    probe: VideoProbe = video.probe()
+    return probe

@@ -22,7 +22,7 @@ from torch import Tensor
 from xxhash import xxh3_64_intdigest
 
 from ...errors import DmgalError
-from ..decoding.base import StaleFrameCountError, VideoDecoder
+from ..decoding.base import OpenVideo, StaleFrameCountError
 from ..decoding.clip import TestTransform, height_and_width, short_side_to, uniform_frames
 from ..decoding.images import FrameImages
 from ..decoding.pyav_video import PyAVVideo
@@ -149,7 +149,7 @@ def unpack(block: NDArray[np.uint8], count: int, wanted: Sequence[int]) -> Tenso
     return rearrange(torch.from_numpy(np.stack([images[index] for index in wanted])), "t h w c -> t c h w")
 
 
-def _read_in_passes(video: VideoDecoder) -> Iterator[Tensor]:
+def _read_in_passes(video: OpenVideo) -> Iterator[Tensor]:
     """Yield all frames in order: the first one, and the others in as few passes as ``BYTES_AT_ONCE`` allows."""
     start, count = 0, 1
     while start < video.num_frames:
