@@ -1,4 +1,4 @@
-"""What makes a motion adapter transfer: one change of its training at a time, measured on real validation clips.
+"""Study of what makes a motion adapter transfer: one change of its training at a time, on real validation clips.
 
     python -m dmgal.bench.motion_study runs/study --clips VIDEOS/ut_interaction VIDEOS/mini/train,VIDEOS/mini/val
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +200,12 @@ def trained(place: Path, variant: Variant, work: Path) -> Run:
     return run(recipe, place, resume=True)
 
 
+def name_of(folders: Sequence[Path]) -> str:
+    """Return the name of a data set of one folder, or of several in a common parent."""
+    names = " and ".join(folder.name for folder in folders)
+    return names if len(folders) == 1 else f"{folders[0].parent.name} {names}"
+
+
 class Study:
     """Evaluations on all data sets, beside those of the reference and of the frozen backbone.
 
@@ -210,7 +216,7 @@ class Study:
     def __init__(self, options: Options) -> None:
         self.options = options
         folders = [[Path(folder) for folder in group.split(",")] for group in options.clips]
-        self.catalogs = {" and ".join(folder.name for folder in group): catalog_of(group) for group in folders}
+        self.catalogs = {name_of(group): catalog_of(group) for group in folders}
         self.reference, self.frozen = (self.measured("", name) for name in (REFERENCE, FROZEN))
 
     def run(self, group: str, name: str) -> Run:
