@@ -127,7 +127,7 @@ def main(argv: list[str] | None = None) -> int | None:
     with serving(options) as address, _stopping() as wait:
         print(f"page: {address}  (Ctrl-C stops it)", flush=True)
         if options.host not in ("127.0.0.1", "localhost", "::1"):
-            print("warning: everybody who reaches this address can use the page, without a password", flush=True)
+            print("warning: every device that reaches this address can use the page, without a password", flush=True)
         wait()
     return 0
 

@@ -37,7 +37,11 @@ POLICY = (
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-"""Content security policy. Gradio's scripts need inline code and evaluation, but no other server."""
+"""Content security policy. Gradio's scripts need inline code and evaluation, but no other server.
+
+After a recording, Gradio tries to load a video editor from another server. The policy refuses it, and only trimming is
+missing.
+"""
 HEADERS = [
     (b"content-security-policy", POLICY.encode()),
     (b"x-content-type-options", b"nosniff"),

@@ -202,7 +202,6 @@ class Visit:
         if not name:
             raise DmgalError(
                 "The action has no name.",
-                received="an empty name",
                 expected="a word or two, such as “wave”",
                 remedy="Name the action.",
             )

@@ -8,10 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,10 @@ import pytest
 from dmgal.videos.generated import write_video
 from dmgal.videos.moving_shapes.clips import MovingShapes
 
-pytestmark = pytest.mark.slow
-pytest.importorskip("gradio", reason="needs Gradio: pip install 'dmgal[app]'")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("gradio") is None, reason="needs Gradio: pip install 'dmgal[app]'"),
+]
 CLASSES = {"down": 18, "circle": 36}
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
 SLOW = 300_000  # milliseconds to wait for an answer, on a busy machine
@@ -73,9 +75,8 @@ def browser() -> Iterator[Any]:
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         pytest.skip("needs Chromium: apt-get install chromium")
-    camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
     with sync.sync_playwright() as play:
-        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox", *camera])
+        chromium = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
@@ -165,20 +166,6 @@ def test_sample_task_on_a_phone(page) -> None:
     page.click("#clear")
     page.wait_for_selector("#actions .dm-empty")
     assert page.inner_text("#answer").strip() == ""
-
-
-def test_webcam_records_a_clip(page, clips) -> None:
-    page.locator("#teach").get_by_role("tab", name="Webcam").click()
-    page.get_by_text("Click to Access Webcam").first.click()
-    record = page.locator("#teach").get_by_role("button", name="start recording")
-    record.click()
-    time.sleep(3)
-    record.click()
-    page.wait_for_selector("#teach video[src]")
-    page.get_by_label("Name of the action").fill("test picture")
-    page.click("#add")
-    page.wait_for_selector("#actions .dm-notice")
-    assert "“test picture” is learned from 1 clip." in page.inner_text("#actions .dm-notice")
 
 
 # ---- without a browser ----
