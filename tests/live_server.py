@@ -34,7 +34,7 @@ def encoded(frames: Sequence[np.ndarray], container: str = "mpegts", rate: int =
 
 
 class Camera:
-    """Parts that the server sends to each connection, one after the other.
+    """A camera that sends frames to each connection, one connection after the other.
 
     Args:
         parts: bytes of each frame.

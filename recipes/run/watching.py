@@ -30,6 +30,9 @@ from dmgal.recipes.run.recognition import ClipRecognizer
 from dmgal.videos.decoding.live import LiveFrame
 from dmgal.videos.decoding.stream import TimedFrames
 
+LONGEST_JOIN = 10.0
+"""Seconds to wait for the thread at the end. A webcam driver may never return, and the thread ends with the process."""
+
 
 @dataclass(frozen=True, eq=False)
 class LiveWindow:
@@ -106,7 +109,7 @@ class LiveWindows:
         close = getattr(self._frames, "close", None)
         if close is not None:
             close()
-        self._thread.join()
+        self._thread.join(LONGEST_JOIN)
 
     def __iter__(self) -> Iterator[LiveWindow]:
         """Yield the newest window as soon as there is one. Raise the error of the source at its end."""

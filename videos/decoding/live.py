@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ...errors import DmgalError
 from ...files import printable
-from .base import MAX_PIXELS, UprightRGB, VideoError, check_pixels, shown_reason
+from .base import MAX_PIXELS, UprightRGB, check_pixels, shown_reason
 from .packets import PLAYLISTS, preferred_stream
 from .stream import Clock, to_tensor
 
@@ -155,7 +155,7 @@ class LiveFrames:
         with self._open() as container:
             stream: VideoStream | None = preferred_stream(container.streams.video)
             if stream is None or stream.codec_context is None:
-                raise VideoError(self.source.name, "it has no video that FFmpeg decodes")
+                raise ValueError("it has no video that FFmpeg decodes")
             check_pixels(Path(self.source.name), stream.codec_context.width, stream.codec_context.height)
             convert = UprightRGB(Path(self.source.name), stream.sample_aspect_ratio)
             is_timed = WITHOUT_TIMES.isdisjoint(container.format.name.split(","))
