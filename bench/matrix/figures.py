@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dmgal.bench.matrix.report import Row
+from dmgal.bench.matrix.report import Row, labels
 
 Form = Literal["svg", "png"]
 COSTS = {
@@ -120,11 +120,12 @@ def learning_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False)
         curves = {row: learning_curve(row) for row in rows}
         end = max((episodes for curve in curves.values() for episodes in curve), default=0)
         shown = [(row, curve) for row, curve in curves.items() if curve]
+        names = labels(rows)
         for number, (row, curve) in enumerate(shown):
             style = {"color": SERIES[number % len(SERIES)], "ls": DASHES[number // len(SERIES) % len(DASHES)]}
             is_line = set(curve) == {0}
             xs, ys = ([0, end], [curve[0]] * 2) if is_line else (list(curve), list(curve.values()))
-            axes.plot(xs, ys, marker="" if is_line else "o", ms=4, lw=1.5, label=row.name, **style)
+            axes.plot(xs, ys, marker="" if is_line else "o", ms=4, lw=1.5, label=names[row], **style)
         axes.set(xlabel="training episodes seen", ylabel="validation accuracy %")
         axes.grid(alpha=0.25)
         if shown:
@@ -158,8 +159,9 @@ def breakdown_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False
             left = [0.0] * len(rows)
             for color, name in zip(SERIES, dict.fromkeys(name for one in parts for name in one), strict=False):
                 widths = [one.get(name, 0.0) for one in parts]
-                axes.barh([row.name for row in rows], widths, left=left, color=color, label=name)
+                axes.barh(range(len(rows)), widths, left=left, color=color, label=name)
                 left = [start + width for start, width in zip(left, widths, strict=True)]
+            axes.set_yticks(range(len(rows)), labels=list(labels(rows).values()))
             axes.set(xlabel=label)
             axes.grid(alpha=0.25, axis="x")
             if any(left):

@@ -205,6 +205,12 @@ def _names(rows: Sequence[Row]) -> dict[str, Column]:
     return columns
 
 
+def labels(rows: Sequence[Row]) -> dict[Row, str]:
+    """Return the name of each row, with its backbone and shots if they differ between rows."""
+    columns = _names(rows).values()
+    return {row: ", ".join(column(row) for column in columns) for row in rows}
+
+
 def _table(rows: Sequence[Row], columns: Mapping[str, Column]) -> str:
     """Return a Markdown table. Columns without any text are omitted."""
     columns = {name: column for name, column in columns.items() if any(column(row) for row in rows)}

@@ -18,7 +18,7 @@ from dmgal.bench.matrix.figures import (
     pareto_front,
     seconds_by_part,
 )
-from dmgal.bench.matrix.report import ablation_table, accuracy_table, cost_table, load, paired, rows_of
+from dmgal.bench.matrix.report import ablation_table, accuracy_table, cost_table, labels, load, paired, rows_of
 from dmgal.cli import main
 from dmgal.errors import DmgalError
 
@@ -137,6 +137,13 @@ def test_learning_curve_has_the_mean_accuracy_by_episodes_that_all_seeds_have_se
         entries = enumerate(accuracies, start=1)
         one["train_info"]["validation"] = [{"step": 10 * n, "validation_accuracy": a} for n, a in entries]
     assert learning_curve(rows_of(rows)[0]) == {40: 45.0, 80: 60.0}
+
+
+def test_rows_of_several_backbones_have_different_labels() -> None:
+    rows = [result("lora", "2345"), result("lora", "2345")]
+    rows[1]["run_info"]["cell"]["backbone"] = "resnet"
+    assert list(labels(rows_of(rows)).values()) == ["tiny-clip, lora", "resnet, lora"]
+    assert list(labels(rows_of(rows[:1])).values()) == ["lora"]
 
 
 def test_costs_by_part_add_up() -> None:
