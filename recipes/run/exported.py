@@ -83,6 +83,13 @@ def export_recognizer(recipe: Recipe, recognizer: FewShotRecognizer, out: Path, 
         DmgalError: the libraries of ONNX are missing, or the model cannot be exported.
         OSError: the files cannot be written.
     """
+    if recipe.backbone.quantize is not None:
+        raise DmgalError(
+            "A quantized backbone cannot be exported.",
+            received=f"backbone.quantize: {recipe.backbone.quantize}",
+            expected="a backbone of floats, which --int8 quantizes after the export",
+            remedy="Set backbone.quantize in the run's recipe.yaml to null and pass --int8. Adapters fit both.",
+        )
     recognizer = recognizer.eval().cpu()
     for parameter in recognizer.parameters():
         parameter.requires_grad_(False)
