@@ -175,7 +175,8 @@ class TrainConfig:
     the most expensive results are cached. Weights, gradients and optimizer state are not included."""
     frame_memory: Annotated[float | None, Range(0, 10**6)] = None
     """GB on each process for what the frozen blocks before the first adapter make of each frame. A frame that was seen
-    before then costs only the blocks from there on. Of no use for crops and colors that change. None: no memory."""
+    before then costs only the blocks from there on, and with a side network no block at all. Of no use for crops and
+    colors that change. None: no memory."""
     optimizer: Optimizer = "adamw"
     """Optimizer of torch.optim. Older papers use adam and sgd."""
     momentum: Annotated[float, Range(0, 1)] = 0.0
