@@ -38,11 +38,12 @@ def outputs_of(blocks: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 @contextmanager
 def _forward_as(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace the forward function of a module, compiled or not."""
-    own = {name: vars(block)[name] for name in ("forward", "_compiled_call_impl") if name in vars(block)}
+    names = ("forward", "_compiled_call_impl")
+    own: dict[str, Any] = {name: vars(block)[name] for name in names if name in vars(block)}
     vars(block).update(forward=forward, _compiled_call_impl=None)
     try:
         yield
     finally:
-        for name in ("forward", "_compiled_call_impl"):
+        for name in names:
             vars(block).pop(name, None)
         vars(block).update(own)
