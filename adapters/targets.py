@@ -111,8 +111,8 @@ def check_precision(backbone: nn.Module, method: str, **options: Any) -> None:
     if quantization is not None and {method, variant} & NEEDS_FLOATS[quantization]:
         others = [kind for kind, refused in NEEDS_FLOATS.items() if not {method, variant} & refused]
         raise DmgalError(
-            f"{variant} needs the weights as floats.",
-            received=f"a backbone quantized to {quantization}",
+            "This method of PEFT needs the weights as floats.",
+            received=f"{variant} on a backbone quantized to {quantization}",
             expected=f"a backbone that is not quantized, or one in {' or '.join(others)}"
             if others
             else "a backbone that is not quantized",
