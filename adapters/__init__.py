@@ -19,7 +19,7 @@ from .layer import AdapterLayer
 from .pretrained import BUNDLED, backbone_of, bundled_adapters, fits, load_adapter, pretrained
 from .side import SideConfig, SideModel
 from .st_adapter import STAdapterConfig, STAdapterModel
-from .targets import METHODS, targets
+from .targets import METHODS, check_precision, targets
 from .tuner import ADAPTERS, BlockTuner, is_added, register
 
 register(DmgalConfig, DmgalModel)
@@ -47,6 +47,7 @@ __all__ = [
     "SmgaConfig",
     "backbone_of",
     "bundled_adapters",
+    "check_precision",
     "differentiable_twice",
     "fits",
     "is_added",

@@ -291,7 +291,7 @@ def cast_for(adapter: nn.Module, tokens: Tensor) -> Tensor:
     device = tokens.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):  # the meta device has none
         return tokens
-    return tokens.to(next(adapter.parameters()).dtype)
+    return tokens.to(next(weight.dtype for weight in adapter.parameters() if weight.is_floating_point()))
 
 
 def layout_of(model: Any, spec: BackboneSpec) -> Layout:

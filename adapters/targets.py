@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
-from ..backbones.families import find_spec
-from ..backbones.probing import evaluating
+from ..backbones import Quantization, quantization_of
+from ..backbones.called_layers import called_layers
 from ..errors import DmgalError
 
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -53,6 +52,16 @@ METHODS = {
     "LN_TUNING": Reach(NORMS),
 }
 """Methods of PEFT whose layers can be chosen, by their ``peft_type``."""
+MERGES = frozenset({"BOFT", "OFT", "MISS", "VERA"})
+"""Methods that refuse layers of torchao, because they could not quantize merged weights again."""
+NEEDS_FLOATS: dict[Quantization, frozenset[str]] = {
+    "int8": MERGES,
+    "int4": MERGES | {"DORA"},
+    "dynamic_int8": frozenset(METHODS) - {"LN_TUNING"} | {"DORA"},
+    "bnb_int8": frozenset({"DORA"}),
+    "bnb_nf4": frozenset({"LOHA", "LOKR"}),
+}
+"""Methods of PEFT that do not work on a quantized backbone, found by ``dmgal.bench.capabilities``."""
 
 
 def targets(backbone: nn.Module, method: str, **options: Any) -> dict[str, Any]:
@@ -64,7 +73,7 @@ def targets(backbone: nn.Module, method: str, **options: Any) -> dict[str, Any]:
         options: other options of the config. DoRA (``use_dora``) does not adapt torch's attention.
 
     Raises:
-        DmgalError: the method is unknown, or no block calls a layer that it adapts.
+        DmgalError: the method is unknown, needs the weights as floats, or no block calls a layer that it adapts.
     """
     if method not in METHODS:
         raise DmgalError(
@@ -73,6 +82,7 @@ def targets(backbone: nn.Module, method: str, **options: Any) -> dict[str, Any]:
             expected=f"one of {', '.join(METHODS)}",
             remedy="Set target_modules.",
         )
+    check_precision(backbone, method, **options)
     reach = METHODS[method]
     if options.get("use_dora"):
         reach = WITH_CONVOLUTIONS
@@ -91,43 +101,31 @@ def targets(backbone: nn.Module, method: str, **options: Any) -> dict[str, Any]:
     return chosen
 
 
+def check_precision(backbone: nn.Module, method: str, **options: Any) -> None:
+    """Raise a DmgalError if a method of PEFT does not work on the backbone because it is quantized.
+
+    Args:
+        backbone, method, options: see `targets`.
+    """
+    quantization, variant = quantization_of(backbone), "DORA" if options.get("use_dora") else method
+    if quantization is not None and {method, variant} & NEEDS_FLOATS[quantization]:
+        others = [kind for kind, refused in NEEDS_FLOATS.items() if not {method, variant} & refused]
+        raise DmgalError(
+            "This method of PEFT needs the weights as floats.",
+            received=f"{variant} on a backbone quantized to {quantization}",
+            expected=f"a backbone that is not quantized, or one in {' or '.join(others)}"
+            if others
+            else "a backbone that is not quantized",
+            remedy="Change backbone.quantize, or use another adapter.",
+        )
+
+
 def _adapted_layers(backbone: nn.Module, reach: Reach) -> Iterator[tuple[str, nn.Module]]:
     """Yield names and layers of all blocks."""
-    for block in _called_layers(backbone, (*reach.preferred, *reach.otherwise)):
+    for called in called_layers(backbone, (*reach.preferred, *reach.otherwise)):
+        block = {name: layer for name, layer in called.items() if getattr(layer, "groups", 1) == 1}  # PEFT's limit
         preferred = {name: layer for name, layer in block.items() if isinstance(layer, reach.preferred)}
         yield from (preferred or block).items()
-
-
-@torch.no_grad()
-def _called_layers(backbone: nn.Module, kinds: tuple[type[nn.Module], ...]) -> list[dict[str, nn.Module]]:
-    """Run one image, and return the layers of some kinds that each block calls, by their names."""
-    spec = find_spec(backbone)
-    blocks = {name: backbone.get_submodule(name) for name in spec.block_names()}
-    called: set[nn.Module] = set()
-    handles = [
-        module.register_forward_pre_hook(lambda module, inputs: called.add(module))
-        for block in blocks.values()
-        for module in block.modules()
-        if isinstance(module, kinds) and _is_adaptable(module)
-    ]
-    weight = backbone.get_parameter(f"{spec.patch_embedding}.weight")
-    try:
-        with evaluating(backbone):
-            tokens = spec.entry.native(spec.stem(backbone, weight.new_zeros(1, 3, *spec.image_size)))
-            for block in blocks.values():
-                tokens = spec.run_block(backbone, block, tokens)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [
-        {f"{path}.{name}" if name else path: module for name, module in block.named_modules() if module in called}
-        for path, block in blocks.items()
-    ]
-
-
-def _is_adaptable(layer: nn.Module) -> bool:
-    """Return False for layers without weights, and for grouped convolutions, which PEFT's methods do not adapt."""
-    return any(True for _ in layer.parameters()) and getattr(layer, "groups", 1) == 1
 
 
 def _contracts(layer: nn.Module) -> bool:

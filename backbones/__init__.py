@@ -3,6 +3,7 @@
 from .encoder import BlockInput, FrameEncoder
 from .families import FAMILIES, Family, describe_backbone, find_spec, load_backbone, load_text_encoder
 from .frame_memory import FrameMemory
+from .quantized import Quantization, quantization_of, quantize
 from .quick_gelu import use_memory_efficient_gelu
 from .spec import BackboneSpec, BlockParts
 from .state import VideoState
@@ -18,6 +19,7 @@ __all__ = [
     "Family",
     "FrameEncoder",
     "FrameMemory",
+    "Quantization",
     "StreamEncoder",
     "TextEncoder",
     "VideoState",
@@ -26,6 +28,8 @@ __all__ = [
     "find_spec",
     "load_backbone",
     "load_text_encoder",
+    "quantization_of",
+    "quantize",
     "read_descriptions",
     "use_memory_efficient_gelu",
 ]

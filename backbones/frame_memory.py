@@ -1,8 +1,11 @@
-"""Memory of frames: the tokens of each frame before the first adapter, so that frozen blocks see a frame only once.
+"""Memory of frames: the frozen tokens of each frame, so that frozen blocks see a frame only once.
 
 Before the first adapter a backbone is frozen and sees single frames. Its result depends on the frame alone, whichever
 clip and task the frame is in. Training draws the same frames again and again, so most steps can begin at the first
-adapter. Frames are identified by a hash of their pixels. Random crops and colors make every frame a new one.
+adapter. A side network changes no token before the last block, so that all blocks are frozen: what it reads of each
+block is remembered, and a step for frames that were seen before runs no block at all.
+
+Frames are identified by a hash of their pixels. Random crops and colors make every frame a new one.
 
 Overlapping windows of a live video share frames, too. There nothing is trained, so `recent_frames` covers all blocks of
 a backbone without adapters.
@@ -12,16 +15,21 @@ from __future__ import annotations
 
 import torch
 import xxhash
-from einops import pack, rearrange
+from einops import rearrange
 from torch import Tensor
 
 from ..errors import DmgalError
+from .block_outputs import outputs_of
 from .encoder import BlockInput, FrameEncoder
 from .probing import evaluating
+from .recomputation import adapted_modules
 
 
 class FrameMemory:
-    """The input tokens of the first adapted block for frames that were seen before.
+    """The input tokens of the first adapted block, or what a side network reads, for frames that were seen before.
+
+    ``reads`` are the blocks whose outputs a side network reads, empty for other adapters. ``block`` is the first that
+    runs.
 
     Frames are computed one by one, in evaluation mode, so the tokens of a frame never depend on what is remembered.
 
@@ -32,7 +40,7 @@ class FrameMemory:
         forgets: a full memory forgets the oldest frame. If False, further frames are computed each time.
 
     Raises:
-        DmgalError: something is trained in the first block or before it.
+        DmgalError: something is trained in the first block or before it, other than a side network.
     """
 
     def __init__(
@@ -40,7 +48,10 @@ class FrameMemory:
     ) -> None:
         self.num_bytes = num_bytes
         self.used_bytes = 0
-        self.block = _frozen_blocks(encoder) if block is None else block
+        self.reads = _blocks_read(encoder) if block is None else ()
+        if block is None:
+            block = encoder.spec.num_blocks if self.reads else _frozen_blocks(encoder)
+        self.block = block
         self._forgets = forgets
         self._encoder = encoder
         self._tokens: dict[bytes, Tensor] = {}
@@ -51,7 +62,7 @@ class FrameMemory:
 
     @torch.no_grad()
     def start(self, videos: Tensor) -> BlockInput:
-        """Return the input of the first adapted block for videos ``(V, T, 3, H, W)``."""
+        """Return the input of the first adapted block for videos ``(V, T, 3, H, W)``, or the outputs that are read."""
         frames = rearrange(videos, "v t c h w -> (v t) c h w")
         setting = f"{frames.dtype} {tuple(frames.shape[1:])} {_autocast_dtype(frames.device.type)}".encode()
         pixels = frames.cpu().contiguous().view(torch.uint8).numpy()
@@ -60,13 +71,20 @@ class FrameMemory:
                 self._frame(frame, xxhash.xxh3_128_digest(values) + setting)
                 for frame, values in zip(frames, pixels, strict=True)
             ]
-        return BlockInput(self.block, rearrange(pack(found, "* n c")[0], "(v t) n c -> v t n c", v=len(videos)))
+        tokens = rearrange(torch.stack(found), "(v t) k n c -> k v t n c", v=len(videos))
+        if not self.reads:
+            return BlockInput(self.block, tokens[0])
+        return BlockInput(0, tokens[0], dict(zip(self.reads, tokens, strict=True)))
 
     def _frame(self, frame: Tensor, key: bytes) -> Tensor:
-        """Return the tokens ``(1, N, C)`` of a frame ``(3, H, W)``."""
+        """Return the tokens of a frame ``(3, H, W)``: those of each block that is read, ``(K, N, C)``, or ``K = 1``."""
         if key in self._tokens:
             return self._tokens[key].to(frame.device)
-        tokens = _advanced(self._encoder, rearrange(frame, "c h w -> 1 1 c h w"), self.block)
+        video = rearrange(frame, "c h w -> 1 1 c h w")
+        if self.reads:
+            tokens = torch.cat([output for index, output in _outputs(self._encoder, video) if index in self.reads])
+        else:
+            tokens = _advanced(self._encoder, video, self.block)
         while self._forgets and self._tokens and self.used_bytes + tokens.nbytes > self.num_bytes:
             self.used_bytes -= self._tokens.pop(next(iter(self._tokens))).nbytes
         if self.used_bytes + tokens.nbytes <= self.num_bytes:
@@ -87,6 +105,26 @@ def recent_frames(encoder: FrameEncoder, num_bytes: float, adapted: bool = True)
     if not block or encoder.spec.clip_frames is not None:
         return None
     return FrameMemory(encoder, num_bytes, block, forgets=True)
+
+
+def _blocks_read(encoder: FrameEncoder) -> tuple[int, ...]:
+    """Return the blocks with adapters and the last one, if all adapters are side networks and all else is frozen."""
+    blocks = encoder._blocks()
+    adapted = [index for index, block in enumerate(blocks) if adapted_modules(block)]
+    are_side = all(getattr(part, "carries_state", False) for part in adapted_modules(encoder.backbone))
+    if not adapted or not are_side or encoder.spec.sides or encoder.spec.clip_frames is not None:
+        return ()
+    blank = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8, device=encoder.mean.device)
+    with torch.enable_grad(), evaluating(encoder):
+        is_frozen = not any(output.requires_grad for _, output in _outputs(encoder, blank))
+    return tuple(sorted({*adapted, len(blocks) - 1})) if is_frozen else ()
+
+
+def _outputs(encoder: FrameEncoder, video: Tensor) -> list[tuple[int, Tensor]]:
+    """Return index and output ``(T, N, C)`` of each block for a video ``(1, T, 3, H, W)``, before its adapters."""
+    with outputs_of(encoder._blocks()) as outputs:
+        encoder.advance(encoder.embed(video), encoder.spec.num_blocks)
+    return [(index, encoder.spec.exit.tokens(output)) for index, output in enumerate(outputs)]
 
 
 def _frozen_blocks(encoder: FrameEncoder) -> int:

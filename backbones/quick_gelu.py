@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .spec import is_hooked
+
 SLOPE = 1.702
 NAMES = ("QuickGELU", "QuickGELUActivation")
 """Names of the class in open_clip and timm, and in transformers."""
@@ -74,7 +76,7 @@ def use_memory_efficient_gelu(model: Model) -> Model:
 @torch.no_grad()
 def _is_replaceable(module: nn.Module) -> bool:
     """Return True if a module has no hooks and equal results: a class of that name may have another slope."""
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+    if is_hooked(module):
         return False
     x = torch.linspace(-9, 9, 37, device="cpu")
     return torch.equal(module(x.clone()), QuickGELU()(x))

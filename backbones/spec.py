@@ -336,6 +336,11 @@ def without_jitter(positions: nn.Module) -> Any:
     return copy.copy(positions).eval() if positions.training else positions
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Return True if a module has hooks, which a replacement would lose."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
+
+
 def require_hub() -> None:
     """Raise an error before a download if the host name of Hugging Face's hub cannot be resolved.
 

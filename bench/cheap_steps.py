@@ -6,6 +6,7 @@ A 5-way 1-shot task of ten videos of noise on a ViT-S/16 with random weights, fo
 case over that of Smga-Adapters in all blocks, alternating in one process, and the peak of live tensors of a step:
 
 - ``side network``: a ladder side network (arXiv 2206.06522), so no gradient passes through the backbone;
+- ``side network, remembered``: the same with ``train.frame_memory``, for frames that were seen before;
 - ``late Smga``: adapters in the last four blocks only;
 - ``late Smga, remembered``: the same with ``train.frame_memory``, for frames that were seen before;
 - ``two passes``: Smga in all blocks, two-pass training of one video at a time.
@@ -102,6 +103,7 @@ def steps_of(options: Options) -> Mapping[str, Callable[[], None]]:
     models = {
         BASE: recognizer(options, smga()),
         "side network": recognizer(options, SideConfig(num_frames=options.frames)),
+        "side network, remembered": recognizer(options, SideConfig(num_frames=options.frames), remembers=True),
         "late Smga": recognizer(options, smga([*last])),
         "late Smga, remembered": recognizer(options, smga([*last]), remembers=True),
     }
@@ -112,7 +114,8 @@ def steps_of(options: Options) -> Mapping[str, Callable[[], None]]:
 
 
 def live_megabytes(work: Callable[[], None]) -> float:
-    """Return the peak of the tensors that a step makes, in MB."""
+    """Return the peak of the tensors that a step makes after a first one, in MB."""
+    work()
     with LiveBytes() as live:
         work()
     return round(live.peak / 1e6, 1)

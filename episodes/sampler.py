@@ -245,6 +245,55 @@ class ReversalSampler(TaskSampler):
         return [classes[index] for index in _choose(len(classes), len(classes), draws)]
 
 
+class NovelBesideBase(TaskSampler):
+    """Episodes of all base classes, which come first, and of ``num_novel`` random novel classes.
+
+    A query of any of these classes may be recognized as any of them (S. Gidaris and N. Komodakis, CVPR 2018).
+
+    Args:
+        base, novel: the classes of both kinds.
+        num_novel: novel classes per episode.
+
+    The other arguments are those of `TaskSampler`.
+
+    Raises:
+        DmgalError: fewer novel classes than ``num_novel``, no base classes, a class has fewer videos than shots +
+            queries, or the groups cannot be divided between support and query.
+    """
+
+    def __init__(
+        self,
+        base: Sequence[int],
+        novel: Sequence[int],
+        labels: Sequence[int] | np.ndarray,
+        num_novel: int,
+        k_shot: int,
+        n_query: int,
+        num_episodes: int,
+        seed: int,
+        class_names: Sequence[str] | None = None,
+        groups: Sequence[object] | np.ndarray | None = None,
+    ) -> None:
+        super().__init__(labels, k_shot, n_query, num_episodes, seed, class_names, groups)
+        if not base or not 1 <= num_novel <= len(novel):
+            raise DmgalError(
+                "Cannot sample novel classes beside base classes.",
+                received=f"{num_novel} of {len(novel)} novel classes beside {len(base)} base classes",
+                expected=f"from 1 to {len(novel)} novel classes, and base classes",
+                remedy="Change n_way, or use data with base classes.",
+            )
+        self.n_way = len(base) + num_novel
+        self._base, self._novel, self._num_novel = list(base), list(novel), num_novel
+        self._check_videos([*base, *novel])
+
+    @property
+    def _num_class_draws(self) -> int:
+        return self._num_novel
+
+    def _choose_classes(self, draws: Iterator[float]) -> list[int]:
+        return [*self._base, *(self._novel[index] for index in _choose(len(self._novel), self._num_novel, draws))]
+
+
 def _pick(videos: np.ndarray, count: int, draws: Iterator[float]) -> list[int]:
     return [int(videos[index]) for index in _choose(len(videos), count, draws)]
 

@@ -6,6 +6,7 @@
     dmgal evaluate runs/mine --exact                  over all possible episodes, without sampling
     dmgal evaluate runs/mine --text.use fuse          with the text of the class names
     dmgal evaluate runs/mine --curve 0 1 2 5 1-5      accuracy by the number of shots, on the same queries
+    dmgal evaluate runs/mine --generalized            novel classes beside all base classes
     dmgal evaluate runs/mine --data.root OTHER --out other.json       other data, see docs/evaluation.md
     torchrun --nproc_per_node 2 -m dmgal.recipes.evaluate runs/mine     in two processes, bit-identical
 
@@ -43,6 +44,7 @@ from dmgal.recipes.run.evaluation import (
     seen_in_training,
 )
 from dmgal.recipes.run.folder import Run, environment, json_text
+from dmgal.recipes.run.generalized import Generalized, evaluate_generalized
 from dmgal.recipes.run.shots import Point, curve_as_json, curve_as_text, parse_shots, shot_curve
 from dmgal.recipes.run.text import TextOptions, text_line
 
@@ -67,6 +69,9 @@ class Evaluate:
     curve: tuple[str, ...] = ()
     """Numbers of shots to evaluate on the same queries. 0: class names alone. 1-5: different numbers for the classes of
     an episode. Episodes with more shots contain those with fewer."""
+    generalized: bool = False
+    """Put the novel classes of each episode beside all base classes: accuracy on queries of both kinds, and their
+    harmonic mean."""
     out: Path | None = None
     """Another JSON file for the result."""
     text: TextOptions = field(default_factory=TextOptions)
@@ -94,6 +99,12 @@ def main(argv: list[str] | None = None) -> int | None:
         points = shot_curve(recognizer, recipe, catalog, protocol, options.curve, options.text, progress, keep)
         if not is_helper:
             _report_curve(options, described, points, run, suffix)
+        return 0
+    if options.generalized:
+        generalized = evaluate_generalized(recognizer, recipe, catalog, protocol, progress, keep)
+        if not is_helper:
+            described["base_videos"] = "seen in training" if trained.train.steps else "not trained on"
+            _report_generalized(options, described, generalized, run, suffix)
         return 0
     recognizer, encoded, text = encode_with_text(recognizer, recipe, catalog, protocol, options.text, progress, keep)
     described["text"] = text or described["text"]
@@ -142,15 +153,50 @@ def _report(
         number = results[name]["episodes"]
         print(f"  {label:<20} {text} %{f'  ({number} episodes)' if protocol.until and not options.exact else ''}")
     result: dict[str, Any] = {"protocol": described, "results": results, "environment": environment()}
-    if options.states == "float16":
-        print(INEXACT)
-        result["inexact"] = "states were kept as float16"
     amount = "all" if options.exact else f"{protocol.episodes}"
     if protocol.until is not None and not options.exact:
         amount = f"until{protocol.until:g}_at_least_{protocol.episodes}"
     suffix = f"_grouped{suffix}" if "group" in described["data"] else suffix
-    suffix = f"_float16{suffix}" if options.states == "float16" else suffix
+    suffix = _with_precision(options, result, suffix)
     _write(options, result, run, f"{protocol.split}_{ways}way_{shots}shot", f"{amount}episodes", suffix)
+
+
+def _report_generalized(
+    options: Evaluate, described: Mapping[str, Any], generalized: Generalized, run: Run, suffix: str
+) -> None:
+    """Print the accuracies on base and novel queries and their harmonic mean, and write them to the run folder."""
+    protocol, ways, shots = options.protocol, described["n_way"], described["k_shot"]
+    print(
+        f"{printable(str(options.run))}: {ways} {protocol.split} classes beside {generalized.num_base} base classes, "
+        f"{shots}-shot, {protocol.episodes} episodes, 95 % intervals over them"
+    )
+    for name, text in generalized.lines().items():
+        print(f"  {name:<20} {text} %")
+    if described["base_videos"] == "seen in training":
+        print("  The base queries are videos that the run was trained on.")
+    result: dict[str, Any] = {
+        "protocol": dict(described),
+        "generalized": generalized.as_json(),
+        "environment": environment(),
+    }
+    suffix = _with_precision(options, result, suffix)
+    _write(
+        options,
+        result,
+        run,
+        f"{protocol.split}_{ways}way_{shots}shot_generalized",
+        f"{protocol.episodes}episodes",
+        suffix,
+    )
+
+
+def _with_precision(options: Evaluate, result: dict[str, Any], suffix: str) -> str:
+    """Return the end of a result's name, and mark the result, if states were stored in fewer bits."""
+    if options.states != "float16":
+        return suffix
+    print(INEXACT)
+    result["inexact"] = "states were kept as float16"
+    return f"_float16{suffix}"
 
 
 def _report_curve(
@@ -162,11 +208,8 @@ def _report_curve(
     print(curve_as_text(points))
     result: dict[str, Any] = {"protocol": dict(described), "curve": curve_as_json(points), "environment": environment()}
     del result["protocol"]["k_shot"]
-    if options.states == "float16":
-        print(INEXACT)
-        result["inexact"] = "states were kept as float16"
     shots = "_".join(point.name for point in points)
-    suffix = f"_float16{suffix}" if options.states == "float16" else suffix
+    suffix = _with_precision(options, result, suffix)
     _write(options, result, run, f"{protocol.split}_{ways}way_curve_{shots}", f"{protocol.episodes}episodes", suffix)
 
 
@@ -183,6 +226,13 @@ def _write(options: Evaluate, result: Mapping[str, Any], run: Run, start: str, a
 
 def _check(options: Evaluate) -> None:
     protocol, is_curve = options.protocol, bool(options.curve)
+    if options.generalized and (options.exact or is_curve or protocol.until is not None or options.text.use != "no"):
+        raise DmgalError(
+            "Novel classes beside base classes are evaluated on a number of episodes, by clips.",
+            received="--generalized with --exact, --curve, --until or --text.use",
+            expected="--generalized with --shots, --ways, --queries and --episodes",
+            remedy="Remove the other option.",
+        )
     for shots in options.curve:
         parse_shots(shots)
     if is_curve and (options.exact or protocol.until is not None or protocol.k_shot or options.text.use == "only"):

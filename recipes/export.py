@@ -1,6 +1,7 @@
 """Export of a run as ONNX or torch programs, which encode videos without dmgal.
 
     dmgal export runs/mine --out exported
+    dmgal export runs/mine --int8 --out exported
     dmgal export runs/mine --format torch --out exported
 
 Writes encode.onnx, which maps uint8 clips of any number to the states that a gallery stores, relate.onnx for a run with
@@ -34,6 +35,8 @@ class Export:
     """Folder of the programs. None: the folder exported in that of the run."""
     format: Annotated[Format, tyro.conf.arg(metavar="onnx|torch")] = "onnx"
     """onnx: for onnxruntime. torch: programs for torch.export.load."""
+    int8: bool = False
+    """Keep the weights of encode.onnx in 8 bits, which is smaller and less exact."""
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None) -> int | None:
     recipe, recognizer = load_run(Run(options.run))
     out = options.out or options.run / "exported"
     try:
-        written = export_recognizer(recipe, recognizer, out, options.format)
+        written = export_recognizer(recipe, recognizer, out, options.format, options.int8)
     except OSError as error:
         raise DmgalError(
             "The export cannot be written.",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters import is_added
+from ...backbones.quantized import plain_tensors
 from ...backbones.spec import base_model
 from ..recognizer import FewShotRecognizer
 
@@ -57,7 +58,7 @@ def normalization(recognizer: FewShotRecognizer) -> dict[str, list[float]]:
 def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """Return a hash of the tensors' names, dtypes, shapes and bytes, or None if there are no tensors."""
     digest, is_empty = blake2b(digest_size=8), True
-    for name, tensor in sorted(tensors):
+    for name, tensor in sorted(plain_tensors(dict(tensors))):
         is_empty = False
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         if tensor.numel():

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dmgal.adapters import METHODS, is_added, load_adapter, pretrained, targets
+from dmgal.adapters import METHODS, check_precision, is_added, load_adapter, pretrained, targets
 from dmgal.adapters.model_card import command_line
 from dmgal.backbones import find_spec
 from dmgal.errors import DmgalError
@@ -152,6 +152,7 @@ def _adapter_config(recipe: Recipe, backbone: nn.Module) -> Any:
         )
     parameters = inspect.signature(known[kind]).parameters
     refuse_unknown("adapter", kind, options, parameters)
+    check_precision(backbone, kind, **options)
     if kind in METHODS and options.get("target_modules") is None:
         options |= targets(backbone, kind, **options)
     if "num_frames" in parameters:

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from dmgal.adapters import backbone_of, fits, is_added, load_adapter, pretrained
-from dmgal.backbones import FrameEncoder, StreamEncoder, load_backbone, use_memory_efficient_gelu
+from dmgal.backbones import FrameEncoder, StreamEncoder, load_backbone, quantize, use_memory_efficient_gelu
+from dmgal.backbones.quantized import num_parameters
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
@@ -36,6 +37,8 @@ def build_recognizer(
     """
     backbone = load_backbone(recipe.backbone.name) if backbone is None else backbone
     backbone.requires_grad_(recipe.backbone.trainable)
+    if recipe.backbone.quantize is not None:
+        backbone = quantize(backbone, recipe.backbone.quantize)
     if recipe.adapter is not None:
         backbone = adapted(backbone, recipe, adapter)
     encoder = _encoder(backbone, recipe)
@@ -115,6 +118,8 @@ def count_parameters(module: nn.Module, trained_only: bool = False) -> int:
 def visual_tower_parameters(recognizer: FewShotRecognizer) -> int:
     """Return the number of backbone parameters, without adapters."""
     backbone = recognizer.encoder.backbone
+    if (count := num_parameters(backbone)) is not None:
+        return count
     return sum(p.numel() for name, p in backbone.named_parameters() if not is_added(name))
 
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from dmgal.backbones import Quantization
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
 from dmgal.recipes.run.ranges import SEEDS, STEPS, TASKS, Range, check_options, check_ranges, out_of_range
@@ -126,6 +127,19 @@ class BackboneConfig:
     """Save only the input of each block and recompute the rest in the backward pass. Less memory, more time."""
     dtype: Literal["float32", "bf16"] = "float32"
     """Precision of frozen backbone weights during training. Trained weights stay in float32."""
+    quantize: Quantization | None = None
+    """Bits of the linear layers of a frozen backbone, see docs/backbones.md. Adapters keep their precision. None: as
+    loaded."""
+
+    def __post_init__(self) -> None:
+        if self.quantize is not None and (self.trainable or self.dtype != "float32"):
+            raise DmgalError(
+                "A quantized backbone stays frozen, in one precision.",
+                received=f"backbone.quantize: {self.quantize} with "
+                + ("backbone.trainable: true" if self.trainable else f"backbone.dtype: {self.dtype}"),
+                expected="either quantized weights, or trained weights, or another dtype",
+                remedy="Remove backbone.quantize, or train an adapter on the frozen backbone in float32.",
+            )
 
 
 @dataclass(frozen=True)
@@ -164,7 +178,8 @@ class TrainConfig:
     the most expensive results are cached. Weights, gradients and optimizer state are not included."""
     frame_memory: Annotated[float | None, Range(0, 10**6)] = None
     """GB on each process for what the frozen blocks before the first adapter make of each frame. A frame that was seen
-    before then costs only the blocks from there on. Of no use for crops and colors that change. None: no memory."""
+    before then costs only the blocks from there on, and with a side network no block at all. Of no use for crops and
+    colors that change. None: no memory."""
     optimizer: Optimizer = "adamw"
     """Optimizer of torch.optim. Older papers use adam and sgd."""
     momentum: Annotated[float, Range(0, 1)] = 0.0
@@ -257,6 +272,13 @@ class Recipe:
                 received="backbone.expert with an adapter or a trainable backbone",
                 expected="either an expert, or an adapter or a backbone to train",
                 remedy="Remove the adapter, or train it without backbone.expert and then pass the run as the expert.",
+            )
+        if self.backbone.quantize is not None and self.train.precision == "float64":
+            raise DmgalError(
+                "A quantized backbone computes in float32.",
+                received=f"backbone.quantize: {self.backbone.quantize} with train.precision: float64",
+                expected="another precision",
+                remedy="Remove backbone.quantize or train.precision.",
             )
         check_options("adapter", self.adapter or {})
         check_options("head", self.head)

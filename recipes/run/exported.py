@@ -59,6 +59,23 @@ class Relate(nn.Module):
         return self.recognizer.encoder.relate(*states)
 
 
+def quantize_program(path: Path) -> None:
+    """Replace the weights of an ONNX program's matrix products by 8 bits, with a scale for each column, in place.
+
+    onnxruntime rounds the inputs of the products to 8 bits by the range of the whole call.
+
+    Raises:
+        DmgalError: the libraries of ONNX are missing.
+        OSError: the program cannot be written.
+    """
+    _require_onnx()
+    quantization: Any = import_module("onnxruntime.quantization")
+    with atomic_write(path) as temporary, _silence():
+        quantization.quantize_dynamic(
+            path, temporary, per_channel=True, reduce_range=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+
+
 @dataclass(frozen=True)
 class Exported:
     """The written files.
@@ -76,13 +93,31 @@ class Exported:
 
 
 @torch.no_grad()
-def export_recognizer(recipe: Recipe, recognizer: FewShotRecognizer, out: Path, form: Format) -> Exported:
+def export_recognizer(
+    recipe: Recipe, recognizer: FewShotRecognizer, out: Path, form: Format, int8: bool = False
+) -> Exported:
     """Write the programs of a recognizer and their description into a folder, and compare them with the recognizer.
 
+    With ``int8``, the program ``encode`` is quantized, see `quantize_program`.
+
     Raises:
-        DmgalError: the libraries of ONNX are missing, or the model cannot be exported.
+        DmgalError: the libraries of ONNX are missing, or the model cannot be exported or quantized.
         OSError: the files cannot be written.
     """
+    if int8 and form != "onnx":
+        raise DmgalError(
+            "Only ONNX programs are quantized.",
+            received=f"--int8 with --format {form}",
+            expected="--format onnx",
+            remedy="Remove --int8, or export as ONNX.",
+        )
+    if recipe.backbone.quantize is not None:
+        raise DmgalError(
+            "A quantized backbone cannot be exported.",
+            received=f"backbone.quantize: {recipe.backbone.quantize}",
+            expected="a backbone of floats, which --int8 quantizes after the export",
+            remedy="Set backbone.quantize in the run's recipe.yaml to null and pass --int8. Adapters fit both.",
+        )
     recognizer = recognizer.eval().cpu()
     for parameter in recognizer.parameters():
         parameter.requires_grad_(False)
@@ -93,6 +128,8 @@ def export_recognizer(recipe: Recipe, recognizer: FewShotRecognizer, out: Path, 
     out.mkdir(parents=True, exist_ok=True)
     encode = _Program(Encode(recognizer).eval(), "encode", form)
     programs = [encode.write(out, (clips[:3],), ({0: any_videos},))]
+    if int8:
+        quantize_program(programs[0])
     differences = [encode.difference(programs[0], (part,)) for part in (clips[:1], clips[:5])]
     if recognizer.encoder.has_task_layer:
         tensors = [states[name] for name in names]
@@ -104,7 +141,8 @@ def export_recognizer(recipe: Recipe, recognizer: FewShotRecognizer, out: Path, 
         differences += [relate.difference(programs[1], parts) for parts in ((support, one), (one, query))]
     description = out / "model.json"
     with atomic_write(description) as temporary:
-        temporary.write_text(json.dumps(_description(recipe, recognizer, names), indent=2) + "\n")
+        description_text = json.dumps(_description(recipe, recognizer, names) | {"int8": int8}, indent=2)
+        temporary.write_text(description_text + "\n")
     return Exported(tuple(programs), description, max(differences))
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmgal.adapters import is_added
+from dmgal.backbones.quantized import plain_tensors
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
@@ -203,20 +204,25 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
     frozen = ((name, tensor) for name, tensor in backbone if not is_added(name))
     added = ((name, tensor) for name, tensor in backbone if is_added(name))
     expert = {} if recipe.backbone.expert is None else {"motion expert": weights_hash(_weights(recognizer.encoder))}
-    return expert | {
-        "backbone": without_folder(recipe.backbone.name),
-        "backbone weights": weights_hash(frozen),
-        "adapter": _text(options["adapter"]),
-        "adapter weights": weights_hash(added),
-        "head": _text(options["head"]),
-        "head weights": weights_hash(_weights(recognizer.head)),
-        "pooling": _text(recipe.backbone.pooling),
-        "normalization": _text(normalization(recognizer)),
-        "frames": str(recipe.data.num_frames),
-        "transform": repr(test_transform(recipe, recognizer.encoder.image_size)),
-        "decoder": recipe.data.decoder,
-        "precision": str(next(recognizer.parameters()).dtype).removeprefix("torch."),
-    }
+    quantized = {} if recipe.backbone.quantize is None else {"quantization": recipe.backbone.quantize}
+    return (
+        expert
+        | quantized
+        | {
+            "backbone": without_folder(recipe.backbone.name),
+            "backbone weights": weights_hash(frozen),
+            "adapter": _text(options["adapter"]),
+            "adapter weights": weights_hash(added),
+            "head": _text(options["head"]),
+            "head weights": weights_hash(_weights(recognizer.head)),
+            "pooling": _text(recipe.backbone.pooling),
+            "normalization": _text(normalization(recognizer)),
+            "frames": str(recipe.data.num_frames),
+            "transform": repr(test_transform(recipe, recognizer.encoder.image_size)),
+            "decoder": recipe.data.decoder,
+            "precision": str(next(recognizer.parameters()).dtype).removeprefix("torch."),
+        }
+    )
 
 
 def _weights(part: object) -> Iterable[tuple[str, Tensor]]:
@@ -226,7 +232,7 @@ def _weights(part: object) -> Iterable[tuple[str, Tensor]]:
 def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     """Return a hash of names, shapes and bytes of tensors in any order, or ``none`` if there are none."""
     digest, found = blake2b(digest_size=8), False
-    for name, tensor in sorted(tensors):
+    for name, tensor in sorted(plain_tensors(dict(tensors))):
         found = True
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -25,7 +25,8 @@ def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
     """Return trained parameters and batch norm statistics by name. Every process must call this function."""
     named = dict(recognizer.named_parameters())
     parameters = {name: whole(p.detach()) for name, p in named.items() if p.requires_grad}
-    buffers = {name: value for name, value in recognizer.state_dict().items() if name not in named}
+    unnamed = {name for name, _ in recognizer.named_buffers()}  # not the state of quantized layers
+    buffers = {name: value for name, value in recognizer.state_dict().items() if name in unnamed}
     return {**parameters, **buffers}
 
 

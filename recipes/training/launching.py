@@ -131,6 +131,8 @@ def start_line(accelerator: Accelerator, recipe: Recipe, recognizer: FewShotReco
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
     videos = tasks * episode.n_way * (episode.k_shot + episode.n_query)
     backbone = ", backbone in bf16" if recipe.backbone.dtype == "bf16" else ""
+    if recipe.backbone.quantize is not None:
+        backbone = f", backbone in {recipe.backbone.quantize}"
     strategy = {"FSDP": " with FSDP", "DEEPSPEED": " with DeepSpeed"}.get(str(accelerator.distributed_type.value), "")
     return (
         f"{accelerator.num_processes} process(es) on {device}{name}{strategy}, "

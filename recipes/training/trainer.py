@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
 from dmgal.backbones import FrameEncoder, FrameMemory
 from dmgal.episodes import Episode, FewShotRecognizer
@@ -52,6 +53,7 @@ class Trainer:
         if recipe.train.frame_memory is not None:
             remember_frames(recognizer, 1e9 * recipe.train.frame_memory)
         _check_division(recipe.train.tasks_per_step, accelerator.num_processes)
+        _check_unquantized(recipe, accelerator)
         _check_something_trains(recipe, recognizer)
         _check_other_classes(recipe, recognizer)
         set_precision(recipe, recognizer, accelerator)
@@ -232,6 +234,16 @@ def _check_division(tasks: int, world: int) -> None:
             received=f"tasks_per_step={tasks}, {world} processes",
             expected="a multiple of the number of processes",
             remedy=f"Pass --train.tasks-per-step {math.ceil(tasks / world) * world}.",
+        )
+
+
+def _check_unquantized(recipe: Recipe, accelerator: Accelerator) -> None:
+    if recipe.backbone.quantize is not None and accelerator.distributed_type != DistributedType.NO:
+        raise DmgalError(
+            "A quantized backbone trains in one process.",
+            received=f"backbone.quantize: {recipe.backbone.quantize} under {accelerator.distributed_type.value}",
+            expected="one process, because launchers exchange and shard weights of floats only",
+            remedy="Remove backbone.quantize, or start one process.",
         )
 
 

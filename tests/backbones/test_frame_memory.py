@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny_backbones import TINY_BACKBONES
 
-from dmgal.adapters import DmgalConfig
+from dmgal.adapters import DmgalConfig, SideConfig
 from dmgal.backbones import FrameEncoder, FrameMemory
 from dmgal.errors import DmgalError
 
@@ -55,6 +55,14 @@ def count_runs(encoder, index=0):
     return counts
 
 
+def count_computations(encoder):
+    """Count the calls of the last block's parts, which a block that returns a known output does not make."""
+    counts = []
+    part = next(module for module in encoder._blocks()[-1].modules() if isinstance(module, torch.nn.LayerNorm))
+    part.register_forward_hook(lambda *_: counts.append(1))
+    return counts
+
+
 def test_frozen_blocks_see_each_frame_once_whichever_video_it_is_in():
     encoder = FrameEncoder(late_smga(TINY_BACKBONES["ViT"].make()))
     videos = random_videos((32, 32))
@@ -75,6 +83,42 @@ def test_a_full_memory_changes_no_bit():
         features += [encoder.encode(videos)["features"], encoder.encode(videos)["features"]]
         assert memory.used_bytes <= size
     assert all(torch.equal(features[0], other) for other in features[1:])
+
+
+def side_network(backbone, **config):
+    """Return the backbone with a side network whose result is not zero."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(backbone.requires_grad_(False), SideConfig(num_frames=4, **config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.mark.parametrize("name", ["ViT", "open_clip visual", "DINOv2", "hand-written (N,B,C)"])
+def test_side_network_runs_no_block_for_known_frames(name):
+    tiny = TINY_BACKBONES[name]
+    videos = random_videos(tiny.size)
+    expected = gradients(FrameEncoder(side_network(tiny.make()).double()), videos)
+    encoder = FrameEncoder(side_network(tiny.make()).double())
+    encoder.frame_memory = memory = FrameMemory(encoder, 1e9)
+    counts = count_computations(encoder)
+    for _ in range(2):
+        torch.testing.assert_close(gradients(encoder, videos), expected)
+    assert len(counts) == 12 and len(memory) == 12 and memory.reads == (0, 1, 2)
+
+
+def test_memory_of_a_side_network_changes_no_bit():
+    videos, results = random_videos((32, 32)), []
+    for size in (0, 1e9):
+        encoder = FrameEncoder(side_network(TINY_BACKBONES["ViT"].make(), blocks=[1]))
+        encoder.frame_memory = memory = FrameMemory(encoder, size)
+        results += [gradients(encoder, videos), gradients(encoder, videos)]
+    assert memory.reads == (1, 2)
+    for state, found in results[1:]:
+        assert torch.equal(state["features"], results[0][0]["features"])
+        assert all(torch.equal(found[name], gradient) for name, gradient in results[0][1].items())
 
 
 def test_modes_and_types_are_remembered_apart():

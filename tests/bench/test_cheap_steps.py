@@ -9,7 +9,7 @@ SMALL = cheap_steps.Options(frames=2, pixels=32, depth=3, rounds=1)
 
 def test_every_case_has_time_and_memory():
     found = cheap_steps.measure(SMALL)
-    assert next(iter(found)) == cheap_steps.BASE and len(found) == 5
+    assert next(iter(found)) == cheap_steps.BASE and len(found) == 6
     assert all(case["time_ratio"]["median"] > 0 for name, case in found.items() if name != cheap_steps.BASE)
     assert found["side network"]["live_mb"] < found[cheap_steps.BASE]["live_mb"]
 

@@ -38,6 +38,24 @@ def test_both_halves_of_a_run_with_a_cmga_are_written_and_compared(runs, tmp_pat
     assert described["task_layer"] and described["frames"] == 4 and described["image_size"] == [48, 48]
 
 
+@pytest.mark.slow
+def test_int8_program_is_smaller_and_close(runs, tmp_path, capsys):
+    pytest.importorskip("onnxscript", reason="needs dmgal[onnx]")
+    sizes = []
+    for flags in ([], ["--int8"]):
+        assert main(["export", str(runs["smga"]), *flags, "--out", str(tmp_path / "out")]) == 0
+        sizes.append((tmp_path / "out" / "encode.onnx").stat().st_size)
+        assert json.loads((tmp_path / "out" / "model.json").read_text())["int8"] is bool(flags)
+    assert sizes[1] < 0.5 * sizes[0]
+    assert 1e-4 < float(capsys.readouterr().out.split("clips: ")[2].split(" ")[0]) < 0.3
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix not in (".onnx", ".json", ".data")]
+
+
+def test_only_onnx_is_quantized(runs, tmp_path, capsys):
+    assert main(["export", str(runs["smga"]), "--int8", "--format", "torch", "--out", str(tmp_path)]) != 0
+    assert "--format onnx" in capsys.readouterr().err
+
+
 def test_a_program_that_differs_is_noticed(tmp_path):
     program = exported._Program(torch.nn.Linear(2, 2), "encode", "torch")
     path = program.write(tmp_path, (torch.ones(3, 2),), ({0: torch.export.Dim("videos")},))
