@@ -54,8 +54,8 @@ class Generalized:
             right = torch.zeros(num_episodes, dtype=torch.float64).index_add(0, episodes, answers.right[of_kind])
             kinds.append(right / torch.bincount(episodes, minlength=num_episodes))
         base, novel = kinds
-        estimates = [Estimate.of_accuracies(accuracies) for accuracies in kinds]
-        return Generalized(*estimates, harmonic_mean_of(base, novel), num_base, evaluation)
+        of_base, of_novel = Estimate.of_accuracies(base), Estimate.of_accuracies(novel)
+        return Generalized(of_base, of_novel, harmonic_mean_of(base, novel), num_base, evaluation)
 
     def as_json(self) -> dict[str, Any]:
         """Return means and half-widths in percent."""
