@@ -120,7 +120,7 @@ def study_figure(root: Path, form: Form = "svg") -> bytes:
             axes.errorbar(values, range(len(rows)), xerr=errors, fmt="o", color="#1f77b4", markersize=3)
             axes.axvline(0, color="gray", linewidth=0.8)
             axes.axvline(values[0], color="#d95f02", linewidth=0.8, linestyle=":")
-            axes.set_title(column, fontsize=7)
+            axes.set_title(column.replace(", ", "\n"), fontsize=7)
             axes.grid(alpha=0.25, axis="y")
         panels[0].set_yticks(range(len(rows)), [name for name, _ in rows], fontsize=7)
         panels[0].invert_yaxis()
