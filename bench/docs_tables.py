@@ -286,7 +286,9 @@ def study_table(root: Path) -> str:
     for group, variants in groups.items():
         for variant, found in variants.items():
             cells = [
-                pair([found[f"{name}, {shots}-shot"][kind] for shots in (1, 5)], sign)
+                ""
+                if sign and variant == "frozen"
+                else pair([found[f"{name}, {shots}-shot"][kind] for shots in (1, 5)], sign)
                 for kind, sign in (("accuracy", ""), ("minus frozen", "+"))
                 for name in sets
             ]
