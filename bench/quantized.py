@@ -1,4 +1,4 @@
-"""What a quantized frozen backbone costs and saves: memory, time and accuracy of each kind, against floats.
+"""Cost and savings of a quantized frozen backbone: memory, time and accuracy of each kind, against floats.
 
     python -m dmgal.bench.quantized
 

@@ -210,7 +210,7 @@ def test_per_data_names_are_bundled_data_sets():
 def test_every_pair_of_method_and_data_set_builds_a_head():
     methods = [name for name in bundled_layers() if name.startswith("method/")]
     data = [name for name in bundled_layers() if name.startswith("data/")]
-    assert (len(methods), len(data)) == (39, 7)
+    assert (len(methods), len(data)) == (40, 7)
     heads: list[Mapping[str, Any]] = []
     for method, data_set in itertools.product(methods, data):
         recipe = layered(method, data_set)

@@ -58,6 +58,8 @@ _UNREADABLE = (
 )
 # No image of MAX_PIXELS exceeds this, even if it does not compress at all.
 _MAX_IMAGE_BYTES = 8 * MAX_PIXELS
+EXIF_SHORT = 3
+"""Type of an entry with 16-bit integers."""
 # The operation that turns a stored image upright, by the orientation in its EXIF header.
 _TRANSPOSE_OF_ORIENTATION = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
@@ -237,12 +239,29 @@ def _without_warnings() -> Iterator[None]:
 
 
 def _orientation(image: PIL.Image.Image) -> int:
-    """Return the orientation in the EXIF header, or 1 (upright) for a damaged header, as image viewers do."""
+    """Return the orientation in the EXIF header, or 1 (upright) if the header has none, as image viewers do."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
+        if orientation is None:
+            orientation = _orientation_entry(image.info.get("exif", b""))
     except _UNREADABLE:
         return 1
     return orientation if isinstance(orientation, int) and orientation in _TRANSPOSE_OF_ORIENTATION else 1
+
+
+def _orientation_entry(header: bytes) -> int | None:
+    """Return the orientation in a damaged EXIF header. Pillow before 13 stops at the first damaged entry."""
+    tiff = header.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order is None:
+        return None
+    (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+    (count,) = struct.unpack_from(f"{order}H", tiff, start)
+    for entry in range(count):
+        tag, kind, number, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * entry)
+        if tag == ExifTags.Base.Orientation:
+            return value if (kind, number) == (EXIF_SHORT, 1) else None
+    return None
 
 
 def _to_rgb(image: PIL.Image.Image) -> Image:
