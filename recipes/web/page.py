@@ -189,6 +189,11 @@ def _paths(payload: Any) -> list[Path]:
     return [] if payload is None else [Path(file.path) for file in getattr(payload, "root", [payload])]
 
 
+def _all_paths(*sources: list[Path] | None) -> list[Path]:
+    """Return the clips of all sources. Gradio gives None for one that is empty after an error."""
+    return [path for paths in sources for path in paths or ()]
+
+
 def _new_visit(recognizer: ActionRecognizer, folder: Path) -> Visit:
     return Visit(recognizer.__sklearn_clone__(), folder)
 
@@ -197,8 +202,8 @@ def _shown(visit: Visit, notice: Notice | None) -> list[Any]:
     return [visit, actions_markup(visit.actions, notice), gr.update(value=NEXT_SAMPLE if visit.is_sample else SAMPLE)]
 
 
-def _add(visit: Visit, name: str | None, clips: list[Path], camera: list[Path]) -> list[Any]:
-    paths = clips + camera
+def _add(visit: Visit, name: str | None, clips: list[Path] | None, camera: list[Path] | None) -> list[Any]:
+    paths = _all_paths(clips, camera)
     text, notice = attempt(lambda: visit.add(name or "", paths))
     if text is None:  # the form shows what is left of it
         remain = all(path.exists() for path in paths)
@@ -224,8 +229,8 @@ def _sample(visit: Visit) -> list[Any]:
     return [*_shown(visit, notice), "" if answer is None else answer_markup(answer)]
 
 
-def _recognize(folder: Path, visit: Visit, clips: list[Path], camera: list[Path]) -> list[Any]:
-    paths = clips + camera
+def _recognize(folder: Path, visit: Visit, clips: list[Path] | None, camera: list[Path] | None) -> list[Any]:
+    paths = _all_paths(clips, camera)
     if not paths:
         return [gr.skip()] * 3
     discard(paths[:-1], folder)
