@@ -205,9 +205,10 @@ def _shown(visit: Visit, notice: Notice | None) -> list[Any]:
 def _add(visit: Visit, name: str | None, clips: list[Path] | None, camera: list[Path] | None) -> list[Any]:
     paths = _all_paths(clips, camera)
     text, notice = attempt(lambda: visit.add(name or "", paths))
-    if text is None:  # the form shows what is left of it
-        remain = all(path.exists() for path in paths)
-        return [*_shown(visit, notice), gr.skip(), *([gr.skip()] * 2 if remain else [None, None])]
+    if text is None:  # the form keeps its files; after `gr.skip`, Gradio would make new components without `_paths`
+        discard(camera or [], visit.folder)
+        kept = [str(path) for path in clips or () if path.exists()]
+        return [*_shown(visit, notice), gr.skip(), kept or None, None]
     return [*_shown(visit, Notice("done", text)), "", None, None]
 
 
@@ -232,7 +233,7 @@ def _sample(visit: Visit) -> list[Any]:
 def _recognize(folder: Path, visit: Visit, clips: list[Path] | None, camera: list[Path] | None) -> list[Any]:
     paths = _all_paths(clips, camera)
     if not paths:
-        return [gr.skip()] * 3
+        return [gr.skip(), None, None]
     discard(paths[:-1], folder)
     answer, notice = attempt(lambda: visit.recognize(paths[-1]))
     return [notice_markup(notice) if answer is None else answer_markup(answer), None, None]

@@ -26,8 +26,8 @@ pytestmark = [
 ]
 CLASSES = {"down": 18, "circle": 36}
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{7*7}}"
-SLOW = 300_000  # milliseconds to wait for an answer, on a busy machine
-STOP = 300  # seconds to wait for the end of the server
+SLOW = 120_000  # milliseconds to wait for an answer, on a busy machine
+STOP = 120  # seconds to wait for the end of the server
 
 
 class Served(NamedTuple):
@@ -129,7 +129,8 @@ def fits(page: Any) -> bool:
 
 def test_a_visitor_teaches_two_actions_and_gets_the_right_answers(page, served, clips) -> None:
     assert "The action has no clip." in teach(page, "down", [])
-    assert "Add a second action" in teach(page, "down", clips["down"][:2])
+    assert "The action has no name." in teach(page, " ", clips["down"][:2])  # the form keeps the clips
+    assert "Add a second action" in teach(page, "down", [])
     assert "“circle” is learned from 2 clips." in teach(page, "circle", clips["circle"][:2])
     for name in CLASSES:
         assert ask(page, clips[name][2]).splitlines()[2] == name or page.inner_text("#answer .dm-best .dm-name") == name
