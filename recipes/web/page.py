@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 from gradio.themes.utils.fonts import Font
@@ -160,7 +160,7 @@ class Guard:
         await self.app(scope, receive, send_with_policy)
 
 
-def _sources(label: str, count: str) -> tuple[gr.File, gr.Video]:
+def _sources(label: str, count: Literal["single", "multiple"]) -> tuple[gr.File, gr.Video]:
     """Place a drop zone and the webcam in two tabs. Both hand on lists of paths."""
     with gr.Tabs():
         with gr.Tab("Files"):
