@@ -114,9 +114,8 @@ def _blocks_read(encoder: FrameEncoder) -> tuple[int, ...]:
     are_side = all(getattr(part, "carries_state", False) for part in adapted_modules(encoder.backbone))
     if not adapted or not are_side or encoder.spec.sides or encoder.spec.clip_frames is not None:
         return ()
-    blank = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8, device=encoder.mean.device)
     with torch.enable_grad(), evaluating(encoder):
-        is_frozen = not any(output.requires_grad for _, output in _outputs(encoder, blank))
+        is_frozen = not any(output.requires_grad for _, output in _outputs(encoder, _blank(encoder)))
     return tuple(sorted({*adapted, len(blocks) - 1})) if is_frozen else ()
 
 
@@ -137,9 +136,8 @@ def _frozen_blocks(encoder: FrameEncoder) -> int:
             remedy="Remove train.frame_memory.",
         )
     block = encoder.first_adapted_block
-    blank = torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8, device=encoder.mean.device)
     with torch.enable_grad(), evaluating(encoder):
-        if block and not _advanced(encoder, blank, block).requires_grad:
+        if block and not _advanced(encoder, _blank(encoder), block).requires_grad:
             return block
     raise DmgalError(
         "No frozen blocks come before the part of this backbone that is trained.",
@@ -152,6 +150,11 @@ def _frozen_blocks(encoder: FrameEncoder) -> int:
 def _advanced(encoder: FrameEncoder, video: Tensor, block: int) -> Tensor:
     """Return the input ``(T, N, C)`` of a block for a video ``(1, T, 3, H, W)``."""
     return encoder.advance(encoder.embed(video), block).tokens[0]
+
+
+def _blank(encoder: FrameEncoder) -> Tensor:
+    """Return a black video of one frame, ``(1, 1, 3, H, W)``."""
+    return torch.zeros(1, 1, 3, *encoder.image_size, dtype=torch.uint8, device=encoder.mean.device)
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

@@ -26,7 +26,7 @@ from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experi
 from dmgal.bench.matrix.figures import FIGURES, Form
 from dmgal.bench.matrix.plan import estimates, plan_as_text
 from dmgal.bench.matrix.report import accuracy_table, as_csv, as_page, cost_table, load, rows_of
-from dmgal.bench.matrix.runner import Runner, failures, temporary_notice
+from dmgal.bench.matrix.runner import Runner, notices
 from dmgal.errors import DmgalError
 from dmgal.files import printable, write_text
 from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
@@ -132,10 +132,8 @@ def run(options: Bench) -> int:
     write_text(options.out / "experiment.json", json_text(experiment_as_json(experiment)))
     with resumable():
         found = runner.run()
-    for line in failures(list(found.values())):
+    for line in notices(runner, list(found.values())):
         print(line)
-    if notice := temporary_notice(runner):
-        print(notice)
     print(f"results: {printable(str(runner.results_folder))}\nnext: dmgal bench report {printable(str(options.out))}")
     return 0
 

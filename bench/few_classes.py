@@ -21,11 +21,9 @@ import numpy as np
 import tyro
 
 from dmgal.bench.measuring import write_report
-from dmgal.bench.motion_transfer import as_json, catalog_of
-from dmgal.episodes import EpisodeSampler
-from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate, paired_difference
+from dmgal.bench.motion_transfer import as_json, catalog_of, evaluated
+from dmgal.episodes.evaluation import Evaluation, paired_difference
 from dmgal.recipes.run.config import parse
-from dmgal.recipes.run.data import test_clips
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run, environment
 from dmgal.recipes.train import Train, run
@@ -88,19 +86,8 @@ def trained(name: str, split_file: Path, root: Path, options: Options, draw: int
 
 def evaluations_of(folder: Run, catalog: VideoCatalog, options: Options) -> dict[int, Evaluation]:
     """Return the evaluations of a run on the novel classes, by shots."""
-    recipe, recognizer = load_run(folder)
     novel = catalog.split("test")
-    states = encode_videos(recognizer, test_clips(novel, recipe, recognizer.encoder.image_size), progress=False)
-    ways = min(5, len(novel.class_names))
-    return {
-        shots: evaluate(
-            recognizer,
-            states,
-            EpisodeSampler(novel.labels, ways, shots, 1, options.episodes, 0, novel.class_names),
-            progress=False,
-        )
-        for shots in (1, 5)
-    }
+    return evaluated(*load_run(folder), novel, options.episodes, min(5, len(novel.class_names)), progress=False)
 
 
 def measure(options: Options) -> list[dict[str, Any]]:

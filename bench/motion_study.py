@@ -19,29 +19,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
-from torch import Tensor
 
 from dmgal.adapters.dmgal import SmgaAdapter
 from dmgal.bench.measuring import hardware, write_report
-from dmgal.bench.motion_transfer import as_json, catalog_of
-from dmgal.episodes import EpisodeSampler, FewShotRecognizer
-from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate, paired_difference
+from dmgal.bench.motion_transfer import as_json, catalog_of, evaluated
+from dmgal.episodes import FewShotRecognizer
+from dmgal.episodes.evaluation import Evaluation, paired_difference
 from dmgal.episodes.heads import OTAM, BiMHM, FrameAligned, Prototype
 from dmgal.episodes.recognizer import Head
 from dmgal.recipes.run.config import Recipe, parse
-from dmgal.recipes.run.data import test_clips
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.train import Train, run
 from dmgal.videos.generated import generate
-from dmgal.videos.motion_world.clips import MotionWorld, draw_parameters, scene_layers
+from dmgal.videos.motion_world.clips import MotionWorld
 from dmgal.videos.motion_world.motions import all_motions
-from dmgal.videos.motion_world.stage.cameras import View, film
+from dmgal.videos.motion_world.stage.cameras import View
+from dmgal.videos.motion_world.stage.curves import Tempo
 from dmgal.videos.motion_world.stage.scenes import Cast
 
-CLIPS, STEPS, WAYS, SHOTS = 7, 300, 5, (1, 5)
+CLIPS, STEPS = 7, 300
 REFERENCE, FROZEN = "reference", "frozen"
 SHARES = (0.25, 0.5, 0.75, 1.5)
 """Factors of the adapters' output. 0 is the frozen backbone, 1 the reference."""
@@ -62,16 +60,10 @@ class SimplerWorld(MotionWorld):
 
     without: str = "camera"
 
-    def clip(self, motion: int, clip: int) -> Tensor:
-        """Return the frames of a clip, uint8 ``(T, 3, pixels, pixels)``, drawn as those of `MotionWorld` otherwise."""
-        drawn = all_motions()[motion]
-        rng = self.generator(drawn.name, clip)
-        cast, view, tempo = draw_parameters(rng)
-        cast, view = simplified(cast, view, self.without)
-        times = view.times(self.frames)
-        layers = scene_layers(drawn, cast, view.seen(times).ravel(), tempo)
-        pictures = film(layers, view, times, self.pixels, rng)
-        return torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    def parameters(self, rng: np.random.Generator) -> tuple[Cast, View, Tempo]:
+        """Draw what `MotionWorld` draws, without the nuisance factor."""
+        cast, view, tempo = super().parameters(rng)
+        return *simplified(cast, view, self.without), tempo
 
 
 def simplified(cast: Cast, view: View, without: str) -> tuple[Cast, View]:
@@ -175,12 +167,10 @@ def split_rows(source: Path, variant: Variant) -> Iterator[list[str]]:
     seen: Counter[str] = Counter()
     yield ["split", "class_name", "video"]
     for row in rows:
-        seen[row["class_name"]] += 1
-        is_base = row["split"] == "train"
-        if seen[row["class_name"]] <= (variant.clips if is_base else CLIPS) and (
-            not is_base or row["class_name"] in kept
-        ):
-            yield [row["split"], row["class_name"], row["video"]]
+        name, is_base = row["class_name"], row["split"] == "train"
+        seen[name] += 1
+        if seen[name] <= (variant.clips if is_base else CLIPS) and (name in kept or not is_base):
+            yield [row["split"], name, row["video"]]
 
 
 def trained(place: Path, variant: Variant, work: Path) -> Run:
@@ -231,15 +221,13 @@ class Study:
 
     def evaluated(self, recipe: Recipe, recognizer: FewShotRecognizer) -> Evaluations:
         """Return the evaluations of a recognizer, by data set and shots."""
-        recipe = replace(recipe, data=replace(recipe.data, num_workers=0))
-        found: Evaluations = {}
-        for name, catalog in self.catalogs.items():
-            clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
-            states = encode_videos(recognizer, clips, num_workers=0, progress=False)
-            for shots in SHOTS:
-                sampler = EpisodeSampler(catalog.labels, WAYS, shots, 1, self.options.episodes, 0, catalog.class_names)
-                found[f"{name}, {shots}-shot"] = evaluate(recognizer, states, sampler, progress=False)
-        return found
+        return {
+            f"{name}, {shots}-shot": evaluation
+            for name, catalog in self.catalogs.items()
+            for shots, evaluation in evaluated(
+                recipe, recognizer, catalog, self.options.episodes, progress=False
+            ).items()
+        }
 
     def row(self, found: Evaluations) -> dict[str, Any]:
         """Return accuracies, and paired differences to the frozen backbone and to the reference."""

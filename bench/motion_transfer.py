@@ -76,29 +76,51 @@ def catalog_of(folders: Sequence[Path]) -> VideoCatalog:
     return VideoCatalog(root, [video for _, video in rows], labels, tuple(names))
 
 
-def evaluations_of(
+def encoded(
+    recipe: Recipe, recognizer: FewShotRecognizer, catalog: VideoCatalog, progress: bool = True
+) -> PrecomputedStates:
+    """Return the states of all videos of a catalog."""
+    recipe = replace(recipe, data=replace(recipe.data, num_workers=0))
+    clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
+    return encode_videos(recognizer, clips, num_workers=0, progress=progress)
+
+
+def sampler_of(catalog: VideoCatalog, shots: int, episodes: int, ways: int = WAYS) -> EpisodeSampler:
+    """Return the episodes on which everything is compared."""
+    return EpisodeSampler(catalog.labels, ways, shots, 1, episodes, SEED, catalog.class_names)
+
+
+def evaluated(
     recipe: Recipe,
     recognizer: FewShotRecognizer,
     catalog: VideoCatalog,
     episodes: int,
-    parts: Mapping[str, str] = PARTS,
-    shots_per_class: Sequence[int] = SHOTS,
+    ways: int = WAYS,
+    progress: bool = True,
+) -> dict[int, Evaluation]:
+    """Return the evaluations of a recognizer with 1 and 5 shots."""
+    states = encoded(recipe, recognizer, catalog, progress)
+    return {
+        shots: evaluate(recognizer, states, sampler_of(catalog, shots, episodes, ways), progress=progress)
+        for shots in (1, 5)
+    }
+
+
+def evaluations_of(
+    recipe: Recipe, recognizer: FewShotRecognizer, catalog: VideoCatalog, episodes: int
 ) -> dict[int, dict[str, Evaluation]]:
-    """Return the evaluations of a recognizer, and of parts of its states, by shots and name."""
-    recipe = replace(recipe, data=replace(recipe.data, num_workers=0))
-    clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
-    states = encode_videos(recognizer, clips, num_workers=0)
+    """Return the evaluations of the recognizer of ``method/motion``, and of its parts, by shots and name."""
+    states = encoded(recipe, recognizer, catalog)
+    frozen = FewShotRecognizer(recognizer.encoder, LateFusion())
     alone = FewShotRecognizer(recognizer.encoder, BiMHM(logit_scale=10.0, eps=0.0))
     found: dict[int, dict[str, Evaluation]] = {}
-    for shots in shots_per_class:
-        sampler = EpisodeSampler(catalog.labels, WAYS, shots, 1, episodes, SEED, catalog.class_names)
+    for shots in SHOTS:
+        sampler = sampler_of(catalog, shots, episodes)
         found[shots] = {
             name: evaluate(alone, PrecomputedStates.undivided(VideoState(frames=states.query[state])), sampler)
-            for name, state in parts.items()
+            for name, state in PARTS.items()
         }
-        if parts:
-            frozen = FewShotRecognizer(recognizer.encoder, LateFusion())
-            found[shots][WITHOUT] = evaluate(frozen, states, sampler)
+        found[shots][WITHOUT] = evaluate(frozen, states, sampler)
         found[shots][FUSED] = evaluate(recognizer, states, sampler)
     return found
 
@@ -127,8 +149,8 @@ def measure(options: Options) -> dict[str, Any]:
     found = evaluations_of(recipe, build_recognizer(recipe).eval(), catalog, options.episodes)
     for folder in options.others:
         trained, recognizer = load_run(Run(folder))
-        for shots, others in evaluations_of(trained, recognizer, catalog, options.episodes, {}, (1, 5)).items():
-            found[shots][folder.name] = others[FUSED]
+        for shots, evaluation in evaluated(trained, recognizer, catalog, options.episodes).items():
+            found[shots][folder.name] = evaluation
     return {
         "videos": len(catalog),
         "classes": len(catalog.class_names),

@@ -25,7 +25,7 @@ import tyro
 from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experiment_from
 from dmgal.bench.matrix.plan import estimates, plan_as_text
 from dmgal.bench.matrix.results import check_one_origin, read_results
-from dmgal.bench.matrix.runner import Runner, duration, failures, temporary_notice
+from dmgal.bench.matrix.runner import Runner, duration, notices
 from dmgal.bench.reproduction import ADAPTERS, CLIP, METHODS, TITLES, as_page, reproduction_as_json
 from dmgal.errors import DmgalError
 from dmgal.files import parse_yaml, printable, read_json, read_mapping, write_text
@@ -193,10 +193,8 @@ def run(options: Reproduce, command: str) -> int:
     write_text(path, json_text(record))
     write_text(out / "reproduction.md", page := as_page(record))
     print(page, end="")
-    for line in failures(list(found.values())):
+    for line in notices(runner, list(found.values())):
         print(line)
-    if notice := temporary_notice(runner):
-        print(notice)
     print(f"results: {printable(str(path))}")
     return 0
 

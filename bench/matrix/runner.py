@@ -249,17 +249,14 @@ def _raise_on_sigterm() -> Any:
     return signal.signal(signal.SIGTERM, interrupt)
 
 
-def temporary_notice(runner: Runner) -> str | None:
-    """Return a line about results of code with uncommitted changes, or None."""
-    if runner.results_folder.name == RESULTS:
-        return None
-    return f"The code has uncommitted changes, so the results are in {printable(str(runner.results_folder))}."
-
-
-def failures(results: Sequence[Result]) -> list[str]:
-    """Return a line for each cell without success."""
-    return [
+def notices(runner: Runner, results: Sequence[Result]) -> list[str]:
+    """Return a line for each cell without success, and one about results of code with uncommitted changes."""
+    lines = [
         f"{result['run_info']['cell']['method']}, seed {result['run_info']['cell']['seed']}: {outcome(result)}"
         for result in results
         if status(result) != DONE
     ]
+    if runner.results_folder.name != RESULTS:
+        place = printable(str(runner.results_folder))
+        lines.append(f"The code has uncommitted changes, so the results are in {place}.")
+    return lines

@@ -189,11 +189,6 @@ def _paths(payload: Any) -> list[Path]:
     return [] if payload is None else [Path(file.path) for file in getattr(payload, "root", [payload])]
 
 
-def _all_paths(*sources: list[Path] | None) -> list[Path]:
-    """Return the clips of all sources. Gradio gives None for one that is empty after an error."""
-    return [path for paths in sources for path in paths or ()]
-
-
 def _new_visit(recognizer: ActionRecognizer, folder: Path) -> Visit:
     return Visit(recognizer.__sklearn_clone__(), folder)
 
@@ -202,12 +197,11 @@ def _shown(visit: Visit, notice: Notice | None) -> list[Any]:
     return [visit, actions_markup(visit.actions, notice), gr.update(value=NEXT_SAMPLE if visit.is_sample else SAMPLE)]
 
 
-def _add(visit: Visit, name: str | None, clips: list[Path] | None, camera: list[Path] | None) -> list[Any]:
-    paths = _all_paths(clips, camera)
-    text, notice = attempt(lambda: visit.add(name or "", paths))
+def _add(visit: Visit, name: str | None, clips: list[Path], camera: list[Path]) -> list[Any]:
+    text, notice = attempt(lambda: visit.add(name or "", clips + camera))
     if text is None:  # the form keeps its files; after `gr.skip`, Gradio would make new components without `_paths`
-        discard(camera or [], visit.folder)
-        kept = [str(path) for path in clips or () if path.exists()]
+        discard(camera, visit.folder)
+        kept = [str(path) for path in clips if path.exists()]
         return [*_shown(visit, notice), gr.skip(), kept or None, None]
     return [*_shown(visit, Notice("done", text)), "", None, None]
 
@@ -230,8 +224,8 @@ def _sample(visit: Visit) -> list[Any]:
     return [*_shown(visit, notice), "" if answer is None else answer_markup(answer)]
 
 
-def _recognize(folder: Path, visit: Visit, clips: list[Path] | None, camera: list[Path] | None) -> list[Any]:
-    paths = _all_paths(clips, camera)
+def _recognize(folder: Path, visit: Visit, clips: list[Path], camera: list[Path]) -> list[Any]:
+    paths = clips + camera
     if not paths:
         return [gr.skip(), None, None]
     discard(paths[:-1], folder)

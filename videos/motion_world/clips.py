@@ -41,11 +41,15 @@ class MotionWorld(ClipSettings):
         """Return the frames of a clip, uint8 ``(T, 3, pixels, pixels)``. ``motion`` is an index into `all_motions`."""
         drawn = all_motions()[motion]
         rng = self.generator(drawn.name, clip)
-        cast, view, tempo = draw_parameters(rng)
+        cast, view, tempo = self.parameters(rng)
         times = view.times(self.frames)
         layers = scene_layers(drawn, cast, view.seen(times).ravel(), tempo)
         pictures = film(layers, view, times, self.pixels, rng)
         return rearrange(torch.from_numpy(pictures), "t h w c -> t c h w")
+
+    def parameters(self, rng: np.random.Generator) -> tuple[Cast, View, Tempo]:
+        """Draw all that varies between the clips of a class."""
+        return draw_parameters(rng)
 
     def generator(self, name: str, clip: int) -> np.random.Generator:
         """Return the generator of one clip, so that clips are independent of the order and process of generation."""
