@@ -100,8 +100,8 @@ def record(
         layer=shown.name,
         title=shown.title,
         attention=shown.attention,
-        motion=read.motion.float().cpu(),
-        attended=read.attended.float().cpu(),
+        motion=_recorded(read.motion),
+        attended=_recorded(read.attended),
         num_prefix_tokens=read.num_prefix_tokens,
         grid=(read.grid[0], read.grid[1]),
         class_token_only=shown.class_token_only,
@@ -112,10 +112,15 @@ def record(
     return replace(recording, motion=recording.motion - still, relative=True)
 
 
+def _recorded(tensor: Tensor) -> Tensor:
+    """Return a tensor on the CPU, in float32 if its precision is lower."""
+    return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _still_motion(recognizer: FewShotRecognizer, shown: ShownLayer, video: Tensor) -> Tensor:
     """Return the motion ``(2, T, N, d)`` of each frame of a video ``(T, 3, H, W)`` at its index among its copies."""
     copies = video[:, None].expand(-1, len(video), -1, -1, -1)
-    motion = _motion(recognizer, shown, copies, 0).motion.float().cpu()  # (2, T, T, N, d)
+    motion = _recorded(_motion(recognizer, shown, copies, 0).motion)  # (2, T, T, N, d)
     return torch.stack([motion[:, t, t] for t in range(len(video))], dim=1)
 
 

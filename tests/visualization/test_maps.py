@@ -51,7 +51,7 @@ def randomized(module: nn.Module) -> nn.Module:
 def adapted(pooling: str | None = None, **options: object) -> FewShotRecognizer:
     backbone = load_backbone("tiny-clip").requires_grad_(False)
     backbone = randomized(peft.get_peft_model(backbone, DmgalConfig(num_frames=FRAMES, **options)))
-    return FewShotRecognizer(FrameEncoder(backbone, pooling), BiMHM(center="video")).eval()
+    return FewShotRecognizer(FrameEncoder(backbone, pooling), BiMHM(center="video")).eval().double()
 
 
 def part(recognizer: FewShotRecognizer, kind: type[nn.Module]) -> nn.Module:
@@ -84,7 +84,7 @@ def test_smga_maps_equal_those_of_its_hooked_input():
     cells = motion_cells(recording, direction="forward")
     torch.testing.assert_close(similarity(cells[:, :-1], cells[:, 1:]), pooled[:, :-1] @ pooled[:, 1:].mT)
     received = received_attention(recording)
-    torch.testing.assert_close(received.flatten(1).mean(dim=1), torch.ones(FRAMES))
+    torch.testing.assert_close(received.flatten(1).mean(dim=1), torch.ones(FRAMES).double())
     assert received.flatten().std() > 0.01
 
 
