@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import DmgalError
-from .block_outputs import returning
 from .families import find_spec
 from .probing import evaluating
 from .recomputation import AdapterSettings, adapted_modules, frozen_statistics, saves_all
@@ -31,8 +30,8 @@ POOLINGS: tuple[Pooling | None, ...] = (None, "patch_mean", "cls+patch_mean", "m
 class BlockInput(NamedTuple):
     """The point of an encoding before a block: the block's index and its input tokens ``(V, T, N, C)``.
 
-    If no adapter changes a token before the last block, ``outputs`` may have the outputs of blocks, by their index. All
-    blocks from the point on then return these instead of running, and those without one are skipped.
+    If no adapter changes a token before the last block, ``outputs`` may have the outputs of blocks, by their index. No
+    block then runs: the adapters read these.
     """
 
     block: int
@@ -142,13 +141,12 @@ class FrameEncoder(nn.Module):
         if adapter_names is not None:
             with mixed_batch(self.backbone, adapter_names, 1 if self.spec.clip_frames else videos.shape[1]):
                 return self.encode(videos, start)
-        block, tokens, outputs = self.start(videos) if start is None else start
-        num_frames, first = tokens.shape[1], self.first_task_block
-        tokens = rearrange(tokens, "v t n c -> (v t) n c")
+        start = self.start(videos) if start is None else start
+        num_frames, first = start.tokens.shape[1], self.first_task_block
         if first is None:
-            tokens = self._run(tokens, block, self.spec.num_blocks, num_frames, outputs=outputs)
-            return VideoState(features=self._pool(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames)))
-        tokens, layer = self._run_up_to_task_layer(tokens, block, first, num_frames, outputs)
+            return VideoState(features=self._pool(self.advance(start, self.spec.num_blocks).tokens))
+        tokens = rearrange(start.tokens, "v t n c -> (v t) n c")
+        tokens, layer = self._run_up_to_task_layer(tokens, start.block, first, num_frames)
         return layer.prepare(rearrange(tokens, "(v t) n c -> v t n c", t=num_frames), self._rows_after(first))
 
     def start(self, videos: Tensor) -> BlockInput:
@@ -167,9 +165,11 @@ class FrameEncoder(nn.Module):
     def advance(self, start: BlockInput, block: int) -> BlockInput:
         """Run the blocks before ``block``, which is not after the first task layer's block, and return its input."""
         num_frames = start.tokens.shape[1]
-        flat = rearrange(start.tokens, "v t n c -> (v t) n c")
-        tokens = self._run(flat, start.block, block, num_frames, outputs=start.outputs)
-        return BlockInput(block, rearrange(tokens, "(v t) n c -> v t n c", t=num_frames), start.outputs)
+        if start.outputs is None:
+            tokens = self._run(rearrange(start.tokens, "v t n c -> (v t) n c"), start.block, block, num_frames)
+        else:
+            tokens = self._read(start.outputs, block, num_frames)
+        return BlockInput(block, rearrange(tokens, "(v t) n c -> v t n c", t=num_frames))
 
     def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
         """Return frame features ``(S, T, D)`` and ``(Q, T, D)`` of one task, from the first task layer on."""
@@ -265,7 +265,7 @@ class FrameEncoder(nn.Module):
         return index, cast(DividedTaskLayer, task_layer_after(self._blocks()[index]))
 
     def _run_up_to_task_layer(
-        self, tokens: Tensor, start: int, index: int, num_frames: int, outputs: Mapping[int, Tensor] | None = None
+        self, tokens: Tensor, start: int, index: int, num_frames: int
     ) -> tuple[Tensor, TaskLayer]:
         """Run blocks ``start`` to ``index`` and all adapters of the last one, except its task layer.
 
@@ -273,32 +273,26 @@ class FrameEncoder(nn.Module):
         """
         layer = task_layer_after(self._blocks()[index])
         assert layer is not None
-        tokens = self._run(tokens, start, index, num_frames, outputs=outputs)
-        return self._run(tokens, index, index + 1, num_frames, layer, outputs), layer
+        tokens = self._run(tokens, start, index, num_frames)
+        return self._run(tokens, index, index + 1, num_frames, layer), layer
 
-    def _run(
-        self,
-        tokens: Tensor,
-        start: int,
-        stop: int,
-        num_frames: int,
-        aside: TaskLayer | None = None,
-        outputs: Mapping[int, Tensor] | None = None,
-    ) -> Tensor:
-        """Run blocks ``start`` to ``stop - 1`` on tokens ``(V*T, N, C)``, without the task layer ``aside``.
+    def _read(self, outputs: Mapping[int, Tensor], stop: int, num_frames: int) -> Tensor:
+        """Let adapters read the known outputs of the blocks before ``stop``. Return ``(V*T, N, C)`` after the last."""
+        with self._layout.of(num_frames=num_frames):
+            for index, block in enumerate(self._blocks()[:stop]):
+                if index in outputs:
+                    tokens = self.spec.exit.native(rearrange(outputs[index], "v t n c -> (v t) n c"))
+                    for layer in adapted_modules(block):
+                        tokens = layer.leave_block(tokens)
+        return self.spec.exit.tokens(tokens)
 
-        With ``outputs``, see `BlockInput`, no block runs.
-        """
+    def _run(self, tokens: Tensor, start: int, stop: int, num_frames: int, aside: TaskLayer | None = None) -> Tensor:
+        """Run blocks ``start`` to ``stop - 1`` on tokens ``(V*T, N, C)``, without the task layer ``aside``."""
         if start == stop:
             return tokens
         tokens = self.spec.shape_between(start).native(tokens)
-        for index, block in enumerate(self._blocks()[start:stop], start):
-            if outputs is not None:
-                if index in outputs:
-                    known = self.spec.exit.native(rearrange(outputs[index], "v t n c -> (v t) n c"))
-                    with returning(block, known):
-                        tokens = self._run_block(block, tokens, num_frames, aside)
-            elif self.checkpoint_blocks and torch.is_grad_enabled() and not saves_all(block):
+        for block in self._blocks()[start:stop]:
+            if self.checkpoint_blocks and torch.is_grad_enabled() and not saves_all(block):
                 settings = AdapterSettings(block)
                 tokens = checkpoint(self._run_again, settings, block, tokens, num_frames, aside, use_reentrant=False)
             else:

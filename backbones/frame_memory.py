@@ -13,16 +13,17 @@ a backbone without adapters.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import xxhash
 from einops import rearrange
 from torch import Tensor
 
 from ..errors import DmgalError
-from .block_outputs import outputs_of
 from .encoder import BlockInput, FrameEncoder
 from .probing import evaluating
-from .recomputation import adapted_modules
+from .recomputation import adapted_modules, switched_off
 
 
 class FrameMemory:
@@ -119,11 +120,13 @@ def _blocks_read(encoder: FrameEncoder) -> tuple[int, ...]:
     return tuple(sorted({*adapted, len(blocks) - 1})) if is_frozen else ()
 
 
-def _outputs(encoder: FrameEncoder, video: Tensor) -> list[tuple[int, Tensor]]:
-    """Return index and output ``(T, N, C)`` of each block for a video ``(1, T, 3, H, W)``, before its adapters."""
-    with outputs_of(encoder._blocks()) as outputs:
-        encoder.advance(encoder.embed(video), encoder.spec.num_blocks)
-    return [(index, encoder.spec.exit.tokens(output)) for index, output in enumerate(outputs)]
+def _outputs(encoder: FrameEncoder, video: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield index and output ``(T, N, C)`` of each block for a video ``(1, T, 3, H, W)``, without adapters."""
+    with switched_off(encoder.backbone):
+        point = encoder.embed(video)
+        for index in range(encoder.spec.num_blocks):
+            point = encoder.advance(point, index + 1)
+            yield index, point.tokens[0]
 
 
 def _frozen_blocks(encoder: FrameEncoder) -> int:

@@ -34,6 +34,20 @@ def adapted_modules(module: nn.Module) -> list[Any]:
     return [part for part in module.modules() if hasattr(part, "_disable_adapters")]
 
 
+@contextmanager
+def switched_off(module: nn.Module) -> Iterator[None]:
+    """Switch all adapters in a module off inside the context. What is trained stays so, unlike with PEFT's own."""
+    parts = adapted_modules(module)
+    switches = [part._disable_adapters for part in parts]
+    for part in parts:
+        part._disable_adapters = True
+    try:
+        yield
+    finally:
+        for part, switch in zip(parts, switches, strict=True):
+            part._disable_adapters = switch
+
+
 def saves_all(block: nn.Module) -> bool:
     """Return True if nothing of a block may be recomputed."""
     return SAVES_EVERYTHING.get() or carries_state(block)

@@ -71,7 +71,8 @@ def test_frozen_blocks_see_each_frame_once_whichever_video_it_is_in():
     first = encoder.encode(videos)["features"]
     again = encoder.encode(videos.flip(0))["features"]
     encoder.encode(videos[:, [2, 1, 3, 0]])
-    assert counts == [1] * 12 and torch.equal(first.flip(0), again)
+    assert counts == [1] * 12
+    torch.testing.assert_close(first.flip(0), again, rtol=0, atol=1e-12)  # products depend on the place in a batch
 
 
 def test_a_full_memory_changes_no_bit():
