@@ -350,10 +350,16 @@ MEASURES = {
     "false_accepts_at_80": "false accepts at 80 %",
     "false_accepts_at_90": "at 90 %",
 }
-MOTION_BACKBONES = {"tiny-clip": "tiny-clip", "resnet50-imagenet": "ResNet-50 (ImageNet), frozen"}
+OWN_SMGA = "resnet50-imagenet-112px with resnet50-smga"
+MOTION_BACKBONES = {
+    "tiny-clip": "tiny-clip",
+    "resnet50-imagenet": "ResNet-50 (ImageNet), frozen",
+    OWN_SMGA: "ResNet-50 at 112 pixels with its own Smga",
+}
 MOTION_DIFFERENCES = {
     "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
     "resnet50-imagenet": ("weighted per task - frozen as it is", "weighted per task - frozen"),
+    OWN_SMGA: ("motion adapter - frozen", "weighted per task - frozen as it is", "weighted per task - frozen"),
 }
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -368,6 +374,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "decode": decode_table,
     "motion_tiny_clip": partial(motion_table, backbone="tiny-clip"),
     "motion_resnet": partial(motion_table, backbone="resnet50-imagenet"),
+    "motion_resnet_own": partial(motion_table, backbone=OWN_SMGA),
     "motion_study": study_table,
     "text": text_table,
     "capabilities": capabilities_table,

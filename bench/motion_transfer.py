@@ -2,7 +2,8 @@
 
     python -m dmgal.bench.motion_transfer ut_interaction VIDEOS/ut_interaction
     python -m dmgal.bench.motion_transfer weizmann VIDEOS/weizmann --others runs/dmgal_ft
-    python -m dmgal.bench.motion_transfer weizmann VIDEOS/weizmann --backbone WEIGHTS/resnet50-imagenet
+    python -m dmgal.bench.motion_transfer weizmann VIDEOS/weizmann --backbone RESNET
+    python -m dmgal.bench.motion_transfer weizmann VIDEOS/weizmann --backbone RESNET --expert runs/resnet50-smga
 
 Adds a data set to ``bench/results/motion_transfer.json``. All classes of the folder are novel. Every video is encoded
 once by the recognizer of ``method/motion``. Its parts are compared alone (frozen as it is, frozen centered, motion
@@ -36,6 +37,7 @@ from dmgal.videos import VideoCatalog
 
 PARTS = {"frozen as it is": "frames", "frozen": "centered0", "motion adapter": "centered1"}
 """State of each part in LateFusion. ``frozen`` is the baseline of all recipes: features minus their mean over time."""
+BUNDLED = "tiny-clip-motion"
 FUSED = "weighted per task"
 WITHOUT = "weighted without the adapter"
 CHOSEN_ON = ("ut_interaction", "ssv2_mini base and val")
@@ -53,6 +55,8 @@ class Options:
     """Folders of class folders of videos."""
     backbone: str = "tiny-clip"
     """Frozen backbone beside the motion adapter."""
+    expert: str = BUNDLED
+    """Motion adapter: a bundled one, or the run of another, such as one that was trained for the backbone."""
     others: tuple[Path, ...] = ()
     """Runs to compare with, such as full fine-tuning on the same generated videos."""
     episodes: int = 3000
@@ -144,8 +148,7 @@ def as_json(estimate: Estimate) -> dict[str, float]:
 def measure(options: Options) -> dict[str, Any]:
     """Return the result of one data set and backbone."""
     catalog = catalog_of(options.root)
-    default = default_recipe()
-    recipe = replace(default, backbone=replace(default.backbone, name=options.backbone))
+    recipe = default_recipe(options.backbone, options.expert)
     found = evaluations_of(recipe, build_recognizer(recipe).eval(), catalog, options.episodes)
     for folder in options.others:
         trained, recognizer = load_run(Run(folder))
@@ -164,9 +167,9 @@ def main(argv: list[str] | None = None) -> None:
     """Measure one data set and add it to the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     report = json.loads(options.out.read_text()) if options.out.exists() else {"results": {}}
-    backbone = Path(options.backbone).name
+    models = " with ".join(Path(name).name for name in (options.backbone, options.expert) if name != BUNDLED)
     result = measure(options)
-    report["results"].setdefault(backbone, {})[options.name] = result
+    report["results"].setdefault(models, {})[options.name] = result
     report["environment"] = {key: value for key, value in environment().items() if key != "command"}
     write_report(report, options.out, show=False)
     print(json.dumps(result, indent=2))
