@@ -49,6 +49,7 @@ CASES = {
     "hyrsm_without_classes": HeadCase(partial(HyRSM, 16, 2), FRAMES),
     "hyrsm_centered": HeadCase(partial(HyRSM, 16, num_base_classes=7, center="video"), FRAMES),
     "clip_fsar": HeadCase(partial(ClipFSAR, 16), FRAMES),
+    "clip_fsar_merged": HeadCase(partial(ClipFSAR, 16, merge="before"), FRAMES),
     "clip_fsar_bi_mhm": HeadCase(lambda: ClipFSAR(16, matcher=BiMHM("video", 10.0, eps=0.0)), FRAMES),
     "late_fusion": HeadCase(LateFusion, FRAMES),
     "late_fusion_two_streams": HeadCase(partial(LateFusion, (6, 10), (0.2, 0.1, 0.2, 0.5)), FRAMES),
