@@ -37,11 +37,15 @@ from dmgal.episodes.gallery.unknown import (
     calibration_error,
     energy,
     find_temperature,
+    known_over_others,
     largest_logit,
     mahalanobis,
     margin,
     nearest_clips,
     probability,
+    profile,
+    t_norm,
+    z_norm,
 )
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import build_catalog, test_clips
@@ -161,6 +165,8 @@ def scores(
     of_clips = GalleryTask(data.recognizer, support, torch.arange(len(sample.support))).logits(query)
     logits, text = task.logits(query), data.text_logits[videos][:, sample.classes[: task.n_way]]
     vectors = _flat(query), _flat(support)
+    known, negative = task.logits_beside_negatives(query)
+    of_support = task.logits_beside_negatives(support)[1]
     return {
         DEFAULT: largest_logit(logits),
         "energy": energy(logits),
@@ -169,6 +175,10 @@ def scores(
         **{f"nearest clips, {count}": nearest_clips(of_clips, count) for count in (1, 3, 5)},
         **{f"Mahalanobis, shrinkage {s:g}": mahalanobis(*vectors, sample.labels, s) for s in (0.1, 0.5, 1.0)},
         "text-visual agreement": agreement(logits, text),
+        "Z-norm": z_norm(logits, task.logits(data.negatives.states)),
+        "T-norm": t_norm(known, negative),
+        "log odds to negatives alone": known_over_others(known, negative, -torch.inf),
+        "profile of negatives": profile(negative, of_support, sample.labels),
         WITH_NEGATIVES: task.scores(query, logits, rejections[WITH_NEGATIVES]),
     }
 
