@@ -1,6 +1,7 @@
 """Unknown actions in galleries: scores compared on validation classes, and the chosen ones on novel classes.
 
     python -m dmgal.bench.unknown                 trains the demo's DMGAL-Adapter first, if --run is not there
+    python -m dmgal.bench.unknown --no-novel --out bench/results/unknown_cohort.json        validation classes alone
 
 Galleries of half of the classes of moving shapes, five queries of every class, for the run and, with ``--motion``, for
 ``method/motion``.
@@ -72,6 +73,8 @@ class Options:
     """Galleries per split and number of shots."""
     motion: bool = False
     """Also measure the recognizer that needs no training."""
+    novel: bool = True
+    """Measure the chosen scores on novel classes, too."""
     out: Path = Path(__file__).parent / "results" / "unknown.json"
 
 
@@ -214,15 +217,18 @@ def report(
 
 
 def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: str) -> dict[str, Any]:
-    """Return the measures of a score over galleries, and their paired differences to the largest logit."""
+    """Return the measures of a score over galleries, and their paired differences to the two that are in use."""
     measures: dict[str, Any] = {"area_under_roc": area_under_roc}
     measures |= {measure: lambda k, u, kept=kept: accepted_unknown(k, u, kept) for measure, kept in KEPT.items()}
     row: dict[str, Any] = {}
     for measure, of in measures.items():
-        values, first = (torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, DEFAULT))
-        row[measure] = estimate(values)
-        if name != DEFAULT:
-            row[f"{measure}_minus_{DEFAULT.replace(' ', '_')}"] = estimate(values - first)
+        values = {
+            score: torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, DEFAULT, WITH_NEGATIVES)
+        }
+        row[measure] = estimate(values[name])
+        for other in (DEFAULT, WITH_NEGATIVES):
+            if other != name:
+                row[f"{measure}_minus_{other.replace(' ', '_')}"] = estimate(values[name] - values[other])
     return row
 
 
@@ -278,7 +284,8 @@ def main() -> None:
             validation["probabilities"]["validation_temperature"],
             (DEFAULT, WITH_NEGATIVES),
         )
-        results[method]["test"] = report(encoded(recipe, one, "test"), options.galleries, reported, temperature)
+        if options.novel:
+            results[method]["test"] = report(encoded(recipe, one, "test"), options.galleries, reported, temperature)
         write_report({"results": results, "hardware": hardware()}, options.out, show=False)
 
 
