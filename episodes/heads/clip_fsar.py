@@ -100,7 +100,7 @@ class ClipFSAR(nn.Module):
         text, features = self._text_of(support, targets), support["features"]
         losses = {} if targets is None else self._losses(support, query, targets)
         if self.merge == "before":
-            text, features = (None if part is None else class_means(part, labels) for part in (text, features))
+            features, text = class_means(features, labels), None if text is None else class_means(text, labels)
             labels = torch.arange(len(features), device=labels.device)
             frames = self._relate(features) if text is None else self._relate_with(text, features)
         else:
