@@ -32,7 +32,7 @@ PAGES = (
     Path("README.md"),
     *(
         Path("docs", f"{name}.md")
-        for name in ("index", "adapters", "results", "performance", "motion", "text", "galleries")
+        for name in ("index", "adapters", "evaluation", "results", "performance", "motion", "text", "galleries")
     ),
 )
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -322,6 +322,11 @@ def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], 
     return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
 
 
+def domains_table(root: Path) -> str:
+    """Show methods that were trained on one domain and tested on others."""
+    return matrix_report.tests_table(matrix_report.rows_of(matrix_report.load(root / RESULTS / "domains")))
+
+
 def reproduction_rows(root: Path) -> str:
     """Show our accuracies on the standard data sets beside the published ones. Those without a run are empty."""
     paths = [root / RESULTS / "reproduce" / f"{data}.json" for data in TITLES]
@@ -380,6 +385,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "capabilities": capabilities_table,
     "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
     "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
+    "domains": domains_table,
     "unknown": partial(unknown_table, method="dmgal_adapter"),
     "reproduction": reproduction_rows,
 }

@@ -1,6 +1,7 @@
 """Unknown actions in galleries: scores compared on validation classes, and the chosen ones on novel classes.
 
     python -m dmgal.bench.unknown                 trains the demo's DMGAL-Adapter first, if --run is not there
+    python -m dmgal.bench.unknown --no-novel --out bench/results/unknown_cohort.json        validation classes alone
 
 Galleries of half of the classes of moving shapes, five queries of every class, for the run and, with ``--motion``, for
 ``method/motion``.
@@ -37,11 +38,15 @@ from dmgal.episodes.gallery.unknown import (
     calibration_error,
     energy,
     find_temperature,
+    known_over_others,
     largest_logit,
     mahalanobis,
     margin,
     nearest_clips,
     probability,
+    profile,
+    t_norm,
+    z_norm,
 )
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import build_catalog, test_clips
@@ -68,6 +73,8 @@ class Options:
     """Galleries per split and number of shots."""
     motion: bool = False
     """Also measure the recognizer that needs no training."""
+    novel: bool = True
+    """Measure the chosen scores on novel classes, too."""
     out: Path = Path(__file__).parent / "results" / "unknown.json"
 
 
@@ -161,6 +168,8 @@ def scores(
     of_clips = GalleryTask(data.recognizer, support, torch.arange(len(sample.support))).logits(query)
     logits, text = task.logits(query), data.text_logits[videos][:, sample.classes[: task.n_way]]
     vectors = _flat(query), _flat(support)
+    known, negative = task.logits_beside_negatives(query)
+    of_support = task.logits_beside_negatives(support)[1]
     return {
         DEFAULT: largest_logit(logits),
         "energy": energy(logits),
@@ -169,6 +178,10 @@ def scores(
         **{f"nearest clips, {count}": nearest_clips(of_clips, count) for count in (1, 3, 5)},
         **{f"Mahalanobis, shrinkage {s:g}": mahalanobis(*vectors, sample.labels, s) for s in (0.1, 0.5, 1.0)},
         "text-visual agreement": agreement(logits, text),
+        "Z-norm": z_norm(logits, task.logits(data.negatives.states)),
+        "T-norm": t_norm(known, negative),
+        "log odds to negatives alone": known_over_others(known, negative, -torch.inf),
+        "profile of negatives": profile(negative, of_support, sample.labels),
         WITH_NEGATIVES: task.scores(query, logits, rejections[WITH_NEGATIVES]),
     }
 
@@ -204,15 +217,18 @@ def report(
 
 
 def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: str) -> dict[str, Any]:
-    """Return the measures of a score over galleries, and their paired differences to the largest logit."""
+    """Return the measures of a score over galleries, and their paired differences to the two that are in use."""
     measures: dict[str, Any] = {"area_under_roc": area_under_roc}
     measures |= {measure: lambda k, u, kept=kept: accepted_unknown(k, u, kept) for measure, kept in KEPT.items()}
     row: dict[str, Any] = {}
     for measure, of in measures.items():
-        values, first = (torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, DEFAULT))
-        row[measure] = estimate(values)
-        if name != DEFAULT:
-            row[f"{measure}_minus_{DEFAULT.replace(' ', '_')}"] = estimate(values - first)
+        values = {
+            score: torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, DEFAULT, WITH_NEGATIVES)
+        }
+        row[measure] = estimate(values[name])
+        for other in (DEFAULT, WITH_NEGATIVES):
+            if other != name:
+                row[f"{measure}_minus_{other.replace(' ', '_')}"] = estimate(values[name] - values[other])
     return row
 
 
@@ -268,7 +284,8 @@ def main() -> None:
             validation["probabilities"]["validation_temperature"],
             (DEFAULT, WITH_NEGATIVES),
         )
-        results[method]["test"] = report(encoded(recipe, one, "test"), options.galleries, reported, temperature)
+        if options.novel:
+            results[method]["test"] = report(encoded(recipe, one, "test"), options.galleries, reported, temperature)
         write_report({"results": results, "hardware": hardware()}, options.out, show=False)
 
 

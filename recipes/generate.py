@@ -3,6 +3,7 @@
     dmgal generate motion_world --out data/motion_world
     dmgal generate motion_world --sheet sheets            contact sheets, and a film of every class
     dmgal generate moving_shapes --clips-per-class 100 --frames 32 --pixels 128 --out data/large
+    dmgal generate moving_shapes --look dark --out data/dark         and bright: the same motions in two domains
 
 The videos depend only on the data set, the seed and the sizes. Recipes with ``data.generate`` write the default sizes
 by themselves. After an interruption, the same command resumes.
@@ -10,7 +11,7 @@ by themselves. After an interruption, the same command resumes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from dmgal.recipes.run.config import GeneratedSet
 from dmgal.recipes.run.data import generated_settings
 from dmgal.videos.contact_sheet import write_sheets
 from dmgal.videos.generated import generate
+from dmgal.videos.moving_shapes.clips import LookName, MovingShapes
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Generate:
     """Number of frames per clip, 8 to 64."""
     pixels: int | None = None
     """Height and width of the frames, even, 16 to 512. None: the data set's default."""
+    look: LookName = "any"
+    """Look of moving shapes. dark and bright share no shape, texture or color, and show the same motions."""
     workers: int | None = None
     """Number of drawing processes. None: one per core."""
     quiet: bool = False
@@ -54,6 +58,15 @@ def main(argv: list[str] | None = None) -> int | None:
     kind = generated_settings(options.data_set)
     pixels = kind.pixels if options.pixels is None else options.pixels
     settings = kind(options.seed, options.clips_per_class, options.frames, pixels)
+    if isinstance(settings, MovingShapes):
+        settings = replace(settings, look=options.look)
+    elif options.look != "any":
+        raise DmgalError(
+            "Only moving shapes have a look.",
+            received=f"{options.data_set} with look {options.look}",
+            expected="moving_shapes, or the look any",
+            remedy="Remove --look.",
+        )
     with resumable():
         if options.sheet is None:
             root = options.out or Path("data") / options.data_set

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -108,15 +109,20 @@ def rows_of(results: Iterable[Result]) -> list[Row]:
 
 def paired(row: Row, first: Row, *keys: str) -> Estimate | None:
     """Return the paired difference to the first row in points, or None if the episodes are not the same."""
-    accuracies = [_accuracies(one.results, keys) for one in (row, first)]
-    if row is first or any(one is None for one in accuracies):
+    return None if row is first else _paired_of(_accuracies(row.results, keys), _accuracies(first.results, keys))
+
+
+def _paired_of(ours: Accuracies | None, theirs: Accuracies | None) -> Estimate | None:
+    """Return the paired difference in points, or None if one is missing or the episodes are not the same."""
+    if ours is None or theirs is None or ours[1] != theirs[1]:
         return None
-    (ours, our_hash), (theirs, their_hash) = accuracies  # type: ignore[misc]
-    return Estimate.of(ours - theirs) if our_hash == their_hash else None
+    return Estimate.of(ours[0] - theirs[0])
 
 
 Column = Callable[[Row], str]
 """Function that returns the text of a row."""
+Accuracies = tuple[torch.Tensor, str]
+"""Accuracy of each episode ``(E,)`` and the hash of the episodes."""
 
 
 def accuracy_table(rows: Sequence[Row]) -> str:
@@ -139,6 +145,30 @@ def accuracy_table(rows: Sequence[Row]) -> str:
             columns[f"{name}, probe, {_shots(k)} %"] = partial(_mean, keys=(*keys, "probe", "percent"), digits=1)
     columns["status"] = _failed
     return _table(rows, columns)
+
+
+def tests_table(rows: Sequence[Row]) -> str:
+    """Return accuracies on other data in Markdown, one line per data set and row, with paired differences.
+
+    They are to the first row, and to the first data set if its episodes are the same, as those of data whose videos
+    coincide.
+    """
+    tests = [result["train_info"].get("tests", {}) for row in rows for result in row.results]
+    names, shots = (
+        dict.fromkeys(n for test in tests for n in test),
+        {k for test in tests for of in test.values() for k in of},
+    )
+    ordered, lines = sorted(shots, key=int), []
+    for name, row in itertools.product(names, rows):
+        line = [name, row.name]
+        for k in ordered:
+            keys, first = ("tests", name, k), ("tests", next(iter(names)), k, "accuracy")
+            ours, theirs = (_accuracies(row.results, of) for of in ((*keys, "accuracy"), first))
+            across = _paired_of(ours, theirs) if keys[1] != first[1] else None
+            line += [row.accuracy((*keys, "accuracy")), _difference(row, rows[0], keys), _points(across)]
+        lines.append(line)
+    titles = [(f"{_shots(k)} %", f"to {rows[0].name}", f"to {next(iter(names))}") for k in ordered]
+    return markdown(["tested on", "method", *itertools.chain(*titles)], lines)
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
@@ -273,7 +303,7 @@ def as_page(results: Sequence[Result], title: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _accuracies(results: Sequence[Result], keys: Sequence[str]) -> tuple[torch.Tensor, str] | None:
+def _accuracies(results: Sequence[Result], keys: Sequence[str]) -> Accuracies | None:
     """Return the mean accuracy of each episode over seeds ``(E,)``, and the hash of the episodes."""
     found = [_at(result["train_info"], keys) for result in results]
     if not found or any(not isinstance(one, Mapping) or "correct" not in one for one in found):
@@ -284,7 +314,10 @@ def _accuracies(results: Sequence[Result], keys: Sequence[str]) -> tuple[torch.T
 
 
 def _difference(row: Row, first: Row, keys: Sequence[str]) -> str:
-    change = paired(row, first, *keys, "accuracy")
+    return _points(paired(row, first, *keys, "accuracy"))
+
+
+def _points(change: Estimate | None) -> str:
     return "" if change is None else f"{change.mean:+.1f} ± {change.half_width:.1f}"
 
 

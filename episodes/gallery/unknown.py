@@ -4,7 +4,8 @@ The functions are pure and know no recognizer. ``bench/unknown.py`` compares the
 
 Sources: largest logit (Hendrycks et al., ICML 2022), energy (Liu et al., NeurIPS 2020), nearest neighbors (Sun et al.,
 ICML 2022), Mahalanobis distance (Lee et al., NeurIPS 2018), temperature and expected calibration error (Guo et al.,
-ICML 2017).
+ICML 2017). Z-norm and T-norm are those of speaker verification (Auckenthaler et al., Digital Signal Processing 2000).
+So is the idea to describe a sample by its scores against others (Sturim et al., ICASSP 2001).
 """
 
 from __future__ import annotations
@@ -90,6 +91,43 @@ def known_over_others(known: Tensor, negative: Tensor, floor: float) -> Tensor:
     """
     others = torch.cat([negative, negative.new_full((len(negative), 1), floor)], dim=1)
     return known.logsumexp(dim=1) - others.logsumexp(dim=1)
+
+
+def z_norm(logits: Tensor, cohort: Tensor) -> Tensor:
+    """Return the largest logit ``(Q,)`` in units of the spread of a cohort, class by class.
+
+    Args:
+        logits: ``(Q, n_way)``.
+        cohort: logits ``(N, n_way)`` of clips of other actions.
+    """
+    return ((logits - cohort.mean(dim=0)) / cohort.std(dim=0)).max(dim=1).values
+
+
+def t_norm(known: Tensor, negative: Tensor) -> Tensor:
+    """Return the largest logit ``(Q,)`` in units of the spread of each clip's logits against negative classes.
+
+    Args:
+        known: logits ``(Q, n_way)`` of the known classes.
+        negative: logits ``(Q, M)`` of the negative classes in the same task.
+    """
+    return (known.max(dim=1).values - negative.mean(dim=1)) / negative.std(dim=1)
+
+
+def profile(query: Tensor, support: Tensor, labels: Tensor) -> Tensor:
+    """Return how much the scores of a clip against negative classes resemble those of a known class, ``(Q,)``.
+
+    The score is the negative mean squared difference to the nearest class mean. Each negative class has the variance
+    within known classes as its unit, shrunk by half to the mean variance.
+
+    Args:
+        query: logits ``(Q, M)`` of clips against the negative classes.
+        support: those of the enrolled clips, ``(S, M)``.
+        labels: classes of the support, ``(S,)`` int64 in ``0..n_way-1``.
+    """
+    means = torch.stack([support[labels == label].mean(dim=0) for label in range(int(labels.max()) + 1)])
+    variance = (support - means[labels]).square().sum(dim=0) / max(len(support) - len(means), 1)
+    units = ((variance + variance.mean()) / 2).clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+    return -torch.cdist(query / units, means / units).square().min(dim=1).values / query.shape[1]
 
 
 def area_under_roc(known: Tensor, unknown: Tensor) -> float:

@@ -3,6 +3,7 @@
 from torch import nn
 
 from .clip_fsar import ClipFSAR
+from .distance_correlation import DistanceCorrelation
 from .dmgal_ft import DmgalFT
 from .fine_tuned import FineTuned
 from .frame_distance import BiMHM, FrameAligned, FrameDistanceHead
@@ -32,6 +33,7 @@ __all__ = [
     "TRX",
     "BiMHM",
     "ClipFSAR",
+    "DistanceCorrelation",
     "DmgalFT",
     "FineTuned",
     "FrameAligned",
@@ -50,7 +52,7 @@ __all__ = [
 
 _ALL = (
     *(BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR),
-    *(RidgeProbe, LogisticProbe, FineTuned, TIM, LaplacianShot),
+    *(DistanceCorrelation, RidgeProbe, LogisticProbe, FineTuned, TIM, LaplacianShot),
 )
 HEADS: dict[str, type[nn.Module]] = {head.__name__: head for head in _ALL}
 """All heads by class name. `TextFusion` stands around one of them."""

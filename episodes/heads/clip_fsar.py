@@ -1,27 +1,37 @@
 """CLIP-FSAR (Wang et al., IJCV 2023): the text of a class enriches the frames of its support videos, then OTAM.
 
 A transformer layer relates the frames of a video. For a support video, the text features of its class are one more
-token, which is dropped after the layer. The released code was not compared, see docs/text.md.
+token, which is dropped after the layer. The logits equal those of the released code on random weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ...adapters.common import load_reference_state
 from ...backbones.state import VideoState
 from ...backbones.text import ClassTexts, mean_frame
 from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
 from .frame_attention import FrameAttention
-from .frame_distance import FrameDistanceHead, check_frames
+from .frame_distance import FrameDistanceHead, check_frames, check_option, class_means
 from .otam import OTAM
 from .text_fusion import CLASS_TEXT
+
+_LAYER = "context2.layers.0"
+_REFERENCE_NAMES = {
+    f"{_LAYER}.0.norm": "attention.norm",
+    f"{_LAYER}.0.fn.to_qkv": "attention.qkv",
+    f"{_LAYER}.0.fn.to_out.0": "attention.out",
+    f"{_LAYER}.1.net.0": "mlp.0",
+    f"{_LAYER}.1.net.3": "mlp.2",
+}
 
 
 class ClipFSAR(nn.Module):
@@ -31,10 +41,15 @@ class ClipFSAR(nn.Module):
     among the texts of all base classes. Otherwise, support videos bring it as ``class_text``. Without text, support
     videos are processed like queries, which `TextFusion` does not change.
 
+    Three differences to the released code: no dropout in the layer, ``video_text`` has the scale of the text tower
+    instead of a learned one, and the frames of a video are normalized before their mean is compared with text.
+
     Args:
         channels: width ``D`` of the frame features, which is that of the text.
         num_heads: attention heads; must divide the width.
         expansion: width of the layer's MLP as a multiple of ``D``.
+        merge: ``"after"`` relates each support video with its text and averages the shots of a class afterwards.
+            ``"before"``, the released form for 5 shots, averages first.
         matcher: head that compares the frames. None: OTAM with the paper's relaxation and the mean of the shots.
     """
 
@@ -43,15 +58,22 @@ class ClipFSAR(nn.Module):
     base_texts: Tensor | None
 
     def __init__(
-        self, channels: int, num_heads: int = 8, expansion: int = 2, matcher: FrameDistanceHead | None = None
+        self,
+        channels: int,
+        num_heads: int = 8,
+        expansion: int = 4,
+        merge: Literal["after", "before"] = "after",
+        matcher: FrameDistanceHead | None = None,
     ) -> None:
         super().__init__()
-        self.attention = FrameAttention(channels, num_heads)
-        hidden = expansion * channels
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels, bias=False)
-        )  # a centering matcher would cancel the bias
+        check_option("merge", merge, ("after", "before"))
         self.matcher = OTAM(relaxation=0.5, shots="prototype", eps=0.0) if matcher is None else matcher
+        self.attention = FrameAttention(channels, num_heads)
+        hidden, is_centered = expansion * channels, self.matcher.center == "video"  # centering would cancel the bias
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels, bias=not is_centered)
+        )
+        self.merge = merge
         self.register_buffer("base_texts", None, persistent=False)
         self.text_scale = 1.0
         self.class_texts: ClassTexts | None = None
@@ -75,11 +97,24 @@ class ClipFSAR(nn.Module):
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
         """Return logits ``(Q,n_way)`` and, given targets and texts, the loss ``video_text``."""
-        text = self._text_of(support, targets)
-        frames = support["frames"] if text is None else self._relate_with(text, support["features"])
+        text, features = self._text_of(support, targets), support["features"]
+        losses = {} if targets is None else self._losses(support, query, targets)
+        if self.merge == "before":
+            features, text = class_means(features, labels), None if text is None else class_means(text, labels)
+            labels = torch.arange(len(features), device=labels.device)
+            frames = self._relate(features) if text is None else self._relate_with(text, features)
+        else:
+            frames = support["frames"] if text is None else self._relate_with(text, features)
         prepared = self.matcher.prepare(frames), self.matcher.prepare(query["frames"])
-        output = self.matcher.compare(prepared[0], labels, prepared[1])
-        return EpisodeOutput(output.logits, {} if targets is None else self._losses(support, query, targets))
+        return EpisodeOutput(self.matcher.compare(prepared[0], labels, prepared[1]).logits, losses)
+
+    def load_reference_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the layer's weights under the names of the released code. Its learned scale is ignored."""
+        parts = [f"{_LAYER}.0.fn.to_{name}.weight" for name in "qkv"]
+        state = dict(state)
+        if all(part in state for part in parts):
+            state[f"{_LAYER}.0.fn.to_qkv.weight"] = torch.cat([state.pop(part) for part in parts])
+        load_reference_state(self, state, _REFERENCE_NAMES, ["scale"])
 
     def _text_of(self, support: VideoState, targets: TaskTargets | None) -> Tensor | None:
         if targets is not None and targets.support_classes is not None and self.base_texts is not None:
@@ -98,7 +133,8 @@ class ClipFSAR(nn.Module):
                 expected="the projected features of the same model (pooling=None)",
                 remedy="Remove backbone.pooling.",
             )
-        tokens = torch.cat([text.to(features.dtype)[:, None], features], dim=1)
+        scaled = text * text.shape[-1] ** 0.5  # the layer norm's constant is tiny for the text tower's own norms, too
+        tokens = torch.cat([scaled.to(features.dtype)[:, None], features], dim=1)
         with sdpa_kernel(SDPBackend.MATH):  # torch cannot vectorize the others over tasks
             return self._relate(tokens)[:, 1:]
 

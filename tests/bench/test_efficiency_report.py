@@ -18,7 +18,16 @@ from dmgal.bench.matrix.figures import (
     pareto_front,
     seconds_by_part,
 )
-from dmgal.bench.matrix.report import ablation_table, accuracy_table, cost_table, labels, load, paired, rows_of
+from dmgal.bench.matrix.report import (
+    ablation_table,
+    accuracy_table,
+    cost_table,
+    labels,
+    load,
+    paired,
+    rows_of,
+    tests_table,
+)
 from dmgal.cli import main
 from dmgal.errors import DmgalError
 
@@ -95,6 +104,20 @@ def test_other_data_are_columns_with_paired_differences_and_the_probe() -> None:
     header, _, frozen, lora = accuracy_table(rows_of(rows)).splitlines()
     assert header.endswith("| clips, 1 shot % | clips, to the first, 1 shot | clips, probe, 1 shot % |")
     assert frozen.endswith("| 20.0 ± 2.0 |  | 31.0 |") and lora.endswith("| 30.0 ± 2.0 | +10.0 ± 18.4 | 31.0 |")
+
+
+def test_data_sets_with_the_same_episodes_are_paired_with_the_first() -> None:
+    rows = [result("frozen", "1234"), result("lora", "2345")]
+    for one, correct in zip(rows, ("1111", "2121"), strict=True):
+        tests = {}
+        for name, episodes, answers in (("dark", "a", "1111"), ("bright", "a", correct), ("clips", "b", correct)):
+            accuracy = result("x", answers)["train_info"]["results"]["1"]["accuracy"] | {"episodes_hash": episodes}
+            tests[name] = {"1": {"accuracy": accuracy}}
+        one["train_info"]["tests"] = tests
+    header, _, *lines = tests_table(rows_of(rows)).splitlines()
+    assert header == "| tested on | method | 1 shot % | to frozen | to dark |"
+    assert lines[2].startswith("| bright | frozen |") and lines[3].startswith("| bright | lora |")
+    assert lines[3].endswith("| +10.0 ± 18.4 | +10.0 ± 18.4 |") and lines[5].endswith("| +10.0 ± 18.4 |  |")
 
 
 def test_a_table_without_any_result_has_its_statuses() -> None:

@@ -25,6 +25,9 @@ from dmgal.episodes.gallery.unknown import (
     margin,
     nearest_clips,
     probability,
+    profile,
+    t_norm,
+    z_norm,
 )
 from dmgal.errors import DmgalError
 
@@ -58,6 +61,26 @@ def test_the_extra_class_has_negatives_and_a_constant():
     far = torch.full((3, 5), -100.0)
     torch.testing.assert_close(known_over_others(LOGITS, far, 2.0), energy(LOGITS) - 2.0)
     torch.testing.assert_close(known_over_others(LOGITS, LOGITS, -torch.inf), torch.zeros(3))
+
+
+def test_norms_are_in_units_of_the_cohort():
+    cohort = torch.tensor([[0.0, 10.0], [2.0, 30.0]])
+    spread = cohort.std(0)
+    logits = torch.tensor([[3.0, 20.0], [1.0, 34.0]])
+    torch.testing.assert_close(z_norm(logits, cohort), torch.tensor([2.0 / spread[0], 14.0 / spread[1]]))
+    torch.testing.assert_close(z_norm(logits * 5 - 1, cohort * 5 - 1), z_norm(logits, cohort))
+    torch.testing.assert_close(
+        t_norm(logits, logits.flip(1) - 4), (logits.amax(1) - logits.mean(1) + 4) / logits.std(1)
+    )
+
+
+def test_a_profile_resembles_that_of_a_known_class():
+    generator = torch.Generator().manual_seed(0)
+    means, labels = torch.tensor([[0.0, 5.0, 9.0], [7.0, -3.0, 2.0]]), torch.arange(2).repeat_interleave(20)
+    support = means[labels] + torch.randn(40, 3, generator=generator)
+    known, between, far = profile(torch.stack([means[1], means.mean(0), means[0] + 50]), support, labels)
+    assert known > -0.5 > between > far
+    torch.testing.assert_close(profile(support * 4 + 1, support * 4 + 1, labels), profile(support, support, labels))
 
 
 def test_measures_of_scores():

@@ -246,6 +246,10 @@ class TestCommand:
         command.main(["motion_world", "--out", str(tmp_path / "world"), *sizes])
         assert "6 classes of 1 clips" in capsys.readouterr().out and (tmp_path / "world" / "split.csv").exists()
 
+    def test_look_of_another_set_raises(self):
+        with pytest.raises(DmgalError, match="Only moving shapes have a look"):
+            command.main(["motion_world", "--look", "dark"])
+
 
 def set_small(world: MotionWorld, seed: int) -> None:
     for name, value in {"seed": seed, **SMALL}.items():

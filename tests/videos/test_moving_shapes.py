@@ -155,6 +155,15 @@ class TestGenerate:
         assert f"{name}={SMALL[name]}" in str(refusal.value) and f"{name}={value}" in str(refusal.value)
         assert contents(copied_set) == before
 
+    def test_dataset_of_another_look_raises(self, copied_set):
+        with pytest.raises(DmgalError, match="moving shapes, dark"):
+            generate_moving_shapes(copied_set, **SMALL, look="dark")
+        manifest = json.loads((copied_set / MANIFEST).read_text())
+        assert "look" not in manifest
+        (copied_set / MANIFEST).write_text(json.dumps({**manifest, "data_set": "moving shapes, dark"}))
+        with pytest.raises(DmgalError, match="a dataset with data_set='moving shapes, dark'"):
+            generate_moving_shapes(copied_set, **SMALL)
+
     def test_folder_with_other_videos_raises(self, tmp_path):
         (tmp_path / "train").mkdir()
         with pytest.raises(DmgalError, match=r"train, but no moving_shapes\.json"):

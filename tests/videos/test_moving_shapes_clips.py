@@ -17,7 +17,7 @@ from dmgal.bench.moving_shapes_checks import (
 )
 from dmgal.errors import DmgalError
 from dmgal.videos.moving_shapes.clips import LOG_SIZE_SPREAD, PLACE_SPREAD, MovingShapes, place_at_random
-from dmgal.videos.moving_shapes.drawing import Poses
+from dmgal.videos.moving_shapes.drawing import COLORS, LOOKS, SHAPES, TEXTURES, Poses, random_appearance
 from dmgal.videos.moving_shapes.motions import Jitter, Motion, all_motions, random_jitter, split_motions
 
 MOTIONS = all_motions()
@@ -115,7 +115,26 @@ class TestClips:
             ratios.append(change[inside].mean() / change[outside].mean())
         assert torch.stack(ratios).median() > 2
 
-    @pytest.mark.parametrize("wrong", [{"frames": 7}, {"pixels": 31}, {"seed": -1}, {"clips_per_class": 0}])
+    def test_looks_have_one_motion_and_nothing_else_in_common(self):
+        first, second = (LOOKS[name] for name in ("dark", "bright"))
+        assert not any({*getattr(first, part)} & {*getattr(second, part)} for part in ("shapes", "textures", "colors"))
+        dark, bright = (MovingShapes(seed=100, frames=8, pixels=16, look=look) for look in ("dark", "bright"))
+        poses = [vars(shapes.poses(3, 1)) for shapes in (dark, bright)]
+        assert all(torch.equal(poses[0][name], poses[1][name]) for name in poses[0])
+        brightness = [shapes.clip(3, clip).float().median() for shapes in (dark, bright) for clip in range(6)]
+        assert max(brightness[:6]) < min(brightness[6:])
+
+    def test_appearances_of_a_look_are_its_own(self):
+        appearance = random_appearance(200, torch.Generator().manual_seed(0), LOOKS["bright"])
+        assert {SHAPES[index] for index in appearance.shape.tolist()} == {*LOOKS["bright"].shapes}
+        assert {TEXTURES[index] for index in appearance.texture.tolist()} == {*LOOKS["bright"].textures}
+        for colors in (appearance.color, appearance.second_color):
+            assert {[*COLORS][index] for index in colors.tolist()} == {*LOOKS["bright"].colors}
+        assert (appearance.color != appearance.second_color).all()
+
+    @pytest.mark.parametrize(
+        "wrong", [{"frames": 7}, {"pixels": 31}, {"seed": -1}, {"clips_per_class": 0}, {"look": "x"}]
+    )
     def test_values_out_of_range_raise(self, wrong):
         with pytest.raises(DmgalError, match=next(iter(wrong))):
             MovingShapes(**wrong)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from einops import rearrange
 from torch import Generator, Tensor
 
 from ..generated import ClipSettings
-from .drawing import Poses, draw, random_appearance
+from .drawing import LOOKS, Poses, draw, random_appearance
 from .motions import Motion, Offsets, all_motions, random_jitter, split_motions
 
 MEDIAN_SIZE = 0.28
@@ -19,15 +20,32 @@ MEDIAN_SIZE = 0.28
 # shapes mostly in the picture, and exceed the spread of the longest paths.
 PLACE_SPREAD, LOG_SIZE_SPREAD = 0.38, 0.3
 LARGEST_DEVIATION = 1.75
+LookName = Literal["any", "dark", "bright"]
 
 
 @dataclass(frozen=True)
 class MovingShapes(ClipSettings):
-    """Settings that determine all clips of the dataset."""
+    """Settings that determine all clips of the dataset.
+
+    With another ``look``, a clip shows the same trajectory. The looks ``dark`` and ``bright`` share no shape, texture
+    or color, for tests on another domain.
+    """
+
+    look: LookName = "any"
 
     DATA_SET = "moving shapes"
     VERSION = 1
     MEGABYTES = 70
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.look not in LOOKS:
+            raise self.bad_value("look", self.look, f"one of {', '.join(get_args(LookName))}")
+
+    def description(self) -> dict[str, Any]:
+        """Return what identifies the dataset. That of the look ``any`` is the one of earlier versions."""
+        description = {name: value for name, value in super().description().items() if name != "look"}
+        return description if self.look == "any" else {**description, "data_set": f"{self.DATA_SET}, {self.look}"}
 
     def classes(self) -> tuple[Motion, ...]:
         """Return all classes in a fixed order."""
@@ -45,7 +63,8 @@ class MovingShapes(ClipSettings):
         """Return the frames of a clip, uint8 ``(T, 3, pixels, pixels)``."""
         generator = self._generator(motion, clip)
         poses = self._poses(all_motions()[motion], generator)
-        return draw(poses, random_appearance(1, generator), self.pixels, generator)[0]
+        appearance = random_appearance(1, generator, LOOKS[self.look])
+        return draw(poses, appearance, self.pixels, generator)[0]
 
     def _poses(self, motion: Motion, generator: Generator) -> Poses:
         times = torch.linspace(-1, 1, self.frames, dtype=torch.float64)

@@ -43,6 +43,24 @@ class Poses:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What pictures may show: names of shapes, textures and colors, and the brightness of a ground at its darkest."""
+
+    shapes: tuple[str, ...] = SHAPES
+    textures: tuple[str, ...] = TEXTURES
+    colors: tuple[str, ...] = tuple(COLORS)
+    ground: float = 0.3
+
+
+LOOKS = {
+    "any": Look(),
+    "dark": Look(("disc", "triangle", "bar"), ("plain", "striped"), ("red", "yellow", "magenta", "white"), 0.1),
+    "bright": Look(("square", "cross", "corner"), ("halved", "checkered"), ("green", "blue", "cyan", "black"), 0.6),
+}
+"""All pictures, and two kinds that share no shape, texture or color, on grounds of other brightness."""
+
+
+@dataclass(frozen=True)
 class Appearance:
     """Appearance of ``n`` shapes, each ``(n,)``: indices into ``SHAPES``, ``TEXTURES``, ``COLORS`` (two different)."""
 
@@ -50,18 +68,29 @@ class Appearance:
     texture: Tensor
     color: Tensor
     second_color: Tensor
+    look: Look = LOOKS["any"]
 
 
-def random_appearance(count: int, generator: Generator) -> Appearance:
-    """Draw appearances uniformly and independently, except that the two colors differ."""
-    color = torch.randint(len(COLORS), (count,), generator=generator)
-    shift = torch.randint(1, len(COLORS), (count,), generator=generator)
+def random_appearance(count: int, generator: Generator, look: Look = LOOKS["any"]) -> Appearance:
+    """Draw appearances of a look uniformly and independently, except that the two colors differ."""
+    colors, number = _indices(look.colors, tuple(COLORS)), len(look.colors)
+    color = torch.randint(number, (count,), generator=generator)
+    shift = torch.randint(1, number, (count,), generator=generator)
     return Appearance(
-        shape=torch.randint(len(SHAPES), (count,), generator=generator),
-        texture=torch.randint(len(TEXTURES), (count,), generator=generator),
-        color=color,
-        second_color=(color + shift) % len(COLORS),
+        shape=_chosen(_indices(look.shapes, SHAPES), count, generator),
+        texture=_chosen(_indices(look.textures, TEXTURES), count, generator),
+        color=colors[color],
+        second_color=colors[(color + shift) % number],
+        look=look,
     )
+
+
+def _indices(names: Sequence[str], known: Sequence[str]) -> Tensor:
+    return torch.tensor([known.index(name) for name in names])
+
+
+def _chosen(indices: Tensor, count: int, generator: Generator) -> Tensor:
+    return indices[torch.randint(len(indices), (count,), generator=generator)]
 
 
 def draw(poses: Poses, appearance: Appearance, pixels: int, generator: Generator) -> Tensor:
@@ -75,7 +104,7 @@ def draw(poses: Poses, appearance: Appearance, pixels: int, generator: Generator
     pattern = _pattern(appearance.texture, u, v)
     shading = 1 - 0.35 * v.clamp(-1, 1)[:, :, None]  # the lighter end is the upper one for every shape and texture
     shape = (pattern * first + (1 - pattern) * second) * shading
-    picture = torch.lerp(_background(uniform, frames, pixels), shape, inside[:, :, None])
+    picture = torch.lerp(_background(uniform, frames, pixels, appearance.look), shape, inside[:, :, None])
     gain = 1 + FRAME_GAIN * uniform.signed(frames, 1, 1, 1)
     cast = FRAME_CAST * uniform.signed(frames, 3, 1, 1)
     picture = picture * gain + cast
@@ -148,11 +177,11 @@ def _pattern(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return _select(texture, patterns)[:, :, None]
 
 
-def _background(uniform: _Uniform, frames: int, pixels: int) -> Tensor:
+def _background(uniform: _Uniform, frames: int, pixels: int, look: Look) -> Tensor:
     """Draw a smooth random ground with a small plain static distractor: ``(n, T, 3, pixels, pixels)``."""
     clouds = F.interpolate(uniform(3, 5, 5), size=(pixels, pixels), mode="bicubic", align_corners=False) - 0.5
-    ground = 0.3 + 0.3 * uniform(3)[:, :, None, None] + 0.3 * clouds
-    kind = torch.randint(len(SHAPES), (uniform.count,), generator=uniform.generator)
+    ground = look.ground + 0.3 * uniform(3)[:, :, None, None] + 0.3 * clouds
+    kind = _chosen(_indices(look.shapes, SHAPES), uniform.count, uniform.generator)
     distractor = Poses(0.9 * uniform.signed(1), 0.9 * uniform.signed(1), 0.07 + 0.06 * uniform(1), 6.2832 * uniform(1))
     inside, _, _ = _rasterize(distractor, kind, pixels)
     ground = torch.lerp(ground, uniform(3)[:, :, None, None].expand_as(ground), inside)

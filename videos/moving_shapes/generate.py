@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..generated import generate
-from .clips import MovingShapes
+from .clips import LookName, MovingShapes
 
 
 def generate_moving_shapes(
@@ -16,6 +16,7 @@ def generate_moving_shapes(
     pixels: int = 64,
     workers: int | None = None,
     progress: bool = True,
+    look: LookName = "any",
 ) -> Path:
     """Generate the dataset, or the missing part of it, and return the path of its split file.
 
@@ -27,9 +28,10 @@ def generate_moving_shapes(
         pixels: height and width.
         workers: number of drawing processes; None uses one per core, 1 draws in this process.
         progress: show a progress bar and messages.
+        look: the shapes, textures, colors and grounds in the clips.
 
     Raises:
         DmgalError: a value is out of range, the root has other files or a dataset with other settings, or it cannot
             be written.
     """
-    return generate(MovingShapes(seed, clips_per_class, frames, pixels), root, workers, progress)
+    return generate(MovingShapes(seed, clips_per_class, frames, pixels, look), root, workers, progress)
