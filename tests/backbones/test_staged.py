@@ -69,6 +69,10 @@ def _sam2():
     return _hf("Sam2HieraDet", image_size=[SIZE, SIZE], **stages, **heads, **windows, **background)
 
 
+def _hiera_of_transformers():
+    return _hf("Hiera", image_size=[SIZE, SIZE], embed_dim=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 2])
+
+
 class Pyramid(nn.Module):
     """A staged model of a user's own, with a layer between its stages."""
 
@@ -123,6 +127,7 @@ BACKBONES = {
     "transformers Swin": tiny(lambda: _hf("Swin", **_SWIN), pooled, (SIZE, SIZE)),
     "transformers Swin v2": tiny(lambda: _hf("Swinv2", **_SWIN), pooled, (SIZE, SIZE)),
     "transformers SAM 2": tiny(_sam2, _last_map, (SIZE, SIZE)),
+    "transformers Hiera": tiny(_hiera_of_transformers, pooled, (SIZE, SIZE)),
     "open_clip ResNet": tiny(
         lambda: open_clip.model.ModifiedResNet((1, 2, 1, 1), 16, 2, image_size=SIZE, width=8), direct, (SIZE, SIZE)
     ),
