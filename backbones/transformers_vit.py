@@ -196,7 +196,9 @@ def describe(model: nn.Module) -> BackboneSpec | None:
 
 def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> BackboneSpec:
     blocks = tower.get_submodule(kind.blocks)
-    patch = (tower.config.patch_size,) * 2 if kind.takes_patches else tower.get_submodule(kind.patch_embedding).kernel_size
+    patch = (
+        (tower.config.patch_size,) * 2 if kind.takes_patches else tower.get_submodule(kind.patch_embedding).kernel_size
+    )
     side = math.isqrt(tower.config.num_patches) * patch[0] if kind.takes_patches else tower.config.image_size
     size = _image_size(side, kind, preprocessor)
     rotary = hasattr(tower, "rope_embeddings")

@@ -12,7 +12,6 @@ import transformers
 from open_clip.timm_model import TimmModel
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from tiny_backbones import FRAMES, SIZE, TINY_BACKBONES, WIDTH, TinyBackbone, direct, pooled, root, tiny
-
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from dmgal.adapters import SmgaConfig
