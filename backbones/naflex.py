@@ -37,7 +37,7 @@ def cut_patches(images: Tensor, patch: int) -> Tensor:
 
 
 def embed_images(tower: Any, images: Tensor) -> Tensor:
-    """Return the input tokens ``(B, N, C)`` of the first block of a SigLIP 2 for images ``(B, 3, h, w)`` of one size."""
+    """Return the tokens ``(B, N, C)`` that enter the blocks of a SigLIP 2, of images ``(B, 3, h, w)`` of one size."""
     embeddings, patch = tower.embeddings, tower.config.patch_size
     patches = cut_patches(images, patch)
     shape = torch.tensor([[images.shape[2] // patch, images.shape[3] // patch]])
