@@ -1,4 +1,4 @@
-"""What an exported run changes: ONNX programs of floats and of 8 bits against the run itself, on real clips.
+"""Exported ONNX programs of floats and of 8 bits, compared with the run on real clips.
 
     python -m dmgal.bench.export VIDEOS/weizmann VIDEOS/ut_interaction
 
