@@ -17,6 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..backbones.naflex import check_patches
 from ..backbones.shape import BlockShape
 from ..backbones.spec import BackboneSpec
 from ..backbones.state import Layout
@@ -329,6 +330,7 @@ class _CallHooks:
         self.layout.enter()  # first, because torch calls ``after`` even if the rest fails
         num_frames, num_support = _count(kwargs, "num_frames"), _count(kwargs, "num_support")
         requested_frames = num_frames
+        check_patches(self.spec, args, kwargs)
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor) and value.ndim in (4, 5) and value.shape[-3] == 3:
                 self.spec.check_image_size(value.shape[-2:], grid=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -24,6 +24,7 @@ from .replay import Repeat, Rerun, Step, feature_of, observed_spec
 from .shape import MAPS, BlockShape, BlockSides, TokenLayout
 from .spec import BackboneSpec, Preprocessing
 
+Reroll = Callable[[Tensor, int], Tensor]
 _MOST_MODULES_BETWEEN = 3
 _MOST_LEVELS = 3
 
@@ -152,7 +153,7 @@ class Chain:
         """
         paths = [block.path for block in self.blocks]
         calls = {call.path: call for call in watch(self.model, self.run, self.two, paths)[0]}
-        shapes = Shapes(self.size, getattr(self.model, "reroll", None))
+        shapes = Shapes(self.size, _reroll(self.model))
         steps: list[Step] = []
         between = [(), *(self.between(first, second) for first, second in pairwise(self.blocks))]
         for call, path in zip(self.blocks, between, strict=True):
@@ -183,10 +184,10 @@ class Shapes:
 
     Args:
         size: height and width of the images.
-        reroll: timm's function of Hiera that sorts the patches after a block, by its index, into rows and columns.
+        reroll: sorts the patches after a block, by its index, into rows and columns. None: they are sorted already.
     """
 
-    def __init__(self, size: tuple[int, int], reroll: Any = None) -> None:
+    def __init__(self, size: tuple[int, int], reroll: Reroll | None = None) -> None:
         self._aspect = size[0] / size[1]
         self._reroll = reroll
         self._shape: BlockShape | None = None
@@ -237,6 +238,17 @@ class Shapes:
         """Return True if the rows fit the columns and the images, up to rounding."""
         rows, columns = grid
         return abs(rows - columns * self._aspect) <= max(1.0, self._aspect)
+
+
+def _reroll(model: Any) -> Reroll | None:
+    """Return the function of a Hiera of timm or transformers that sorts its patches, or None for any other model."""
+    if hasattr(model, "reroll"):
+        return model.reroll  # type: ignore[no-any-return]
+    encoder = getattr(model, "encoder", None)
+    if not hasattr(encoder, "reroll"):
+        return None
+    stages = [index for index, stage in enumerate(encoder.stages) for _ in stage.layers]
+    return lambda tokens, block: encoder.reroll(tokens, stages[block])
 
 
 def embedding(model: nn.Module) -> str:

@@ -1,7 +1,9 @@
-"""timm's ``VisionTransformer`` and ``Eva`` with any prefix tokens, pooling and positions."""
+"""timm's ``VisionTransformer``, ``Eva`` and ``NaFlexVit`` with any prefix tokens, pooling and positions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from ..errors import DmgalError
 from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
-_ATTRIBUTES = ("patch_embed", "_pos_embed", "norm_pre", "blocks", "norm", "forward_head", "num_prefix_tokens", "head")
+_ATTRIBUTES = ("norm_pre", "blocks", "norm", "forward_head", "num_prefix_tokens", "head")
 
 
 def load(name: str) -> Any:
@@ -50,10 +52,34 @@ def describe(model: nn.Module) -> BackboneSpec | None:
     """Return the spec of a model of this library, or None for any other model."""
     if not type(model).__module__.startswith("timm.") or not all(hasattr(model, part) for part in _ATTRIBUTES):
         return None
-    return _describe(model)
+    if hasattr(model, "patch_embed") and hasattr(model, "_pos_embed"):
+        return _describe(model)
+    return _describe_naflex(model) if hasattr(model, "embeds") else None
+
+
+def _describe_naflex(model: Any) -> BackboneSpec | None:
+    """Return the spec for images of the size of timm's configuration, or of as many patches as the positions have."""
+    embeds, patch = model.embeds, model.embeds.patch_size
+    size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 0, 0))[1:]
+    if not all(size):
+        size = tuple(side * count for side, count in zip(patch, embeds.pos_embed_grid_size or (0, 0), strict=True))
+    if not all(size):
+        return None
+    grid = embeds.dynamic_feat_size(size)
+    rotary = model.rope is not None
+    run_block = partial(_run_naflex_block, grid) if rotary else _run_block
+    return _spec(model, grid, size, "embeds.proj", _naflex_stem, run_block)
 
 
 def _describe(model: Any) -> BackboneSpec:
+    rotary = getattr(model, "rope", None) is not None
+    grid, size = model.patch_embed.grid_size, model.patch_embed.img_size
+    return _spec(model, grid, size, "patch_embed.proj", _stem, _run_rotary_block if rotary else _run_block)
+
+
+def _spec(
+    model: Any, grid: Sequence[int], size: Sequence[int], patch_embedding: str, stem: Any, run_block: Any
+) -> BackboneSpec:
     config = getattr(model, "pretrained_cfg", None) or {}
     mean, std = fill_normalization(IMAGENET, config.get("mean"), config.get("std"))
     rotary = getattr(model, "rope", None) is not None
@@ -65,14 +91,14 @@ def _describe(model: Any) -> BackboneSpec:
         width=model.embed_dim,
         batch_first=True,
         num_prefix_tokens=model.num_prefix_tokens,
-        grid=tuple(model.patch_embed.grid_size),
-        image_size=tuple(model.patch_embed.img_size),
+        grid=(grid[0], grid[1]),
+        image_size=(size[0], size[1]),
         mean=mean,
         std=std,
         pools_prefix=model.global_pool == "token" and not hasattr(model, "head_dist"),
-        patch_embedding="patch_embed.proj",
-        stem=_stem,
-        run_block=_run_rotary_block if rotary else _run_block,
+        patch_embedding=patch_embedding,
+        stem=stem,
+        run_block=run_block,
         pool=_pool,
         norm=_norm,
         project=_project,
@@ -91,6 +117,10 @@ def _stem(model: Any, images: Tensor) -> Tensor:
     return model.norm_pre(tokens)
 
 
+def _naflex_stem(model: Any, images: Tensor) -> Tensor:
+    return model._forward_embeds(images, None, None, None)["patches"]  # type: ignore[no-any-return]
+
+
 def _run_block(model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
     return block(tokens)
 
@@ -98,7 +128,15 @@ def _run_block(model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
 def _run_rotary_block(model: Any, block: nn.Module, tokens: Tensor) -> Tensor:
     has_fixed_grid = bool(getattr(model.rope, "feat_shape", None))
     rope = without_jitter(model.rope).get_embed(None if has_fixed_grid else model.patch_embed.grid_size)
-    if model.rope_mixed:  # each block has its own positions
+    return _run_rotated(model, block, tokens, rope, model.rope_mixed)
+
+
+def _run_naflex_block(grid: tuple[int, int], model: Any, block: nn.Module, tokens: Tensor) -> Tensor:
+    return _run_rotated(model, block, tokens, without_jitter(model.rope).get_embed(shape=grid), model.rope_is_mixed)
+
+
+def _run_rotated(model: Any, block: nn.Module, tokens: Tensor, rope: Any, is_mixed: bool) -> Tensor:
+    if is_mixed:  # each block has its own positions
         rope = rope[next(index for index, other in enumerate(model.blocks) if other is block)]
     return block(tokens, rope=rope)
 

@@ -1,12 +1,14 @@
-"""transformers' CLIP, SigLIP, ViT, DeiT, DINOv2 and DINOv3, alone or inside a larger model, and text towers.
+"""transformers' CLIP, SigLIP, SigLIP 2, ViT, DeiT, DINOv2 and DINOv3, alone or in a larger model, and text towers.
 
-They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2 and
-DINOv3 accept images of any size. The size is that of ``preprocessor_config.json`` if ``load_backbone`` found one, else
-the configuration's ``image_size`` (518 for most DINOv2 weights, which results in 1370 tokens).
+They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2, DINOv3
+and the NaFlex form of SigLIP 2 accept images of any size. The size is that of ``preprocessor_config.json`` if
+``load_backbone`` found one, else the configuration's ``image_size`` (518 for most DINOv2 weights, which results in 1370
+tokens), or the square of as many patches as SigLIP 2 has positions.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import DmgalError
 from ..files import read_mapping
+from .naflex import embed_images
 from .spec import (
     HALF,
     IMAGENET,
@@ -48,6 +51,7 @@ class _Kind:
     parts: BlockParts
     normalization: Normalization
     any_size: bool = False
+    takes_patches: bool = False
 
 
 _CLIP = _Kind("encoder.layers", "post_layernorm", "embeddings.patch_embedding", _CLIP_PARTS, OPENAI)
@@ -56,6 +60,7 @@ _DINOV2 = _Kind("encoder.layer", "layernorm", _VIT.patch_embedding, _DINO_PARTS,
 _KINDS = {
     "clip_vision_model": _CLIP,
     "siglip_vision_model": replace(_CLIP, normalization=HALF),
+    "siglip2_vision_model": replace(_CLIP, normalization=HALF, any_size=True, takes_patches=True),
     "vit": _VIT,
     "deit": replace(_VIT, normalization=IMAGENET),
     "dinov2": _DINOV2,
@@ -80,6 +85,8 @@ def load(source: str) -> Any:
         config = config.vision_config
     if config.model_type == "siglip":
         kind, config = transformers.SiglipVisionModel, config.vision_config
+    if config.model_type == "siglip2":
+        kind, config = transformers.Siglip2VisionModel, config.vision_config
     with _quiet(transformers.logging):
         model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
     model = _without_random_parts(model, report["missing_keys"])
@@ -189,8 +196,11 @@ def describe(model: nn.Module) -> BackboneSpec | None:
 
 def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> BackboneSpec:
     blocks = tower.get_submodule(kind.blocks)
-    size = _image_size(tower.config.image_size, kind, preprocessor)
-    patch = tower.get_submodule(kind.patch_embedding).kernel_size
+    patch = (
+        (tower.config.patch_size,) * 2 if kind.takes_patches else tower.get_submodule(kind.patch_embedding).kernel_size
+    )
+    side = math.isqrt(tower.config.num_patches) * patch[0] if kind.takes_patches else tower.config.image_size
+    size = _image_size(side, kind, preprocessor)
     rotary = hasattr(tower, "rope_embeddings")
     mean, std = preprocessor.normalization(kind.normalization)
     return BackboneSpec(
@@ -206,7 +216,7 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
         std=std,
         pools_prefix=_has_class_token(tower.embeddings),
         patch_embedding=kind.patch_embedding,
-        stem=_stem,
+        stem=embed_images if kind.takes_patches else _stem,
         run_block=_run_rotary_block if rotary else _run_block,
         pool=_pool,
         norm=_norm,

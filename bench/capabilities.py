@@ -15,8 +15,11 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from datetime import timedelta
+from functools import cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,14 +28,17 @@ from unittest import mock
 import peft
 import torch
 import tyro
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import fully_shard
 
 from dmgal.adapters import METHODS, BlockAdapterConfig, is_added, targets
 from dmgal.backbones import FrameEncoder, quantize
 from dmgal.backbones.quantized import KINDS
+from dmgal.backbones.spec import base_model
 from dmgal.bench.measuring import write_report
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, read_layer
+from dmgal.recipes.training.fsdp import is_sharded_alone
 
 FRAMES, PIXELS, SUPPORT = 4, 32, 2
 _FOUR_STAGES = {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1], "embedding_size": 32}
@@ -234,6 +240,54 @@ def checkpoints(subject: Subject) -> None:
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+FSDP, PROCESSES = "FSDP", 2
+
+
+def shards(subject: Subject) -> None:
+    """Check features and gradients while the processes of a group share the weights of the model by FSDP2.
+
+    Blocks are divided one by one if they can be, and the rest together, as in training by a recipe.
+    """
+    results = []
+    for divide in (False, True):
+        encoder = FrameEncoder(subject.inject())
+        if divide:
+            backbone = base_model(encoder.backbone)
+            blocks = [backbone.get_submodule(name) for name in encoder.spec.block_names()]
+            for module in (*filter(is_sharded_alone, blocks), encoder):
+                fully_shard(module)
+        features = torch.cat(encoder(subject.videos[:SUPPORT], subject.videos[SUPPORT:]))
+        features.square().sum().backward()
+        gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
+        if divide:
+            gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}  # type: ignore[attr-defined]
+        results.append((features.detach(), gradients))
+    (expected, gradients), (features, divided) = results
+    _assert_close(features, expected)
+    assert divided.keys() == gradients.keys() != set(), "gradients are missing"
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(divided[name], gradient, rtol=1e-3, atol=1e-4)
+
+
+@cache
+def _cells_of_a_group() -> dict[str, str]:
+    """Return the cells of `shards` for all recipes, found by processes that are started once."""
+    with TemporaryDirectory() as folder, ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        ranks = [pool.submit(_cells_of_a_process, rank, f"file://{folder}/group") for rank in range(PROCESSES)]
+        first, *others = [rank.result() for rank in ranks]
+    return {name: next((o[name] for o in others if o[name] != "yes"), cell) for name, cell in first.items()}
+
+
+def _cells_of_a_process(rank: int, address: str) -> dict[str, str]:
+    torch.set_num_threads(1)
+    options: Any = {"rank": rank, "world_size": PROCESSES, "timeout": timedelta(minutes=5)}
+    distributed.init_process_group("gloo", init_method=address, **options)
+    try:
+        return {name: probe(name, FSDP) for name in subjects()}
+    finally:
+        distributed.destroy_process_group()
+
+
 PROBES: dict[str, Callable[[Subject], None]] = {
     **{name: partial(works_on, make) for name, make in BACKBONES.items()},
     **{name: partial(works_on, make) for name, make in QUANTIZED.items()},
@@ -245,6 +299,7 @@ PROBES: dict[str, Callable[[Subject], None]] = {
     "compile": compiles,
     "export": exports,
     "checkpointing": checkpoints,
+    FSDP: shards,
 }
 """What is tried, by the name of the column. A probe raises an error if the adapter cannot do it."""
 
@@ -257,6 +312,8 @@ def subjects() -> list[str]:
 
 def probe(name: str, column: str) -> str:
     """Return the cell of a recipe and a column."""
+    if column == FSDP and not distributed.is_initialized():
+        return _cells_of_a_group()[name]
     with warnings.catch_warnings(), mock.patch.dict(os.environ):  # BOFT sets the compilers
         warnings.simplefilter("ignore")
         try:

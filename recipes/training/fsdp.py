@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.optim import Optimizer
 
+from dmgal.backbones.recomputation import carries_state
 from dmgal.backbones.spec import base_model
 from dmgal.backbones.state import task_layer_after
 from dmgal.errors import DmgalError, first_line
@@ -27,9 +28,8 @@ _HIDDEN = "not in the module tree"
 def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
     """Shard the weights of each block if the launcher requested FSDP. Accelerate shards the remaining weights.
 
-    A block with a task layer is left to Accelerate. The task layer is called again after the block's forward pass, when
-    the block's own weights would already be released. Call this before creating the optimizer, because sharding
-    replaces the parameters.
+    Blocks that cannot be sharded alone, see `is_sharded_alone`, are left to Accelerate. Call this before creating the
+    optimizer, because sharding replaces the parameters.
 
     Accelerate offers FSDP on accelerators only. FSDP of torch also works on CPUs, so it is enabled for them here.
 
@@ -53,7 +53,7 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
     plugin.auto_wrap_policy = None
     plugin.mixed_precision_policy = None  # autocast alone sets the precision; this policy would also cast the weights
     for block in blocks_of(recognizer):
-        if task_layer_after(block) is None:
+        if is_sharded_alone(block):
             try:
                 fully_shard(
                     block,
@@ -65,6 +65,16 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
                 if _HIDDEN not in str(error):
                     raise
                 raise _hidden_weights(error) from error
+
+
+def is_sharded_alone(block: nn.Module) -> bool:
+    """Return True if the weights of a block are used only while the block itself runs forward and backward.
+
+    A task layer is called again after the block's forward pass, when the block's own weights would already be released.
+    A state that adapters pass from block to block takes gradients past the block's output, from which FSDP learns that
+    the weights are needed for the backward pass.
+    """
+    return task_layer_after(block) is None and not carries_state(block)
 
 
 @contextmanager

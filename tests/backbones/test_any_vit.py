@@ -343,3 +343,18 @@ class TestDescribedByHand:
         assert describe_backbone(model, image_size=(32, 48)).grid == (4, 6)
         tokens_first = TokensFirstViT(32, **SIZES, features=5)
         assert describe_backbone(tokens_first, std=(1.0, 1.0, 1.0)).std == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("wrap", [lambda f: {"feature": f}, lambda f: (f, None)], ids=["dict", "tuple"])
+def test_outputs_without_a_known_feature(wrap):
+    """Only the model's own pooling is refused."""
+
+    class Wrapping(HandWrittenViT):
+        def forward(self, images):
+            return wrap(super().forward(images))
+
+    model = Wrapping(32, **SIZES).eval()
+    videos = torch.randn(1, 2, 3, 32, 32)
+    with pytest.raises(DmgalError, match="no feature of its own"):
+        FrameEncoder(model).encode(videos)
+    assert FrameEncoder(model, pooling="patch_mean").encode(videos)["features"].shape == (1, 2, 32)

@@ -10,7 +10,9 @@ import tiny_backbones
 import torch
 import transformers
 from open_clip.timm_model import TimmModel
+from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from tiny_backbones import FRAMES, SIZE, TINY_BACKBONES, WIDTH, TinyBackbone, direct, pooled, root, tiny
+from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from dmgal.adapters import SmgaConfig
 from dmgal.backbones import FrameEncoder, find_spec, load_backbone
@@ -34,6 +36,46 @@ def _around_timm():
     return tower
 
 
+def _naflex(**options):
+    sizes = {"patch_size": 8, "embed_dim": WIDTH, "depth": 3, "num_heads": 2, "pos_embed_grid_size": (4, 4)}
+    return NaFlexVit(NaFlexVitCfg(**sizes, **options), num_classes=0)
+
+
+def _siglip2_config():
+    sizes = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+    return transformers.Siglip2VisionConfig(**sizes, patch_size=8, num_patches=16)
+
+
+_siglip2 = transformers.Siglip2VisionModel
+
+
+def _siglip2_whole():
+    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    texts = {**text, "vocab_size": 50, "projection_size": WIDTH, "bos_token_id": 0, "eos_token_id": 1}
+    config = transformers.Siglip2Config(vision_config=_siglip2_config().to_dict(), text_config=texts)
+    return transformers.Siglip2Model(config)
+
+
+def _siglip2_of_another_size():
+    model = _siglip2(_siglip2_config())
+    model.dmgal_preprocessing = {"size": {"height": SIZE, "width": 48}}
+    return model
+
+
+def siglip2_features(model, x, **layout):
+    """Return the library's own features of images, or of videos with adapters, which take the number of frames."""
+    images, frames = (x.flatten(0, 1), {"num_frames": x.shape[1]}) if x.ndim == 5 else (x, {})
+    patches = torch.stack([convert_image_to_patches(image, 8) for image in images])
+    inputs = {
+        "pixel_values": patches,
+        "pixel_attention_mask": torch.ones(patches.shape[:2], dtype=torch.int32),
+        "spatial_shapes": torch.tensor([[x.shape[-2] // 8, x.shape[-1] // 8]] * len(images)),
+    }
+    whole = isinstance(root(model), transformers.Siglip2Model)
+    tower = root(model).vision_model if whole else model
+    return tower(**inputs, **frames, **layout).pooler_output
+
+
 MORE = {
     "SigLIP whole": tiny(lambda: tiny_backbones.of_transformers_whole("Siglip"), _siglip),
     "ViT without pooler": tiny(
@@ -54,6 +96,13 @@ MORE = {
     "open_clip average": tiny(lambda: tiny_backbones.open_clip_model(pool_type="avg").visual, direct),
     "open_clip custom block": tiny(lambda: tiny_backbones.open_clip_model(qk_norm=True).visual, direct),
     "open_clip around timm": tiny(_around_timm, direct),
+    "timm NaFlex": tiny(lambda: _naflex(class_token=True, reg_tokens=1, global_pool="token"), direct),
+    "timm NaFlex attention pool": tiny(lambda: _naflex(pos_embed="factorized"), direct),
+    "timm NaFlex rotary": tiny(lambda: _naflex(rope_type="axial", global_pool="avg"), direct),
+    "timm NaFlex mixed": tiny(lambda: _naflex(rope_type="mixed", global_pool="avg"), direct),
+    "SigLIP 2": tiny(lambda: _siglip2(_siglip2_config()), siglip2_features),
+    "SigLIP 2 whole": tiny(_siglip2_whole, siglip2_features),
+    "SigLIP 2 non-square": tiny(_siglip2_of_another_size, siglip2_features, (SIZE, 48)),
     "tiny-clip": TinyBackbone(lambda: load_backbone("tiny-clip").requires_grad_(False), direct, (48, 48)),
 }
 BACKBONES = TINY_BACKBONES | MORE
@@ -67,6 +116,13 @@ PREFIX_TOKENS = {
     "DINOv3": 3,
     "timm ViT registers": 3,
     "timm ViT attention pool": 0,
+    "timm NaFlex": 2,
+    "timm NaFlex attention pool": 0,
+    "timm NaFlex rotary": 0,
+    "timm NaFlex mixed": 0,
+    "SigLIP 2": 0,
+    "SigLIP 2 whole": 0,
+    "SigLIP 2 non-square": 0,
     "hand-written (N,B,C)": 3,
     "hand-written non-square": 0,
 }
@@ -77,10 +133,24 @@ POOLS_PATCHES = {
     "timm EVA of any size",
     "timm ViT average",
     "timm ViT attention pool",
+    "timm NaFlex attention pool",
+    "timm NaFlex rotary",
+    "timm NaFlex mixed",
+    "SigLIP 2",
+    "SigLIP 2 whole",
+    "SigLIP 2 non-square",
     "open_clip average",
     "hand-written non-square",
 }
-ROTARY = {"DINOv3", "DINOv3 non-square", "timm EVA", "timm EVA mixed", "timm EVA of any size"}
+ROTARY = {
+    "DINOv3",
+    "DINOv3 non-square",
+    "timm EVA",
+    "timm EVA mixed",
+    "timm EVA of any size",
+    "timm NaFlex rotary",
+    "timm NaFlex mixed",
+}
 PROJECTED = {
     "transformers CLIP projected": 16,
     "transformers CLIP whole": 16,
@@ -214,3 +284,22 @@ def test_siglip_without_head_supports_patch_pooling_only():
     assert FrameEncoder(model, "patch_mean").encode(videos)["features"].shape == (1, 2, WIDTH)
     with pytest.raises(DmgalError, match="patch_mean"):
         FrameEncoder(model).encode(videos)
+
+
+def test_patches_of_several_grids_are_refused_beside_adapters():
+    videos = MORE["SigLIP 2"].videos(2)
+    model = peft.get_peft_model(MORE["SigLIP 2"].make(), SmgaConfig(num_frames=FRAMES))
+    patches = torch.zeros(2 * FRAMES, 16, 192)
+    inputs = {"pixel_values": patches, "num_frames": FRAMES}
+    full, padded = torch.ones(2 * FRAMES, 16), torch.ones(2 * FRAMES, 16)
+    padded[0, 15] = 0
+    for mask, first in ((full, [2, 8]), (padded, [4, 4])):
+        shapes = torch.tensor([first, *[[4, 4]] * (2 * FRAMES - 1)])
+        with pytest.raises(DmgalError, match="takes images of one size") as caught:
+            model(pixel_attention_mask=mask, spatial_shapes=shapes, **inputs)
+        assert "images of 32 x 32 pixels" in str(caught.value)
+    model = peft.get_peft_model(MORE["timm NaFlex"].make(), SmgaConfig(num_frames=FRAMES))
+    with pytest.raises(DmgalError, match="takes images of one size"):
+        model({"patches": patches, "patch_coord": torch.zeros(8, 16, 2), "patch_valid": torch.ones(8, 16)})
+    with pytest.raises(DmgalError, match="multiples of 8"):
+        FrameEncoder(MORE["SigLIP 2"].make()).encode(videos[..., :30])

@@ -69,6 +69,10 @@ def _sam2():
     return _hf("Sam2HieraDet", image_size=[SIZE, SIZE], **stages, **heads, **windows, **background)
 
 
+def _hiera_of_transformers():
+    return _hf("Hiera", image_size=[SIZE, SIZE], embed_dim=16, depths=[1, 1, 2, 1], num_heads=[1, 2, 2, 2])
+
+
 class Pyramid(nn.Module):
     """A staged model of a user's own, with a layer between its stages."""
 
@@ -123,6 +127,7 @@ BACKBONES = {
     "transformers Swin": tiny(lambda: _hf("Swin", **_SWIN), pooled, (SIZE, SIZE)),
     "transformers Swin v2": tiny(lambda: _hf("Swinv2", **_SWIN), pooled, (SIZE, SIZE)),
     "transformers SAM 2": tiny(_sam2, _last_map, (SIZE, SIZE)),
+    "transformers Hiera": tiny(_hiera_of_transformers, pooled, (SIZE, SIZE)),
     "open_clip ResNet": tiny(
         lambda: open_clip.model.ModifiedResNet((1, 2, 1, 1), 16, 2, image_size=SIZE, width=8), direct, (SIZE, SIZE)
     ),
@@ -247,3 +252,30 @@ class Dense(nn.Module):
 def test_blocks_that_are_no_chain_are_refused():
     with pytest.raises(DmgalError, match="were not found"):
         describe_backbone(Dense(), image_size=(SIZE, SIZE))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("pixels", [44, 48])
+def test_odd_grids_and_windows_that_do_not_divide_them(pixels):
+    """A Swin pads 11 x 11 and 12 x 12 patches to windows of 7, and merges 11 x 11 to 6 x 6."""
+    sizes = {"img_size": pixels, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "num_classes": 0}
+    backbone = timm.create_model("swin_tiny_patch4_window7_224", **sizes).eval().requires_grad_(False)
+    spec = describe_backbone(backbone, image_size=(pixels, pixels))
+    assert [side.after.grid for side in spec.sides] == [(pixels // 4,) * 2, (6, 6)]
+    images = torch.randn(4, 3, pixels, pixels)
+    expected = backbone(images)
+    model = peft.get_peft_model(backbone, DmgalConfig(num_frames=2)).eval()
+    support, query = FrameEncoder(model)(*images.view(2, 1, 2, 3, pixels, pixels))
+    torch.testing.assert_close(torch.cat([support, query]).flatten(0, 1), expected)
+    assert torch.equal(model(images, num_frames=2, num_support=1), expected)
+
+
+def test_a_size_that_the_library_refuses_leaves_the_model_unchanged():
+    """The masks of transformers' Swin do not fit a grid that windows do not divide."""
+    model = _hf("Swin", **{**_SWIN, "image_size": 40})
+    names = [name for name, _ in model.named_modules()]
+    with pytest.raises(DmgalError, match=r"could not be run on images \(2, 3, 40, 40\)"):
+        peft.get_peft_model(model, DmgalConfig(num_frames=2))
+    assert [name for name, _ in model.named_modules()] == names
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert not hasattr(model, "dmgal_spec") and not hasattr(model, "dmgal_layout")

@@ -59,6 +59,17 @@ def test_parameters_with_fewer_rows_than_processes_train(tmp_path, data_flags):
 
 
 @pytest.mark.slow
+def test_side_network_trains(tmp_path, data_flags):
+    """Its state takes gradients past the outputs of the blocks."""
+    flags = ["--train.precision", "float64"]
+    codes, errors = trained_together(job(2, "side", data_flags, tmp_path / "divided", *flags), **FSDP)
+    assert codes == [[0, 0]], errors[-3000:]
+    codes, errors = trained_together(job(2, "side", data_flags, tmp_path / "whole", *flags))
+    assert codes == [[0, 0]], errors[-3000:]
+    assert losses(tmp_path / "divided") == pytest.approx(losses(tmp_path / "whole"), rel=0, abs=1e-9)
+
+
+@pytest.mark.slow
 def test_fsdp_resume_is_bit_identical(tmp_path, data_flags):
     one, parts = (job(2, "dmgal_adapter", data_flags, tmp_path / name, "--resume") for name in ("one", "parts"))
     stopped = {
