@@ -4,6 +4,7 @@
     dmgal watch gallery.safetensors rtsp://camera.local/stream
     dmgal watch runs/mine gallery.safetensors http://camera.local:8080/live.ts --out events.jsonl
     dmgal watch gallery.safetensors long.mp4 --window 3
+    dmgal watch gallery.safetensors FOLDER --fps 25                              frames of a video, one image each
 
 Each event is a line of JSON when it begins and when it ends. Windows of the last seconds are recognized as clips. An
 event begins with a known action of at least --begin probability. It lasts while the action is known and at least --stay
@@ -12,7 +13,7 @@ frames alone is reused by the next windows. If the model is slower than --stride
 by at most one window, and frames in no window are counted as dropped. All windows of a file are recognized.
 
 A source that ends, fails or sends nothing for --wait seconds is opened again after 1, 2, 4, 8 and 16 seconds, then it
-is lost. Ctrl-C ends the command with the summary.
+is lost. Ctrl-C ends the command with the summary, as does q in the window of --display.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ import tyro
 
 from dmgal.backbones.streams import remember_recent_frames
 from dmgal.episodes.gallery.events import Event, EventRule
-from dmgal.episodes.gallery.recognition import WindowPlan
+from dmgal.episodes.gallery.recognition import Window, WindowPlan, WindowScore
 from dmgal.errors import DmgalError
 from dmgal.files import printable, reason
 from dmgal.progress import progress_bar
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
+from dmgal.recipes.run.display import Display, DisplayClosed
 from dmgal.recipes.run.ranges import Range
 from dmgal.recipes.run.watching import Watcher
 from dmgal.videos.decoding.live import RETRIES, LiveFrames, live_input
@@ -45,7 +47,8 @@ class Watch:
 
     paths: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="[RUN] GALLERY SOURCE")]]
     """RUN: folder of the run that the gallery was made with, if dmgal enroll was given one. GALLERY: file that dmgal
-    enroll wrote. SOURCE: number of a webcam, URL of a stream (rtsp, http and others), or a video file."""
+    enroll wrote. SOURCE: number of a webcam, URL of a stream (rtsp, http and others), a video file, or a folder
+    of frames."""
     window: float = 2.0
     """Seconds of a window. Choose about the length of the enrolled clips."""
     stride: float = 0.5
@@ -60,6 +63,11 @@ class Watch:
     """Ignore actions below the gallery's threshold. --no-unknown always takes the best class."""
     out: Path | None = None
     """File for the lines of JSON. None: standard output."""
+    fps: Annotated[float | None, Range(0.001, 100_000)] = None
+    """Frames per second of a folder or zip file of frames. A live source has its own."""
+    display: bool = False
+    """Show each window's newest frame, as the model sees it, and its best action on the screen. Needs an OpenCV with
+    windows."""
     seconds: Annotated[float | None, Range(0.001, 10**9)] = None
     """End after this time of the video. None: never."""
     wait: Annotated[float, Range(0.1, 3600)] = 5.0
@@ -87,7 +95,15 @@ def run(options: Watch) -> dict[str, Any]:
     plan, rule = WindowPlan(options.window, options.stride), EventRule(options.begin, options.stay, options.patience)
     end = float("inf") if options.seconds is None else options.seconds
     live = live_input(source)
-    file = TimedFrames(source) if live is None else None
+    if live is not None and options.fps is not None:
+        raise DmgalError(
+            "A live source has times of its own.",
+            received=f"--fps {options.fps:g} for {live.name}",
+            expected="--fps for a folder or zip file of frames",
+            remedy="Remove --fps.",
+        )
+    file = TimedFrames(source, options.fps) if live is None else None
+    screen = Display() if options.display else None
     recognizer = ActionRecognizer.load(
         gallery, run=run_folder[0] if run_folder else None, unknown=options.unknown, verbose=not options.quiet
     )
@@ -95,13 +111,18 @@ def run(options: Watch) -> dict[str, Any]:
     remember_recent_frames(recognizer.model.recognizer.encoder)
     names = [printable(name) for name in watcher.ready.gallery.class_names]
     with ExitStack() as stack:
+        if screen is not None:
+            stack.callback(screen.close)
         output = None if options.out is None else stack.enter_context(_opened(options.out))
         bar = stack.enter_context(progress_bar(progress=not options.quiet, desc="watch", unit="window", leave=False))
 
         def on_event(event: Event) -> None:
             _write(event_as_json(event, names), output)
 
-        def on_window() -> None:
+        def on_window(window: Window, score: WindowScore) -> None:
+            if screen is not None:
+                action = names[score.label] if score.known else "(unknown)"
+                screen.show(window.clip[-1], f"{action}  {score.probability:.0%}")
             bar.set_postfix_str(f"{watcher.counts.dropped_frames} frames dropped", refresh=False)
             bar.update()
 
@@ -111,7 +132,7 @@ def run(options: Watch) -> dict[str, Any]:
                 watcher.live(LiveFrames(live, options.wait, options.retries, end), on_event)
             elif file is not None:
                 watcher.file(file, on_event, end)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, DisplayClosed):
             pass  # the usual end
         finally:
             bar.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 import dmgal
 from dmgal import recipes
-from dmgal.cli import COMMANDS, main
+from dmgal.cli import COMMANDS, Command, main
 from dmgal.errors import DmgalError
 from dmgal.loader import Loader
 from dmgal.videos.decoding.base import VideoError
@@ -56,6 +57,38 @@ def test_unknown_command_suggests_a_similar_one(typed: str, advice: str, capsys:
     printed = capsys.readouterr()
     assert printed.out == "" and repr(typed) in printed.err and advice in printed.err
     assert len(printed.err.splitlines()) == 4
+
+
+COMMAND_OF_A_TEST = """
+import gc
+was_enabled = gc.isenabled()
+def main(argv):
+    return 0 if gc.isenabled() and not was_enabled else 1
+"""
+
+
+def test_commands_are_imported_without_garbage_collection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "command_of_this_test.py").write_text(COMMAND_OF_A_TEST)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "mine", Command("command_of_this_test", "of this test"))
+    frozen = gc.get_freeze_count()
+    try:
+        assert main(["mine"]) == 0
+        assert gc.get_freeze_count() > frozen
+    finally:
+        gc.unfreeze()
+    assert main(["mine"]) == 0 and gc.get_freeze_count() == 0  # only an import freezes objects
+
+
+def test_collection_stays_off_if_the_caller_turned_it_off(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "quiet_command.py").write_text("import gc\ndef main(argv):\n    return int(gc.isenabled())\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(COMMANDS, "mine", Command("quiet_command", "of this test"))
+    gc.disable()
+    try:
+        assert main(["mine"]) == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (3, 3)])

@@ -21,8 +21,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import dmgal
+from dmgal.videos.generated import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -158,6 +160,39 @@ def test_these_import_no_torch(code: str) -> None:
     loaded = in_child(f"{code}\nimport sys; print('loaded:', *sys.modules)").rpartition("loaded:")[2].split()
     assert "dmgal" in loaded
     assert not heavy & set(loaded)
+
+
+UNUSED_BY_RECOGNITION = {
+    "cv2",
+    "decord",
+    "gradio",
+    "matplotlib",
+    "onnx",
+    "pandas",
+    "sklearn",
+    "dmgal.bench",
+    "dmgal.episodes.two_pass",
+    "dmgal.recipes.train",
+    "dmgal.recipes.training",
+    "dmgal.recipes.web",
+    "dmgal.testing",
+    "dmgal.videos.motion_world",
+    "dmgal.videos.moving_shapes",
+    "dmgal.visualization",
+}
+
+
+@pytest.mark.slow
+def test_recognition_imports_nothing_that_it_does_not_need(tmp_path: Path) -> None:
+    """Most of the time from the start of ``dmgal recognize`` to its answer is spent in imports."""
+    gallery, clip = tmp_path / "gallery.safetensors", tmp_path / "clip.mp4"
+    noise = torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    dmgal.ActionRecognizer().enroll({"up": [noise[0]], "down": [noise[1]]}).save(gallery)
+    write_video(clip, noise[2])
+    code = f"from dmgal.cli import main; main(['recognize', {str(gallery)!r}, {str(clip)!r}])"
+    loaded = set(in_child(f"{code}\nimport sys; print('loaded:', *sys.modules)").rpartition("loaded:")[2].split())
+    assert {"dmgal.recipes.recognize", "torch", "open_clip"} <= loaded
+    assert not UNUSED_BY_RECOGNITION & loaded
 
 
 # ---- what the sources may hold ----

@@ -170,14 +170,14 @@ class Watcher:
 
     Attributes:
         counts: numbers about what was watched.
-        on_window: called after each window.
+        on_window: called after each window, with its answer.
     """
 
     ready: ClipRecognizer
     plan: WindowPlan
     rule: EventRule
     counts: WatchCounts = field(default_factory=WatchCounts)
-    on_window: Callable[[], None] = lambda: None
+    on_window: Callable[[Window, WindowScore], None] = lambda window, score: None
 
     def live(self, frames: Iterable[LiveFrame], on_event: Callable[[Event], None]) -> None:
         """Call ``on_event`` with each event of a live source as it begins and ends, the last one also after an error.
@@ -222,5 +222,6 @@ class Watcher:
         [result] = recognize_clips(ready.task, window.clip.unsqueeze(0), ready.gallery.rejection, ready.unknown)
         self.counts.windows += 1
         self.counts.seconds = window.end
-        self.on_window()
-        return WindowScore.of(window, result)
+        score = WindowScore.of(window, result)
+        self.on_window(window, score)
+        return score

@@ -12,9 +12,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import torch
-from live_server import Camera, encoded, served
+from live_server import Camera, encoded, served, served_by_rtsp
+from PIL import Image
 
 from dmgal.backbones.streams import remember_recent_frames
 from dmgal.cli import main
@@ -93,10 +95,67 @@ def test_a_camera_that_ends_gives_its_events_and_one_error(watch, gallery, monke
     assert lines[-1]["frames"] > 60 and err.count("was interrupted") == 1 and err.count("The source was lost") == 1
 
 
+@pytest.mark.slow
+def test_events_of_a_camera_with_rtsp(watch):
+    frames = [frame.permute(1, 2, 0).numpy() for frame in film(4, (0,))]
+    with served_by_rtsp(encoded(frames, "h264")) as url:
+        lines, err = watch(url, "--seconds", "3")
+    assert [line["type"] for line in lines] == ["begin", "end", "summary"] and lines[0]["action"] == "still"
+    assert lines[-1]["frames"] > 60 and err == ""
+
+
+@pytest.fixture
+def screen(monkeypatch) -> list[Any]:
+    """A substitute for OpenCV's windows. Return the pictures that it shows; ``monkeypatch`` may change its keys."""
+    shown: list[Any] = []
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.setattr(cv2, "namedWindow", lambda *words: None)
+    monkeypatch.setattr(cv2, "imshow", lambda title, picture: shown.append(picture))
+    monkeypatch.setattr(cv2, "waitKey", lambda delay: -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", lambda title, kind: 1.0)
+    monkeypatch.setattr(cv2, "destroyAllWindows", lambda: shown.append(None))
+    return shown
+
+
+def test_folder_of_frames_has_the_times_of_fps_and_is_displayed(watch, screen, tmp_path):
+    for number, frame in enumerate(film(2.4)[30:]):
+        Image.fromarray(frame.permute(1, 2, 0).numpy()).save(tmp_path / f"{number:03}.png")
+    assert "--fps 25" in watch(tmp_path, code=2)[1]
+    lines, _ = watch(tmp_path, "--fps", "10", "--display")
+    assert lines[-1]["frames"] == 30 and lines[-1]["windows"] == 4 and lines[-1]["seconds"] >= 3
+    *pictures, closed = screen
+    assert len(pictures) == 4 and closed is None
+    assert all(picture.shape == (480, 480, 3) and picture.dtype == "uint8" for picture in pictures)
+    assert (pictures[0] != pictures[-1]).any() and pictures[0][:50].any()  # the square moves, the text is above it
+
+
+@pytest.mark.parametrize("way", ["key", "button"])
+def test_closed_display_ends_the_command(watch, screen, gallery, monkeypatch, way):
+    if way == "key":
+        monkeypatch.setattr(cv2, "waitKey", lambda delay: ord("q"))
+    else:
+        monkeypatch.setattr(cv2, "getWindowProperty", lambda title, kind: 0.0)
+    lines, _ = watch(gallery.parent / "film.mp4", "--display")
+    assert lines[-1]["type"] == "summary" and lines[-1]["windows"] == 1 and len(screen) == 2
+
+
+@pytest.mark.parametrize("display", [":0", ""])
+def test_display_without_windows_is_one_error(watch, gallery, monkeypatch, display):
+    def without_windows(*words):
+        raise cv2.error("The function is not implemented.")
+
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(cv2, "namedWindow", without_windows)
+    _, err = watch(gallery.parent / "film.mp4", "--display", code=2)
+    assert "No window can be opened" in err and "pip" in err and "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "nothing to watch"),
+        (["rtsp://127.0.0.1:9/x", "--fps", "25"], "times of its own"),
         (["no.mp4"], "no such file"),
         (["film.mp4", "--stride", "3"], "stride"),
         (["film.mp4", "--begin", "0.2"], "begin"),

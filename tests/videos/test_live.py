@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from itertools import pairwise
 
 import pytest
-from live_server import Camera, encoded, served
+from live_server import Camera, encoded, served, served_by_rtsp
 from video_fixtures import barcode
 
 from dmgal.errors import DmgalError
@@ -54,6 +55,34 @@ def test_a_source_that_ends_or_stalls_is_opened_again_and_then_lost(parts, frame
     assert len(messages) == 2 and all("was interrupted" in message for message in messages)
     assert stalls == ("nothing was received for 0.5 s" in messages[0])
     assert "secret" not in str(caught.value) + "".join(messages)
+
+
+def test_frames_and_times_of_a_camera_with_rtsp(frame_numbers):
+    parts = encoded([barcode(number) for number in range(40)], "h264")
+    with served_by_rtsp(parts, pace=100) as url:
+        source = live_input(url)
+        assert source is not None and "secret" not in source.name
+        frames = LiveFrames(source, patience=5.0, retries=0, seconds=1.0)
+        got = [(float(frame.time), frame_numbers(frame.read()[None])[0], frame.is_first) for frame in frames]
+    first = got[0][1]
+    assert [number - first for _, number, _ in got] == list(range(len(got))) and len(got) >= 25
+    assert [time for time, _, _ in got] == pytest.approx([number / 25 for number in range(len(got))], abs=1e-3)
+    assert [is_first for *_, is_first in got] == [True] + [False] * (len(got) - 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stalls", "reason"), [(False, "it ended|Immediate exit"), (True, "nothing was received for 0.5 s")]
+)
+def test_a_camera_with_rtsp_that_ends_or_stalls_is_lost(caplog, stalls, reason):
+    parts = encoded([barcode(number) for number in range(30)], "h264")
+    with served_by_rtsp(parts, pace=100, stalls=stalls) as url, caplog.at_level(logging.WARNING):
+        source = live_input(url)
+        assert source is not None
+        with pytest.raises(DmgalError, match="The source was lost") as caught:
+            for frame in LiveFrames(source, patience=0.5, retries=0):
+                assert frame.read().shape[0] == 3
+    assert re.search(reason, str(caught.value)) and "secret" not in str(caught.value) + caplog.text
 
 
 def test_pictures_without_times_have_that_of_their_arrival(parts):
