@@ -28,12 +28,13 @@ test: $(INSTALLED)  ## run the tests; PYTEST_FLAGS are handed on to pytest
 test-all: $(INSTALLED)  ## run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "" --timeout 3600 $(PYTEST_FLAGS)
 
-# mypy looks for a package by its folder's name, so it is given a folder that holds the checkout under the name dmgal.
+# mypy looks for a package by its folder's name, so it runs in a folder that holds the checkout under the name dmgal. In
+# the checkout it would take __main__.py for the module __main__, which some libraries import.
 lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
-	MYPYPATH=$(VENV)/typing $(BIN)/mypy -p dmgal
+	cd $(VENV)/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p dmgal
 	$(MAKE) docs
 
 docs: $(LINTERS_INSTALLED)  ## check the generated tables, and build the documentation into build/docs

@@ -198,13 +198,13 @@ class Shapes:
         if three.ndim == 4:
             self._shape = self._of_map(two, three)
         else:
-            self._shape = self._of_tokens(two, three) if self._reroll is None else self._of_windows(three)
+            self._shape = self._of_tokens(two, three) if self._reroll is None else self._of_windows(three, self._reroll)
         self._count += 1
         return self._shape
 
-    def _of_windows(self, three: Tensor) -> BlockShape:
+    def _of_windows(self, three: Tensor, reroll: Reroll) -> BlockShape:
         num_patches, block = three.shape[1], max(0, self._count - 1) // 2  # the input has the order of the block before
-        order = self._reroll(torch.arange(num_patches).view(1, num_patches, 1), block)[0, ..., 0]
+        order = reroll(torch.arange(num_patches).view(1, num_patches, 1), block)[0, ..., 0]
         return BlockShape(three.shape[2], 0, (len(order), order.shape[1]), order=tuple(order.flatten().tolist()))
 
     def _of_tokens(self, two: Tensor, three: Tensor) -> BlockShape | None:
@@ -244,7 +244,7 @@ def _reroll(model: Any) -> Reroll | None:
     """Return the function of a Hiera of timm or transformers that sorts its patches, or None for any other model."""
     if hasattr(model, "reroll"):
         return model.reroll  # type: ignore[no-any-return]
-    encoder = getattr(model, "encoder", None)
+    encoder: Any = getattr(model, "encoder", None)
     if not hasattr(encoder, "reroll"):
         return None
     stages = [index for index, stage in enumerate(encoder.stages) for _ in stage.layers]

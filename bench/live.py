@@ -1,4 +1,4 @@
-"""Whether ``dmgal watch`` keeps up with a camera, and the seconds of an answer of ``dmgal app``, with tiny-clip.
+"""Live recognition in real time: does ``dmgal watch`` keep up with a camera, and how long does ``dmgal app`` take?
 
     python -m dmgal.bench.live --seconds 60
 

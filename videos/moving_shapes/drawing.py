@@ -44,7 +44,7 @@ class Poses:
 
 @dataclass(frozen=True)
 class Look:
-    """What pictures may show: names of shapes, textures and colors, and the brightness of a ground at its darkest."""
+    """Contents of pictures: names of shapes, textures and colors, and the brightness of a ground at its darkest."""
 
     shapes: tuple[str, ...] = SHAPES
     textures: tuple[str, ...] = TEXTURES
