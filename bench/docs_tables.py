@@ -324,7 +324,7 @@ def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], 
 
 def domains_table(root: Path) -> str:
     """Show methods that were trained on one domain and tested on others."""
-    return matrix_report.tests_table(matrix_report.rows_of(matrix_report.load(root / RESULTS / "domains")))
+    return matrix_report.other_data_table(matrix_report.rows_of(matrix_report.load(root / RESULTS / "domains")))
 
 
 def reproduction_rows(root: Path) -> str:

@@ -23,6 +23,7 @@ from dmgal.episodes.heads import (
     TRX,
     BiMHM,
     ClipFSAR,
+    DistanceCorrelation,
     DmgalFT,
     FineTuned,
     FrameAligned,
@@ -64,6 +65,7 @@ ON_MAPS: dict[str, Callable[[], nn.Module]] = {
     "SACT released": partial(SACT, NARROW, FRAMES, width=8, form="released"),
     "MoLo": partial(MoLo, NARROW),
     "M2ACL": partial(M2ACL, NARROW, width=8),
+    "DistanceCorrelation": DistanceCorrelation,
 }
 HEADS = [*ON_FEATURES, *ON_MAPS]
 UNDER_A_CMGA = {

@@ -147,7 +147,7 @@ def accuracy_table(rows: Sequence[Row]) -> str:
     return _table(rows, columns)
 
 
-def tests_table(rows: Sequence[Row]) -> str:
+def other_data_table(rows: Sequence[Row]) -> str:
     """Return accuracies on other data in Markdown, one line per data set and row, with paired differences.
 
     They are to the first row, and to the first data set if its episodes are the same, as those of data whose videos

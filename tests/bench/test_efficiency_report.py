@@ -24,9 +24,9 @@ from dmgal.bench.matrix.report import (
     cost_table,
     labels,
     load,
+    other_data_table,
     paired,
     rows_of,
-    tests_table,
 )
 from dmgal.cli import main
 from dmgal.errors import DmgalError
@@ -114,7 +114,7 @@ def test_data_sets_with_the_same_episodes_are_paired_with_the_first() -> None:
             accuracy = result("x", answers)["train_info"]["results"]["1"]["accuracy"] | {"episodes_hash": episodes}
             tests[name] = {"1": {"accuracy": accuracy}}
         one["train_info"]["tests"] = tests
-    header, _, *lines = tests_table(rows_of(rows)).splitlines()
+    header, _, *lines = other_data_table(rows_of(rows)).splitlines()
     assert header == "| tested on | method | 1 shot % | to frozen | to dark |"
     assert lines[2].startswith("| bright | frozen |") and lines[3].startswith("| bright | lora |")
     assert lines[3].endswith("| +10.0 ± 18.4 | +10.0 ± 18.4 |") and lines[5].endswith("| +10.0 ± 18.4 |  |")
