@@ -65,6 +65,8 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
         if rest:
             write_tensors(run.folder / "weights.safetensors", rest)
         return
+    # PEFT saves the fixed tensors of its tuner too: the projections that all layers of VeRA share
+    adapter |= {name: t for name, t in backbone.state_dict().items() if not name.startswith("base_model.model.")}
     partial = run.folder / ".adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
     for config in backbone.peft_config.values():
