@@ -233,8 +233,15 @@ def _image_size(configured: Any, kind: _Kind, preprocessor: Preprocessing) -> tu
 
 def height_and_width(configured: Any) -> tuple[int, int]:
     """Return height and width from the ``image_size`` of a configuration, a number for a square or a pair."""
-    height, width = configured if isinstance(configured, (list, tuple)) else (configured, configured)
-    return height, width
+    sides = tuple(configured) if isinstance(configured, (list, tuple)) else (configured, configured)
+    if len(sides) != 2:
+        raise DmgalError(
+            "The configuration of this backbone has no usable image size.",
+            received=f"image_size: {configured!r}",
+            expected="a number, or height and width",
+            remedy="Correct config.json.",
+        )
+    return sides
 
 
 def _has_class_token(embeddings: nn.Module) -> bool:

@@ -16,6 +16,7 @@ from tiny_backbones import TINY_BACKBONES, of_transformers, of_transformers_whol
 
 from dmgal.backbones import FrameEncoder, describe_backbone, find_spec, load_backbone
 from dmgal.backbones.spec import require_hub
+from dmgal.backbones.transformers_vit import height_and_width
 from dmgal.errors import DmgalError
 
 SAVED_BY_TRANSFORMERS = (
@@ -288,3 +289,9 @@ class TestUnreachableHub:
     def test_resolvable_host_is_accepted(self, monkeypatch):
         monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: ["an address"])
         require_hub()
+
+
+@pytest.mark.parametrize("configured", [[], [64], [64, 64, 3]])
+def test_image_size_of_another_length_is_one_error(configured):
+    with pytest.raises(DmgalError, match="no usable image size"):
+        height_and_width(configured)
