@@ -164,6 +164,15 @@ def test_a_forged_line_with_its_checksum_is_no_record(tmp_path, values):
     assert read_records(tmp_path) == {"b.mp4": record}
 
 
+def test_an_index_that_a_fault_filled_with_zeros_ends_there(tmp_path):
+    (tmp_path / DATA).write_bytes(bytes(99))
+    record = Record("a.mp4", 1, 1, 1, 0, 1, 1, 1, "")
+    with (tmp_path / INDEX).open("wb") as file:
+        file.write(record.line())
+        file.truncate(2**36)  # sparse; to read it all would take minutes
+    assert read_records(tmp_path) == {"a.mp4": record}
+
+
 @pytest.mark.parametrize("name", [INDEX, KEY])
 def test_a_pipe_in_a_store_is_refused(tmp_path, name):
     os.mkfifo(tmp_path / name)

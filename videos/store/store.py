@@ -70,6 +70,8 @@ def read_records(part: Path) -> dict[str, Record]:
         with open_regular(part / INDEX) as file:
             data_bytes = (part / DATA).stat().st_size
             while line := file.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
+                    break  # not an index from here on, perhaps gigabytes of zeros
                 record = _parse(line.rstrip(b"\n"), data_bytes)
                 if record is not None:
                     records[record.video] = record
