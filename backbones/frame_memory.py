@@ -13,8 +13,6 @@ a backbone without adapters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 import xxhash
 from einops import rearrange
@@ -83,7 +81,8 @@ class FrameMemory:
             return self._tokens[key].to(frame.device)
         video = rearrange(frame, "c h w -> 1 1 c h w")
         if self.reads:
-            tokens = torch.cat([output for index, output in _outputs(self._encoder, video) if index in self.reads])
+            outputs = _outputs(self._encoder, video)
+            tokens = torch.cat([outputs[index] for index in self.reads])
         else:
             tokens = _advanced(self._encoder, video, self.block)
         while self._forgets and self._tokens and self.used_bytes + tokens.nbytes > self.num_bytes:
@@ -116,17 +115,17 @@ def _blocks_read(encoder: FrameEncoder) -> tuple[int, ...]:
     if not adapted or not are_side or encoder.spec.sides or encoder.spec.clip_frames is not None:
         return ()
     with torch.enable_grad(), evaluating(encoder):
-        is_frozen = not any(output.requires_grad for _, output in _outputs(encoder, _blank(encoder)))
+        is_frozen = not any(output.requires_grad for output in _outputs(encoder, _blank(encoder)))
     return tuple(sorted({*adapted, len(blocks) - 1})) if is_frozen else ()
 
 
-def _outputs(encoder: FrameEncoder, video: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield index and output ``(T, N, C)`` of each block for a video ``(1, T, 3, H, W)``, without adapters."""
+def _outputs(encoder: FrameEncoder, video: Tensor) -> list[Tensor]:
+    """Return the output ``(T, N, C)`` of each block for a video ``(1, T, 3, H, W)``, without adapters."""
     with switched_off(encoder.backbone):
-        point = encoder.embed(video)
-        for index in range(encoder.spec.num_blocks):
-            point = encoder.advance(point, index + 1)
-            yield index, point.tokens[0]
+        points = [encoder.embed(video)]
+        for block in range(1, encoder.spec.num_blocks + 1):
+            points.append(encoder.advance(points[-1], block))
+    return [point.tokens[0] for point in points[1:]]
 
 
 def _frozen_blocks(encoder: FrameEncoder) -> int:

@@ -36,16 +36,22 @@ def adapted_modules(module: nn.Module) -> list[Any]:
 
 @contextmanager
 def switched_off(module: nn.Module) -> Iterator[None]:
-    """Switch all adapters in a module off inside the context. What is trained stays so, unlike with PEFT's own."""
-    parts = adapted_modules(module)
-    switches = [part._disable_adapters for part in parts]
-    for part in parts:
-        part._disable_adapters = True
+    """Switch all adapters in a module off inside the context.
+
+    PEFT's ``disable_adapter`` would make their parameters require gradients afterwards.
+    """
+    layers = adapted_modules(module)
+    before = [vars(layer).get("_disable_adapters") for layer in layers]  # None: the default of the class
     try:
+        for layer in layers:
+            layer._disable_adapters = True
         yield
     finally:
-        for part, switch in zip(parts, switches, strict=True):
-            part._disable_adapters = switch
+        for layer, is_off in zip(layers, before, strict=True):
+            if is_off is None:
+                del layer._disable_adapters
+            else:
+                layer._disable_adapters = is_off
 
 
 def saves_all(block: nn.Module) -> bool:

@@ -243,7 +243,8 @@ class Shapes:
 def _reroll(model: Any) -> Reroll | None:
     """Return the function of a Hiera of timm or transformers that sorts its patches, or None for any other model."""
     if hasattr(model, "reroll"):
-        return model.reroll  # type: ignore[no-any-return]
+        reroll: Reroll = model.reroll
+        return reroll
     encoder: Any = getattr(model, "encoder", None)
     if not hasattr(encoder, "reroll"):
         return None

@@ -6,8 +6,8 @@ A head such as `LateFusion` weighs the streams. No layer relates the videos of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.nn import functional
 from ..errors import DmgalError
 from .encoder import BlockInput, FrameEncoder
 from .frame_memory import FrameMemory, recent_frames
-from .recomputation import adapted_modules
+from .recomputation import switched_off
 from .state import VideoState
 
 
@@ -146,24 +146,9 @@ def _shared_part(encoder: Any, videos: Tensor) -> BlockInput | None:
     return None if block is None else encoder.advance(encoder.embed(videos), block)
 
 
-@contextmanager
-def _adapters(encoder: Any, is_adapted: bool) -> Iterator[None]:
-    """Switch the backbone's adapters off inside the context if ``is_adapted`` is false.
-
-    PEFT's ``disable_adapter`` would make their parameters require gradients afterwards.
-    """
-    layers = [] if is_adapted else adapted_modules(encoder.backbone)
-    before = [vars(layer).get("_disable_adapters") for layer in layers]  # None: the default of the class
-    try:
-        for layer in layers:
-            layer._disable_adapters = True
-        yield
-    finally:
-        for layer, is_off in zip(layers, before, strict=True):
-            if is_off is None:
-                del layer._disable_adapters
-            else:
-                layer._disable_adapters = is_off
+def _adapters(encoder: Any, is_adapted: bool) -> AbstractContextManager[None]:
+    """Switch the backbone's adapters off inside the context if ``is_adapted`` is false."""
+    return nullcontext() if is_adapted else switched_off(encoder.backbone)
 
 
 def _resized(videos: Tensor, size: tuple[int, int]) -> Tensor:

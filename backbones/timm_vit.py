@@ -118,7 +118,8 @@ def _stem(model: Any, images: Tensor) -> Tensor:
 
 
 def _naflex_stem(model: Any, images: Tensor) -> Tensor:
-    return model._forward_embeds(images, None, None, None)["patches"]  # type: ignore[no-any-return]
+    tokens: Tensor = model._forward_embeds(images, None, None, None)["patches"]
+    return tokens
 
 
 def _run_block(model: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:

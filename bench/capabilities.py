@@ -34,11 +34,11 @@ from torch.distributed.fsdp import fully_shard
 from dmgal.adapters import METHODS, BlockAdapterConfig, is_added, targets
 from dmgal.backbones import FrameEncoder, quantize
 from dmgal.backbones.quantized import KINDS
-from dmgal.backbones.spec import base_model
 from dmgal.bench.measuring import write_report
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, read_layer
-from dmgal.recipes.training.fsdp import is_sharded_alone
+from dmgal.recipes.run.weights import whole
+from dmgal.recipes.training.fsdp import blocks_of, is_sharded_alone
 
 FRAMES, PIXELS, SUPPORT = 4, 32, 2
 _FOUR_STAGES = {"hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1], "embedding_size": 32}
@@ -252,15 +252,11 @@ def shards(subject: Subject) -> None:
     for divide in (False, True):
         encoder = FrameEncoder(subject.inject())
         if divide:
-            backbone = base_model(encoder.backbone)
-            blocks = [backbone.get_submodule(name) for name in encoder.spec.block_names()]
-            for module in (*filter(is_sharded_alone, blocks), encoder):
+            for module in (*filter(is_sharded_alone, blocks_of(encoder)), encoder):
                 fully_shard(module)
         features = torch.cat(encoder(subject.videos[:SUPPORT], subject.videos[SUPPORT:]))
         features.square().sum().backward()
-        gradients = {name: p.grad for name, p in encoder.named_parameters() if p.grad is not None}
-        if divide:
-            gradients = {name: gradient.full_tensor() for name, gradient in gradients.items()}  # type: ignore[attr-defined]
+        gradients = {name: whole(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
         results.append((features.detach(), gradients))
     (expected, gradients), (features, divided) = results
     _assert_close(features, expected)

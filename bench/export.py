@@ -96,12 +96,10 @@ def measure(options: Options) -> dict[str, Any]:
     step = len(catalogs[1]) // options.recognized
     chosen = [range(len(catalogs[0])), range(0, step * options.recognized, step)]
     answers = {
-        name: torch.cat(
-            [
-                _padded(logits(recognizer, catalog, gallery, queries, clips))
-                for catalog, gallery, queries, clips in zip(catalogs, states[RUN], each, chosen, strict=True)
-            ]
-        )
+        name: [
+            logits(recognizer, catalog, gallery, queries, clips)
+            for catalog, gallery, queries, clips in zip(catalogs, states[RUN], each, chosen, strict=True)
+        ]
         for name, each in states.items()
     }
     return {
@@ -114,13 +112,15 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def agreement(found: Tensor, expected: Tensor) -> dict[str, Any]:
-    """Return the rate of equal best classes and the largest difference of logits, of which -inf are padding."""
-    is_class = expected.isfinite()
+def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, Any]:
+    """Return the rate of equal best classes and the largest difference of logits, over the logits of all folders."""
+    pairs = list(zip(found, expected, strict=True))
+    is_same = torch.cat([ours.argmax(1) == theirs.argmax(1) for ours, theirs in pairs])
+    difference = max((ours - theirs).abs().max().item() for ours, theirs in pairs)
     return {
-        "same_class_percent": round(100 * (found.argmax(1) == expected.argmax(1)).double().mean().item(), 2),
-        "largest_logit_difference": float(f"{(found - expected)[is_class].abs().max().item():.2g}"),
-        "largest_logit": round(expected[is_class].abs().max().item(), 2),
+        "same_class_percent": round(100 * is_same.double().mean().item(), 2),
+        "largest_logit_difference": float(f"{difference:.2g}"),
+        "largest_logit": round(max(each.abs().max().item() for each in expected), 2),
     }
 
 
@@ -146,11 +146,6 @@ def accuracies(
 def _clips(recipe: Recipe, recognizer: FewShotRecognizer, catalog: VideoCatalog) -> list[Tensor]:
     clips = cast(Any, test_clips(catalog, recipe, recognizer.encoder.image_size))
     return [clips[index] for index in range(len(clips))]
-
-
-def _padded(logits: Tensor, classes: int = 50) -> Tensor:
-    """Return logits with -inf for classes that a data set does not have."""
-    return torch.nn.functional.pad(logits, (0, classes - logits.shape[1]), value=float("-inf"))
 
 
 def main(argv: list[str] | None = None) -> None:

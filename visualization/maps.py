@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..episodes import FewShotRecognizer
+from ..episodes.heads.frame_distance import at_least_float32
 from ..errors import DmgalError
 from ..videos.decoding.clip import one_frame
 from .layers import Attention, MotionTokens, ShownLayer, choose_layer
@@ -100,8 +101,8 @@ def record(
         layer=shown.name,
         title=shown.title,
         attention=shown.attention,
-        motion=_recorded(read.motion),
-        attended=_recorded(read.attended),
+        motion=at_least_float32(read.motion).cpu(),
+        attended=at_least_float32(read.attended).cpu(),
         num_prefix_tokens=read.num_prefix_tokens,
         grid=(read.grid[0], read.grid[1]),
         class_token_only=shown.class_token_only,
@@ -112,15 +113,10 @@ def record(
     return replace(recording, motion=recording.motion - still, relative=True)
 
 
-def _recorded(tensor: Tensor) -> Tensor:
-    """Return a tensor on the CPU, in float32 if its precision is lower."""
-    return tensor.to("cpu", torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _still_motion(recognizer: FewShotRecognizer, shown: ShownLayer, video: Tensor) -> Tensor:
     """Return the motion ``(2, T, N, d)`` of each frame of a video ``(T, 3, H, W)`` at its index among its copies."""
     copies = video[:, None].expand(-1, len(video), -1, -1, -1)
-    motion = _recorded(_motion(recognizer, shown, copies, 0).motion)  # (2, T, T, N, d)
+    motion = at_least_float32(_motion(recognizer, shown, copies, 0).motion).cpu()  # (2, T, T, N, d)
     return torch.stack([motion[:, t, t] for t in range(len(video))], dim=1)
 
 

@@ -154,20 +154,18 @@ def other_data_table(rows: Sequence[Row]) -> str:
     coincide.
     """
     tests = [result["train_info"].get("tests", {}) for row in rows for result in row.results]
-    names, shots = (
-        dict.fromkeys(n for test in tests for n in test),
-        {k for test in tests for of in test.values() for k in of},
-    )
-    ordered, lines = sorted(shots, key=int), []
+    names = list(dict.fromkeys(name for test in tests for name in test))
+    shots = sorted({k for test in tests for of in test.values() for k in of}, key=int)
+    lines = []
     for name, row in itertools.product(names, rows):
         line = [name, row.name]
-        for k in ordered:
-            keys, first = ("tests", name, k), ("tests", next(iter(names)), k, "accuracy")
-            ours, theirs = (_accuracies(row.results, of) for of in ((*keys, "accuracy"), first))
-            across = _paired_of(ours, theirs) if keys[1] != first[1] else None
+        for k in shots:
+            ours, theirs = (_accuracies(row.results, ("tests", data, k, "accuracy")) for data in (name, names[0]))
+            across = None if name == names[0] else _paired_of(ours, theirs)
+            keys = ("tests", name, k)
             line += [row.accuracy((*keys, "accuracy")), _difference(row, rows[0], keys), _points(across)]
         lines.append(line)
-    titles = [(f"{_shots(k)} %", f"to {rows[0].name}", f"to {next(iter(names))}") for k in ordered]
+    titles = [(f"{_shots(k)} %", f"to {rows[0].name}", f"to {names[0]}") for k in shots]
     return markdown(["tested on", "method", *itertools.chain(*titles)], lines)
 
 

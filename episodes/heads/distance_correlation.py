@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
-from .frame_distance import BiMHM, FrameDistanceHead, at_least_float32
+from .frame_distance import BiMHM, FrameDistanceHead, at_least_float32, check_maps
 
 SMALLEST = 1e-5
 """Constant that the released code adds to squared distances before the power."""
@@ -71,13 +71,7 @@ class DistanceCorrelation(nn.Module):
 
     def prepare(self, features: Tensor) -> VideoState:
         """Return the matcher's state of the descriptions ``(V,T,C*(C+1)/2)`` of patch maps ``(V,T,C,H,W)``."""
-        if features.dim() != 5:
-            raise DmgalError(
-                "DistanceCorrelation compares patch maps.",
-                received=f"a tensor of shape {tuple(features.shape)}",
-                expected="(videos, frames, channels, height, width)",
-                remedy="Use the backbone's patch maps with pooling='map'.",
-            )
+        check_maps(self, features)
         with torch.autocast(features.device.type, enabled=False):
             samples = rearrange(at_least_float32(features), "v t c h w -> (v t) (h w) c")
             frames = channel_distances(samples, self.alpha)

@@ -193,6 +193,17 @@ def check_frames(head: nn.Module, features: Tensor) -> None:
         )
 
 
+def check_maps(head: nn.Module, features: Tensor) -> None:
+    """Raise DmgalError unless features are patch maps ``(V,T,C,H,W)``."""
+    if features.dim() != 5:
+        raise DmgalError(
+            f"{type(head).__name__} requires patch maps.",
+            received=f"a tensor of shape {tuple(features.shape)}",
+            expected="(videos, frames, channels, height, width)",
+            remedy="Use the backbone's patch maps with pooling='map'.",
+        )
+
+
 def at_least_float32(features: Tensor) -> Tensor:
     """Convert half precision to float32, because distances are small differences of large numbers."""
     return features.to(torch.promote_types(features.dtype, torch.float32))

@@ -15,9 +15,8 @@ from torch.nn import functional
 
 from ...adapters.common import SharedDropout, load_reference_state, sinusoidal_position_code
 from ...backbones.state import VideoState
-from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
-from .frame_distance import at_least_float32
+from .frame_distance import at_least_float32, check_maps
 from .temporal_mixer import TemporalMixer
 from .trx import REFERENCE_IGNORED, TRX
 from .tuples import TupleLinear, shots_of_classes
@@ -118,13 +117,7 @@ class STRM(nn.Module):
 
     def prepare(self, features: Tensor) -> VideoState:
         """Return TRX's state and ``tuples`` ``(V,N,C//2)`` of patch maps ``(V,T,C,H,W)``."""
-        if features.dim() != 5:
-            raise DmgalError(
-                "STRM requires patch maps.",
-                received=f"a tensor of shape {tuple(features.shape)}",
-                expected="(videos, frames, channels, height, width)",
-                remedy="Use the backbone's patch maps with pooling='map'.",
-            )
+        check_maps(self, features)
         frames = self.enrichment(features)  # (V,T,C)
         tuples = self.tuple_embedding(self.dropout(frames)).relu()
         coded = self.dropout(frames + sinusoidal_position_code(*frames.shape[1:], like=frames))

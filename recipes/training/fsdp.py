@@ -52,7 +52,7 @@ def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
         )
     plugin.auto_wrap_policy = None
     plugin.mixed_precision_policy = None  # autocast alone sets the precision; this policy would also cast the weights
-    for block in blocks_of(recognizer):
+    for block in blocks_of(recognizer.encoder):
         if is_sharded_alone(block):
             try:
                 fully_shard(
@@ -119,8 +119,7 @@ def _hidden_weights(error: AssertionError) -> DmgalError:
     )
 
 
-def blocks_of(recognizer: Any) -> list[nn.Module]:
-    """Return the backbone's blocks in order, or an empty list if the backbone has no stack of blocks."""
-    encoder = recognizer.encoder
+def blocks_of(encoder: Any) -> list[nn.Module]:
+    """Return the blocks of an encoder's backbone in order, or an empty list if it has no stack of blocks."""
     spec = getattr(encoder, "spec", None)
     return [] if spec is None else [base_model(encoder.backbone).get_submodule(name) for name in spec.block_names()]

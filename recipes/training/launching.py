@@ -179,5 +179,5 @@ def set_precision(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Ac
 
 def compile_blocks(recognizer: FewShotRecognizer) -> None:
     """Compile every block of the backbone in place, so that parameter names and saved weights stay the same."""
-    for module in blocks_of(recognizer) or [recognizer.encoder.backbone]:
+    for module in blocks_of(recognizer.encoder) or [recognizer.encoder.backbone]:
         module.compile()

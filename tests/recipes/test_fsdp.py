@@ -33,7 +33,7 @@ def test_mixed_precision_is_left_to_autocast(alone):
     recognizer = build_recognizer(Recipe())
     divide_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), recognizer)
     assert plugin.mixed_precision_policy is None  # for the rest, which Accelerate divides
-    blocks = blocks_of(recognizer)
+    blocks = blocks_of(recognizer.encoder)
     assert blocks
     for block in blocks:
         assert fully_shard.state(block)._fsdp_param_group.mp_policy == MixedPrecisionPolicy()
