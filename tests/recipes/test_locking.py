@@ -13,9 +13,10 @@ import os, sys, time
 from pathlib import Path
 from dmgal.recipes.run.folder import Run
 with Run(Path(sys.argv[1])).locked():
-    child = os.fork() if hasattr(os, "fork") else 1
-    print("locked" if child else "", flush=True)
-    time.sleep(60 if child else 5)
+    if hasattr(os, "fork") and os.fork():
+        time.sleep(60)
+    print("locked", flush=True)  # by the child, because the lock stays with it until its fork has returned
+    time.sleep(5)
 """
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dmgal.bench import fuzz
-from dmgal.bench.fuzz import CLEAN, FAILURES, check, search, write_sources
+from dmgal.bench.fuzz import CLEAN, FAILURES, check, open_handles, search, write_sources
 
 CORPUS = sorted((Path(__file__).parents[1] / "data" / "damaged_videos").iterdir())
 QUICK_KINDS = ["H.264 closed GOPs", "H.264 open GOPs, mkv", "HEVC closed GOPs", "MPEG-4 B-frames, avi", "MPEG-1", "GIF"]
@@ -89,6 +89,15 @@ def test_fuzzer_detects_and_names_failures(tmp_path, monkeypatch):
 def test_regression_corpus_has_expected_outcomes(path):
     """Check files found by the fuzzer, each named after its expected outcome."""
     assert check(path) == path.stem.partition("_")[0]
+
+
+def test_open_handles_of_a_file_or_folder_are_found(tmp_path):
+    frames = tmp_path / "frames"
+    frames.mkdir()
+    with open(frames / "0.png", "wb") as frame:
+        assert open_handles(frames) == open_handles(frames / "0.png") == [frame.name]
+        assert not open_handles(tmp_path / "fra")
+    assert not open_handles(frames)
 
 
 def test_regression_corpus_is_complete():
