@@ -24,17 +24,13 @@ from dmgal.bench.capability_table import capability_rows
 from dmgal.bench.docs_figures import EFFICIENCY, FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
 from dmgal.bench.matrix.report import markdown
+from dmgal.bench.quantized import table as quantized_table
 from dmgal.bench.reproduction import TITLES, reproduction_table, sources
 from dmgal.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (
-    Path("README.md"),
-    *(
-        Path("docs", f"{name}.md")
-        for name in ("index", "adapters", "evaluation", "results", "performance", "motion", "text", "galleries")
-    ),
-)
+DOCS = ("index", "adapters", "backbones", "evaluation", "results", "performance", "motion", "text", "galleries")
+PAGES = (Path("README.md"), *(Path("docs", f"{page}.md") for page in DOCS))
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Sequence[str]
 
@@ -386,6 +382,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
     "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
     "domains": domains_table,
+    "quantized": lambda root: markdown(*quantized_table(load(root, "quantized"))),
     "unknown": partial(unknown_table, method="dmgal_adapter"),
     "reproduction": reproduction_rows,
 }

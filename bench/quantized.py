@@ -13,7 +13,7 @@ Writes ``bench/results/quantized.json``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,6 +127,24 @@ def costs(options: Options) -> dict[str, Any]:
         for name, pairs in paired_seconds(works[FLOAT], others, options.rounds).items():
             report[name][f"{field}_time_ratio"] = median_with_interval([one / base for one, base in pairs])
     return report
+
+
+def table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table in the documentation."""
+    header = ["kind", "weights MB", "encoding, time ratio", "training step, time ratio", "live MB of a step"]
+    header += [f"accuracy, {shots} shot{'s' * (shots > 1)}, difference in points" for shots in SHOTS]
+    rows = []
+    for kind, cost in report["cost"].items():
+        ratios = [cost.get(f"{work}_time_ratio", {"median": 1})["median"] for work in ("encode", "step")]
+        differences = [report["accuracy"][kind][str(shots)].get("difference") for shots in SHOTS]
+        rows.append([
+            kind,
+            f"{cost['weights_mb']:.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+            f"{cost['step_live_mb']:.0f}",
+            *("" if one is None else f"{one['percent']:+.1f} ± {one['half_width']:.1f}" for one in differences),
+        ])  # fmt: skip
+    return header, rows
 
 
 @torch.no_grad()

@@ -64,6 +64,17 @@ def test_gradient_is_that_of_the_quantized_weights(name: str, backbone: nn.Modul
     assert (gradient - direction @ weight).norm() / gradient.norm() < 0.01  # bitsandbytes rounds to half precision
 
 
+@pytest.mark.parametrize("name", sorted(KINDS.keys() - {"bnb_int8"}))  # bitsandbytes rounds inputs in evaluation alone
+def test_training_and_evaluation_compute_the_same(name: str, backbone: nn.Module) -> None:
+    layer = linear_layers(quantize(deepcopy(backbone), kind_of(name)))[0]
+    x = torch.randn(3, 5, 96, generator=torch.Generator().manual_seed(0))
+    trained = layer.train()(x.clone().requires_grad_()).detach()
+    with torch.no_grad():
+        evaluated = layer.eval()(x)
+    assert torch.equal(layer.train()(x.clone().requires_grad_()).detach(), trained)
+    assert torch.equal(evaluated, trained)
+
+
 @pytest.mark.parametrize("name", ["int8", "int4", "dynamic_int8"])
 def test_no_layer_saves_its_weights_for_backward(name: str, backbone: nn.Module) -> None:
     layer = linear_layers(quantize(deepcopy(backbone), kind_of(name)))[0]
