@@ -34,6 +34,8 @@ class AdapterCase:
         videos: ``(V, T, 3, H, W)``, normalized.
         num_support: number of support videos, which come first.
         features: returns the model's features of images or videos.
+        rounding: largest difference to the backbone's own features while the adapter does nothing. 0: bit for bit. Some
+            of PEFT's wrappers compute a layer by another kernel than torch does.
     """
 
     make_backbone: Callable[[], nn.Module]
@@ -41,6 +43,7 @@ class AdapterCase:
     videos: Tensor
     num_support: int = 3
     features: Callable[..., Tensor] = image_features
+    rounding: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.num_support < len(self.videos):
@@ -79,6 +82,10 @@ class AdapterCase:
         """Return the same features from a call with images, as for a backbone without adapters."""
         return self.features(model, rearrange(self.videos, "v t c h w -> (v t) c h w"))
 
+    def is_plain(self, features: Tensor) -> bool:
+        """Return True if the features are those of the backbone without the adapter."""
+        return bool((features - self.plain_answer(self.backbone())).abs().max() <= self.rounding)
+
     def is_added(self, name: str) -> bool:
         """Return True if the parameter belongs to the adapter."""
         prefixes: dict[Any, str] = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
@@ -101,19 +108,19 @@ class AdapterCase:
 @torch.no_grad()  # with gradients, torch selects different attention kernels for frozen and for trainable models
 def check_injected_model_is_its_backbone_bit_for_bit(case: AdapterCase) -> None:
     """Check an adapter before training, in float32 and under autocast to bfloat16."""
-    assert torch.equal(case.answer(case.inject()), case.plain_answer(case.backbone()))
+    assert case.is_plain(case.answer(case.inject()))
     with torch.autocast(case.videos.device.type, torch.bfloat16):
-        assert torch.equal(case.answer(case.inject()), case.plain_answer(case.backbone()))
+        assert case.is_plain(case.answer(case.inject()))
 
 
 @torch.no_grad()
 def check_output_changes_once_perturbed_and_disabling_restores_it(case: AdapterCase) -> None:
     """Check that ``disable_adapter`` restores the backbone's own output bit for bit."""
-    expected = case.plain_answer(case.backbone())
     model = case.awake()
-    assert (case.answer(model) - expected).abs().max() > 1e-3, "the perturbed adapter does nothing"
+    difference = case.answer(model) - case.plain_answer(case.backbone())
+    assert difference.abs().max() > 1e-3, "the perturbed adapter does nothing"
     with model.disable_adapter():
-        assert torch.equal(case.plain_answer(model), expected)
+        assert case.is_plain(case.plain_answer(model))
 
 
 @torch.no_grad()
@@ -125,7 +132,7 @@ def check_two_adapters_switch_and_are_deleted(case: AdapterCase) -> None:
     assert torch.equal(case.answer(model), first)
     model.set_adapter("other")
     model.eval()
-    assert torch.equal(case.answer(model), case.plain_answer(case.backbone()))
+    assert case.is_plain(case.answer(model))
     model.set_adapter("default")
     assert torch.equal(case.answer(model), first)
     model.delete_adapter("other")
@@ -140,9 +147,9 @@ def check_unload_leaves_no_trace(case: AdapterCase) -> None:
     model = case.awake()
     for unloaded in (copy.deepcopy(model).unload(), model.unload()):
         assert [name for name, _ in unloaded.named_modules()] == [name for name, _ in plain.named_modules()]
-        assert list(unloaded.state_dict()) == list(plain.state_dict())
+        assert unloaded.state_dict().keys() == plain.state_dict().keys()
         assert _num_hooks(unloaded) == _num_hooks(plain)
-        assert torch.equal(case.plain_answer(unloaded), case.plain_answer(plain))
+        assert case.is_plain(case.plain_answer(unloaded))
 
 
 def check_gradients_reach_all_adapter_parameters_and_no_others(case: AdapterCase) -> None:
@@ -236,7 +243,7 @@ def check_modules_to_save_are_saved(case: AdapterCase) -> None:
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         assert torch.equal(case.answer(case.load(Path(folder))), case.answer(model))
-    assert torch.equal(case.plain_answer(model.unload()), case.plain_answer(case.backbone()))
+    assert case.is_plain(case.plain_answer(model.unload()))
 
 
 @torch.no_grad()

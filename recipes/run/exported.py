@@ -16,6 +16,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -62,7 +63,8 @@ class Relate(nn.Module):
 def quantize_program(path: Path) -> None:
     """Replace the weights of an ONNX program's matrix products by 8 bits, with a scale for each column, in place.
 
-    onnxruntime rounds the inputs of the products to 8 bits by the range of the whole call.
+    onnxruntime rounds the inputs of the products to 8 bits by the range of the whole call. Its quantizer only knows
+    weights that a product reads directly, so the transposes between them are folded first.
 
     Raises:
         DmgalError: the libraries of ONNX are missing.
@@ -70,9 +72,12 @@ def quantize_program(path: Path) -> None:
     """
     _require_onnx()
     quantization: Any = import_module("onnxruntime.quantization")
-    with atomic_write(path) as temporary, _silence():
+    preprocessing: Any = import_module("onnxruntime.quantization.shape_inference")
+    with TemporaryDirectory() as folder, atomic_write(path) as temporary, _silence():
+        folded = Path(folder) / path.name
+        preprocessing.quant_pre_process(path, folded, skip_symbolic_shape=True, skip_onnx_shape=True)
         quantization.quantize_dynamic(
-            path, temporary, per_channel=True, reduce_range=True, op_types_to_quantize=["MatMul", "Gemm"]
+            folded, temporary, per_channel=True, reduce_range=True, op_types_to_quantize=["MatMul", "Gemm"]
         )
 
 

@@ -47,6 +47,9 @@ def test_int8_program_is_smaller_and_close(runs, tmp_path, capsys):
         sizes.append((tmp_path / "out" / "encode.onnx").stat().st_size)
         assert json.loads((tmp_path / "out" / "model.json").read_text())["int8"] is bool(flags)
     assert sizes[1] < 0.5 * sizes[0]
+    graph = pytest.importorskip("onnx").load(tmp_path / "out" / "encode.onnx").graph
+    weights = {weight.name for weight in graph.initializer}
+    assert not [node.name for node in graph.node if node.op_type in ("MatMul", "Gemm") and weights & {*node.input}]
     assert 1e-4 < float(capsys.readouterr().out.split("clips: ")[2].split(" ")[0]) < 0.3
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix not in (".onnx", ".json", ".data")]
 

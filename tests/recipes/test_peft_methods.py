@@ -78,6 +78,8 @@ CHECKS = tuple(
 """Of PEFT's own combinations, only those with our adapters are our promise."""
 ROUNDS = ("method/peft_boft",)
 """Methods that multiply by an identity matrix, which rounds."""
+WRAPPED = "open_clip visual"
+"""A backbone with torch's attention, which LoRA's wrapper computes by another kernel on some CPUs."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,8 @@ def case_of(recipe, backbone):
     options, tiny = dict(read_layer(recipe)["adapter"]), TINY_BACKBONES[backbone]
     kind = options.pop("peft_type")
     config = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[kind](**options, **targets(tiny.make(), kind, **options))
-    return AdapterCase(tiny.make, config, tiny.videos(), features=tiny.features)
+    rounds = recipe in ROUNDS or backbone == WRAPPED
+    return AdapterCase(tiny.make, config, tiny.videos(), features=tiny.features, rounding=1e-5 if rounds else 0.0)
 
 
 def test_every_stock_method_has_a_recipe():
@@ -102,11 +105,9 @@ def test_every_stock_method_has_a_recipe():
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_stock_method_starts_as_the_backbone_and_trains_only_itself(recipe):
-    case = case_of(recipe, "open_clip visual")
-    model = case.inject()
+    case = case_of(recipe, WRAPPED)
     with torch.no_grad():
-        difference = (case.answer(model) - case.plain_answer(case.backbone())).abs().max()
-    assert difference == 0 or (recipe in ROUNDS and difference < 1e-5)
+        assert case.is_plain(case.answer(case.inject()))
     testing.adapters.check_gradients_reach_all_adapter_parameters_and_no_others(case)
 
 
