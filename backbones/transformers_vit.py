@@ -1,4 +1,4 @@
-"""transformers' CLIP, SigLIP, SigLIP 2, ViT, DeiT, DINOv2 and DINOv3, alone or in a larger model, and text towers.
+"""ViTs of transformers and their text towers: CLIP, SigLIP, SigLIP 2, ViT, DeiT, ViT-MAE, DINOv2 and DINOv3.
 
 They differ in names, in the prefix tokens and in the layers after the blocks. A table lists the names. DINOv2, DINOv3
 and the NaFlex form of SigLIP 2 accept images of any size. The size is that of ``preprocessor_config.json`` if
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..errors import DmgalError
@@ -52,6 +53,7 @@ class _Kind:
     normalization: Normalization
     any_size: bool = False
     takes_patches: bool = False
+    is_masked: bool = False
 
 
 _CLIP = _Kind("encoder.layers", "post_layernorm", "embeddings.patch_embedding", _CLIP_PARTS, OPENAI)
@@ -63,6 +65,7 @@ _KINDS = {
     "siglip2_vision_model": replace(_CLIP, normalization=HALF, any_size=True, takes_patches=True),
     "vit": _VIT,
     "deit": replace(_VIT, normalization=IMAGENET),
+    "vit_mae": replace(_VIT, normalization=IMAGENET, is_masked=True),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
     "dinov3_vit": replace(_DINOV2, blocks="model.layer", norm="norm", patch_embedding="embeddings.patch_embeddings"),
@@ -71,7 +74,6 @@ _KINDS = {
 
 def load(source: str) -> Any:
     """Load a repository of the hub, or a folder in its format. CLIP and SigLIP lose their text tower."""
-    import torch
     import transformers
 
     if not os.path.isdir(source):
@@ -96,7 +98,6 @@ def load(source: str) -> Any:
 
 def load_text(source: str) -> TextEncoder | None:
     """Load the text tower of a CLIP, SigLIP or SigLIP 2 and its tokenizer. Return None if there is none."""
-    import torch
     import transformers
 
     if not os.path.isdir(source):
@@ -216,7 +217,7 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
         std=std,
         pools_prefix=_has_class_token(tower.embeddings),
         patch_embedding=kind.patch_embedding,
-        stem=embed_images if kind.takes_patches else _stem,
+        stem=_stem_of(kind),
         run_block=_run_rotary_block if rotary else _run_block,
         pool=_pool,
         norm=_norm,
@@ -255,6 +256,21 @@ def _num_prefix_tokens(embeddings: Any) -> int:
         + hasattr(embeddings, "distillation_token")
         + (0 if registers is None else registers.shape[1])
     )
+
+
+def _stem_of(kind: _Kind) -> Callable[[Any, Tensor], Tensor]:
+    if kind.takes_patches:
+        return embed_images
+    return _embed_all_patches if kind.is_masked else _stem
+
+
+def _embed_all_patches(tower: Any, images: Tensor) -> Tensor:
+    """Embed images without the random masking of ViT-MAE, which would drop patches and shuffle the others."""
+    embeddings = tower.embeddings
+    positions = embeddings.position_embeddings
+    patches = embeddings.patch_embeddings(images) + positions[:, 1:]
+    class_token = (embeddings.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+    return torch.cat((class_token, patches), dim=1)
 
 
 def _stem(tower: Any, images: Tensor) -> Tensor:

@@ -96,6 +96,12 @@ def _whole_clip(model: nn.Module, x: Tensor, **layout: int) -> Tensor:
     return model.visual_projection(model.vision_model(pixel_values=x, **layout).pooler_output)
 
 
+def _unmasked(model: nn.Module, x: Tensor, **layout: int) -> Tensor:
+    """Return ViT-MAE's class token of all patches, in order."""
+    in_order = torch.arange((SIZE // PATCH) ** 2).expand(x.shape[:-3].numel(), -1)
+    return model(pixel_values=x, noise=in_order, **layout).last_hidden_state[:, 0]
+
+
 def _visual(model: nn.Module, x: Tensor, **layout: int) -> Tensor:
     return root(model).visual(x, **layout)
 
@@ -138,6 +144,7 @@ TINY_BACKBONES = {
     "SigLIP": tiny(lambda: of_transformers("SiglipVision"), pooled),
     "ViT": tiny(lambda: of_transformers("ViT"), pooled),
     "DeiT": tiny(lambda: of_transformers("DeiT"), pooled),
+    "ViT-MAE": tiny(lambda: of_transformers("ViTMAE", mask_ratio=0.0), _unmasked),
     "DINOv2": tiny(lambda: of_transformers("Dinov2"), pooled),
     "DINOv2 registers": tiny(lambda: of_transformers("Dinov2WithRegisters", num_register_tokens=2), pooled),
     "DINOv3": tiny(lambda: of_transformers("DINOv3ViT", num_register_tokens=2), pooled),

@@ -218,13 +218,26 @@ def test_adapter_starts_as_identity_and_encoder_equals_forward(name):
     assert torch.equal(backbone.features(copy.deepcopy(model), videos), straight)
 
 
+ON_IMAGENET = ("DeiT", "ViT-MAE", "DINOv3")
+
+
 @pytest.mark.parametrize(
     ("name", "normalization"),
-    [("transformers CLIP", OPENAI), ("SigLIP", HALF), ("ViT", HALF), ("DeiT", IMAGENET), ("DINOv3", IMAGENET)],
+    [("transformers CLIP", OPENAI), ("SigLIP", HALF), ("ViT", HALF), *((name, IMAGENET) for name in ON_IMAGENET)],
 )
 def test_normalization_matches_the_weights(name, normalization):
     spec = find_spec(BACKBONES[name].make())
     assert (spec.mean, spec.std) == normalization
+
+
+@torch.no_grad()
+def test_masked_autoencoder_sees_all_patches():
+    backbone = BACKBONES["ViT-MAE"]
+    unmasked, videos = backbone.make(), backbone.videos()
+    masked = copy.deepcopy(unmasked)
+    masked.config.mask_ratio = 0.75
+    assert torch.equal(*(FrameEncoder(model).encode(videos)["features"] for model in (masked, unmasked)))
+    assert masked(videos[0]).last_hidden_state.shape[1] < unmasked(videos[0]).last_hidden_state.shape[1]
 
 
 def test_preprocessing_config_overrides_defaults():

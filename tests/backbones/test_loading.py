@@ -25,6 +25,7 @@ SAVED_BY_TRANSFORMERS = (
     "SigLIP",
     "ViT",
     "DeiT",
+    "ViT-MAE",
     "DINOv2",
     "DINOv2 registers",
     "DINOv3",
