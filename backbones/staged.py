@@ -132,7 +132,8 @@ class Chain:
     def between(self, first: Call, second: Call) -> tuple[Repeat, ...] | None:
         """Return the modules that map the result of a call to the input of a later one, or None if there are none."""
         start, stop = self._index[id(first)], self._index[id(second)]
-        return self._path(first.result, second, self.calls[start + 1 : stop], _MOST_MODULES_BETWEEN)
+        after = [call for call in self.calls[start + 1 : stop] if not first.path.startswith(f"{call.path}.")]
+        return self._path(first.result, second, after, _MOST_MODULES_BETWEEN)
 
     def _path(self, tensor: Tensor, goal: Call, calls: list[Call], most: int) -> tuple[Repeat, ...] | None:
         if _same(tensor, goal.input):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from hand_written_vits import Attention, Block, HandWrittenViT, TokensFirstViT, WideViT
 from tiny_backbones import TINY_BACKBONES
@@ -123,6 +124,12 @@ class TestFoundAutomatically:
         spec = find_spec(model)
         assert (spec.mean, spec.std, spec.num_prefix_tokens) == ((0.5, 0.5, 0.5), (0.4, 0.5, 0.6), 1)
         assert torch.equal(encoded(model), model(images()).pooler_output)
+
+    def test_unlisted_timm_family_is_found(self):
+        sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+        model = frozen(timm.create_model("beit_base_patch16_224", num_classes=0, **sizes))
+        assert find_spec(model).num_prefix_tokens == 1
+        assert torch.equal(encoded(model), model(images()))
 
     def test_blocks_of_two_residual_modules_are_found(self):
         model = hand_written()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import peft
 import pytest
@@ -10,8 +11,10 @@ import tiny_backbones
 import torch
 import transformers
 from open_clip.timm_model import TimmModel
+from timm.layers import HybridEmbed
 from timm.models.naflexvit import NaFlexVit, NaFlexVitCfg
 from tiny_backbones import FRAMES, SIZE, TINY_BACKBONES, WIDTH, TinyBackbone, direct, pooled, root, tiny
+from torch import nn
 from transformers.models.siglip2.image_processing_siglip2 import convert_image_to_patches
 
 from dmgal.adapters import SmgaConfig
@@ -76,6 +79,12 @@ def siglip2_features(model, x, **layout):
     return tower(**inputs, **frames, **layout).pooler_output
 
 
+def _hybrid():
+    """Return a ViT on the maps of a small convolutional network, as timm's ``vit_small_r26_s32_224``."""
+    parts = [nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 2, 2)]
+    return tiny_backbones.timm_vit(embed_layer=partial(HybridEmbed, backbone=nn.Sequential(*parts)), patch_size=1)
+
+
 MORE = {
     "SigLIP whole": tiny(lambda: tiny_backbones.of_transformers_whole("Siglip"), _siglip),
     "ViT without pooler": tiny(
@@ -96,6 +105,7 @@ MORE = {
     "open_clip average": tiny(lambda: tiny_backbones.open_clip_model(pool_type="avg").visual, direct),
     "open_clip custom block": tiny(lambda: tiny_backbones.open_clip_model(qk_norm=True).visual, direct),
     "open_clip around timm": tiny(_around_timm, direct),
+    "timm hybrid ViT": tiny(_hybrid, direct),
     "timm NaFlex": tiny(lambda: _naflex(class_token=True, reg_tokens=1, global_pool="token"), direct),
     "timm NaFlex attention pool": tiny(lambda: _naflex(pos_embed="factorized"), direct),
     "timm NaFlex rotary": tiny(lambda: _naflex(rope_type="axial", global_pool="avg"), direct),

@@ -39,6 +39,12 @@ def _timm(name, **options):
     return of_size(lambda: timm.create_model(name, num_classes=0, **options))
 
 
+def _convnext_of_open_clip():
+    vision = {"timm_model_name": "convnext_atto", "timm_pool": "", "timm_proj": "linear", "image_size": SIZE}
+    text = {"context_length": 8, "vocab_size": 50, "width": 16, "heads": 2, "layers": 1}
+    return open_clip.CLIP(embed_dim=16, vision_cfg={**vision, "timm_model_pretrained": False}, text_cfg=text).visual
+
+
 def _mvit():
     config = timm.models.mvitv2.MultiScaleVitCfg(depths=(1, 1, 2, 1), embed_dim=16, num_heads=1)
     return timm.models.mvitv2.MultiScaleVit(config, img_size=SIZE, num_classes=0)
@@ -121,6 +127,14 @@ BACKBONES = {
     "timm MViTv2": tiny(of_size(_mvit), direct, (SIZE, SIZE)),
     "timm Hiera": tiny(of_size(_hiera), direct, (SIZE, SIZE)),
     "timm MobileNetV3": tiny(_timm("mobilenetv3_small_050"), direct, (SIZE, SIZE)),
+    "timm Swin v2": tiny(
+        _timm(
+            "swinv2_tiny_window8_256", img_size=SIZE, window_size=4, embed_dim=16, depths=(1, 1, 2), num_heads=(1, 2, 2)
+        ),
+        direct,
+        (SIZE, SIZE),
+    ),
+    "timm EfficientNet": tiny(_timm("efficientnet_lite0"), direct, (SIZE, SIZE)),
     "timm MobileViT": tiny(_timm("mobilevit_xxs"), direct, (SIZE, SIZE)),
     "transformers ResNet": tiny(of_size(lambda: _hf("ResNet", embedding_size=8, **_FOUR)), _pooled_map, (SIZE, SIZE)),
     "transformers ConvNeXt": tiny(lambda: _hf("ConvNext", image_size=SIZE, **_FOUR), pooled, (SIZE, SIZE)),
@@ -131,10 +145,17 @@ BACKBONES = {
     "open_clip ResNet": tiny(
         lambda: open_clip.model.ModifiedResNet((1, 2, 1, 1), 16, 2, image_size=SIZE, width=8), direct, (SIZE, SIZE)
     ),
+    "open_clip ConvNeXt": tiny(_convnext_of_open_clip, direct, (SIZE, SIZE)),
     "hand-written": tiny(of_size(Pyramid), direct, (SIZE, SIZE)),
     "hand-written non-square": tiny(of_size(Pyramid, (SIZE, 32)), direct, (SIZE, 32)),
 }
-NUM_BLOCKS = {"timm MobileNetV3": 12, "timm MobileViT": 10, "transformers ConvNeXt": 4}
+NUM_BLOCKS = {
+    "timm MobileNetV3": 12,
+    "timm EfficientNet": 16,
+    "timm MobileViT": 10,
+    "transformers ConvNeXt": 4,
+    "open_clip ConvNeXt": 12,
+}
 FAST = ("transformers ResNet", "timm Swin", "timm ConvNeXt", "hand-written non-square")
 SLOW = [name for name in BACKBONES if name not in FAST]
 CASES = [name for name in ADAPTER_CASES if name not in ("AIM", "ST-Adapter twice", "side")]  # these need equal blocks
@@ -197,6 +218,18 @@ def test_blocks_are_found(name):
     assert grids == sorted(grids, reverse=True) and len(set(grids)) > 1
     check_features = BACKBONE_CHECKS[0]
     check_features(backbone_case(BACKBONES[name]))
+
+
+def test_blocks_that_start_as_the_identity_are_found():
+    """Check timm's Swin v2, whose norms start at zero: a stage then seems to be a module between its own blocks."""
+    sizes = {"img_size": SIZE, "window_size": 4, "embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2)}
+    model = timm.create_model("swinv2_tiny_window8_256", num_classes=0, **sizes).eval()
+    describe_backbone(model, image_size=(SIZE, SIZE))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+        videos = torch.randn(1, 2, 3, SIZE, SIZE)
+        assert torch.equal(FrameEncoder(model).encode(videos)["features"][0], model(videos[0]))
 
 
 def test_images_of_another_size_are_refused():
