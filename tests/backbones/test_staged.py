@@ -11,6 +11,8 @@ import timm
 import torch
 import transformers
 from adapter_cases import ADAPTER_CASES
+from timm.models._efficientnet_builder import decode_arch_def
+from timm.models.efficientnet import EfficientNet
 from tiny_backbones import TinyBackbone, direct, pooled, tiny
 from torch import nn
 
@@ -37,6 +39,11 @@ def of_size(make, size=(SIZE, SIZE)):
 
 def _timm(name, **options):
     return of_size(lambda: timm.create_model(name, num_classes=0, **options))
+
+
+def _efficientnet():
+    blocks = decode_arch_def([["ds_r1_k3_s1_e1_c8"], ["ir_r1_k3_s2_e2_c16"], ["ir_r2_k3_s2_e2_c24"]])
+    return EfficientNet(blocks, num_classes=0, num_features=32, stem_size=8)
 
 
 def _convnext_of_open_clip():
@@ -134,7 +141,7 @@ BACKBONES = {
         direct,
         (SIZE, SIZE),
     ),
-    "timm EfficientNet": tiny(_timm("efficientnet_lite0"), direct, (SIZE, SIZE)),
+    "timm EfficientNet": tiny(of_size(_efficientnet), direct, (SIZE, SIZE)),
     "timm MobileViT": tiny(_timm("mobilevit_xxs"), direct, (SIZE, SIZE)),
     "transformers ResNet": tiny(of_size(lambda: _hf("ResNet", embedding_size=8, **_FOUR)), _pooled_map, (SIZE, SIZE)),
     "transformers ConvNeXt": tiny(lambda: _hf("ConvNext", image_size=SIZE, **_FOUR), pooled, (SIZE, SIZE)),
@@ -151,7 +158,7 @@ BACKBONES = {
 }
 NUM_BLOCKS = {
     "timm MobileNetV3": 12,
-    "timm EfficientNet": 16,
+    "timm EfficientNet": 4,
     "timm MobileViT": 10,
     "transformers ConvNeXt": 4,
     "open_clip ConvNeXt": 12,
