@@ -141,7 +141,7 @@ def _bnb_nf4(layer: nn.Linear) -> nn.Module:
     quantized = bitsandbytes.nn.Linear4bit(layer.in_features, layer.out_features, quant_type="nf4", **options)
     quantized.weight = bitsandbytes.nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4")
     quantized.bias = layer.bias
-    # Some CPUs have a faster kernel. It packs the weights anew at the first call without gradients, rounds to bf16, and
+    # Some CPUs have a faster kernel. It packs the weights at the first call without gradients, rounds to bf16, and
     # fails for some widths. One kernel gives training and evaluation the same features.
     quantized.support_avx512bf16_for_cpu = False
     return quantized.to(layer.weight.device)  # type: ignore[no-any-return]
