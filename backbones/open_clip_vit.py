@@ -44,7 +44,7 @@ def text_encoder(model: Any, tokenizer: Any, name: str = "open_clip") -> TextEnc
         name=name,
         context_length=tokenizer.context_length,
         tokens=tokens,
-        embed=lambda texts: model.encode_text(tokenizer(texts)),
+        embed=lambda texts: model.encode_text(tokenizer(texts).to(model.logit_scale.device)),
         unknown_token=getattr(inner, "unk_token_id", None),
     )
 

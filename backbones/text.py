@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ..errors import DmgalError
@@ -39,10 +39,11 @@ PROMPTS_AT_A_TIME = 64
 
 @dataclass(frozen=True, eq=False)
 class TextEncoder:
-    """A frozen text tower with its tokenizer.
+    """A text tower with its tokenizer.
 
     Attributes:
         name: the backbone that it belongs to, as in ``load_backbone(name)``.
+        model: the CLIP or SigLIP without its visual tower, frozen, except for what an adapter adds.
         context_length: maximum number of tokens of a prompt, including start and end.
         logit_scale, logit_bias: the model's logits are ``scale * cosine + bias``.
         tokens: returns the token ids of a text, with start and end, not truncated.
@@ -51,6 +52,7 @@ class TextEncoder:
     """
 
     name: str
+    model: nn.Module
     context_length: int
     logit_scale: float
     logit_bias: float
@@ -63,13 +65,11 @@ class TextEncoder:
         """Return the encoder of a CLIP or SigLIP, which is frozen, with the model's own scale and bias."""
         model.eval().requires_grad_(False)
         bias = getattr(model, "logit_bias", None)
-        return cls(
-            logit_scale=model.logit_scale.exp().item(), logit_bias=0.0 if bias is None else bias.item(), **fields
-        )
+        scale, bias = model.logit_scale.exp().item(), 0.0 if bias is None else bias.item()
+        return cls(model=model, logit_scale=scale, logit_bias=bias, **fields)
 
-    @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return the features ``(P, D)`` of ``P`` texts, not normalized, float32.
+        """Return the features ``(P, D)`` of ``P`` texts, not normalized, at least float32.
 
         Raises:
             DmgalError: a text has more tokens than the tower reads. The libraries would truncate it silently.
@@ -84,7 +84,8 @@ class TextEncoder:
                 remedy="Shorten the class name, the description or the template.",
             )
         parts = [texts[start : start + PROMPTS_AT_A_TIME] for start in range(0, len(texts), PROMPTS_AT_A_TIME)]
-        return torch.cat([self.embed(list(part)).float() for part in parts])
+        features = torch.cat([self.embed(list(part)) for part in parts])
+        return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +134,14 @@ class ClassTexts:
                 remedy=f"Use the backbone {self.encoder} with its own pooling.",
             )
 
+    def prompts(self) -> list[list[str]]:
+        """Return the prompts of each class: its name in the templates, and its descriptions."""
+        more = self.descriptions or [()] * len(self.class_names)
+        return [
+            [template.replace("{}", readable(name)) for template in self.templates] + [*extra]
+            for name, extra in zip(self.class_names, more, strict=True)
+        ]
+
     def select(self, class_names: Sequence[str]) -> ClassTexts:
         """Return the texts of some classes, in the order of ``class_names``. All of them must be known."""
         rows = [self.class_names.index(name) for name in class_names]
@@ -165,7 +174,7 @@ def encode_class_names(
     templates: Sequence[str] = TEMPLATES,
     descriptions: Mapping[str, Sequence[str]] | None = None,
 ) -> ClassTexts:
-    """Return the text features of classes.
+    """Return the text features of classes, without gradients.
 
     Args:
         encoder: from ``load_text_encoder``.
@@ -181,25 +190,27 @@ def encode_class_names(
     phrases = [readable(name) for name in class_names]
     check_class_names(class_names)
     _check_templates(templates)
-    more = _descriptions_of(class_names, descriptions)
-    prompts = [
-        [template.replace("{}", phrase) for template in templates] + extra
-        for phrase, extra in zip(phrases, more, strict=True)
-    ]
-    _check_words(encoder, class_names, phrases, is_described=descriptions is not None)
-    _check_tokens(encoder, class_names, prompts)
-    features = functional.normalize(encoder.encode([text for texts in prompts for text in texts]), dim=-1)
-    means = [part.mean(dim=0) for part in features.split([len(texts) for texts in prompts])]
-    stacked = functional.normalize(torch.stack(means), dim=-1)
-    return ClassTexts(
+    texts = ClassTexts(
         class_names=tuple(class_names),
-        features=stacked,
+        features=torch.empty(0),
         logit_scale=encoder.logit_scale,
         logit_bias=encoder.logit_bias,
         encoder=encoder.name,
         templates=tuple(templates),
-        descriptions=() if descriptions is None else tuple(map(tuple, more)),
+        descriptions=tuple(map(tuple, _descriptions_of(class_names, descriptions))),
     )
+    prompts = texts.prompts()
+    _check_words(encoder, class_names, phrases, is_described=descriptions is not None)
+    _check_tokens(encoder, class_names, prompts)
+    with torch.no_grad():
+        return replace(texts, features=class_features(encoder, prompts))
+
+
+def class_features(encoder: TextEncoder, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """Return the features ``(C, D)`` of classes: the normalized mean of the normalized features of their prompts."""
+    features = functional.normalize(encoder.encode([text for texts in prompts for text in texts]), dim=-1)
+    means = [part.mean(dim=0) for part in features.split([len(texts) for texts in prompts])]
+    return functional.normalize(torch.stack(means), dim=-1)
 
 
 def read_descriptions(path: Path) -> dict[str, list[str]]:
@@ -272,9 +283,9 @@ def _check_templates(templates: Sequence[str]) -> None:
 
 
 def _descriptions_of(class_names: Sequence[str], descriptions: Mapping[str, Sequence[str]] | None) -> list[list[str]]:
-    """Return the descriptions of each class. Names are matched as by `comparable`."""
+    """Return the descriptions of each class, or an empty list without any. Names are matched as by `comparable`."""
     if descriptions is None:
-        return [[] for _ in class_names]
+        return []
     by_name: dict[str, list[str]] = {}
     for name, texts in descriptions.items():
         by_name.setdefault(comparable(readable(name)), []).extend(texts)

@@ -72,9 +72,11 @@ def validations(run: Path) -> list[tuple[int, float]]:
 
 def tensors(run: Path) -> dict[str, torch.Tensor]:
     """Return all tensors of the newest checkpoint and of the best weights, by file and name."""
-    files = [*sorted((run / "checkpoints").iterdir())[-1].glob("*.safetensors"), *run.glob("adapter/*.safetensors")]
+    files = [*sorted((run / "checkpoints").iterdir())[-1].glob("*.safetensors"), *run.glob("adapter/**/*.safetensors")]
     assert len(files) >= 3
-    return {f"{path.name}:{name}": value for path in files for name, value in load_file(path).items()}
+    return {
+        f"{path.parent.name}/{path.name}:{name}": value for path in files for name, value in load_file(path).items()
+    }
 
 
 def assert_same_bits(one: Path, other: Path) -> None:

@@ -42,8 +42,20 @@ MAP_HEADS: dict[str, Callable[[], nn.Module]] = {
 
 def _clip_fsar() -> nn.Module:
     head, names = ClipFSAR(WIDTH), tuple(map(str, range(BASE_CLASSES)))
-    head.use_texts(ClassTexts(names, torch.eye(BASE_CLASSES, WIDTH), 10.0, 0.0, "unit vectors"), names)
+    texts = ClassTexts(names, torch.eye(BASE_CLASSES, WIDTH), 10.0, 0.0, "unit vectors")
+    head.use_texts(texts, names, TextTower())
     return head
+
+
+class TextTower(nn.Module):
+    """A text tower that is trained: a layer after fixed texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, texts: ClassTexts) -> Tensor:
+        return nn.functional.normalize(self.layer(texts.features.to(self.layer.weight.dtype)), dim=-1)
 
 
 FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {

@@ -22,6 +22,7 @@ from dmgal.episodes.evaluation.states import precompute_states, videos_at_a_time
 from dmgal.recipes.run.build import count_parameters, freeze_batch_norm, visual_tower_parameters
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.folder import peak_memory_mb
+from dmgal.recipes.run.text_lora import num_trained
 
 SECONDS_BETWEEN_SAMPLES = 0.05
 """A sample takes less than 0.1 ms, so memory is measured in 0.2 % of the training's time."""
@@ -84,7 +85,7 @@ def parameters(recognizer: FewShotRecognizer, recipe: Recipe) -> dict[str, int]:
     """Return the numbers of trained parameters, of those added to the backbone, and of the visual tower."""
     added = sum(p.numel() for name, p in recognizer.encoder.backbone.named_parameters() if is_added(name))
     return {
-        "trained": count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
+        "trained": num_trained(recognizer, recipe),
         "added_to_backbone": added,
         "head": count_parameters(recognizer.head),  # type: ignore[arg-type]
         "visual_tower": visual_tower_parameters(recognizer),

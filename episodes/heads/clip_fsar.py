@@ -7,7 +7,8 @@ token, which is dropped after the layer. The logits equal those of the released 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,21 @@ _REFERENCE_NAMES = {
 }
 
 
+class TrainingTexts(NamedTuple):
+    """The texts ``(C,D)`` that a task is trained with, and the index of each video's class among them."""
+
+    features: Tensor
+    support: Tensor
+    query: Tensor
+
+
 class ClipFSAR(nn.Module):
     """A head whose support videos know the text of their class.
 
     In training the text comes from `use_texts`, and the loss ``video_text`` classifies the mean frame of each video
-    among the texts of all base classes. Otherwise, support videos bring it as ``class_text``. Without text, support
-    videos are processed like queries, which `TextFusion` does not change.
+    among the texts of all base classes, or of the classes of its task if the text tower is trained. Otherwise, support
+    videos bring it as ``class_text``. Without text, support videos are processed like queries, which `TextFusion` does
+    not change.
 
     Three differences to the released code: no dropout in the layer, ``video_text`` has the scale of the text tower
     instead of a learned one, and the frames of a video are normalized before their mean is compared with text.
@@ -51,6 +61,10 @@ class ClipFSAR(nn.Module):
         merge: ``"after"`` relates each support video with its text and averages the shots of a class afterwards.
             ``"before"``, the released form for 5 shots, averages first.
         matcher: head that compares the frames. None: OTAM with the paper's relaxation and the mean of the shots.
+
+    Attributes:
+        text_lora: folder of the LoRA that the text tower was trained with, in PEFT's format, for the text of other
+            classes. None: the tower is as loaded.
     """
 
     learns_text = True
@@ -77,16 +91,22 @@ class ClipFSAR(nn.Module):
         self.register_buffer("base_texts", None, persistent=False)
         self.text_scale = 1.0
         self.class_texts: ClassTexts | None = None
+        self.base_classes: tuple[str, ...] = ()
+        self.text_tower: nn.Module | None = None
+        self.text_lora: Path | None = None
 
-    def use_texts(self, texts: ClassTexts, base_classes: Sequence[str]) -> None:
+    def use_texts(self, texts: ClassTexts, base_classes: Sequence[str], tower: nn.Module | None = None) -> None:
         """Use the text of all classes of a data set in training and validation.
 
         Args:
             texts: of all classes.
             base_classes: names of the base classes, in the order of their indices in `TaskTargets`.
+            tower: a text tower to train. It maps `ClassTexts` to their features ``(C,D)`` by its current weights. None:
+                the features of ``texts`` are used.
         """
         self.class_texts, self.text_scale = texts, texts.logit_scale
         self.base_texts = texts.select(base_classes).features
+        self.base_classes, self.text_tower = tuple(base_classes), tower
 
     def prepare(self, features: Tensor) -> VideoState:
         """Return the ``features`` and the related ``frames`` of videos, both ``(V,T,D)``."""
@@ -97,8 +117,9 @@ class ClipFSAR(nn.Module):
         self, support: VideoState, labels: Tensor, query: VideoState, targets: TaskTargets | None = None
     ) -> EpisodeOutput:
         """Return logits ``(Q,n_way)`` and, given targets and texts, the loss ``video_text``."""
-        text, features = self._text_of(support, targets), support["features"]
-        losses = {} if targets is None else self._losses(support, query, targets)
+        trained, features = self._training_texts(targets), support["features"]
+        text = support.get(CLASS_TEXT) if trained is None else trained.features[trained.support]
+        losses = {} if trained is None else self._losses(support, query, trained)
         if self.merge == "before":
             features, text = class_means(features, labels), None if text is None else class_means(text, labels)
             labels = torch.arange(len(features), device=labels.device)
@@ -116,10 +137,17 @@ class ClipFSAR(nn.Module):
             state[f"{_LAYER}.0.fn.to_qkv.weight"] = torch.cat([state.pop(part) for part in parts])
         load_reference_state(self, state, _REFERENCE_NAMES, ["scale"])
 
-    def _text_of(self, support: VideoState, targets: TaskTargets | None) -> Tensor | None:
-        if targets is not None and targets.support_classes is not None and self.base_texts is not None:
-            return self.base_texts[targets.support_classes]
-        return support.get(CLASS_TEXT)
+    def _training_texts(self, targets: TaskTargets | None) -> TrainingTexts | None:
+        if targets is None or self.base_texts is None or self.class_texts is None:
+            return None
+        if targets.support_classes is None or targets.query_classes is None:
+            return None
+        if self.text_tower is None:
+            return TrainingTexts(self.base_texts, targets.support_classes, targets.query_classes)
+        classes, support = torch.unique(targets.support_classes, return_inverse=True)
+        names = [self.base_classes[index] for index in classes.tolist()]
+        features = self.text_tower(self.class_texts.select(names))
+        return TrainingTexts(features, support, torch.searchsorted(classes, targets.query_classes))
 
     def _relate(self, tokens: Tensor) -> Tensor:
         attended = self.attention(tokens)
@@ -138,11 +166,9 @@ class ClipFSAR(nn.Module):
         with sdpa_kernel(SDPBackend.MATH):  # torch cannot vectorize the others over tasks
             return self._relate(tokens)[:, 1:]
 
-    def _losses(self, support: VideoState, query: VideoState, targets: TaskTargets) -> dict[str, Tensor]:
-        if self.base_texts is None or targets.support_classes is None or targets.query_classes is None:
-            return {}
-        classes = torch.cat((targets.support_classes, targets.query_classes))
+    def _losses(self, support: VideoState, query: VideoState, texts: TrainingTexts) -> dict[str, Tensor]:
+        classes = torch.cat((texts.support, texts.query))
         with torch.autocast(classes.device.type, enabled=False):
             videos = torch.cat([mean_frame(state["features"]) for state in (support, query)])
-            cosines = functional.normalize(videos, dim=-1) @ self.base_texts.to(videos.dtype).T
+            cosines = functional.normalize(videos, dim=-1) @ texts.features.to(videos.dtype).T
             return {"video_text": functional.cross_entropy(self.text_scale * cosines, classes)}

@@ -12,7 +12,7 @@ from dmgal.episodes.evaluation import Estimate, Evaluation, paired_difference
 from dmgal.errors import DmgalError
 from dmgal.files import listed, printable
 from dmgal.recipes.reports.comparison import Method, Pairing, grouped, paired
-from dmgal.recipes.run.build import count_parameters, visual_tower_parameters
+from dmgal.recipes.run.build import visual_tower_parameters
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
 from dmgal.recipes.run.evaluation import (
@@ -27,6 +27,7 @@ from dmgal.recipes.run.evaluation import (
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.probe import encode_for_probe, evaluate_probe
 from dmgal.recipes.run.text import TextOptions
+from dmgal.recipes.run.text_lora import num_trained
 from dmgal.videos import VideoCatalog
 
 
@@ -132,7 +133,7 @@ def _row(
         name=printable(run.folder.name),
         evaluations=evaluations,
         difference=paired_difference(evaluations["accuracy"], first["accuracy"]),
-        trained_parameters=count_parameters(recognizer, trained_only=True) if recipe.train.steps else 0,
+        trained_parameters=num_trained(recognizer, recipe),
         tower_parameters=visual_tower_parameters(recognizer),
         saved_bytes=run.trained_bytes() if recipe.train.steps else 0,
         probe=probe,

@@ -39,7 +39,7 @@ from dmgal.recipes.run.clips import (
 from dmgal.recipes.run.estimator import ClassifierConventions, not_fitted_error
 from dmgal.recipes.run.gallery import GalleryModel, load_model, make_gallery, make_negatives
 from dmgal.recipes.run.recognition import ClipRecognizer
-from dmgal.recipes.run.text import TextOptions, gallery_of_names, learns_text, texts_to_add, with_text
+from dmgal.recipes.run.text import TextOptions, gallery_of_names, texts_to_add, with_text
 from dmgal.recipes.run.weights import without_folder
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import OnBadVideo
@@ -354,9 +354,8 @@ class ActionRecognizer(ClassifierConventions):
 
     def _texts(self, class_names: Sequence[str], others: Gallery | None, is_only: bool) -> ClassTexts | None:
         """Return the texts of classes to add, or None if they are added without text."""
-        recipe, recognizer = self.model.recipe, self.model.recognizer
-        options, is_learned = self.text or TextOptions(), learns_text(recognizer)
-        return texts_to_add(options, recipe, others, class_names, is_only, is_learned)
+        options, model = self.text or TextOptions(), self.model
+        return texts_to_add(options, model.recognizer, model.recipe, others, class_names, is_only)
 
     def _set_gallery(self, gallery: Gallery, labels: Mapping[str, Label]) -> None:
         self._gallery, self._labels = gallery, {name: labels[name] for name in gallery.class_names}

@@ -143,6 +143,18 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """The text tower in training. It requires a head that learns from text: ClipFSAR."""
+
+    lora: Annotated[int | None, Range(1, 1024)] = None
+    """Rank of a LoRA in the text tower, trained with everything else. Class names then have the text of the trained
+    tower. None: the tower stays frozen."""
+
+    def __post_init__(self) -> None:
+        check_ranges("text", self)
+
+
+@dataclass(frozen=True)
 class EpisodeConfig:
     """Size of a training or validation task. Short flags: --ways, --shots and --queries."""
 
@@ -262,6 +274,7 @@ class Recipe:
     """PEFT config by its ``peft_type`` and fields, e.g. ``{peft_type: DMGAL, bottleneck: 24}``. None: no adapter."""
     head: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=lambda: {"name": "BiMHM"})
     """Class of ``dmgal.episodes.heads`` by its name and arguments."""
+    text: TextConfig = field(default_factory=TextConfig)
     episode: EpisodeConfig = field(default_factory=EpisodeConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 

@@ -26,7 +26,8 @@ from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launche
 from dmgal.recipes.run.folder import Run, read_tensors
 from dmgal.recipes.run.layers import from_mapping, merged, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
-from dmgal.recipes.run.text import TextOptions, choose_weight, learns_text, text_as_json, with_class_texts, with_text
+from dmgal.recipes.run.text import TextOptions, choose_weight, text_as_json, with_class_texts, with_text
+from dmgal.recipes.run.text_lora import learns_text, text_lora_of
 from dmgal.recipes.run.weights import load_trained_state, without_folder
 from dmgal.videos import VideoCatalog
 
@@ -68,6 +69,8 @@ def load_run(
     run.check_complete(recipe)
     adapter = run.adapter if run.adapter.exists() else None
     recognizer = build_recognizer(recipe, backbone=backbone, head=head, adapter=adapter)
+    if recipe.text.lora is not None:
+        cast(Any, recognizer.head).text_lora = run.text_lora
     if recipe.train.steps:
         weights = read_tensors(run.weights) if os.path.lexists(run.weights) else {}
         load_trained_state(recognizer, weights, run.weights)
@@ -117,7 +120,8 @@ def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) 
     episode, data = recipe.episode, data_as_json(recipe.data, catalog.split(protocol.split))
     n_way, k_shot = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
     needs_text = getattr(HEADS.get(recipe.head.get("name", "")), "learns_text", False)
-    text = {"use": "support", "encoder": without_folder(recipe.backbone.name)} if needs_text else None
+    lora = "" if recipe.text.lora is None else f" with a trained LoRA of rank {recipe.text.lora}"
+    text = {"use": "support", "encoder": without_folder(recipe.backbone.name) + lora} if needs_text else None
     return {**vars(protocol), "n_way": n_way, "k_shot": k_shot, "data": data, "text": text}
 
 
@@ -154,7 +158,8 @@ def encode(
     device = launched_device()
     encoded = encode_split(recognizer.to(device), recipe, catalog, keep or Keep(), protocol.split, device, progress)
     if learns_text(recognizer):
-        return with_class_texts(encoded, TextOptions().encode(recipe, catalog.class_names))
+        texts = TextOptions().encode(recipe, catalog.class_names, text_lora_of(recognizer))
+        return with_class_texts(encoded, texts)
     return encoded
 
 
@@ -192,7 +197,8 @@ def encode_with_text(
             expected="validation classes, or the weight",
             remedy="Pass --text.weight.",
         )
-    texts = options.encode(recipe, catalog.class_names)  # of all splits, so that names of two splits must differ
+    # of all splits, so that names of two splits must differ
+    texts = options.encode(recipe, catalog.class_names, text_lora_of(recognizer))
     recognizer = with_text(recognizer, recipe, replace(texts, weight=1.0), options.use == "only")
     head = cast(TextFusion, recognizer.head)
     if keep is not None and keep.folder is not None:  # the weight does not shape these states

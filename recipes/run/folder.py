@@ -7,7 +7,8 @@
     log.jsonl            one line per step and per validation
     checkpoints/         the newest states to resume from
     adapter/             the best adapter in PEFT's format, and weights.safetensors with all other trained weights
-    weights.safetensors  the best weights of a run without an adapter
+    adapter/text/        the best LoRA of the text tower in PEFT's format
+    weights.safetensors  the best weights of a run without an adapter and LoRA
     results/             evaluations
 
 The folder is written before the first step. Files are written under a temporary name and renamed, so a killed run
@@ -73,6 +74,11 @@ class Run:
     def adapter(self) -> Path:
         """Path of the best adapter, which may not exist."""
         return complete_folder(self.folder / "adapter")
+
+    @property
+    def text_lora(self) -> Path:
+        """Path of the best LoRA of the text tower, which may not exist."""
+        return self.adapter / "text"
 
     @property
     def split(self) -> Path:
@@ -213,6 +219,7 @@ class Run:
     def check_complete(self, recipe: Recipe) -> None:
         """Raise a DmgalError if the run has not yet saved the weights that its recipe trains."""
         required = [self.adapter] if recipe.adapter is not None else [self.weights]
+        required += [self.text_lora] if recipe.text.lora is not None else []
         missing = [path.name for path in required if not os.path.lexists(path)]
         if recipe.train.steps and missing:
             raise DmgalError(
@@ -251,7 +258,7 @@ class Run:
 
     def trained_bytes(self) -> int:
         """Return the size of the saved trained weights."""
-        files = [self.adapter / "adapter_model.safetensors", self.weights]
+        files = [*(folder / "adapter_model.safetensors" for folder in (self.adapter, self.text_lora)), self.weights]
         return sum(path.stat().st_size for path in files if path.exists())
 
     def log_entries(self) -> list[dict[str, Any]]:

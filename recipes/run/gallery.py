@@ -13,7 +13,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from hashlib import blake2b
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dmgal.adapters import is_added
-from dmgal.backbones.quantized import plain_tensors
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
@@ -40,7 +38,8 @@ from dmgal.recipes.run.encoding import launched_device
 from dmgal.recipes.run.evaluation import default_recipe, load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import to_mapping
-from dmgal.recipes.run.weights import without_folder
+from dmgal.recipes.run.text_lora import lora_hash, text_lora_of
+from dmgal.recipes.run.weights import weights_hash, without_folder
 from dmgal.videos.bad_videos import without_bad
 from dmgal.videos.dataset import ClipReader, ClipSource, VideoDataset
 from dmgal.videos.decoding.clip import FrameSampler, Size, TrainTransform, hashed_seed, one_frame, uniform_frames
@@ -205,9 +204,12 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
     added = ((name, tensor) for name, tensor in backbone if is_added(name))
     expert = {} if recipe.backbone.expert is None else {"motion expert": weights_hash(_weights(recognizer.encoder))}
     quantized = {} if recipe.backbone.quantize is None else {"quantization": recipe.backbone.quantize}
+    lora = text_lora_of(recognizer)
+    text = {} if lora is None else {"LoRA of the text tower": lora_hash(lora)}
     return (
         expert
         | quantized
+        | text
         | {
             "backbone": without_folder(recipe.backbone.name),
             "backbone weights": weights_hash(frozen),
@@ -227,16 +229,6 @@ def made_with(recipe: Recipe, recognizer: FewShotRecognizer) -> dict[str, str]:
 
 def _weights(part: object) -> Iterable[tuple[str, Tensor]]:
     return part.state_dict().items() if isinstance(part, torch.nn.Module) else ()
-
-
-def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """Return a hash of names, shapes and bytes of tensors in any order, or ``none`` if there are none."""
-    digest, found = blake2b(digest_size=8), False
-    for name, tensor in sorted(plain_tensors(dict(tensors))):
-        found = True
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest() if found else "none"
 
 
 def _text(option: object) -> str:

@@ -14,13 +14,13 @@ from typing import Annotated, Any, Literal, cast
 import torch
 import tyro
 
+from dmgal.adapters.text_lora import TextTower
 from dmgal.backbones import (
     ClassTexts,
     FrameEncoder,
     StreamEncoder,
     encode_class_names,
     load_backbone,
-    load_text_encoder,
     read_descriptions,
 )
 from dmgal.backbones.recomputation import adapted_modules
@@ -36,7 +36,7 @@ from dmgal.errors import DmgalError, differences, refuse_differences
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.encoding import EncodedSplit, launched_device
 from dmgal.recipes.run.ranges import Range
-from dmgal.recipes.run.weights import without_folder
+from dmgal.recipes.run.text_lora import encoder_name, learns_text, text_encoder, text_lora_of, trainable_encoder
 from dmgal.videos import VideoCatalog
 
 WEIGHTS = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -67,17 +67,21 @@ class TextOptions:
                 remedy="Pass --text.use fuse, or remove the other options.",
             )
 
-    def encode(self, recipe: Recipe, class_names: Sequence[str]) -> ClassTexts:
+    def encode(self, recipe: Recipe, class_names: Sequence[str], lora: Path | None = None) -> ClassTexts:
         """Return the text features of classes by the text tower of a recipe's backbone.
+
+        Args:
+            recipe, class_names: the backbone, and the classes.
+            lora: folder of a trained LoRA of the tower.
 
         Raises:
             DmgalError: the backbone has no text tower, or a name, template or description cannot be used.
         """
         descriptions = None if self.descriptions is None else read_descriptions(self.descriptions)
-        encoder = load_text_encoder(recipe.backbone.name)
+        encoder = text_encoder(recipe, lora)
         texts = encode_class_names(encoder, class_names, self.template or TEMPLATES, descriptions)
         weight = texts.weight if self.weight is None else self.weight
-        return replace(texts, weight=weight, encoder=without_folder(texts.encoder))
+        return replace(texts, weight=weight, encoder=encoder_name(recipe, lora))
 
 
 def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, is_only: bool) -> FewShotRecognizer:
@@ -89,6 +93,9 @@ def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, 
     encoder: Any = recognizer.encoder
     if learns_text(recognizer) and not is_only:  # its own features were trained to be compared with text
         head = TextFusion(recognizer.head, texts)
+    elif is_only and text_lora_of(recognizer) is not None:  # the text itself was trained with these features
+        _check_streams(encoder)
+        head = TextFusion(None, texts)
     elif is_only:
         encoder, head = StreamEncoder([_frozen(encoder, recipe)], adapted=[False]), TextFusion(None, texts)
     elif _starts_with_frozen_features(encoder, recipe):
@@ -100,23 +107,33 @@ def with_text(recognizer: FewShotRecognizer, recipe: Recipe, texts: ClassTexts, 
     return FewShotRecognizer(encoder, cast(Head, head)).eval()
 
 
-def learns_text(recognizer: FewShotRecognizer) -> bool:
-    """Return True if the head uses the text of the classes itself, in training and afterwards."""
-    return bool(getattr(recognizer.head, "learns_text", False))
-
-
 def give_texts(recognizer: FewShotRecognizer, recipe: Recipe, catalog: VideoCatalog) -> None:
-    """Give a head that learns from text the texts of all classes before its training."""
-    if learns_text(recognizer) and recipe.train.steps:
-        texts = TextOptions().encode(recipe, catalog.class_names)
-        cast(Any, recognizer.head).use_texts(texts, catalog.split("train").class_names)
+    """Give a head that learns from text the texts of all classes before its training, and a tower that is trained.
+
+    Raises:
+        DmgalError: the text cannot be used, or the recipe has a LoRA of the text tower that nothing would train.
+    """
+    has_lora = recipe.text.lora is not None
+    if has_lora or (learns_text(recognizer) and recipe.train.steps):
+        encoder = trainable_encoder(recognizer, recipe)
+        texts = encode_class_names(encoder, catalog.class_names)
+        base_classes, head = catalog.split("train").class_names, cast(Any, recognizer.head)
+        head.use_texts(texts, base_classes, *([TextTower(encoder)] if has_lora else []))
 
 
 def with_own_texts(
     recognizer: FewShotRecognizer, states: PrecomputedStates, catalog: VideoCatalog
 ) -> PrecomputedStates:
-    """Return states of a catalog's videos with the text that was given to the head, if any."""
+    """Return states of a catalog's videos with the text that was given to the head, if any.
+
+    A text tower that is trained computes it by its current weights, in full precision as in an evaluation.
+    """
     texts: ClassTexts | None = getattr(recognizer.head, "class_texts", None)
+    tower = getattr(recognizer.head, "text_tower", None)
+    if texts is not None and tower is not None:
+        texts = texts.select(catalog.class_names)
+        with torch.no_grad(), torch.autocast(next(tower.parameters()).device.type, enabled=False):
+            texts = replace(texts, features=tower(texts).float().cpu())
     return states if texts is None else with_support_texts(states, catalog, texts)
 
 
@@ -129,11 +146,11 @@ def with_gallery_texts(recognizer: FewShotRecognizer, recipe: Recipe, gallery: G
 
 def texts_to_add(
     options: TextOptions,
+    recognizer: FewShotRecognizer,
     recipe: Recipe,
     gallery: Gallery | None,
     class_names: Sequence[str],
     is_only: bool,
-    is_learned: bool = False,
 ) -> ClassTexts | None:
     """Return the texts of classes to enroll, or None if they are enrolled without text.
 
@@ -141,13 +158,13 @@ def texts_to_add(
 
     Args:
         options: templates and weight count for a new gallery. Otherwise they are those of the gallery.
+        recognizer, recipe: of the run. A head that has learned from text gets the text, also if no logits are added.
         gallery: the gallery to add to, if any.
         class_names: the classes to enroll.
         is_only: True if they have no clips.
-        is_learned: True if the head has learned from text. It then gets the text, also if no logits are added.
     """
     is_wanted = options.use != "no" or is_only or (gallery is not None and gallery.texts is not None)
-    if not class_names or not (is_wanted or is_learned):
+    if not class_names or not (is_wanted or learns_text(recognizer)):
         return None
     if not is_wanted:
         options = replace(options, weight=0.0)
@@ -156,7 +173,7 @@ def texts_to_add(
         if {*class_names} <= {*gallery.class_names} and options.descriptions is None:
             return gallery.texts.select(class_names)  # further clips of known classes need no text tower
         options = replace(options, template=gallery.texts.templates, weight=gallery.texts.weight)
-    return options.encode(recipe, class_names)
+    return options.encode(recipe, class_names, text_lora_of(recognizer))
 
 
 def _check_same(options: TextOptions, texts: ClassTexts) -> None:

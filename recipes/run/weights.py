@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from dmgal.adapters import is_added
+from dmgal.backbones.quantized import plain_tensors
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import differences, refuse_differences
 from dmgal.recipes.run.folder import Run, write_tensors
 from dmgal.recipes.run.whole_folders import replace_folder, restore_folder
 
-BACKBONE = "encoder.backbone."
+BACKBONE, TEXT = "encoder.backbone.", "head.text_tower.model."
+"""Prefixes of the names of the backbone's weights, and of those of a text tower in training."""
 
 
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
@@ -55,27 +58,41 @@ def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
 def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
     """Write the best state: the adapter to ``adapter/``, all other weights to ``adapter/weights.safetensors``.
 
-    The folder is replaced as one, so adapter and weights are always of the same step. A run without an adapter has only
-    ``weights.safetensors``, beside ``recipe.yaml``.
+    A LoRA of the text tower is ``adapter/text/``. The folder is replaced as one, so all of it is always of the same
+    step. A run without an adapter and LoRA has only ``weights.safetensors``, beside ``recipe.yaml``.
     """
     backbone: Any = recognizer.encoder.backbone
-    rest = {name: tensor for name, tensor in state.items() if not is_added(name)}
-    adapter = {name.removeprefix(BACKBONE): t for name, t in state.items() if name.startswith(BACKBONE)}
-    if not hasattr(backbone, "peft_config") or not adapter:  # a motion expert is not saved again
+    tower: Any = getattr(recognizer.head, "text_tower", None)
+    rest = {name: tensor for name, tensor in state.items() if not is_added(name) and not name.startswith(TEXT)}
+    adapter = _below(BACKBONE, state)
+    has_adapter = hasattr(backbone, "peft_config") and adapter  # a motion expert is not saved again
+    if not has_adapter and tower is None:
         if rest:
             write_tensors(run.folder / "weights.safetensors", rest)
         return
-    # PEFT saves the fixed tensors of its tuner too: the projections that all layers of VeRA share
-    adapter |= {name: t for name, t in backbone.state_dict().items() if not name.startswith("base_model.model.")}
     partial = run.folder / ".adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    for config in backbone.peft_config.values():
-        _without_folders(config)
-    # "auto" for the embeddings would ask the hub
-    backbone.save_pretrained(str(partial), state_dict=adapter, save_embedding_layers=False)
+    if has_adapter:
+        # PEFT saves the fixed tensors of its tuner too: the projections that all layers of VeRA share
+        adapter |= {name: t for name, t in backbone.state_dict().items() if not name.startswith("base_model.model.")}
+        _save_adapter(backbone, adapter, partial)
+    if tower is not None:
+        _save_adapter(tower.model, _below(TEXT, state), partial / "text")
     if rest:
         write_tensors(partial / "weights.safetensors", rest)
     replace_folder(partial, run.folder / "adapter")
+
+
+def _below(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names have a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _save_adapter(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    for config in model.peft_config.values():
+        _without_folders(config)
+    # "auto" for the embeddings would ask the hub
+    model.save_pretrained(str(folder), state_dict=dict(state), save_embedding_layers=False)
 
 
 def clean_up_best(run: Run) -> None:
@@ -136,6 +153,16 @@ def without_folder(word: str) -> str:
     quote = path[:1] if path[:1] in ("'", '"') else ""
     path = path.removeprefix(quote)
     return f"{before}{equals}{quote}{Path(path).name if os.path.isabs(path) else path}"
+
+
+def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a hash of names, shapes and bytes of tensors in any order, or ``none`` if there are none."""
+    digest, found = blake2b(digest_size=8), False
+    for name, tensor in sorted(plain_tensors(dict(tensors))):
+        found = True
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest() if found else "none"
 
 
 def whole(tensor: Tensor) -> Tensor:

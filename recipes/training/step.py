@@ -194,7 +194,7 @@ def step_gradient(
     return means
 
 
-_UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+UNSHARDED = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 def make_two_pass(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator) -> TwoPass | None:
@@ -206,7 +206,7 @@ def make_two_pass(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Ac
     train = recipe.train
     if train.two_pass == "no":
         return None
-    if accelerator.distributed_type not in _UNSHARDED:
+    if accelerator.distributed_type not in UNSHARDED:
         raise DmgalError(
             "Two-pass training needs the whole weights on every process.",
             received=f"train.two_pass: {train.two_pass} under {accelerator.distributed_type.value}",

@@ -19,13 +19,13 @@ from dmgal.recipes.run.build import count_parameters
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.distributed import alike_everywhere
 from dmgal.recipes.run.folder import Run, writing
-from dmgal.recipes.run.text import learns_text
+from dmgal.recipes.run.text_lora import learns_text
 from dmgal.recipes.run.weights import best_state, save_best
 from dmgal.recipes.training.fsdp import divide_blocks, optimizer_follows
 from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal
-from dmgal.recipes.training.step import StepResult, TrainingStep, make_two_pass, measure_head_norms
+from dmgal.recipes.training.step import UNSHARDED, StepResult, TrainingStep, make_two_pass, measure_head_norms
 from dmgal.recipes.training.tasks import TrainingData, Validation, warn_of_few_classes
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_state import TrainingState
@@ -54,6 +54,7 @@ class Trainer:
             remember_frames(recognizer, 1e9 * recipe.train.frame_memory)
         _check_division(recipe.train.tasks_per_step, accelerator.num_processes)
         _check_unquantized(recipe, accelerator)
+        _check_whole_text_tower(recipe, accelerator)
         _check_something_trains(recipe, recognizer)
         _check_other_classes(recipe, recognizer)
         set_precision(recipe, recognizer, accelerator)
@@ -244,6 +245,16 @@ def _check_unquantized(recipe: Recipe, accelerator: Accelerator) -> None:
             received=f"backbone.quantize: {recipe.backbone.quantize} under {accelerator.distributed_type.value}",
             expected="one process, because launchers exchange and shard weights of floats only",
             remedy="Remove backbone.quantize, or start one process.",
+        )
+
+
+def _check_whole_text_tower(recipe: Recipe, accelerator: Accelerator) -> None:
+    if recipe.text.lora is not None and accelerator.distributed_type not in UNSHARDED:
+        raise DmgalError(
+            "A text tower is trained with whole weights on every process.",
+            received=f"text.lora: {recipe.text.lora} under {accelerator.distributed_type.value}",
+            expected="one process, or several with whole weights (DDP)",
+            remedy="Remove text.lora, or launch without FSDP and DeepSpeed.",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.weights import best_state, save_best
 from dmgal.recipes.train import Train
 from dmgal.videos.moving_shapes.clips import MovingShapes
+from dmgal.videos.moving_shapes.drawing import COLORS
 from dmgal.videos.moving_shapes.motions import all_motions
 
 CLIPS = 4
@@ -51,6 +53,18 @@ def data_flags(frame_folders: Path) -> list[str]:
         *("--ways", "2", "--queries", "1"),
         *("--train.validation-episodes", "8", "--quiet"),
     ]
+
+
+@pytest.fixture(scope="session")
+def named_flags(frame_folders: Path, data_flags: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The same flags with names that tiny-clip knows: the classes are called ``red disc``, ``red bar``, ..."""
+    rows = list(csv.DictReader((frame_folders / "split.csv").read_text().splitlines()))
+    names = sorted({row["class_name"] for row in rows})
+    words = dict(zip(names, (f"{color} {shape}" for color in COLORS for shape in ("disc", "bar")), strict=False))
+    lines = [f"{row['split']},{words[row['class_name']]},{row['video']}" for row in rows]
+    path = tmp_path_factory.mktemp("names") / "split.csv"
+    path.write_text("\n".join(["split,class_name,video", *lines]) + "\n")
+    return [*data_flags, "--data.split-file", str(path)]
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import pytest
@@ -16,23 +15,16 @@ from dmgal.recipes.run.evaluation import Protocol, encode, load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.text import TextOptions
 from dmgal.recipes.train import Train, run
-from dmgal.videos.moving_shapes.drawing import COLORS
 
 RESULT = "test_2way_1shot_1query_20episodes_seed0"
 
 
 @pytest.fixture(scope="module")
-def trained(frame_folders, data_flags, tmp_path_factory):
-    """Two steps of method/clip_fsar on classes whose names tiny-clip knows."""
-    folder = tmp_path_factory.mktemp("clip_fsar")
-    rows = list(csv.DictReader((frame_folders / "split.csv").read_text().splitlines()))
-    names = sorted({row["class_name"] for row in rows})
-    words = dict(zip(names, (f"{color} {shape}" for color in COLORS for shape in ("disc", "bar")), strict=False))
-    lines = [f"{row['split']},{words[row['class_name']]},{row['video']}" for row in rows]
-    (folder / "split.csv").write_text("\n".join(["split,class_name,video", *lines]) + "\n")
-    flags = [*data_flags, "--data.split-file", str(folder / "split.csv"), "--train.steps", "2"]
-    recipe = parse(["method/clip_fsar", *flags], prog="test", description="", wrapper=Train)[0].recipe
-    return run(recipe, folder / "run", quiet=True).folder
+def trained(named_flags, tmp_path_factory):
+    """Two steps of method/clip_fsar."""
+    words = ["method/clip_fsar", *named_flags, "--train.steps", "2"]
+    recipe = parse(words, prog="test", description="", wrapper=Train)[0].recipe
+    return run(recipe, tmp_path_factory.mktemp("clip_fsar") / "run", quiet=True).folder
 
 
 def test_training_logs_the_loss_between_videos_and_texts(trained):

@@ -14,7 +14,7 @@ from dmgal.cli import main
 from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.gallery.recognition import recognize_clips
 from dmgal.errors import DmgalError
-from dmgal.recipes.run import text as text_of_run
+from dmgal.recipes.run import text_lora
 from dmgal.recipes.run.gallery import load_model
 from dmgal.recipes.run.recognition import ClipRecognizer
 
@@ -117,7 +117,7 @@ def test_clips_are_added_with_the_text_of_their_class(runs, gallery, clips, fram
 
 def test_more_clips_of_a_known_class_need_no_text_tower(runs, gallery, clips, frame_folders, monkeypatch):
     assert gallery(runs / "smga", clips, "--text.use", "fuse")[0] == 0
-    monkeypatch.setattr(text_of_run, "load_text_encoder", None)
+    monkeypatch.setattr(text_lora, "load_text_encoder", None)
     clip = next(path for path in sorted((frame_folders / "val").iterdir())) / "0"
     code, _, path = gallery(runs / "smga", clip, "--class-name", "red disc", "--add")
     assert code == 0 and sorted(load_gallery(path).shots) == [2, 2, 3]

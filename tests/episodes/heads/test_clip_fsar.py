@@ -90,6 +90,33 @@ def test_video_text_loss_classifies_mean_frames_among_base_classes(head, texts):
     torch.testing.assert_close(loss, functional.cross_entropy(logits, torch.tensor([0, 1, 1, 0, 1])))
 
 
+class Tower(torch.nn.Module):
+    """A tower with one learned vector for each class."""
+
+    def __init__(self, texts):
+        super().__init__()
+        self.names, self.features = texts.class_names, torch.nn.Parameter(texts.features.clone())
+
+    def forward(self, texts):
+        return self.features[[self.names.index(name) for name in texts.class_names]]
+
+
+def test_a_trained_tower_gives_the_texts_of_the_classes_of_a_task(head, texts):
+    head.use_texts(texts, texts.class_names)
+    support, query = head.prepare(torch.randn(3, 4, 16)), head.prepare(torch.randn(2, 4, 16))
+    targets = TaskTargets(torch.tensor([0, 1]), CLASSES, torch.tensor([4, 2]))
+    frozen = head.compare(support, LABELS, query, targets)
+    head.use_texts(texts, texts.class_names, Tower(texts))
+    output = head.compare(support, LABELS, query, targets)
+    assert torch.equal(output.logits, frozen.logits)
+    videos = torch.cat([support["features"], query["features"]])
+    expected = functional.cross_entropy(texts.logits(videos)[:, [2, 4]], torch.tensor([1, 0, 0, 1, 0]))
+    torch.testing.assert_close(output.losses["video_text"], expected)
+    (output.logits.sum() + output.losses["video_text"]).backward()
+    reached = head.text_tower.features.grad.abs().sum(1) > 0
+    assert reached.tolist() == [name in "ce" for name in texts.class_names]
+
+
 def test_text_of_another_width_is_refused(head):
     support = VideoState(head.prepare(torch.randn(3, 4, 16)), class_text=torch.randn(3, 8))
     with pytest.raises(DmgalError, match="text does not fit"):
