@@ -84,7 +84,7 @@ def run(
         DmgalError: the arguments do not fit together, the folder cannot be used, or training diverged.
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
-    options = {"resume": resume, "accept_changes": accept_changes, "quiet": quiet}
+    options = resume, accept_changes, quiet
     with StopSignal() as stop:
         set_seed(recipe.train.seed)
         check_tracker(recipe)
@@ -94,9 +94,9 @@ def run(
             catalog, folds = leave_classes_out(recipe, catalog, out)
             for fold in folds:
                 parts = copy.deepcopy((backbone, head))
-                _train(fold.recipe, fold.folder, *parts, fold.catalog, stop, fold, **options)
+                _train(fold.recipe, fold.folder, *parts, fold.catalog, stop, fold, (), *options)
             chosen = ChosenStep.by(folds)
-        return _train(recipe, out, backbone, head, catalog, stop, chosen, trackers, **options)
+        return _train(recipe, out, backbone, head, catalog, stop, chosen, trackers, *options)
 
 
 def _train(
@@ -107,8 +107,7 @@ def _train(
     catalog: VideoCatalog,
     stop: StopSignal,
     part: Fold | ChosenStep | None,
-    trackers: Sequence[Any] = (),
-    *,
+    trackers: Sequence[Any],
     resume: bool,
     accept_changes: bool,
     quiet: bool,

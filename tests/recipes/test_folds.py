@@ -31,8 +31,8 @@ def catalog(frame_folders: Path) -> VideoCatalog:
     return VideoCatalog.from_csv(frame_folders / "split.csv", frame_folders)
 
 
-def recipe(n_way: int, **train: object) -> Recipe:
-    return Recipe(episode=EpisodeConfig(n_way=n_way, n_query=1), train=TrainConfig(**{"steps": 4, **train}))
+def recipe(n_way: int, steps: int = 4, patience: int | None = None) -> Recipe:
+    return Recipe(episode=EpisodeConfig(n_way=n_way, n_query=1), train=TrainConfig(steps=steps, patience=patience))
 
 
 def test_only_trainings_with_too_few_validation_classes_leave_out(catalog: VideoCatalog) -> None:
