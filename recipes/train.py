@@ -4,6 +4,8 @@
     accelerate launch -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes
     torchrun --nproc_per_node 2 -m dmgal.recipes.train method/dmgal_adapter data/moving_shapes --train.tasks-per-step 2
 
+If the data have fewer validation classes than a task has ways, classes are left out in turn instead (docs/training.md).
+
 Flags override layers, and layers override defaults. --resume continues a stopped or killed run, bit-identical on CPUs.
 After SIGTERM or SIGUSR1 a training saves a checkpoint within a step and exits with code 75. Run the same command again
 with --resume. torchrun and accelerate launch replace this exit code by their own.
@@ -11,6 +13,7 @@ with --resume. torchrun and accelerate launch replace this exit code by their ow
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +34,10 @@ from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import bundled_layers
 from dmgal.recipes.run.text import give_texts
+from dmgal.recipes.training.folds import ChosenStep, Fold, has_too_few_to_validate, leave_classes_out
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_launcher
 from dmgal.recipes.training.signals import Preempted, StopSignal
+from dmgal.recipes.training.tasks import warn_of_few_classes
 from dmgal.recipes.training.tracking import check_tracker
 from dmgal.recipes.training.trainer import Trainer
 from dmgal.videos import VideoCatalog
@@ -79,20 +84,51 @@ def run(
         DmgalError: the arguments do not fit together, the folder cannot be used, or training diverged.
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
-    folder = Run(out)
-    with StopSignal() as stop, ExitStack() as locks:
+    options = resume, accept_changes, quiet
+    with StopSignal() as stop:
         set_seed(recipe.train.seed)
         check_tracker(recipe)
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
+        chosen = None
+        if has_too_few_to_validate(recipe, catalog):
+            catalog, folds = leave_classes_out(recipe, catalog, out)
+            for fold in folds:
+                parts = copy.deepcopy((backbone, head))
+                _train(fold.recipe, fold.folder, *parts, fold.catalog, stop, fold, (), *options)
+            chosen = ChosenStep.by(folds)
+        return _train(recipe, out, backbone, head, catalog, stop, chosen, trackers, *options)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    backbone: nn.Module | None,
+    head: nn.Module | None,
+    catalog: VideoCatalog,
+    stop: StopSignal,
+    part: Fold | ChosenStep | None,
+    trackers: Sequence[Any],
+    resume: bool,
+    accept_changes: bool,
+    quiet: bool,
+) -> Run:
+    """Train on a catalog. ``part`` is what the training has to do with classes that are left out, if any are."""
+    folder = Run(out)
+    with ExitStack() as locks:
+        if part is not None:
+            set_seed(recipe.train.seed)  # again, because the trainings before have drawn
         recipe = with_base_classes(recipe, catalog) if head is None else recipe
         recognizer = build_recognizer(recipe, backbone=backbone, head=head)
         give_texts(recognizer, recipe, catalog)
         accelerator = make_accelerator(recipe, out, trackers)
-        trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet)
+        validation = part.validation(recognizer, accelerator, not quiet) if isinstance(part, Fold) else part
+        trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet, validation)
         changes = {}
         if trainer.main:
             locks.enter_context(folder.locked())
-            changes = folder.start(recipe, resume, accept_changes, catalog)
+            changes = folder.start(recipe, resume, accept_changes, catalog, own_split=part is not None)
+            if not isinstance(part, Fold):
+                warn_of_few_classes(recipe, catalog.split("train"))
         accelerator.wait_for_everyone()
         warn_of_launcher(accelerator, recipe)
         trainer.prepare(resume)

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 SAVED_SPLIT = "split.csv"
+LEAST_CLASSES = 5
+"""Number of classes below which the shares of a drawn split leave one without a class. All are then base classes."""
 
 
 def has_split_file(data: DataConfig) -> bool:
@@ -91,10 +93,12 @@ def seen_classes(data: DataConfig, saved_split: Path) -> dict[str, str]:
 def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> VideoCatalog:
     """Return the catalog with the saved split of a run, without classes unknown to the run, which are reported.
 
-    Draw the split if there is no such file. All classes are novel if it has none of them.
+    Draw the split if there is no such file; very few classes are all base classes. All classes are novel if the file
+    has none of them.
     """
     if path is None or not os.path.lexists(path):
-        drawn = catalog.with_seeded_split(seed)
+        few = len(catalog.class_names) < LEAST_CLASSES
+        drawn = catalog.with_seeded_split(seed, (1.0, 0.0, 0.0)) if few else catalog.with_seeded_split(seed)
         counts = ", ".join(f"{list(split_of(drawn).values()).count(split)} {split}" for split in SPLITS)
         logger.info("no splits in %s: its classes are drawn by seed %d, %s", printable(str(catalog.root)), seed, counts)
         return drawn
@@ -107,6 +111,16 @@ def with_saved_split(catalog: VideoCatalog, seed: int, path: Path | None) -> Vid
         if names:
             _warn(f"classes by {path}, {what}: {listed(names)}")
     return catalog.with_split(saved)
+
+
+def with_known_classes(catalog: VideoCatalog, path: Path) -> VideoCatalog:
+    """Return the catalog with the saved split of a run, if any, for the classes in it. Others keep their split.
+
+    A run that left classes out for validation has trained on the validation classes of its data.
+    """
+    own = split_of(catalog)
+    known = {name: split for name, split in read_saved_split(path).items() if name in own}
+    return catalog.with_split(own | known) if known else catalog
 
 
 def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str]) -> VideoCatalog:

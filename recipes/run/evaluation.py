@@ -20,7 +20,14 @@ from dmgal.episodes.sampler import TaskSampler
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer, dtype_of
 from dmgal.recipes.run.config import DataOverrides, Recipe
-from dmgal.recipes.run.data import build_catalog, data_as_json, seen_before, seen_classes, warn_of_seen
+from dmgal.recipes.run.data import (
+    build_catalog,
+    data_as_json,
+    seen_before,
+    seen_classes,
+    warn_of_seen,
+    with_known_classes,
+)
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
 from dmgal.recipes.run.folder import Run, read_tensors
@@ -103,7 +110,8 @@ def evaluation_data(
                 expected="the split.csv that dmgal train wrote, because a split drawn again may differ",
                 remedy="Copy the run again, or pass --data.split-file.",
             )
-        return recipe, build_catalog(recipe.data, progress, run.split)
+        catalog = build_catalog(recipe.data, progress, run.split)
+        return recipe, with_known_classes(catalog, run.split)
     seen = seen_classes(trained.data, run.split)
     catalog = build_catalog(recipe.data, progress, seen=seen)
     warn_of_seen(catalog, split, seen)

@@ -2,7 +2,8 @@
 
     recipe.yaml          all settings of the run
     paths.yaml           the recipe's absolute paths on this machine
-    split.csv            classes and videos of each split if the data has no split file
+    split.csv            classes and videos of each split if the data has no split file, or classes were left out
+    folds/               runs that each left other classes out, if the data has too few for a validation
     environment.json     command, versions, git revision, hardware, the run's id for trackers, the data's fingerprints
     log.jsonl            one line per step and per validation
     checkpoints/         the newest states to resume from
@@ -92,7 +93,12 @@ class Run:
         return beside if beside.exists() or (self.adapter.exists() and not alone.exists()) else alone
 
     def start(
-        self, recipe: Recipe, resume: bool, accept_changes: bool = False, catalog: VideoCatalog | None = None
+        self,
+        recipe: Recipe,
+        resume: bool,
+        accept_changes: bool = False,
+        catalog: VideoCatalog | None = None,
+        own_split: bool = False,
     ) -> dict[str, tuple[Any, Any]]:
         """Create the folder and write recipe, paths, split and environment.
 
@@ -101,6 +107,7 @@ class Run:
             resume: continue the run in the folder if there is one.
             accept_changes: continue although the recipe or the split differs, and save the new one.
             catalog: the split to save and to compare, unless the data has a split file.
+            own_split: save the split even so, because the run divides the classes differently.
 
         Returns:
             The accepted changes: old and new value by the recipe's key. The split of a class is ``split.CLASS``.
@@ -110,7 +117,7 @@ class Run:
                 be written.
         """
         data = catalog
-        if has_split_file(recipe.data):
+        if has_split_file(recipe.data) and not own_split:
             catalog = None
         changes: dict[str, tuple[Any, Any]] = {}
         if (self.folder / "recipe.yaml").exists():

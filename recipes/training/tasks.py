@@ -120,7 +120,10 @@ class Validation:
 
     Attributes:
         tasks_hash: hash of the tasks. Accuracies with equal hashes are comparable.
+        only_step: the only step to validate, and the last of the training. None: those of the recipe.
     """
+
+    only_step: int | None = None
 
     def __init__(
         self,
@@ -136,8 +139,12 @@ class Validation:
         self._tasks(catalog)
         self.tasks_hash = self._hash_of_tasks()
 
-    def accuracies(self) -> torch.Tensor:
-        """Return the accuracies of all tasks ``(E,)`` in ``[0, 1]`` on every process. Every process must call this."""
+    def accuracies(self, step: int) -> torch.Tensor:
+        """Return the accuracies of all tasks ``(E,)`` in ``[0, 1]`` on every process. Every process must call this.
+
+        Args:
+            step: number of steps that the weights were trained for.
+        """
         recipe, device = self._recipe, self._accelerator.device
         workers = 0 if recipe.data.keep_in_memory else recipe.data.num_workers
         with whole_weights(self._recognizer), self._accelerator.autocast():

@@ -21,12 +21,13 @@ from dmgal.recipes.run.distributed import alike_everywhere
 from dmgal.recipes.run.folder import Run, writing
 from dmgal.recipes.run.text_lora import learns_text
 from dmgal.recipes.run.weights import best_state, save_best
+from dmgal.recipes.training.folds import ChosenStep
 from dmgal.recipes.training.fsdp import divide_blocks, optimizer_follows
 from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.step import UNSHARDED, StepResult, TrainingStep, make_two_pass, measure_head_norms
-from dmgal.recipes.training.tasks import TrainingData, Validation, warn_of_few_classes
+from dmgal.recipes.training.tasks import TrainingData, Validation
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_state import TrainingState
 from dmgal.videos import VideoCatalog
@@ -35,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training run, created by ``dmgal.recipes.train.run``."""
+    """One training run, created by ``dmgal.recipes.train.run``.
+
+    Without a ``validation``, fixed tasks of the recipe validate it on the catalog's validation classes.
+    """
 
     def __init__(
         self,
@@ -46,6 +50,7 @@ class Trainer:
         accelerator: Accelerator,
         stop: StopSignal,
         quiet: bool,
+        validation: Validation | ChosenStep | None = None,
     ) -> None:
         self.recipe, self.run, self.accelerator, self.stop = recipe, run, accelerator, stop
         self.main = accelerator.is_main_process
@@ -63,13 +68,14 @@ class Trainer:
         optimizer = build_optimizer(recognizer, recipe)
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._plateau = Plateau(recipe.episode.n_way)
-        self._validation = Validation(
+        self._validation = validation or Validation(
             recipe, catalog.split("val"), recognizer, accelerator, progress=self.main and not quiet
         )
-        self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, self._validation.tasks_hash)
+        tasks_hash, only_step = self._validation.tasks_hash, self._validation.only_step
+        self._validate_every = recipe.train.validate_every if only_step is None else max(1, only_step)
+        self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, tasks_hash, only_step)
         self.progress, self.selection = self.state.progress, self.state.selection
-        self._base = catalog.split("train")
-        self._data = TrainingData(recipe, self._base, recognizer.encoder.image_size)
+        self._data = TrainingData(recipe, catalog.split("train"), recognizer.encoder.image_size)
         self._step = TrainingStep(recipe, recognizer, accelerator, stop, self.state)
 
     def prepare(self, resume: bool) -> None:
@@ -77,7 +83,6 @@ class Trainer:
         train, state = self.recipe.train, self.state
         if self.main:
             state.clean_up()
-            warn_of_few_classes(self.recipe, self._base)
         self.accelerator.wait_for_everyone()
         state.two_pass = make_two_pass(self.recipe, self.recognizer, self.accelerator)
         if train.compile:
@@ -97,6 +102,7 @@ class Trainer:
                     entry["losses"]["cross_entropy"] for entry in entries if "cross_entropy" in entry.get("losses", {})
                 ]
             logger.info("resumed at step %d", self.progress.step)
+            self._check_last_step()
         if train.measure_head_norms and self.recipe.backbone.freeze_batch_norm and not self.progress.step:
             measure_head_norms(self.recognizer, self._data.task(0).to(self.accelerator.device))
         self._step.schedule = build_schedule(state.optimizer, train, done=self.progress.step)
@@ -108,7 +114,7 @@ class Trainer:
             self.tracking.start(progress.step)
             if self.state.is_under_deepspeed:
                 logger.info("The optimizer's state is not saved under DeepSpeed: this run cannot be resumed")
-            if self.recipe.is_continued and self.selection.best is None and not progress.step:
+            if self._validates_start and self.selection.best is None and not progress.step:
                 self.validate()
             self._validate_where_due()
             if self._is_over():
@@ -122,7 +128,7 @@ class Trainer:
                 finished_at = time.perf_counter()
                 progress.data_seconds += received_at - requested_at
                 progress.seconds += finished_at - received_at
-                if stopping or self._is_due(train.checkpoint_every) or self._is_due(train.validate_every):
+                if stopping or self._is_due(train.checkpoint_every) or self._is_due(self._validate_every):
                     self.checkpoint()
                 if stopping:
                     self._leave()
@@ -190,14 +196,14 @@ class Trainer:
 
     def _validate_where_due(self) -> None:
         """Validate if it is due, also on resuming after a kill during a validation."""
-        due = self._is_due(self.recipe.train.validate_every) and self.selection.step < self.progress.step
+        due = self._is_due(self._validate_every) and self.selection.step < self.progress.step
         if due and not self.state.is_doubtful:
             self.validate()
 
     def _validate(self) -> None:
         alike_everywhere(self.recognizer)
         with self.stop.ending():  # everything is saved, and a validation may take a long time
-            accuracies = self._validation.accuracies()
+            accuracies = self._validation.accuracies(self.progress.step)
         step = self.progress.step
         better, line = self.selection.take(step, accuracies)
         weights = best_state(self.recognizer) if better else {}  # every process takes part
@@ -211,17 +217,31 @@ class Trainer:
 
     def _is_due(self, every: int) -> bool:
         step = self.progress.step
-        return step > 0 and (step % every == 0 or step == self.recipe.train.steps)
+        return step > 0 and (step % every == 0 or step == self.state.last_step)
 
     def _is_over(self) -> bool:
         """Return True after the last step, or if validation has not improved for too long."""
         train, step, since_best = self.recipe.train, self.progress.step, self.selection.since_best
-        if step >= train.steps:
+        if step >= self.state.last_step:
             return True
         if train.patience is None or since_best < train.patience:
             return False
         logger.info("stopped early at step %d: no better validation in the last %d", step, since_best)
         return True
+
+    @property
+    def _validates_start(self) -> bool:
+        """True if the weights before the first step are a candidate: those of a trained adapter."""
+        return self.recipe.is_continued and self._validation.only_step in (None, 0)
+
+    def _check_last_step(self) -> None:
+        if self._validation.only_step is not None and self.progress.step > self.state.last_step:
+            raise DmgalError(
+                "This run has been trained beyond its last step.",
+                received=f"a checkpoint of step {self.progress.step}. Its folds now choose step {self.state.last_step}",
+                expected="a checkpoint that is not newer than the chosen step",
+                remedy="Pass another --out.",
+            )
 
     def _leave(self) -> None:
         self.accelerator.wait_for_everyone()  # until the checkpoint is written

@@ -52,6 +52,7 @@ class TrainingState:
     Args:
         optimizer: the recognizer's optimizer, not wrapped by Accelerate.
         validation_tasks: hash of the validation tasks.
+        last_step: step at which the training ends. None: that of the recipe.
 
     Attributes:
         average: moving average of the weights, or None. Set by the trainer, like ``two_pass``.
@@ -66,6 +67,7 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         accelerator: Accelerator,
         validation_tasks: str,
+        last_step: int | None = None,
     ) -> None:
         self._recipe, self._run, self._accelerator = recipe, run, accelerator
         self._recognizer, self.optimizer = recognizer, optimizer
@@ -76,6 +78,7 @@ class TrainingState:
         self.two_pass: TwoPass | None = None
         self._checkpoints = Checkpoints(run.checkpoints, recipe.train.keep_checkpoints)
         self._saved_step: int | None = None
+        self.last_step = recipe.train.steps if last_step is None else last_step
 
     def clean_up(self) -> None:
         """Delete what a killed run has left behind. Only the main process may call this."""
@@ -133,7 +136,7 @@ class TrainingState:
     @property
     def is_doubtful(self) -> bool:
         """True after a bad step before the last one. The weights may be the cause, so they are not saved."""
-        return self.bad_losses.in_row > 0 and self.progress.step < self._recipe.train.steps
+        return self.bad_losses.in_row > 0 and self.progress.step < self.last_step
 
     @property
     def is_under_deepspeed(self) -> bool:

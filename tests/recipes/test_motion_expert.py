@@ -101,7 +101,7 @@ def test_start_is_kept_unless_validation_is_surely_better(tmp_path, flags, monke
     rising = iter([0.5, 0.55, 0.9, 0.95])
     halves = torch.tensor([0.0, 1.0] * 50, dtype=torch.float64)
 
-    def accuracies(self):
+    def accuracies(self, step):
         """A second validation within the noise of the first, and a third one that is better in all tasks."""
         value = next(rising)
         return halves if value == 0.5 else torch.full((100,), value, dtype=torch.float64)

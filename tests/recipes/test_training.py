@@ -141,7 +141,7 @@ def test_objects_replace_recipe_parts(tmp_path, frame_folders):
 
 def test_too_few_videos_or_classes_raise(tmp_path, data_flags, capsys):
     out = tmp_path / "run"
-    for flags, message in ((["--shots", "4"], "k_shot 4 + n_query 1"), (["--ways", "9"], "n_way=9")):
+    for flags, message in ((["--shots", "4"], "k_shot 4 + n_query 1"), (["--ways", "10"], "n_way=10")):
         assert main(["train", "method/smga", *data_flags, *STEPS, *flags, "--out", str(out)]) == 2
         assert message in capsys.readouterr().err
         assert not out.exists()
