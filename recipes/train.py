@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,54 +84,60 @@ def run(
         DmgalError: the arguments do not fit together, the folder cannot be used, or training diverged.
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
-    options = resume, accept_changes, quiet
     with StopSignal() as stop:
+        given = _Given(backbone, head, stop, trackers, resume, accept_changes, quiet)
         set_seed(recipe.train.seed)
         check_tracker(recipe)
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
-        chosen = None
-        if has_too_few_to_validate(recipe, catalog):
-            catalog, folds = leave_classes_out(recipe, catalog, out)
-            for fold in folds:
-                parts = copy.deepcopy((backbone, head))
-                _train(fold.recipe, fold.folder, *parts, fold.catalog, stop, fold, (), *options)
-            chosen = ChosenStep.by(folds)
-        return _train(recipe, out, backbone, head, catalog, stop, chosen, trackers, *options)
+        if not has_too_few_to_validate(recipe, catalog):
+            return _train(recipe, out, catalog, given)
+        catalog, folds = leave_classes_out(recipe, catalog, out)
+        for fold in folds:
+            _train(fold.recipe, fold.folder, fold.catalog, given.copy(), fold)
+        return _train(recipe, out, catalog, given, ChosenStep.by(folds))
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What all trainings of a call of `run` are given."""
+
+    backbone: nn.Module | None
+    head: nn.Module | None
+    stop: StopSignal
+    trackers: Sequence[Any]
+    resume: bool
+    accept_changes: bool
+    quiet: bool
+
+    def copy(self) -> _Given:
+        """Return copies of backbone and head, for a training beside the main one, which no tracker follows."""
+        backbone, head = copy.deepcopy((self.backbone, self.head))
+        return replace(self, backbone=backbone, head=head, trackers=())
 
 
 def _train(
-    recipe: Recipe,
-    out: Path,
-    backbone: nn.Module | None,
-    head: nn.Module | None,
-    catalog: VideoCatalog,
-    stop: StopSignal,
-    part: Fold | ChosenStep | None,
-    trackers: Sequence[Any],
-    resume: bool,
-    accept_changes: bool,
-    quiet: bool,
+    recipe: Recipe, out: Path, catalog: VideoCatalog, given: _Given, part: Fold | ChosenStep | None = None
 ) -> Run:
-    """Train on a catalog. ``part`` is what the training has to do with classes that are left out, if any are."""
+    """Train on a catalog. ``part`` is the training's part in leaving classes out for validation, if they are."""
     folder = Run(out)
     with ExitStack() as locks:
         if part is not None:
             set_seed(recipe.train.seed)  # again, because the trainings before have drawn
-        recipe = with_base_classes(recipe, catalog) if head is None else recipe
-        recognizer = build_recognizer(recipe, backbone=backbone, head=head)
+        recipe = with_base_classes(recipe, catalog) if given.head is None else recipe
+        recognizer = build_recognizer(recipe, backbone=given.backbone, head=given.head)
         give_texts(recognizer, recipe, catalog)
-        accelerator = make_accelerator(recipe, out, trackers)
-        validation = part.validation(recognizer, accelerator, not quiet) if isinstance(part, Fold) else part
-        trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, stop, quiet, validation)
+        accelerator = make_accelerator(recipe, out, given.trackers)
+        validation = part.validation(recognizer, accelerator, not given.quiet) if isinstance(part, Fold) else part
+        trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, given.stop, given.quiet, validation)
         changes = {}
         if trainer.main:
             locks.enter_context(folder.locked())
-            changes = folder.start(recipe, resume, accept_changes, catalog, own_split=part is not None)
+            changes = folder.start(recipe, given.resume, given.accept_changes, catalog, own_split=part is not None)
             if not isinstance(part, Fold):
                 warn_of_few_classes(recipe, catalog.split("train"))
         accelerator.wait_for_everyone()
         warn_of_launcher(accelerator, recipe)
-        trainer.prepare(resume)
+        trainer.prepare(given.resume)
         trainer.tracking.say(start_line(accelerator, recipe, recognizer))
         if changes:
             trainer.tracking.note(trainer.progress.step, recipe_changes=changes)
