@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # Before any library reads them; processes that tests start inherit them.
@@ -20,6 +21,8 @@ NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 os.environ.setdefault("OMP_NUM_THREADS", str(NUM_THREADS))
 
 pytest_plugins = ["video_fixtures"]
+hypothesis.settings.register_profile("dmgal", deadline=None)  # no test asserts a time
+hypothesis.settings.load_profile("dmgal")
 ROOT = Path(__file__).resolve().parents[1]
 SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}

@@ -116,7 +116,7 @@ class TestWindows:
     num_prefix_tokens=st.integers(0, 3),
     videos=st.integers(1, 3),
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_adapter_accepts_any_volume(frames: int, grid: tuple[int, int], num_prefix_tokens: int, videos: int) -> None:
     shape = D2STShape(12, 8, frames, num_prefix_tokens, grid, num_heads=2)
     result = awaken(D2STAdapter(shape))(tokens(videos, shape))

@@ -94,7 +94,7 @@ def test_delta_equals_the_change_of_forward(shape: STAdapterShape) -> None:
 
 
 @given(frames=st.integers(1, 6), kernel=st.sampled_from([(1, 1, 1), (3, 1, 1), (5, 1, 1), (3, 3, 3), (1, 3, 5)]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_adapter_computes_the_published_equation(frames: int, kernel: tuple[int, int, int]) -> None:
     adapter, clip = awaken(STAdapter(STAdapterShape(12, 6, 1, (2, 3), kernel))), tokens(frames=frames)
     volume = adapter.down(clip[:, :, 1:]).unflatten(2, (2, 3)).permute(0, 4, 1, 2, 3)

@@ -51,7 +51,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, list[int], list[list[int]], int]:
     return torch.tensor(scores).float().view(len(labels), -1), labels, groups, num_groups
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(problems())
 def test_equals_counting(problem: tuple[Tensor, list[int], list[list[int]], int]) -> None:
     table, labels, groups, num_groups = problem

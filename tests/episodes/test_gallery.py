@@ -105,7 +105,7 @@ def assert_same(one, other):
         torch.testing.assert_close(one[key].tensors(), other[key].tensors(), rtol=0, atol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_adding_and_removing_do_not_change_other_clips(data):
     names = data.draw(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=5, unique=True))

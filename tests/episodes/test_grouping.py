@@ -27,7 +27,7 @@ def grouped_tasks(draw):
     return [labels[i] for i in order], [groups[i] for i in order], n_way, k_shot, n_query
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(grouped_tasks(), st.integers(0, 2**40), st.integers(0, 9))
 def test_support_and_query_share_no_group(task, seed, number):
     labels, groups, n_way, k_shot, n_query = task

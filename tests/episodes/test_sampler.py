@@ -24,7 +24,7 @@ def tasks(draw):
     return draw(st.permutations(labels)), draw(st.integers(2, len(classes))), k_shot, n_query
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tasks(), st.integers(-(2**40), 2**40), st.integers(0, 9))
 def test_episode_counts_and_labels(task, seed, number):
     labels, n_way, k_shot, n_query = task

@@ -16,7 +16,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.too_slow])
 @given(TREES)
 def test_set_apart_paths_round_trip(tree):
     shared, paths = set_apart(tree)

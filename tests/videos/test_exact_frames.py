@@ -150,14 +150,14 @@ def check_any_h264(folder: Path, options: dict, suffix: str, steps: list[int], d
         assert torch.equal(read_clip(path, lambda n, wanted=wanted: wanted), plain[wanted])
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(X264, st.sampled_from([".mp4", ".mkv", ".flv", ".mov"]), STEPS, st.randoms(use_true_random=False))
 def test_random_h264_clips_are_exact(tmp_path, options, suffix, steps, draw):
     check_any_h264(tmp_path, options, suffix, steps, draw)
 
 
 @pytest.mark.slow
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(X264, st.sampled_from([".mp4", ".mkv", ".flv", ".mov", ".avi"]), STEPS, st.randoms(use_true_random=False))
 def test_many_random_h264_clips_are_exact(tmp_path, options, suffix, steps, draw):
     check_any_h264(tmp_path, options, suffix, steps, draw)
@@ -179,7 +179,7 @@ X265 = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(X265, st.sampled_from([".mp4", ".mkv"]), st.integers(2, 40), st.randoms(use_true_random=False))
 def test_many_random_hevc_clips_are_exact(tmp_path, options, suffix, count, draw):
     parameters = ":".join(f"{key}={value}" for key, value in options.items())

@@ -78,7 +78,7 @@ class TestMotions:
 
 
 class TestSplit:
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(seeds)
     def test_sizes_pairs_and_families(self, seed):
         split = split_motions(seed)

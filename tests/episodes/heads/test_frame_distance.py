@@ -46,7 +46,7 @@ class TestFrameDistances:
         distances.sum().backward()
         assert query.grad.isfinite().all()
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(scale=st.floats(1e-6, 1e6))
     def test_distances_without_eps_ignore_the_scale_of_features(self, scale: float) -> None:
         query, support = videos(1), videos(2, seed=1)
