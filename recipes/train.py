@@ -99,7 +99,7 @@ def run(
 
 @dataclass(frozen=True)
 class _Given:
-    """What all trainings of a call of `run` are given."""
+    """Arguments of `run` that all its trainings share."""
 
     backbone: nn.Module | None
     head: nn.Module | None
