@@ -75,8 +75,8 @@ def leave_classes_out(recipe: Recipe, catalog: VideoCatalog, out: Path) -> tuple
     left_out = _dealt(base, recipe.data.seed)
     sizes, count = sorted(map(len, left_out)), len(base.class_names)
     logger.info(
-        "%d validation classes are too few for tasks of %d ways, so each of %d classes is left out by one of %d runs "
-        "in the folder folds. They choose the last step of the training on all of these classes",
+        "too few validation classes (%d) for tasks of %d ways: each of %d classes is left out by one of %d runs in the "
+        "folder folds, which choose the last step of the training on all of these classes",
         *(num_val, episode.n_way, count, len(left_out)),
     )
     fold_recipe = replace(
