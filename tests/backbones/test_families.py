@@ -241,6 +241,15 @@ def test_normalization_matches_the_weights(name, normalization):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", ["SigLIP 2", "SigLIP 2 whole"])
+def test_saved_naflex_model_is_loaded(tmp_path, name):
+    model, videos = BACKBONES[name].make(), BACKBONES[name].videos()
+    model.save_pretrained(tmp_path)
+    loaded = load_backbone(f"hf:{tmp_path}")
+    assert torch.equal(*(FrameEncoder(one).encode(videos)["features"] for one in (loaded, model)))
+
+
+@torch.no_grad()
 def test_masked_autoencoder_sees_all_patches():
     backbone = BACKBONES["ViT-MAE"]
     unmasked, videos = backbone.make(), backbone.videos()
