@@ -10,6 +10,7 @@ A new LoRA changes no feature, because one of its two factors starts at zero.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import peft
 import torch
@@ -50,7 +51,8 @@ def text_layers(encoder: TextEncoder) -> list[str]:
 def add_text_lora(encoder: TextEncoder, rank: int) -> TextEncoder:
     """Return the encoder with a new LoRA in its tower. Only the LoRA requires gradients."""
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA * rank, target_modules=text_layers(encoder))
-    model = peft.get_peft_model(encoder.model, config)  # type: ignore[arg-type]
+    tower: Any = encoder.model
+    model = peft.get_peft_model(tower, config)
     config.base_model_name_or_path = encoder.name  # PEFT sets that of transformers
     return _with_lora(encoder, model)
 

@@ -42,9 +42,23 @@ _VIT_PARTS = BlockParts("layernorm_before", "attention", "layernorm_after", "mlp
 _DINO_PARTS = BlockParts("norm1", "attention", "norm2", "mlp")
 
 
+def _stem(tower: Any, images: Tensor) -> Tensor:
+    tokens = tower.embeddings(images)
+    return tower.pre_layrnorm(tokens) if hasattr(tower, "pre_layrnorm") else tokens
+
+
+def _embed_all_patches(tower: Any, images: Tensor) -> Tensor:
+    """Embed images without the random masking of ViT-MAE, which would drop patches and shuffle the others."""
+    embeddings = tower.embeddings
+    positions = embeddings.position_embeddings
+    patches = embeddings.patch_embeddings(images) + positions[:, 1:]
+    class_token = (embeddings.cls_token + positions[:, :1]).expand(len(images), -1, -1)
+    return torch.cat((class_token, patches), dim=1)
+
+
 @dataclass(frozen=True)
 class _Kind:
-    """Module names and normalization of one model type."""
+    """Module names, normalization and stem of one model type."""
 
     blocks: str
     norm: str
@@ -53,7 +67,7 @@ class _Kind:
     normalization: Normalization
     any_size: bool = False
     takes_patches: bool = False
-    is_masked: bool = False
+    stem: Callable[[Any, Tensor], Tensor] = _stem
 
 
 _CLIP = _Kind("encoder.layers", "post_layernorm", "embeddings.patch_embedding", _CLIP_PARTS, OPENAI)
@@ -62,10 +76,10 @@ _DINOV2 = _Kind("encoder.layer", "layernorm", _VIT.patch_embedding, _DINO_PARTS,
 _KINDS = {
     "clip_vision_model": _CLIP,
     "siglip_vision_model": replace(_CLIP, normalization=HALF),
-    "siglip2_vision_model": replace(_CLIP, normalization=HALF, any_size=True, takes_patches=True),
+    "siglip2_vision_model": replace(_CLIP, normalization=HALF, any_size=True, takes_patches=True, stem=embed_images),
     "vit": _VIT,
     "deit": replace(_VIT, normalization=IMAGENET),
-    "vit_mae": replace(_VIT, normalization=IMAGENET, is_masked=True),
+    "vit_mae": replace(_VIT, normalization=IMAGENET, stem=_embed_all_patches),
     "dinov2": _DINOV2,
     "dinov2_with_registers": _DINOV2,
     "dinov3_vit": replace(_DINOV2, blocks="model.layer", norm="norm", patch_embedding="embeddings.patch_embeddings"),
@@ -217,7 +231,7 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
         std=std,
         pools_prefix=_has_class_token(tower.embeddings),
         patch_embedding=kind.patch_embedding,
-        stem=_stem_of(kind),
+        stem=kind.stem,
         run_block=_run_rotary_block if rotary else _run_block,
         pool=_pool,
         norm=_norm,
@@ -256,26 +270,6 @@ def _num_prefix_tokens(embeddings: Any) -> int:
         + hasattr(embeddings, "distillation_token")
         + (0 if registers is None else registers.shape[1])
     )
-
-
-def _stem_of(kind: _Kind) -> Callable[[Any, Tensor], Tensor]:
-    if kind.takes_patches:
-        return embed_images
-    return _embed_all_patches if kind.is_masked else _stem
-
-
-def _embed_all_patches(tower: Any, images: Tensor) -> Tensor:
-    """Embed images without the random masking of ViT-MAE, which would drop patches and shuffle the others."""
-    embeddings = tower.embeddings
-    positions = embeddings.position_embeddings
-    patches = embeddings.patch_embeddings(images) + positions[:, 1:]
-    class_token = (embeddings.cls_token + positions[:, :1]).expand(len(images), -1, -1)
-    return torch.cat((class_token, patches), dim=1)
-
-
-def _stem(tower: Any, images: Tensor) -> Tensor:
-    tokens = tower.embeddings(images)
-    return tower.pre_layrnorm(tokens) if hasattr(tower, "pre_layrnorm") else tokens
 
 
 def _run_block(tower: nn.Module, block: nn.Module, tokens: Tensor) -> Tensor:
