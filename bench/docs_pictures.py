@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from dmgal.recipes.reports.shown_clips import Drawing
 from dmgal.recipes.visualize import Visualize, run
 from dmgal.videos.generated import write_video
 from dmgal.videos.motion_world.clips import MotionWorld
@@ -49,7 +50,8 @@ def main() -> None:
         query = write_clips(folder)
         for name, paths in (("motion_maps", (query,)), ("task", (folder / "actions", query))):
             drawn, out = folder / f"{name}.png", FIGURES / f"{name}.webp"
-            run(Visualize(paths, out=drawn, layer="smga.0" if name == "motion_maps" else "smga.1"))
+            drawing = Drawing(layer="smga.0" if name == "motion_maps" else "smga.1")
+            run(Visualize(paths, out=drawn, drawing=drawing))
             shrink(drawn, out)
             print(f"{out.name}: {out.stat().st_size / 1024:.0f} KB")
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
@@ -24,6 +24,7 @@ from dmgal.bench.capability_table import capability_rows
 from dmgal.bench.docs_figures import EFFICIENCY, FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
 from dmgal.bench.matrix.report import markdown
+from dmgal.bench.matrix.report_folder import write_or_check
 from dmgal.bench.quantized import table as quantized_table
 from dmgal.bench.reproduction import TITLES, reproduction_table, sources
 from dmgal.files import read_json
@@ -49,30 +50,6 @@ def main(argv: list[str] | None = None) -> int:
     """Rewrite or check every file, and return the exit code."""
     options = tyro.cli(DocsTables, args=argv, description=__doc__)
     return write_or_check(generated(options.root), options.root, options.check, "python -m dmgal.bench.docs_tables")
-
-
-def write_or_check(files: Iterable[tuple[Path, str | bytes]], root: Path, check: bool, command: str) -> int:
-    """Write generated files below a folder, or only name those that are stale, and return the exit code.
-
-    Args:
-        files: path below the root and content of each.
-        root: folder of the files.
-        check: write nothing, and return 1 if a file is stale.
-        command: command that writes the files.
-    """
-    stale = False
-    for path, content in files:
-        file, data = root / path, content.encode() if isinstance(content, str) else content
-        if file.exists() and file.read_bytes() == data:
-            continue
-        stale = True
-        if check:
-            print(f"{path} is stale. Run '{command}'.", file=sys.stderr)
-        else:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(data)
-            print(f"written: {path}")
-    return 1 if check and stale else 0
 
 
 def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:

@@ -13,7 +13,6 @@ finished cell again. An experiment is a small JSON of differences to the bundled
 
 from __future__ import annotations
 
-import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,19 +21,16 @@ from typing import Annotated, Any
 import tyro
 
 from dmgal.bench import docs_tables
-from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experiment_from, read_experiment
-from dmgal.bench.matrix.figures import FIGURES, Form
-from dmgal.bench.matrix.plan import estimates, plan_as_text
-from dmgal.bench.matrix.report import accuracy_table, as_csv, as_page, cost_table, load, rows_of
+from dmgal.bench.matrix.experiment import Experiment, data_layer, experiment_as_json, experiment_from, read_experiment
+from dmgal.bench.matrix.plan import plan_of
+from dmgal.bench.matrix.report_folder import report_folder
 from dmgal.bench.matrix.runner import Runner, notices
 from dmgal.errors import DmgalError
 from dmgal.files import printable, write_text
 from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
 from dmgal.recipes.run.folder import json_text
-from dmgal.recipes.run.layers import Tree
 from dmgal.recipes.run.ranges import STEPS, TASKS, WORKERS, Range
 
-FORMS: tuple[Form, ...] = ("svg", "png")
 METHODS = ("frozen", "lora", "dmgal_adapter")
 """Methods of a benchmark on a user's data, unless the user names others."""
 
@@ -94,10 +90,11 @@ def experiment_of(options: Bench) -> Experiment:
         )
     if options.experiment is not None:
         return read_experiment(options.experiment)
+    assert options.data is not None
     train = {"steps": options.steps, "validate_every": max(1, options.steps // 2)}
-    layers, data = data_layer(options)
+    layers, data = data_layer(options.data, options.root, options.group)
     tree: dict[str, Any] = {
-        "name": options.data.stem if options.data else "",
+        "name": options.data.stem,
         "layers": layers,
         "recipe": {"train": train, "episode": {"n_way": options.ways}, **data},
         "backbones": options.backbone,
@@ -107,27 +104,14 @@ def experiment_of(options: Bench) -> Experiment:
     return experiment_from(tree | {name: getattr(options, name) for name in names})
 
 
-def data_layer(options: Bench) -> tuple[list[str], Tree]:
-    """Return the recipe layers of the user's data, and their differences to the default recipe."""
-    assert options.data is not None
-    group = {} if options.group is None else {"group": options.group}
-    if options.data.suffix in (".yaml", ".yml"):
-        return [str(options.data)], {"data": group} if group else {}
-    if options.data.is_dir():
-        return [], {"data": {"name": options.data.name, "root": str(options.data), **group}}
-    root = options.root or options.data.parent
-    return [], {"data": {"name": options.data.stem, "root": str(root), "split_file": str(options.data), **group}}
-
-
 def run(options: Bench) -> int:
     """Run, resume or only plan a benchmark, and print what failed."""
     experiment = experiment_of(options)
     runner = Runner(experiment, options.out, options.processes, options.retry, options.quiet)
-    pending, results = runner.pending(), runner.results()
     if options.plan:
-        costs = estimates(pending, experiment, results)
-        print(plan_as_text(pending, costs, len(experiment.cells()) - len(pending), options.processes))
+        print(plan_of(runner))
         return 0
+    runner.results()  # raises if they cannot be mixed, before anything is written
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(options.out / "experiment.json", json_text(experiment_as_json(experiment)))
     with resumable():
@@ -148,31 +132,14 @@ class Report:
     """Write nothing. Exit with 1 and name each file that is stale."""
 
 
-def report(options: Report) -> int:
-    """Write or check the report of a benchmark, or the generated parts of the documentation."""
-    if options.folder is None:
-        return docs_tables.main(["--check"] if options.check else [])
-    results = load(options.folder)
-    rows = rows_of(results)
-    files: dict[Path, str | bytes] = {
-        Path("report.md"): as_page(results, f"Benchmark {results[0]['run_info']['experiment_name']}"),
-        Path("report.csv"): as_csv(results),
-    }
-    if any(row.results for row in rows):
-        for (name, draw), form, dark in itertools.product(FIGURES.items(), FORMS, (False, True)):
-            files[Path(f"{name}_{'dark' if dark else 'light'}.{form}")] = draw(rows, form, dark)
-    command = f"dmgal bench report {printable(str(options.folder))}"
-    code = docs_tables.write_or_check(files.items(), options.folder, options.check, command)
-    if not options.check:
-        print(f"{accuracy_table(rows)}\n{cost_table(rows)}", end="")
-    return code
-
-
 def main(argv: list[str] | None = None) -> int | None:
     """Run a benchmark, or report one."""
     words = sys.argv[1:] if argv is None else argv
     if words[:1] == ["report"]:
-        return report(parse_options(Report, words[1:], "bench report", __doc__))
+        options = parse_options(Report, words[1:], "bench report", __doc__)
+        if options.folder is None:
+            return docs_tables.main(["--check"] if options.check else [])
+        return report_folder(options.folder, options.check)
     return run(parse_options(Bench, words, "bench", __doc__))
 
 

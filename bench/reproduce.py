@@ -14,34 +14,22 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import tyro
 
 from dmgal.bench.matrix.experiment import Experiment, experiment_as_json, experiment_from
-from dmgal.bench.matrix.plan import estimates, plan_as_text
-from dmgal.bench.matrix.results import check_one_origin, read_results
-from dmgal.bench.matrix.runner import Runner, duration, notices
-from dmgal.bench.reproduction import ADAPTERS, CLIP, METHODS, TITLES, as_page, reproduction_as_json
-from dmgal.errors import DmgalError
-from dmgal.files import parse_yaml, printable, read_json, read_mapping, write_text
-from dmgal.parallel import available_cores
-from dmgal.recipes import prepare
+from dmgal.bench.matrix.plan import plan_of
+from dmgal.bench.matrix.runner import Runner, notices
+from dmgal.bench.prepared_videos import checking_cost, is_prepared, prepare_videos
+from dmgal.bench.reproduction import ADAPTERS, CLIP, METHODS, write_record
+from dmgal.files import printable, write_text
 from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
-from dmgal.recipes.run.config import DataConfig, Recipe
-from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.folder import json_text
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
 from dmgal.recipes.run.ranges import STEPS, TASKS, WORKERS, Range
 from dmgal.videos.catalog.lists import StandardSplit
-from dmgal.videos.decoding.video import probe_video
-
-SAMPLED_VIDEOS = 3
-"""Videos that are decoded to estimate the time of the check."""
 
 
 @dataclass(frozen=True)
@@ -116,32 +104,6 @@ def experiment_of(options: Reproduce, layer: Path) -> Experiment:
     })  # fmt: skip
 
 
-def is_prepared(folder: Path, root: Path) -> bool:
-    """Return True if all videos of a root were checked into this folder."""
-    layer, summary = folder / "data.yaml", folder / "summary.json"
-    if not (layer.exists() and summary.exists() and "sound" in read_json(summary)):
-        return False
-    data = read_mapping(layer, "The prepared data cannot be read.", "Delete the folder.", parse_yaml).get("data", {})
-    return data.get("root") == str(root.resolve())
-
-
-def prepare_videos(options: Reproduce, folder: Path, check: bool = True) -> Mapping[str, Any]:
-    """Match the videos, check them if wanted, and write their recipe layer. Return the content of summary.json."""
-    if check and is_prepared(folder, options.videos):
-        return read_json(folder / "summary.json")
-    if not options.dataset and not options.videos.is_dir():
-        raise DmgalError(
-            "This data set is unknown.",
-            received=options.data,
-            expected=f"one of {', '.join(TITLES)}, or a folder of videos",
-            remedy="Check the name.",
-        )
-    settings = prepare.Prepare(
-        dataset=options.dataset, root=options.videos, out=folder, check=check, quiet=options.quiet
-    )
-    return prepare.run(settings, suggest=False)
-
-
 def plan(options: Reproduce) -> str:
     """Return the trainings with their estimated cost, and the time of the check. Nothing is written to the folder."""
     prepared = options.folder / "prepared"
@@ -149,25 +111,10 @@ def plan(options: Reproduce) -> str:
         is_checked = is_prepared(prepared, options.videos)
         folder = prepared if is_checked else Path(temporary)
         if not is_checked:
-            prepare_videos(options, folder, check=False)
+            prepare_videos(options.dataset, options.videos, folder, check=False, quiet=options.quiet)
         experiment = experiment_of(options, folder / "data.yaml")
-        runner = Runner(experiment, options.folder, options.processes, options.retry, quiet=True)
-        pending, results = runner.pending(), runner.results()
-        costs = estimates(pending, experiment, results)
-        text = plan_as_text(pending, costs, len(experiment.cells()) - len(pending), options.processes)
-        data = from_mapping(Recipe, merged([read_layer(str(folder / "data.yaml"))])).data
-        return text if is_checked else f"{text}\nbefore, {checking_cost(data)}"
-
-
-def checking_cost(data: DataConfig) -> str:
-    """Return a line about the time of checking all videos, from a few of them."""
-    catalog = build_catalog(data, progress=False)
-    places = range(0, len(catalog), -(-len(catalog) // SAMPLED_VIDEOS))
-    start = time.perf_counter()
-    for place in places:
-        probe_video(catalog.path(place))
-    seconds = (time.perf_counter() - start) / len(places) * len(catalog) / available_cores()
-    return f"the check of {len(catalog):,} videos takes about {duration(seconds)}"
+        text = plan_of(Runner(experiment, options.folder, options.processes, options.retry, quiet=True))
+        return text if is_checked else f"{text}\nbefore, {checking_cost(folder)}"
 
 
 def run(options: Reproduce, command: str) -> int:
@@ -177,25 +124,15 @@ def run(options: Reproduce, command: str) -> int:
     """
     out = options.folder
     with resumable():
-        summary = prepare_videos(options, out / "prepared")
+        summary = prepare_videos(options.dataset, options.videos, out / "prepared", quiet=options.quiet)
         experiment = experiment_of(options, out / "prepared" / "data.yaml")
         runner = Runner(experiment, out, options.processes, options.retry, options.quiet)
         write_text(out / "experiment.json", json_text(experiment_as_json(experiment)))
         found = runner.run()
-    results, path = read_results(runner.results_folder), out / "reproduction.json"
-    check_one_origin(results)
-    names = dict.fromkeys([*(cell.name for cell in experiment.cells()), *results])
-    ordered = [results[name] for name in names if name in results]
-    videos = {"found": summary["videos"], "missing": summary["missing"], "bad": summary.get("bad", 0)}
-    earlier = read_json(path).get("commands", []) if path.exists() else []
-    commands = dict.fromkeys([*earlier, command])
-    record = reproduction_as_json(ordered, options.name, list(commands), videos)
-    write_text(path, json_text(record))
-    write_text(out / "reproduction.md", page := as_page(record))
-    print(page, end="")
+    print(write_record(runner, options.name, summary, command), end="")
     for line in notices(runner, list(found.values())):
         print(line)
-    print(f"results: {printable(str(path))}")
+    print(f"results: {printable(str(out / 'reproduction.json'))}")
     return 0
 
 

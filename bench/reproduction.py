@@ -16,10 +16,11 @@ import numpy as np
 
 from dmgal.bench.matrix.experiment import cell_name
 from dmgal.bench.matrix.report import Row, is_untrained, markdown, rows_of
-from dmgal.bench.matrix.results import Result
-from dmgal.bench.matrix.runner import duration
+from dmgal.bench.matrix.results import Result, check_one_origin, read_results
+from dmgal.bench.matrix.runner import Runner, duration
 from dmgal.episodes.evaluation.statistics import interval_of_mean
-from dmgal.files import parse_yaml, read_mapping
+from dmgal.files import parse_yaml, read_json, read_mapping, write_text
+from dmgal.recipes.run.folder import json_text
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
 CLIP, RESNET = "open_clip:ViT-B-16/openai", "hf:microsoft/resnet-50"
@@ -58,6 +59,28 @@ def read_published(path: Path = PUBLISHED) -> dict[str, Published]:
     """Return the published accuracies by method. Raise a DmgalError if the file cannot be read."""
     tree = read_mapping(path, "The published accuracies cannot be read.", "Install dmgal again.", parse_yaml)
     return {method: Published(**entry) for method, entry in tree.items()}
+
+
+def write_record(runner: Runner, name: str, summary: Mapping[str, Any], command: str) -> str:
+    """Write reproduction.json and reproduction.md, also with the rows of earlier commands, and return the page.
+
+    Args:
+        runner: the trainings, whose rows come first, and the folder.
+        name: name of the data set.
+        summary: content of summary.json of the prepared videos.
+        command: command to store in the record.
+    """
+    out, results = runner.folder, read_results(runner.results_folder)
+    cells = [cell.name for cell in runner.experiment.cells()]
+    check_one_origin(results)
+    path = out / "reproduction.json"
+    ordered = [results[cell] for cell in dict.fromkeys([*cells, *results]) if cell in results]
+    videos = {"found": summary["videos"], "missing": summary["missing"], "bad": summary.get("bad", 0)}
+    earlier = read_json(path).get("commands", []) if path.exists() else []
+    record = reproduction_as_json(ordered, name, list(dict.fromkeys([*earlier, command])), videos)
+    write_text(path, json_text(record))
+    write_text(out / "reproduction.md", page := as_page(record))
+    return page
 
 
 def reproduction_as_json(

@@ -13,22 +13,28 @@ the JSON file of --out and the web page of --page. With --targets, the runs are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from dmgal.errors import DmgalError
-from dmgal.files import listed, printable, write_text
-from dmgal.recipes.reports.comparison import methods_as_json, methods_as_text
+from dmgal.files import write_text
+from dmgal.recipes.reports.comparison import methods_as_text
 from dmgal.recipes.reports.page import comparison_page
-from dmgal.recipes.reports.runs import Comparison, as_text, compare_in_depth, matrix_as_text, rows_as_json
+from dmgal.recipes.reports.runs import (
+    Comparison,
+    as_text,
+    compare_in_depth,
+    comparison_as_json,
+    matrix_as_text,
+    names_of,
+)
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.config import DataOverrides, TargetData
 from dmgal.recipes.run.encoding import Kept
-from dmgal.recipes.run.evaluation import Protocol, protocol_as_json, samplers
+from dmgal.recipes.run.evaluation import Protocol
 from dmgal.recipes.run.folder import environment, json_text
 from dmgal.recipes.run.ranges import TASKS, Range
 from dmgal.recipes.run.text import TextOptions, text_line
@@ -64,19 +70,42 @@ class Compare:
     """Hide progress bars."""
 
 
-def _page(found: Comparison, options: Compare) -> str:
-    protocol, episode = options.protocol, found.recipe.episode
-    ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
-    episodes = len(found.rows[0].evaluations["accuracy"].accuracies)
-    summary = f"{ways}-way {shots}-shot accuracy on {protocol.split} classes, {episodes:,} episodes, the same for all."
-    summary += "" if found.rows[0].text is None else f" Text: {text_line(found.rows[0].text)}."
-    summary += " INEXACT: states were stored as float16." if options.states == "float16" else ""
-    return comparison_page(found.rows, found.methods, found.pairings, found.catalog, summary)
+def _check(options: Compare) -> None:
+    if options.targets and (options.page or options.data.root is not None or options.data.split_file is not None):
+        raise DmgalError(
+            "Each target has its own data.",
+            received="--targets with --page, --data.root or --data.split-file",
+            expected="--targets with --out, or one other data set",
+            remedy="Remove the other option.",
+        )
 
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, text)
+def _compare_on_targets(options: Compare) -> int:
+    """Compare the runs on each of the targets, and print and write one matrix."""
+    by_target: dict[str, Comparison] = {}
+    for name, root in names_of(options.targets).items():
+        found = _compared(options, TargetData(**{**vars(options.data), "root": root}))
+        if found is not None:
+            by_target[name] = found
+    if not by_target:  # a process that only helps
+        return 0
+    if options.out:
+        numbers = {
+            name: comparison_as_json(found, options.protocol, options.states == "float16")
+            for name, found in by_target.items()
+        }
+        write_text(options.out, json_text({"targets": numbers, "environment": environment()}), parents=True)
+    print(matrix_as_text(by_target))
+    if options.states == "float16":
+        print(INEXACT)
+    return 0
+
+
+def _compared(options: Compare, data: DataOverrides) -> Comparison | None:
+    progress = not options.quiet
+    probe = options.probe and not options.targets  # the matrix of targets does not show it
+    settings = options.states, options.disagreements, data, options.cache, probe, options.text
+    return compare_in_depth(options.runs, options.protocol, progress, *settings)
 
 
 def main(argv: list[str] | None = None) -> int | None:
@@ -92,11 +121,12 @@ def main(argv: list[str] | None = None) -> int | None:
     found = _compared(options, options.data)
     if found is None:
         return 0
-    numbers = _numbers(options, found)
+    numbers = comparison_as_json(found, options.protocol, options.states == "float16")
     if options.out:  # before printing, so that a closed pipe does not lose the results
-        _write(options.out, json_text({**numbers, "environment": environment()}))
+        write_text(options.out, json_text({**numbers, "environment": environment()}), parents=True)
     if options.page:
-        _write(options.page, _page(found, options))
+        page = comparison_page(found, options.protocol, is_inexact=options.states == "float16")
+        write_text(options.page, page, parents=True)
     if found.rows[0].text is not None:
         print(f"text: {text_line(found.rows[0].text)}")
     print(as_text(found.rows))
@@ -104,64 +134,6 @@ def main(argv: list[str] | None = None) -> int | None:
     if options.states == "float16":
         print(INEXACT)
     return 0
-
-
-def _compare_on_targets(options: Compare) -> int:
-    """Compare the runs on each of the targets, and print and write one matrix."""
-    by_target: dict[str, Comparison] = {}
-    for name, root in _named(options.targets).items():
-        found = _compared(options, TargetData(**{**vars(options.data), "root": root}))
-        if found is not None:
-            by_target[name] = found
-    if not by_target:  # a process that only helps
-        return 0
-    if options.out:
-        numbers = {name: _numbers(options, found) for name, found in by_target.items()}
-        _write(options.out, json_text({"targets": numbers, "environment": environment()}))
-    print(matrix_as_text(by_target))
-    if options.states == "float16":
-        print(INEXACT)
-    return 0
-
-
-def _named(roots: Sequence[Path]) -> dict[str, Path]:
-    """Return the roots by the last parts of their paths that tell them apart."""
-    for count in range(1, max(len(root.resolve().parts) for root in roots) + 1):
-        names = [printable("/".join(root.resolve().parts[-count:])) for root in roots]
-        if len({*names}) == len(roots):
-            return dict(zip(names, roots, strict=True))
-    raise DmgalError(
-        "A target is given twice.",
-        received=listed([str(root) for root in roots]),
-        expected="different folders",
-        remedy="Remove one of them.",
-    )
-
-
-def _compared(options: Compare, data: DataOverrides) -> Comparison | None:
-    progress = not options.quiet
-    probe = options.probe and not options.targets  # the matrix of targets does not show it
-    settings = options.states, options.disagreements, data, options.cache, probe, options.text
-    return compare_in_depth(options.runs, options.protocol, progress, *settings)
-
-
-def _numbers(options: Compare, found: Comparison) -> dict[str, Any]:
-    sampler = samplers(found.catalog, found.recipe, options.protocol)["accuracy"]
-    protocol = protocol_as_json(options.protocol, found.recipe, found.catalog)
-    protocol |= {"text": found.rows[0].text or protocol["text"], "seen_classes": found.seen}
-    numbers: dict[str, Any] = {"protocol": protocol, "rows": rows_as_json(found.rows)}
-    numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
-    return numbers | ({"inexact": "states were kept as float16"} if options.states == "float16" else {})
-
-
-def _check(options: Compare) -> None:
-    if options.targets and (options.page or options.data.root is not None or options.data.split_file is not None):
-        raise DmgalError(
-            "Each target has its own data.",
-            received="--targets with --page, --data.root or --data.split-file",
-            expected="--targets with --out, or one other data set",
-            remedy="Remove the other option.",
-        )
 
 
 if __name__ == "__main__":

@@ -26,19 +26,14 @@ from typing import Annotated, Any
 import tyro
 
 from dmgal.episodes.gallery.gallery import Gallery
-from dmgal.episodes.gallery.gallery_file import changing, load_gallery
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import print_gallery
-from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.clips import list_clips, list_negatives
+from dmgal.recipes.run.enrollment import GalleryChange, update_gallery
 from dmgal.recipes.run.evaluation import is_run
-from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.ranges import Range
-from dmgal.recipes.run.text import (
-    TextOptions,
-)
+from dmgal.recipes.run.text import TextOptions
 from dmgal.videos.bad_videos import OnBadVideo
 
 
@@ -75,11 +70,6 @@ class Enroll:
     """Hide progress bars."""
 
     @property
-    def is_change(self) -> bool:
-        """True if there is a gallery already."""
-        return self.add or bool(self.remove)
-
-    @property
     def run(self) -> Path | None:
         """Folder of the run, or None for the default."""
         only_removes = bool(self.remove) and not self.add
@@ -87,15 +77,30 @@ class Enroll:
         return self.paths[0] if is_first else None
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of classes without clips."""
-        return tuple(printable(name.strip()) for name in self.name)
+    def change(self) -> GalleryChange:
+        """The change of the gallery file that the options ask for.
 
-    @property
-    def clips(self) -> Path | None:
-        """Folder of the clips, or the clip, if there are any."""
-        rest = self.paths if self.run is None else self.paths[1:]
-        return rest[0] if rest else None
+        Raises:
+            DmgalError: there are too many paths.
+        """
+        clips = self.paths if self.run is None else self.paths[1:]
+        if len(self.paths) > 2 or len(clips) > 1:
+            raise DmgalError(
+                "Only one folder of clips can be enrolled at a time.",
+                received=" ".join(printable(str(path)) for path in self.paths),
+                expected="[RUN] CLIPS",
+                remedy="Enroll the first folder, and the others with --add.",
+            )
+        return GalleryChange(
+            clips=clips[0] if clips else None,
+            class_name=self.class_name and printable(self.class_name.strip()),
+            names=tuple(printable(name.strip()) for name in self.name),
+            negatives=self.negatives,
+            removed=tuple(map(printable, self.remove)),
+            adds=self.add,
+            is_text_only=self.text.use == "only",
+            on_bad_video=self.on_bad_video,
+        )
 
 
 def run(options: Enroll) -> Gallery:
@@ -104,84 +109,10 @@ def run(options: Enroll) -> Gallery:
     Raises:
         DmgalError: the clips, the gallery or the run cannot be used.
     """
-    _check(options)
-    _check_files(options)
-    settings: dict[str, Any] = {
-        "run": options.run,
-        "views": options.views,
-        "verbose": not options.quiet,
-        "text": options.text,
-    }
+    settings: dict[str, Any] = {"views": options.views, "verbose": not options.quiet, "text": options.text}
     if options.shortlist is not None:
         settings["shortlist"] = options.shortlist
-    with changing(options.out):
-        _check(options)  # again: another process may have written the gallery
-        recognizer = (
-            ActionRecognizer.load(options.out, **settings) if options.is_change else ActionRecognizer(**settings)
-        )
-        if options.remove:
-            recognizer.remove(*map(printable, options.remove))
-        if options.names:
-            recognizer.enroll_names(*options.names)
-        if options.clips is not None:
-            name = options.class_name and printable(options.class_name.strip())
-            recognizer.enroll(
-                {name: options.clips} if name else options.clips,
-                on_bad_video=options.on_bad_video,
-                num_workers=recognizer.model.recipe.data.num_workers,
-            )
-        if options.negatives is not None:
-            recognizer.enroll_negatives(
-                options.negatives,
-                on_bad_video=options.on_bad_video,
-                num_workers=recognizer.model.recipe.data.num_workers,
-            )
-        recognizer.save(options.out)
-    return recognizer.gallery
-
-
-def _check_files(options: Enroll) -> None:
-    """Raise for a run, a gallery or clips that are not there, before a lock file is created."""
-    if options.run is not None:
-        Run(options.run).recipe()
-    if options.is_change:
-        load_gallery(options.out)
-    if options.clips is not None:
-        list_clips(options.clips, options.class_name)
-    if options.negatives is not None:
-        list_negatives(options.negatives)
-
-
-def _check(options: Enroll) -> None:
-    if len(options.paths) > 2:
-        raise DmgalError(
-            "Only one folder of clips can be enrolled at a time.",
-            received=" ".join(printable(str(path)) for path in options.paths),
-            expected="[RUN] CLIPS",
-            remedy="Enroll the first folder, and the others with --add.",
-        )
-    if options.clips is not None and (options.name or options.text.use == "only"):
-        raise DmgalError(
-            "Class names alone need no clips.",
-            received=f"{printable(str(options.clips))} with --name or --text.use only",
-            expected="--name for each class, or clips",
-            remedy="Remove the clips. To use clips and the names of their classes, pass --text.use fuse.",
-        )
-    adds_negatives = options.negatives is not None and options.add
-    if options.clips is None and not options.remove and not options.name and not adds_negatives:
-        raise DmgalError(
-            "There is nothing to do.",
-            received="neither clips nor --name nor --remove, nor --negatives with --add",
-            expected="a folder of clips or names of classes to enroll, or a class to remove",
-            remedy="See dmgal enroll --help.",
-        )
-    if options.out.exists() and not options.is_change:
-        raise DmgalError(
-            "This gallery already exists.",
-            received=printable(str(options.out)),
-            expected="a file that does not exist yet",
-            remedy="Pass --add to add to it, or another --out.",
-        )
+    return update_gallery(options.out, options.run, options.change, settings)
 
 
 def main(argv: list[str] | None = None) -> int | None:

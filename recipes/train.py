@@ -14,27 +14,26 @@ with --resume. torchrun and accelerate launch replace this exit code by their ow
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
-from dmgal.errors import DmgalError, first_line
+from dmgal.episodes import FewShotRecognizer
 from dmgal.recipes.run.build import build_recognizer, with_base_classes
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.folder import Run
-from dmgal.recipes.run.layers import bundled_layers
+from dmgal.recipes.run.layers import layer_list
 from dmgal.recipes.run.text import give_texts
-from dmgal.recipes.training.folds import ChosenStep, Fold, has_too_few_to_validate, leave_classes_out
+from dmgal.recipes.training.folds import Training, trainings
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_launcher
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tasks import warn_of_few_classes
@@ -85,98 +84,55 @@ def run(
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
     with StopSignal() as stop:
-        given = _Given(backbone, head, stop, trackers, resume, accept_changes, quiet)
-        set_seed(recipe.train.seed)
         check_tracker(recipe)
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
-        if not has_too_few_to_validate(recipe, catalog):
-            return _train(recipe, out, catalog, given)
-        catalog, folds = leave_classes_out(recipe, catalog, out)
-        for fold in folds:
-            _train(fold.recipe, fold.folder, fold.catalog, given.copy(), fold)
-        return _train(recipe, out, catalog, given, ChosenStep.by(folds))
+        for training in trainings(recipe, catalog, out):  # several if classes are left out in turn
+            set_seed(recipe.train.seed)
+            given = (backbone, head) if training.is_whole else copy.deepcopy((backbone, head))
+            own_recipe, recognizer = _built(training, *given)
+            accelerator = make_accelerator(own_recipe, training.folder, trackers if training.is_whole else ())
+            trainer = Trainer(training, own_recipe, recognizer, accelerator, stop, quiet)
+            _train(trainer, training, resume, accept_changes)
+    return Run(out)
 
 
-@dataclass(frozen=True)
-class _Given:
-    """Arguments of `run` that all its trainings share."""
-
-    backbone: nn.Module | None
-    head: nn.Module | None
-    stop: StopSignal
-    trackers: Sequence[Any]
-    resume: bool
-    accept_changes: bool
-    quiet: bool
-
-    def copy(self) -> _Given:
-        """Return copies of backbone and head, for a training beside the main one, which no tracker follows."""
-        backbone, head = copy.deepcopy((self.backbone, self.head))
-        return replace(self, backbone=backbone, head=head, trackers=())
+def _built(training: Training, backbone: nn.Module | None, head: nn.Module | None) -> tuple[Recipe, FewShotRecognizer]:
+    """Return the recipe with the number of base classes if its head learns them, and the recognizer."""
+    recipe = with_base_classes(training.recipe, training.catalog) if head is None else training.recipe
+    recognizer = build_recognizer(recipe, backbone=backbone, head=head)
+    give_texts(recognizer, recipe, training.catalog)
+    return recipe, recognizer
 
 
-def _train(
-    recipe: Recipe, out: Path, catalog: VideoCatalog, given: _Given, part: Fold | ChosenStep | None = None
-) -> Run:
-    """Train on a catalog. ``part`` is the training's part in leaving classes out for validation, if they are."""
-    folder = Run(out)
-    with ExitStack() as locks:
-        if part is not None:
-            set_seed(recipe.train.seed)  # again, because the trainings before have drawn
-        recipe = with_base_classes(recipe, catalog) if given.head is None else recipe
-        recognizer = build_recognizer(recipe, backbone=given.backbone, head=given.head)
-        give_texts(recognizer, recipe, catalog)
-        accelerator = make_accelerator(recipe, out, given.trackers)
-        validation = part.validation(recognizer, accelerator, not given.quiet) if isinstance(part, Fold) else part
-        trainer = Trainer(recipe, folder, recognizer, catalog, accelerator, given.stop, given.quiet, validation)
+def _train(trainer: Trainer, training: Training, resume: bool, accept_changes: bool) -> None:
+    """Start or resume the run's folder, and train until the last step."""
+    recipe, folder, accelerator = trainer.recipe, trainer.run, trainer.accelerator
+    with folder.locked() if trainer.main else nullcontext():
         changes = {}
         if trainer.main:
-            locks.enter_context(folder.locked())
-            changes = folder.start(recipe, given.resume, given.accept_changes, catalog, own_split=part is not None)
-            if not isinstance(part, Fold):
-                warn_of_few_classes(recipe, catalog.split("train"))
+            changes = folder.start(recipe, resume, accept_changes, training.catalog, own_split=training.leaves_out)
+        if trainer.main and training.is_whole:
+            warn_of_few_classes(recipe, training.catalog.split("train"))
         accelerator.wait_for_everyone()
         warn_of_launcher(accelerator, recipe)
-        trainer.prepare(given.resume)
-        trainer.tracking.say(start_line(accelerator, recipe, recognizer))
+        trainer.prepare(resume)
+        trainer.tracking.say(start_line(accelerator, recipe, trainer.recognizer))
         if changes:
             trainer.tracking.note(trainer.progress.step, recipe_changes=changes)
-        with _explained_end(trainer, out):
+        with trainer.explained_end():
             if recipe.train.steps:
                 trainer.fit()  # validates, and saves checkpoints and the best weights
             elif trainer.selection.best is None:
                 trainer.validate()
         trainer.release()
         accelerator.end_training()
-    return folder
-
-
-@contextmanager
-def _explained_end(trainer: Trainer, out: Path) -> Iterator[None]:
-    """Add what is saved, or what needs less memory, to whatever ends the training early."""
-    try:
-        yield
-    except Preempted as preempted:
-        trainer.tracking.say(f"{preempted.name}: {trainer.what_is_saved()} ({out})")
-        raise
-    except KeyboardInterrupt as interruption:
-        raise KeyboardInterrupt(f"{trainer.what_is_saved()} ({out})") from interruption
-    except torch.OutOfMemoryError as error:
-        raise DmgalError(
-            "The device is out of memory.",
-            received=first_line(error),
-            expected="memory for the activations of one pass, in addition to weights and optimizer state",
-            remedy="Use --train.tasks-per-pass 1, --train.precision bf16, --backbone.checkpoint-blocks, "
-            "or --train.two-pass auto, which needs the least memory.",
-        ) from error
 
 
 def main(argv: list[str] | None = None) -> int | None:
     """Train by the recipe of the command line."""
     options, names = parse(argv, prog="dmgal train", description=as_description(__doc__), wrapper=Train)
     if options.list:
-        print("\n".join(bundled_layers()))
-        print(f"\nfor accelerate launch --config_file, and for sbatch: {Path(__file__).parent / 'configs' / 'launch'}")
+        print(layer_list())
         return 0
     out = options.out or Path("runs") / "_".join(Path(name).stem for name in names or ["default"])
     try:

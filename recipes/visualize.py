@@ -15,47 +15,20 @@ ending of --out decides between a picture (png, svg) and a film (gif, mp4).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import torch
 import tyro
-from matplotlib.figure import Figure
-from torch import Tensor
 
-from dmgal.backbones import VideoState
-from dmgal.episodes.evaluation import encode_videos
-from dmgal.episodes.evaluation.states import precompute_states
 from dmgal.errors import DmgalError
 from dmgal.files import printable
-from dmgal.recipes.run.action_recognizer import ActionRecognizer
+from dmgal.recipes.reports.shown_clips import POSSIBLE, Drawing, Given, Show, ShownClips, ShownGallery, kind_of
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
-from dmgal.recipes.run.clips import list_clips
 from dmgal.recipes.run.evaluation import is_run
-from dmgal.recipes.run.gallery import GalleryModel, load_model, read_frames, test_frames
-from dmgal.recipes.run.ranges import Range
-from dmgal.recipes.run.shown_layer import looking_layer
-from dmgal.videos import VideoCatalog
-from dmgal.videos.catalog.files import frame_files, subfolders
-from dmgal.videos.dataset import ClipSource, VideoDataset
-from dmgal.visualization import figures, films, plots
-from dmgal.visualization.layers import find_layers, require_attention
-from dmgal.visualization.maps import Direction, Recording, record
+from dmgal.recipes.run.gallery import GalleryModel, load_model
+from dmgal.visualization.layers import find_layers
 from dmgal.visualization.pictures import FILMS, check_ending, save_film, save_picture
-from dmgal.visualization.projection import principal_plane, state_vectors, tsne_plane
-
-Show = Literal["maps", "pair", "attention", "time", "task", "gallery"]
-Given = Literal["clip", "clips", "classes", "gallery"]
-POSSIBLE: dict[Given, tuple[Show, ...]] = {
-    "clip": ("maps", "attention", "time", "pair"),
-    "clips": ("pair", "task"),
-    "classes": ("task", "gallery"),
-    "gallery": ("gallery",),
-}
-"""What can be shown of one clip, two clips, a folder of classes and a clip, and a gallery and a clip. The first is the
-default."""
 
 
 @dataclass(frozen=True)
@@ -71,23 +44,9 @@ class Visualize:
     None: the first that fits."""
     out: Path = Path("visualization.png")
     """File to write: png or svg for a picture, gif or mp4 for a film."""
-    layer: str | None = None
-    """Layer to show, see --list. None: the first Smga, S-MGA or TDSAM, for attention the one that looks at moving
-    shapes most, a Cmga or C-MGA for tasks, or the patch embedding."""
     list: bool = False
     """Print the layers of the model and stop."""
-    direction: Direction = "both"
-    """Motion to the next frame (forward), to the previous one (backward), or both."""
-    relative: bool = True
-    """Subtract the features of still frames from learned motion. --no-relative shows the features as they are."""
-    cells: Annotated[int, Range(1, 32)] = 3
-    """Rows and columns of cells in a map."""
-    frame: Annotated[int | None, Range(1, 1024)] = None
-    """Frame of the (support) clip to enlarge with --show pair. None: the middle one."""
-    other: Annotated[int | None, Range(1, 1024)] = None
-    """Frame of the other clip. None: the same, or the next one of a single clip."""
-    method: Literal["pca", "tsne"] = "pca"
-    """Projection of a gallery. tsne needs scikit-learn."""
+    drawing: tyro.conf.OmitArgPrefixes[Drawing] = field(default_factory=Drawing)
     backbone: str = "tiny-clip"
     """Backbone, if no run is given."""
     adapter: str | None = "tiny-clip-motion"
@@ -106,39 +65,12 @@ class Visualize:
     @property
     def given(self) -> Given:
         """Kind of the support, or "clip" if there is none."""
-        if len(self.clips) == 1:
-            return "clip"
-        support = self.clips[0]
-        if support.is_dir() and subfolders(support) and not frame_files(support):
-            return "classes"
-        return "gallery" if support.suffix == ".safetensors" else "clips"
+        return "clip" if len(self.clips) == 1 else kind_of(self.clips[0])
 
     @property
     def shown(self) -> Show:
         """Content of the picture: the option, or the first that fits."""
         return self.show or POSSIBLE[self.given][0]
-
-
-def run(options: Visualize) -> None:
-    """Draw what the options ask for and write it.
-
-    Raises:
-        DmgalError: the model, a clip or the gallery cannot be used, or cannot be shown in this way.
-    """
-    if options.list:
-        for layer in find_layers(_model(options).recognizer).values():
-            kind = {"none": "", "within": ", attention within a frame", "across": ", attention to support videos"}
-            print(f"{layer.name:<16}  {layer.title}{kind[layer.attention]}")
-        return
-    _check(options)
-    if options.shown == "gallery":
-        save_picture(_gallery(options), options.out)
-        return
-    task = _Task.of(options, _model(options))
-    if options.out.suffix.lower() in FILMS:
-        save_film(_film(options, task), options.out)
-    else:
-        save_picture(_picture(options, task), options.out)
 
 
 def _check(options: Visualize) -> None:
@@ -171,104 +103,32 @@ def _model(options: Visualize) -> GalleryModel:
     return load_model(options.run, options.backbone, options.adapter)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """A recording of the clips, with the names and classes of the support."""
+def run(options: Visualize) -> None:
+    """Draw what the options ask for and write it.
 
-    recording: Recording
-    labels: Sequence[int]
-    class_names: Sequence[str]
-    names: tuple[str, str]
-    answer: str
-
-    @classmethod
-    def of(cls, options: Visualize, model: GalleryModel) -> _Task:
-        """Read the clips and record them."""
-        *support, query = options.clips
-        paths, labels, class_names = list(support), [0] * len(support), [path.stem for path in support]
-        if options.given == "classes":
-            catalog = list_clips(support[0])
-            paths, labels = [catalog.path(video) for video in range(len(catalog))], catalog.labels.tolist()
-            class_names = list(catalog.class_names)
-        videos = torch.stack([read_frames(model, path) for path in (*paths, query)])
-        layer = options.layer or _default_layer(options, model)
-        if options.shown == "attention":
-            layers = find_layers(model.recognizer)
-            if layer in layers:
-                require_attention(layers[layer], layers)
-        recording = record(model.recognizer, videos, layer, len(paths), options.relative)
-        answer = _answer(model, videos, labels, class_names) if len(class_names) > 1 else ""
-        return cls(recording, labels, class_names, (paths[0].name if paths else query.name, query.name), answer)
-
-
-def _default_layer(options: Visualize, model: GalleryModel) -> str | None:
-    """Return the layer that looks at motion most for a picture of attention, or None for the default of `record`."""
-    return looking_layer(model).name if options.shown == "attention" else None
-
-
-@torch.no_grad()
-def _answer(model: GalleryModel, videos: Tensor, labels: Sequence[int], class_names: Sequence[str]) -> str:
-    """Return the best class of the query, which is the last video, with its probability."""
-    states = model.recognizer.encode(videos)
-    support, query = states.split([len(labels), 1])
-    logits = model.recognizer.compare(support, torch.tensor(labels), query).logits[0]
-    probabilities = logits.softmax(dim=0)
-    best = int(probabilities.argmax())
-    return f"{class_names[best]} ({100 * probabilities[best].item():.0f} %)"
-
-
-def _picture(options: Visualize, task: _Task) -> Figure:
-    recording, (support, query) = task.recording, task.names
-    if options.shown == "maps":
-        return figures.motion_maps(recording, -1, options.cells, options.direction, query)
-    if options.shown == "attention":
-        return figures.attention_overlay(recording, -1, query)
-    if options.shown == "time":
-        return plots.motion_over_time(recording, -1, options.cells, query)
-    if options.shown == "task":
-        return figures.task_attention(recording, task.labels, task.class_names, -1, query, task.answer)
-    middle = (recording.num_frames + 1) // 2
-    first = options.frame or middle
-    other = options.other or (first if recording.num_support else min(first + 1, recording.num_frames))
-    last = recording.num_videos - 1
-    names = (support, query) if recording.num_support else ("the clip", "the clip")
-    return figures.pair_maps(recording, (0, first - 1), (last, other - 1), options.cells, options.direction, names)
-
-
-def _film(options: Visualize, task: _Task) -> Iterator[Figure]:
-    recording = task.recording
-    if options.shown == "attention":
-        return films.film_of_attention(recording)
-    if options.shown == "time":
-        return films.film_of_time(recording)
-    if options.shown == "task":
-        return films.film_of_task(recording, task.labels, task.class_names)
-    if options.shown == "pair" and recording.num_support:
-        return films.film_of_pairs(recording, 0, -1, options.cells, options.direction, task.names)
-    return films.film_of_maps(recording, -1, options.cells, options.direction)
-
-
-def _gallery(options: Visualize) -> Figure:
-    """Return the plot of a gallery file, or of a folder of classes."""
-    source, query = options.clips
+    Raises:
+        DmgalError: the model, a clip or the gallery cannot be used, or cannot be shown in this way.
+    """
+    if options.list:
+        for layer in find_layers(_model(options).recognizer).values():
+            kind = {"none": "", "within": ", attention within a frame", "across": ", attention to support videos"}
+            print(f"{layer.name:<16}  {layer.title}{kind[layer.attention]}")
+        return
+    _check(options)
+    *support, query = options.clips
     if options.given == "gallery":
-        recognizer = ActionRecognizer.load(source, run=options.run)
-        model, gallery = recognizer.model, recognizer.gallery
-        states, labels, names = gallery.states.query, gallery.labels.tolist(), gallery.class_names
+        shown_gallery = ShownGallery.saved(support[0], options.run)
+        save_picture(shown_gallery.picture(query, options.drawing), options.out)
+        return
+    model = _model(options)
+    if options.shown == "gallery":
+        save_picture(ShownGallery.of_clips(model, support[0]).picture(query, options.drawing), options.out)
+        return
+    clips = ShownClips.recorded(model, support, query, options.shown, options.drawing)
+    if options.out.suffix.lower() in FILMS:
+        save_film(clips.film(), options.out)
     else:
-        model, catalog = _model(options), list_clips(source)
-        states, labels, names = _states(model, catalog), catalog.labels.tolist(), catalog.class_names
-    own = precompute_states(model.recognizer.eval(), read_frames(model, query)[None]).query
-    plane = tsne_plane if options.method == "tsne" else principal_plane
-    vectors = state_vectors(VideoState.cat([states, own]))
-    points, point = plane(vectors[:-1], vectors[-1:])
-    axis = "t-SNE dimension" if options.method == "tsne" else "principal component"
-    return plots.gallery_plot(points, labels, names, point[0], axis, query.name)
-
-
-def _states(model: GalleryModel, catalog: VideoCatalog) -> VideoState:
-    clips = VideoDataset(ClipSource(catalog, model.recipe.data.decoder), test_frames(model))
-    return encode_videos(model.recognizer, clips, progress=False).query
+        save_picture(clips.picture(), options.out)
 
 
 def main(argv: list[str] | None = None) -> int | None:

@@ -18,20 +18,20 @@ is lost. Ctrl-C ends the command with the summary, as does q in the window of --
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import tyro
 
 from dmgal.backbones.streams import remember_recent_frames
-from dmgal.episodes.gallery.events import Event, EventRule
+from dmgal.episodes.gallery.events import EventRule
 from dmgal.episodes.gallery.recognition import Window, WindowPlan, WindowScore
 from dmgal.errors import DmgalError
-from dmgal.files import printable, reason
+from dmgal.files import printable
 from dmgal.progress import progress_bar
+from dmgal.recipes.reports.events import EventLines
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.display import Display, DisplayClosed
@@ -113,11 +113,8 @@ def run(options: Watch) -> dict[str, Any]:
     with ExitStack() as stack:
         if screen is not None:
             stack.callback(screen.close)
-        output = None if options.out is None else stack.enter_context(_opened(options.out))
+        lines = stack.enter_context(EventLines(options.out, names))
         bar = stack.enter_context(progress_bar(progress=not options.quiet, desc="watch", unit="window", leave=False))
-
-        def on_event(event: Event) -> None:
-            _write(event_as_json(event, names), output)
 
         def on_window(window: Window, score: WindowScore) -> None:
             if screen is not None:
@@ -129,45 +126,15 @@ def run(options: Watch) -> dict[str, Any]:
         watcher.on_window = on_window
         try:
             if live is not None:
-                watcher.live(LiveFrames(live, options.wait, options.retries, end), on_event)
+                watcher.live(LiveFrames(live, options.wait, options.retries, end), lines.event)
             elif file is not None:
-                watcher.file(file, on_event, end)
+                watcher.file(file, lines.event, end)
         except (KeyboardInterrupt, DisplayClosed):
             pass  # the usual end
         finally:
             bar.close()
-            summary = {"type": "summary", **rounded(asdict(watcher.counts))}
-            _write(summary, output)
+            summary = lines.summary(watcher.counts)
     return summary
-
-
-def event_as_json(event: Event, names: list[str]) -> dict[str, Any]:
-    """Return the line of an event that begins or ends."""
-    action = {"type": "end" if event.is_over else "begin", "action": names[event.label], "start": event.start}
-    if event.is_over:
-        action |= {"end": event.end, "windows": event.windows}
-    return rounded({**action, "probability": event.probability})
-
-
-def rounded(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the content with numbers rounded to thousandths."""
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in content.items()}
-
-
-def _write(line: dict[str, Any], output: TextIO | None) -> None:
-    print(json.dumps(line, allow_nan=False), file=output, flush=True)
-
-
-def _opened(path: Path) -> TextIO:
-    try:
-        return path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise DmgalError(
-            "The events cannot be written to this file.",
-            received=f"{printable(str(path))}: {reason(error)}",
-            expected="a file in an existing folder that you may write",
-            remedy="Choose another --out.",
-        ) from error
 
 
 def main(argv: list[str] | None = None) -> int | None:

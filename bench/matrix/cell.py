@@ -118,11 +118,11 @@ def novel_results(
 ) -> dict[str, Any]:
     """Return the results on novel classes by number of shots, of the run's own head and of the probe.
 
-    The states of the videos are in the folder ``name`` of the run.
+    All cells share the classes of other data. The states of the videos are in the folder ``name`` of the run.
     """
     folder = run.folder / STATES / name
     most = Protocol(episodes=experiment.episodes, k_shot=max(experiment.test_shots))
-    recipe, catalog = evaluation_data(run, recipe, data, most.split, progress=False)
+    recipe, catalog = evaluation_data(run, recipe, data, most.split, progress=False, same_for_all=True)
     encoded = encode(recognizer, recipe, catalog, most, False, Keep("disk", folder))
     for_probe = encode_for_probe(recognizer, recipe, catalog, most, False, Keep("disk", folder))
     results = {}

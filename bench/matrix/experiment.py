@@ -197,3 +197,20 @@ def _as_tuple(value: Any) -> Any:
 def experiment_as_json(experiment: Experiment) -> Tree:
     """Return an experiment as `read_experiment` reads it."""
     return to_mapping(experiment)  # type: ignore[no-any-return]
+
+
+def data_layer(data: Path, root: Path | None, group: str | None) -> tuple[list[str], Tree]:
+    """Return the recipe layers of a user's data, and their differences to the default recipe.
+
+    Args:
+        data: a folder, a CSV of videos, or a recipe layer.
+        root: folder of the videos of a CSV. None: the folder of the CSV.
+        group: see docs/data.md.
+    """
+    grouped = {} if group is None else {"group": group}
+    if data.suffix in (".yaml", ".yml"):
+        return [str(data)], {"data": grouped} if grouped else {}
+    if data.is_dir():
+        return [], {"data": {"name": data.name, "root": str(data), **grouped}}
+    root = root or data.parent
+    return [], {"data": {"name": data.stem, "root": str(root), "split_file": str(data), **grouped}}

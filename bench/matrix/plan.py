@@ -18,7 +18,7 @@ import torch
 from dmgal.bench.matrix.experiment import Cell, Experiment
 from dmgal.bench.matrix.measurements import memory_mb, noise_task, parameters, training_task
 from dmgal.bench.matrix.results import DONE, Result, by_kind, status
-from dmgal.bench.matrix.runner import duration
+from dmgal.bench.matrix.runner import Runner, duration
 from dmgal.episodes.evaluation.states import precompute_states
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
@@ -153,9 +153,15 @@ def disk_mb(costs: Mapping[str, Estimate], processes: int) -> float:
     return sum(cost.run_mb for cost in costs.values()) + sum(largest)
 
 
-def plan_as_text(cells: Sequence[Cell], costs: Mapping[str, Estimate], finished: int, processes: int) -> str:
-    """Return the cells to run with their estimated time, and the total."""
-    lines = [f"{len(cells)} cells to run, {finished} finished"]
+def plan_of(runner: Runner) -> str:
+    """Return the cells that a runner would run with their estimated time, and the total.
+
+    Raises:
+        DmgalError: earlier results cannot be mixed with those of the cells.
+    """
+    cells, processes, num_cells = runner.pending(), runner.processes, len(runner.experiment.cells())
+    costs = estimates(cells, runner.experiment, runner.results())
+    lines = [f"{len(cells)} cells to run, {num_cells - len(cells)} finished"]
     width = max((len(cell.name) for cell in cells), default=0)
     for cell in cells:
         cost = costs[cell.name]

@@ -12,7 +12,9 @@ from dmgal.episodes.evaluation.statistics import confusion
 from dmgal.recipes.reports.charts import as_svg, confusion_picture
 from dmgal.recipes.reports.comparison import Method, Pairing, differing_queries, over_seeds
 from dmgal.recipes.reports.films import FRAMES, PIXELS
-from dmgal.recipes.reports.runs import Row, cells, headings
+from dmgal.recipes.reports.runs import Comparison, Row, cells, headings
+from dmgal.recipes.run.evaluation import Protocol
+from dmgal.recipes.run.text import text_line
 from dmgal.videos import VideoCatalog
 
 CONFUSIONS_SHOWN = 8
@@ -65,17 +67,21 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, **section
     return render("comparison.html.j2", **values, **sections)
 
 
-def comparison_page(
-    rows: Sequence[Row], methods: Sequence[Method], pairings: Sequence[Pairing], catalog: VideoCatalog, summary: str
-) -> str:
-    """Return the page of a comparison."""
+def comparison_page(found: Comparison, protocol: Protocol, is_inexact: bool) -> str:
+    """Return the page of a comparison. ``is_inexact``: states were stored in fewer bits."""
+    episode, text = found.recipe.episode, found.rows[0].text
+    ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
+    episodes = len(found.rows[0].evaluations["accuracy"].accuracies)
+    summary = f"{ways}-way {shots}-shot accuracy on {protocol.split} classes, {episodes:,} episodes, the same for all."
+    summary += "" if text is None else f" Text: {text_line(text)}."
+    summary += " INEXACT: states were stored as float16." if is_inexact else ""
     return as_page(
-        rows,
+        found.rows,
         "Runs on the same episodes",
         summary,
         NOTES,
-        pairings=[pairing_section(pairing, catalog) for pairing in pairings],
-        confusions=[confusion_section(method, catalog.class_names) for method in methods],
+        pairings=[pairing_section(pairing, found.catalog) for pairing in found.pairings],
+        confusions=[confusion_section(method, found.catalog.class_names) for method in found.methods],
     )
 
 

@@ -11,7 +11,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, Evaluation, paired_difference
 from dmgal.errors import DmgalError
 from dmgal.files import listed, printable
-from dmgal.recipes.reports.comparison import Method, Pairing, grouped, paired
+from dmgal.recipes.reports.comparison import Method, Pairing, grouped, methods_as_json, paired
 from dmgal.recipes.run.build import visual_tower_parameters
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
@@ -22,6 +22,8 @@ from dmgal.recipes.run.evaluation import (
     evaluate_tasks,
     evaluation_data,
     load_run,
+    protocol_as_json,
+    samplers,
     seen_in_training,
 )
 from dmgal.recipes.run.folder import Run
@@ -154,6 +156,16 @@ def _check_same_episodes(
         )
 
 
+def comparison_as_json(found: Comparison, protocol: Protocol, is_inexact: bool) -> dict[str, Any]:
+    """Return the comparison for a JSON file. ``is_inexact``: states were stored in fewer bits."""
+    described = protocol_as_json(protocol, found.recipe, found.catalog)
+    described |= {"text": found.rows[0].text or described["text"], "seen_classes": found.seen}
+    sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
+    numbers: dict[str, Any] = {"protocol": described, "rows": rows_as_json(found.rows)}
+    numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
+    return numbers | ({"inexact": "states were kept as float16"} if is_inexact else {})
+
+
 def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the values of the table."""
     return [
@@ -230,6 +242,24 @@ def as_text(rows: Sequence[Row]) -> str:
         for line in lines
     ]
     return "\n".join([padded[0], "-" * len(padded[0]), *padded[1:]])
+
+
+def names_of(targets: Sequence[Path]) -> dict[str, Path]:
+    """Return the targets by the last parts of their paths that tell them apart.
+
+    Raises:
+        DmgalError: a target is given twice.
+    """
+    for count in range(1, max(len(root.resolve().parts) for root in targets) + 1):
+        names = [printable("/".join(root.resolve().parts[-count:])) for root in targets]
+        if len({*names}) == len(targets):
+            return dict(zip(names, targets, strict=True))
+    raise DmgalError(
+        "A target is given twice.",
+        received=listed([str(root) for root in targets]),
+        expected="different folders",
+        remedy="Remove one of them.",
+    )
 
 
 def matrix_as_text(by_target: Mapping[str, Comparison]) -> str:

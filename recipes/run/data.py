@@ -123,12 +123,16 @@ def with_known_classes(catalog: VideoCatalog, path: Path) -> VideoCatalog:
     return catalog.with_split(own | known) if known else catalog
 
 
-def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str]) -> VideoCatalog:
-    """Return a catalog without splits with all classes as test classes, but for the train and val classes of a run."""
-    seen_alike = {comparable(name): split for name, split in seen.items()}
+def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str], same_for_all: bool = False) -> VideoCatalog:
+    """Return a catalog without splits with all classes as test classes, but for the train and val classes of a run.
+
+    With ``same_for_all``, these are test classes, too.
+    """
+    seen_alike = {} if same_for_all else {comparable(name): split for name, split in seen.items()}
     catalog = catalog.with_split({name: seen_alike.get(comparable(name), "test") for name in catalog.class_names})
     novel, total = list(split_of(catalog).values()).count("test"), len(catalog.class_names)
     reason = "the run has not seen them" if seen else "the classes that the run has seen are unknown"
+    reason = "all runs are tested on the same classes" if same_for_all else reason
     root = printable(str(catalog.root))
     _warn(f"no splits in {root}: {novel} of {total} classes are novel (test), because {reason}")
     return catalog
@@ -233,11 +237,12 @@ def build_catalog(
     progress: bool = True,
     saved_split: Path | None = None,
     seen: Mapping[str, str] | None = None,
+    same_for_all: bool = False,
 ) -> VideoCatalog:
     """Return the catalog of all splits, without the videos that ``on_bad_video`` skips.
 
     If the data has no split, classes are assigned by the seed, or as in the ``saved_split`` of a run. With the classes
-    that a run has ``seen`` in other data, all others are novel.
+    that a run has ``seen`` in other data, all others are novel, or with ``same_for_all`` all of them.
 
     Raises:
         DmgalError: videos are missing or bad and must not be skipped, or a class has no usable video.
@@ -249,7 +254,9 @@ def build_catalog(
         log_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
     if catalog.class_splits is not None:
         return catalog
-    return with_saved_split(catalog, data.seed, saved_split) if seen is None else with_novel_classes(catalog, seen)
+    if seen is None:
+        return with_saved_split(catalog, data.seed, saved_split)
+    return with_novel_classes(catalog, seen, same_for_all)
 
 
 def generated_settings(name: GeneratedSet) -> type[MovingShapes] | type[MotionWorld]:

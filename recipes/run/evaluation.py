@@ -97,9 +97,13 @@ def default_recipe(backbone: str = "tiny-clip", expert: str | None = "tiny-clip-
 
 
 def evaluation_data(
-    run: Run, trained: Recipe, overrides: DataOverrides, split: str, progress: bool
+    run: Run, trained: Recipe, overrides: DataOverrides, split: str, progress: bool, same_for_all: bool = False
 ) -> tuple[Recipe, VideoCatalog]:
-    """Return the recipe with overrides and its catalog. Classes that the run has not seen in its own data are novel."""
+    """Return the recipe with overrides and its catalog.
+
+    In other data without splits, classes that the run has not seen in its own data are novel. With ``same_for_all``,
+    all of them are, because runs that have seen different classes share the episodes. A warning names the seen ones.
+    """
     recipe = overrides.over(trained)
     if not overrides.is_other_data:
         data = recipe.data
@@ -113,7 +117,7 @@ def evaluation_data(
         catalog = build_catalog(recipe.data, progress, run.split)
         return recipe, with_known_classes(catalog, run.split)
     seen = seen_classes(trained.data, run.split)
-    catalog = build_catalog(recipe.data, progress, seen=seen)
+    catalog = build_catalog(recipe.data, progress, seen=seen, same_for_all=same_for_all)
     warn_of_seen(catalog, split, seen)
     return recipe, catalog
 

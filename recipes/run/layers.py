@@ -44,9 +44,19 @@ PER_DATA = "per_data"
 
 def bundled_layers() -> list[str]:
     """Return the names of the YAML files that ship with dmgal, e.g. ``method/dmgal_adapter``."""
-    root = Path(str(files("dmgal.recipes").joinpath("configs")))
+    root = _configs()
     names = (path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
     return sorted(name for name in names if not name.startswith("launch/"))  # files for Accelerate
+
+
+def layer_list() -> str:
+    """Return the names of the bundled layers as lines, and the folder of the launch files."""
+    names = "\n".join(bundled_layers())
+    return f"{names}\n\nfor accelerate launch --config_file, and for sbatch: {_configs() / 'launch'}"
+
+
+def _configs() -> Path:
+    return Path(str(files("dmgal.recipes").joinpath("configs")))
 
 
 def read_layer(name: str) -> Tree:
@@ -55,7 +65,7 @@ def read_layer(name: str) -> Tree:
     Raises:
         DmgalError: it does not exist, or it is not a YAML mapping.
     """
-    bundled = Path(str(files("dmgal.recipes").joinpath("configs"))) / f"{name}.yaml"
+    bundled = _configs() / f"{name}.yaml"
     path = bundled if name in bundled_layers() else Path(name)
     if not os.path.exists(path):
         nearest = get_close_matches(name, bundled_layers(), n=1)

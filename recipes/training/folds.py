@@ -8,7 +8,7 @@ the training on all classes ends at that step, with the learning rates that the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -28,6 +28,19 @@ from dmgal.videos import VideoCatalog
 logger = logging.getLogger(__name__)
 MOST_FOLDS = 3
 LEAST_WAYS = 2
+
+
+def trainings(recipe: Recipe, catalog: VideoCatalog, out: Path) -> Iterator[Training]:
+    """Yield the trainings of a run: one on all base classes, and the folds before it if these have to validate it.
+
+    A training must be finished when the next one is asked for. See `leave_classes_out` for errors.
+    """
+    if not has_too_few_to_validate(recipe, catalog):
+        yield Whole(recipe, catalog, out)
+        return
+    catalog, folds = leave_classes_out(recipe, catalog, out)
+    yield from folds
+    yield Whole(recipe, catalog, out, ChosenStep.by(folds))
 
 
 def has_too_few_to_validate(recipe: Recipe, catalog: VideoCatalog) -> bool:
@@ -51,10 +64,14 @@ class Fold:
     catalog: VideoCatalog
     val_ways: int
     folder: Path
+    is_whole = False
+    leaves_out = True
 
-    def validation(self, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool) -> Validation:
+    def validation(
+        self, recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool
+    ) -> Validation:
         """Return the validation on the classes of the fold, which logs the accuracy of each task."""
-        recipe = replace(self.recipe, episode=replace(self.recipe.episode, n_way=self.val_ways))
+        recipe = replace(recipe, episode=replace(recipe.episode, n_way=self.val_ways))
         validation = _LoggedValidation(recipe, self.catalog.split("val"), recognizer, accelerator, progress)
         validation.run = Run(self.folder)
         return validation
@@ -170,6 +187,39 @@ class ChosenStep:
 
     def report_skipped(self) -> None:
         """Report nothing, because this training reads no validation video."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The training on all base classes.
+
+    Attributes:
+        recipe, catalog, folder: settings, data and folder of the run.
+        chosen: last step that folds have chosen, or None to validate on the validation classes.
+    """
+
+    recipe: Recipe
+    catalog: VideoCatalog
+    folder: Path
+    chosen: ChosenStep | None = None
+    is_whole = True
+
+    @property
+    def leaves_out(self) -> bool:
+        """True if classes were left out in turn."""
+        return self.chosen is not None
+
+    def validation(
+        self, recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool
+    ) -> Validation | ChosenStep:
+        """Return the validation on the validation classes, or the choice of the folds."""
+        if self.chosen is not None:
+            return self.chosen
+        return Validation(recipe, self.catalog.split("val"), recognizer, accelerator, progress)
+
+
+Training = Fold | Whole
+"""A training of a run."""
 
 
 def _task_accuracies(run: Run) -> Mapping[int, list[float]]:

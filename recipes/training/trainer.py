@@ -6,71 +6,62 @@ import gc
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 
 from dmgal.backbones import FrameEncoder, FrameMemory
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate
-from dmgal.errors import DmgalError
-from dmgal.recipes.run.build import count_parameters
+from dmgal.errors import DmgalError, first_line
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.distributed import alike_everywhere
 from dmgal.recipes.run.folder import Run, writing
-from dmgal.recipes.run.text_lora import learns_text
 from dmgal.recipes.run.weights import best_state, save_best
-from dmgal.recipes.training.folds import ChosenStep
+from dmgal.recipes.training.checks import check_training
+from dmgal.recipes.training.folds import Training
 from dmgal.recipes.training.fsdp import divide_blocks, optimizer_follows
 from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal
-from dmgal.recipes.training.step import UNSHARDED, StepResult, TrainingStep, make_two_pass, measure_head_norms
-from dmgal.recipes.training.tasks import TrainingData, Validation
+from dmgal.recipes.training.step import StepResult, TrainingStep, make_two_pass, measure_head_norms
+from dmgal.recipes.training.tasks import TrainingData
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.training_state import TrainingState
-from dmgal.videos import VideoCatalog
 
 logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One training run, created by ``dmgal.recipes.train.run``.
-
-    Without a ``validation``, fixed tasks of the recipe validate it on the catalog's validation classes.
-    """
+    """One training of a run, created by ``dmgal.recipes.train.run``."""
 
     def __init__(
         self,
+        training: Training,
         recipe: Recipe,
-        run: Run,
         recognizer: FewShotRecognizer,
-        catalog: VideoCatalog,
         accelerator: Accelerator,
         stop: StopSignal,
         quiet: bool,
-        validation: Validation | ChosenStep | None = None,
     ) -> None:
+        run, catalog = Run(training.folder), training.catalog
         self.recipe, self.run, self.accelerator, self.stop = recipe, run, accelerator, stop
         self.main = accelerator.is_main_process
         self.recognizer = recognizer
         if recipe.train.frame_memory is not None:
             remember_frames(recognizer, 1e9 * recipe.train.frame_memory)
-        _check_division(recipe.train.tasks_per_step, accelerator.num_processes)
-        _check_unquantized(recipe, accelerator)
-        _check_whole_text_tower(recipe, accelerator)
-        _check_something_trains(recipe, recognizer)
-        _check_other_classes(recipe, recognizer)
+        check_training(recipe, recognizer, accelerator)
         set_precision(recipe, recognizer, accelerator)
         if recipe.train.steps:
             divide_blocks(accelerator, recognizer)
         optimizer = build_optimizer(recognizer, recipe)
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._plateau = Plateau(recipe.episode.n_way)
-        self._validation = validation or Validation(
-            recipe, catalog.split("val"), recognizer, accelerator, progress=self.main and not quiet
-        )
+        progress = self.main and not quiet
+        self._validation = training.validation(recipe, recognizer, accelerator, progress)
         tasks_hash, only_step = self._validation.tasks_hash, self._validation.only_step
         self._validate_every = recipe.train.validate_every if only_step is None else max(1, only_step)
         self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, tasks_hash, only_step)
@@ -164,9 +155,28 @@ class Trainer:
         if not self.state.is_doubtful:
             self.state.save()
 
-    def what_is_saved(self) -> str:
+    @contextmanager
+    def explained_end(self) -> Iterator[None]:
+        """Add what is saved, or what needs less memory, to whatever ends the training early."""
+        try:
+            yield
+        except Preempted as preempted:
+            self.tracking.say(f"{preempted.name}: {self._what_is_saved()}")
+            raise
+        except KeyboardInterrupt as interruption:
+            raise KeyboardInterrupt(self._what_is_saved()) from interruption
+        except torch.OutOfMemoryError as error:
+            raise DmgalError(
+                "The device is out of memory.",
+                received=first_line(error),
+                expected="memory for the activations of one pass, in addition to weights and optimizer state",
+                remedy="Use --train.tasks-per-pass 1, --train.precision bf16, --backbone.checkpoint-blocks, "
+                "or --train.two-pass auto, which needs the least memory.",
+            ) from error
+
+    def _what_is_saved(self) -> str:
         """Describe from which step the run would resume if it ended now."""
-        return self.state.describe_saved()
+        return f"{self.state.describe_saved()} ({self.run.folder})"
 
     def _train_step(self, episodes: list[Episode]) -> bool:
         """Run a training step and return True if any process was asked to stop."""
@@ -248,36 +258,6 @@ class Trainer:
         raise Preempted(self.stop.requested or "a signal to another process")
 
 
-def _check_division(tasks: int, world: int) -> None:
-    if tasks % world:
-        raise DmgalError(
-            "The tasks of a step cannot be divided evenly among the processes.",
-            received=f"tasks_per_step={tasks}, {world} processes",
-            expected="a multiple of the number of processes",
-            remedy=f"Pass --train.tasks-per-step {math.ceil(tasks / world) * world}.",
-        )
-
-
-def _check_unquantized(recipe: Recipe, accelerator: Accelerator) -> None:
-    if recipe.backbone.quantize is not None and accelerator.distributed_type != DistributedType.NO:
-        raise DmgalError(
-            "A quantized backbone trains in one process.",
-            received=f"backbone.quantize: {recipe.backbone.quantize} under {accelerator.distributed_type.value}",
-            expected="one process, because launchers exchange and shard weights of floats only",
-            remedy="Remove backbone.quantize, or start one process.",
-        )
-
-
-def _check_whole_text_tower(recipe: Recipe, accelerator: Accelerator) -> None:
-    if recipe.text.lora is not None and accelerator.distributed_type not in UNSHARDED:
-        raise DmgalError(
-            "A text tower is trained with whole weights on every process.",
-            received=f"text.lora: {recipe.text.lora} under {accelerator.distributed_type.value}",
-            expected="one process, or several with whole weights (DDP)",
-            remedy="Remove text.lora, or launch without FSDP and DeepSpeed.",
-        )
-
-
 def remember_frames(recognizer: FewShotRecognizer, num_bytes: float) -> None:
     """Let frozen blocks run only once for each frame (see `FrameMemory`)."""
     encoder: Any = recognizer.encoder
@@ -290,24 +270,3 @@ def remember_frames(recognizer: FewShotRecognizer, num_bytes: float) -> None:
         )
     encoder.frame_memory = memory = FrameMemory(encoder, num_bytes)
     logger.info("Frames are remembered after %d of %d blocks", memory.block, encoder.spec.num_blocks)
-
-
-def _check_something_trains(recipe: Recipe, recognizer: FewShotRecognizer) -> None:
-    if recipe.train.steps and not count_parameters(recognizer, trained_only=True):
-        raise DmgalError(
-            "There is nothing to train.",
-            received=f"train.steps={recipe.train.steps}, a frozen backbone, no adapter, and a head without parameters",
-            expected="an adapter, a trainable backbone, a head with parameters, or no steps",
-            remedy="Add a method such as method/dmgal_adapter, or pass --train.steps 0.",
-        )
-
-
-def _check_other_classes(recipe: Recipe, recognizer: FewShotRecognizer) -> None:
-    names_classes = learns_text(recognizer) or "num_base_classes" in recipe.head
-    if recipe.train.steps and recipe.data.motion_world is not None and names_classes:
-        raise DmgalError(
-            "This head knows the base classes, so tasks of other classes cannot be mixed in.",
-            received=f"data.motion_world with the head {recipe.head.get('name')}",
-            expected="a head that only compares the videos of a task",
-            remedy="Remove data.motion_world, or choose another head, such as BiMHM.",
-        )

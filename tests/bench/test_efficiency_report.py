@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.bench import efficiency
+from dmgal.bench.matrix import report_folder
 from dmgal.bench.matrix.figures import (
     FIGURES,
     Point,
@@ -182,7 +182,7 @@ def test_costs_by_part_add_up() -> None:
 def test_report_is_written_and_found_stale(folder: Path, monkeypatch, capsys) -> None:
     names = ("figure", "learning", "breakdown")
     draws = {name: lambda rows, form, dark, name=name: f"{name} {form} {dark}".encode() for name in names}
-    monkeypatch.setattr(efficiency, "FIGURES", draws)
+    monkeypatch.setattr(report_folder, "FIGURES", draws)
     words = ["bench", "report", str(folder)]
     assert main([*words, "--check"]) == 1
     assert main(words) == 0

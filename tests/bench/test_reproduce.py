@@ -17,6 +17,7 @@ from dmgal.bench.matrix.cell import Job, write_result
 from dmgal.bench.matrix.runner import Runner
 from dmgal.bench.reproduce import Reproduce
 from dmgal.cli import main
+from dmgal.recipes import prepare
 from dmgal.recipes.run import preparation
 from dmgal.recipes.run.layers import bundled_layers
 from dmgal.videos.check_log import write_report
@@ -92,7 +93,7 @@ def test_a_failed_seed_is_stated_and_finished_ones_never_train_again(videos, tmp
     assert smga["percent"] == 62 and smga["by_seed"] == {"0": 60.0, "2": 64.0} and smga["peak_mb"] == 502
     assert smga["runs"] == [f"runs/tiny-clip--smga--1shot--seed{seed}" for seed in (0, 2)] and smga["seconds"] == 200
     assert "62.0 (36.6 to 87.4), 2 of 3 seeds" in (tmp_path / "reproduction.md").read_text()  # Student's t of two: 12.7
-    monkeypatch.setattr(reproduce.prepare, "run", lambda *_, **__: pytest.fail("the videos were checked before"))
+    monkeypatch.setattr(prepare, "run", lambda *_, **__: pytest.fail("the videos were checked before"))
     again = Trainings()
     assert run([*words, "--retry"], again, monkeypatch) == 0
     assert again.started == [("smga", 1)]

@@ -15,8 +15,10 @@ from PIL import Image
 
 from dmgal.cli import main
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.config import DataConfig, DataOverrides, Recipe
-from dmgal.recipes.run.data import read_split
+from dmgal.recipes.run.config import DataConfig, DataOverrides, Recipe, TargetData
+from dmgal.recipes.run.data import read_split, split_of
+from dmgal.recipes.run.evaluation import evaluation_data
+from dmgal.recipes.run.folder import Run
 from dmgal.videos.generated import generate
 from dmgal.videos.motion_world.clips import MotionWorld
 from dmgal.videos.moving_shapes.clips import MovingShapes
@@ -77,6 +79,14 @@ def command(request) -> Command:
         return main([request.param, *runs, *map(str, flags), *SHORT])
 
     return call
+
+
+def test_cells_of_a_benchmark_share_all_classes_of_other_data(generated_run, tmp_path) -> None:
+    run, names = Run(generated_run), ["translate_000_slow", "mine", "yours"]
+    other = TargetData(root=make_videos(tmp_path / "other", names))
+    _, unseen = evaluation_data(run, run.recipe(), other, "test", progress=False)
+    _, shared = evaluation_data(run, run.recipe(), other, "test", progress=False, same_for_all=True)
+    assert [*split_of(unseen).values()].count("test") == 2 and {*split_of(shared).values()} == {"test"}
 
 
 class TestGeneration:
