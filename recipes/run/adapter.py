@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from dmgal.adapters import METHODS, check_precision, is_added, load_adapter, pretrained, targets
+from dmgal.adapters.attention_weights import keep_attention_weights
 from dmgal.adapters.model_card import command_line
 from dmgal.backbones import find_spec
 from dmgal.errors import DmgalError
@@ -48,6 +49,7 @@ def adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Modu
     else:
         config = _adapter_config(recipe, backbone)
         model = construct("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config}, Exception)
+    keep_attention_weights(model)
     if recipe.train.steps and hasattr(model.base_model, "update_and_allocate"):
         raise DmgalError(
             "This PEFT method needs a call of its own after each step, and a state that no checkpoint holds.",
