@@ -23,7 +23,7 @@ from dmgal.recipes.run.folder import Run, read_tensors
 from dmgal.recipes.run.gallery import GalleryModel
 from dmgal.recipes.run.text import TextOptions
 from dmgal.recipes.run.text_lora import encoder_name, num_trained
-from dmgal.recipes.training.trainer import _check_whole_text_tower
+from dmgal.recipes.training.checks import _check_whole_text_tower
 
 METHOD = ["method/smga", "method/clip_fsar"]
 LORA = ["--backbone.no-trainable", "--text.lora", "2"]

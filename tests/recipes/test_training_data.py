@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig
-from dmgal.recipes.training import tasks, trainer
+from dmgal.recipes.training import checks, tasks
 from dmgal.videos import VideoCatalog
 
 
@@ -58,4 +58,4 @@ def test_motion_world_is_refused_beside_heads_that_know_the_base_classes(head: d
     recipe = Recipe(data=DataConfig(motion_world=Path("world")), head=head, train=TrainConfig(steps=1))
     recognizer = SimpleNamespace(head=SimpleNamespace(learns_text=head["name"] == "ClipFsar"))
     with pytest.raises(DmgalError, match=r"data\.motion_world"):
-        trainer._check_other_classes(recipe, cast(FewShotRecognizer, recognizer))
+        checks._check_other_classes(recipe, cast(FewShotRecognizer, recognizer))
