@@ -30,8 +30,12 @@ from dmgal.bench.reproduction import TITLES, reproduction_table, sources
 from dmgal.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ("index", "adapters", "backbones", "evaluation", "results", "performance", "motion", "text", "galleries")
-PAGES = (Path("README.md"), *(Path("docs", f"{page}.md") for page in DOCS))
+DOCS = Path("docs")
+PAGES = (
+    Path("README.md"),
+    *(DOCS / f"{name}.md" for name in ("index", "adapters", "backbones", "benchmark", "evaluation")),
+    *(DOCS / f"{name}.md" for name in ("results", "performance", "motion", "text", "galleries")),
+)
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Sequence[str]
 
@@ -295,9 +299,9 @@ def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], 
     return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
 
 
-def domains_table(root: Path) -> str:
-    """Show methods that were trained on one domain and tested on others."""
-    return matrix_report.other_data_table(matrix_report.rows_of(matrix_report.load(root / RESULTS / "domains")))
+def other_data_table(root: Path, matrix: str) -> str:
+    """Show methods of a matrix that were trained on one data set and tested on others."""
+    return matrix_report.other_data_table(matrix_report.rows_of(matrix_report.load(root / RESULTS / matrix)))
 
 
 def reproduction_rows(root: Path) -> str:
@@ -358,7 +362,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "capabilities": capabilities_table,
     "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
     "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
-    "domains": domains_table,
+    "domains": partial(other_data_table, matrix="domains"),
+    "real_clips": partial(other_data_table, matrix="real_clips"),
     "quantized": lambda root: markdown(*quantized_table(load(root, "quantized"))),
     "unknown": partial(unknown_table, method="dmgal_adapter"),
     "reproduction": reproduction_rows,

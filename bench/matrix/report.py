@@ -151,7 +151,7 @@ def other_data_table(rows: Sequence[Row]) -> str:
     """Return accuracies on other data in Markdown, one line per data set and row, with paired differences.
 
     They are to the first row, and to the first data set if its episodes are the same, as those of data whose videos
-    coincide.
+    coincide. Columns without a value are left out.
     """
     tests = [result["train_info"].get("tests", {}) for row in rows for result in row.results]
     names = list(dict.fromkeys(name for test in tests for name in test))
@@ -165,8 +165,10 @@ def other_data_table(rows: Sequence[Row]) -> str:
             keys = ("tests", name, k)
             line += [row.accuracy((*keys, "accuracy")), _difference(row, rows[0], keys), _points(across)]
         lines.append(line)
-    titles = [(f"{_shots(k)} %", f"to {rows[0].name}", f"to {names[0]}") for k in shots]
-    return markdown(["tested on", "method", *itertools.chain(*titles)], lines)
+    titles = itertools.chain(*((f"{_shots(k)} %", f"to {rows[0].name}", f"to {names[0]}") for k in shots))
+    columns = zip(["tested on", "method", *titles], *lines, strict=True)
+    header, *shown = zip(*(column for column in columns if any(column[1:])), strict=True)
+    return markdown(header, shown)
 
 
 def ablation_table(rows: Sequence[Row]) -> str:
