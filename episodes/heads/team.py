@@ -31,16 +31,15 @@ class TEAM(nn.Module):
     """Head with ``logits = -(instance distance + exclusive distance)``, trained with one cross-entropy for each.
 
     The frames of a class's shots are averaged before they become tokens. The tokens of a class are adapted to the task:
-    for each other class, what a pattern found there is removed in proportion to the cosine of both classes' tokens.
-    A task of one class has no others, so its tokens stay as they are and its exclusive distance is 0.
+    they move away from each other class in proportion to the cosine of both classes' tokens, and are then averaged.
 
     A distance is ``1 - cosine``, summed over patterns. The instance distance is that of the instance tokens of query
-    and class. The exclusive distance of a class is large if another class is far from what the query is not. It is the
-    largest distance to another class, averaged over two comparisons: exclusive tokens of the query with instance tokens
-    of the class, and the reverse.
+    and class. The exclusive distance compares the query's exclusive tokens with the instance tokens of all other
+    classes and takes the largest distance. It is averaged with the reverse, instance tokens of the query with exclusive
+    tokens of the others. In a task of one class nothing is adapted, and the exclusive distance is 0.
 
-    One difference to the released code: dropout draws one mask for all videos of a call, and the adaptation reuses the
-    class's tokens instead of drawing again.
+    Dropout differs from the released code: it draws one mask for all videos of a call, and the adaptation does not draw
+    again.
 
     Args:
         channels: width ``D`` of the frame features.
