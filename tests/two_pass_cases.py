@@ -18,6 +18,7 @@ from dmgal.episodes.heads import (
     OTAM,
     SACT,
     STRM,
+    TEAM,
     TRX,
     BiMHM,
     ClipFSAR,
@@ -67,6 +68,7 @@ FEATURE_HEADS: dict[str, Callable[[], nn.Module]] = {
     "TRX": lambda: TRX(WIDTH, width=16),
     "HyRSM": lambda: HyRSM(WIDTH, num_base_classes=BASE_CLASSES),
     "ClipFSAR": _clip_fsar,
+    "TEAM": lambda: TEAM(WIDTH, num_patterns=5),
 }
 
 

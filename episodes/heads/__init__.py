@@ -17,6 +17,7 @@ from .probes import LogisticProbe, RidgeProbe
 from .prototype import Prototype
 from .sact import SACT
 from .strm import STRM
+from .team import TEAM
 from .temporal_mixer import TemporalMixer
 from .text_fusion import TextFusion
 from .tim import TIM
@@ -29,6 +30,7 @@ __all__ = [
     "OTAM",
     "SACT",
     "STRM",
+    "TEAM",
     "TIM",
     "TRX",
     "BiMHM",
@@ -52,7 +54,7 @@ __all__ = [
 
 _ALL = (
     *(BiMHM, OTAM, FrameAligned, Prototype, HyRSM, MoLo, TRX, STRM, M2ACL, SACT, DmgalFT, LateFusion, ClipFSAR),
-    *(DistanceCorrelation, RidgeProbe, LogisticProbe, FineTuned, TIM, LaplacianShot),
+    *(DistanceCorrelation, TEAM, RidgeProbe, LogisticProbe, FineTuned, TIM, LaplacianShot),
 )
 HEADS: dict[str, type[nn.Module]] = {head.__name__: head for head in _ALL}
 """All heads by class name. `TextFusion` stands around one of them."""

@@ -196,6 +196,9 @@ def test_per_data_values_are_those_of_the_papers():
         for method, tasks in (("trx", 16), ("strm", 16), ("dmgal_ft", 16), ("m2acl", 1)):
             train = layered(f"method/{method}", f"data/{data_set}").train
             assert (train.optimizer, train.tasks_per_step, train.weight_decay) == ("sgd", tasks, 0)
+        team = layered("method/team", f"data/{data_set}")
+        assert team.train.steps * team.train.tasks_per_step == 10_000
+        assert team.head["num_patterns"] == (50 if "ssv2" in data_set else 60)
     assert layered("method/hyrsm", "data/moving_shapes").head["center"] == "video"
 
 
@@ -210,7 +213,7 @@ def test_per_data_names_are_bundled_data_sets():
 def test_every_pair_of_method_and_data_set_builds_a_head():
     methods = [name for name in bundled_layers() if name.startswith("method/")]
     data = [name for name in bundled_layers() if name.startswith("data/")]
-    assert (len(methods), len(data)) == (40, 7)
+    assert (len(methods), len(data)) == (41, 7)
     heads: list[Mapping[str, Any]] = []
     for method, data_set in itertools.product(methods, data):
         recipe = layered(method, data_set)

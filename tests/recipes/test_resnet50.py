@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 METHODS = [
-    "bi_mhm", "dmgal_ft", "frame_aligned", "hyrsm", "m2acl", "molo", "otam", "prototype", "sact", "strm", "trx",
+    "bi_mhm", "dmgal_ft", "frame_aligned", "hyrsm", "m2acl", "molo", "otam", "prototype", "sact", "strm", "team", "trx",
 ]  # fmt: skip
 
 
