@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,10 @@ class Trial:
         logits = self.plain.logits(query)
         known, negative = self.beside.logits_beside_negatives(query)
         adjusted = self.plain.scores(query, logits, self.rejections[DEFAULT])
-        of_clips = GalleryTask(self.data.recognizer, self.support, torch.arange(len(labels)))
+
+        def of_nearest(count: int) -> Tensor:
+            clips = GalleryTask(self.data.recognizer, self.support, torch.arange(len(labels)))
+            return nearest_clips(clips.logits(query), count)
 
         def of_profile() -> Tensor:
             return profile(logits, self.held_out, labels)
@@ -218,8 +221,8 @@ class Trial:
             "energy": lambda: energy(logits),
             "margin": lambda: margin(logits),
             "probability": lambda: probability(logits),
-            **{f"nearest clips, {n}": lambda n=n: nearest_clips(of_clips.logits(query), n) for n in (1, 3, 5)},
-            **{f"Mahalanobis, shrinkage {s:g}": lambda s=s: self._mahalanobis(query, s) for s in (0.1, 0.5, 1.0)},
+            **{f"nearest clips, {n}": partial(of_nearest, n) for n in (1, 3, 5)},
+            **{f"Mahalanobis, shrinkage {s:g}": partial(self._mahalanobis, query, s) for s in (0.1, 0.5, 1.0)},
             "profile": of_profile,
             "class-adjusted logit and profile": of_both,
             "Z-norm": lambda: z_norm(logits, self.plain.logits(self.data.negatives.states)),
@@ -345,12 +348,13 @@ def reports(options: Options) -> dict[str, Any]:
         for method, recognizer in recognizers.items():
             states = encoded(recipe, recognizer, part)
             if is_novel:
-                names, temperature = IN_USE, results[method]["val"]["probabilities"]["validation_temperature"]
-            else:
-                names, temperature = (), None
-                text = text_logits_of(part.class_names, states) if method == "motion" else text
-            clips = Clips(recognizer, part, states, negatives[method], text_logits=None if is_novel else text)
-            results[method][split] = report(clips, options.galleries, names, temperature)
+                chosen = results[method]["val"]["probabilities"]["validation_temperature"]
+                clips = Clips(recognizer, part, states, negatives[method])
+                results[method][split] = report(clips, options.galleries, IN_USE, chosen)
+                continue
+            text = text_logits_of(part.class_names, states) if method == "motion" else text
+            clips = Clips(recognizer, part, states, negatives[method], text_logits=text)
+            results[method][split] = report(clips, options.galleries)
     for folders in options.clips:
         paths = [Path(folder) for folder in folders.split(",")]
         part, name = catalog_of(paths), paths[0].name if len(paths) == 1 else paths[0].parent.name
