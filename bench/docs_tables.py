@@ -311,16 +311,25 @@ def reproduction_rows(root: Path) -> str:
     return f"{reproduction_table(records, list(TITLES))}\n{sources(TITLES)}"
 
 
-def unknown_table(root: Path, method: str) -> str:
-    """Compare scores of unknown actions on validation classes, best first, and the chosen ones on novel classes."""
-    splits = load(root, "unknown")["results"][method]
-    scores = sorted(splits["val"]["scores"].items(), key=lambda item: -item[1]["area_under_roc"]["percent"])
-    rows = []
-    for name, of_validation in scores:
-        of_novel = splits["test"]["scores"].get(name)
-        rows.append([name, *(_with_interval(of, measure) for of in (of_validation, of_novel) for measure in MEASURES)])
-    header = [f"{measure}{classes}" for classes in (", validation", ", novel") for measure in MEASURES.values()]
-    return markdown(["score", *header], rows)
+def unknown_table(root: Path, method: str, data: dict[str, str], measures: Sequence[str]) -> str:
+    """Compare scores of unknown actions on several data sets, the best on the first one first.
+
+    Args:
+        root: folder of the repository.
+        method: name in the results.
+        data: title of each data set by its name in the results. Some have all scores, others only those in use.
+        measures: names in the results.
+    """
+    found = load(root, "unknown")["results"][method]
+    first = found[next(iter(data))]["scores"]
+    names = sorted(first, key=lambda name: -first[name]["area_under_roc"]["percent"])
+    rows = [
+        [name, *(_with_interval(found[part]["scores"].get(name), measure) for part in data for measure in measures)]
+        for name in names
+    ]
+    return markdown(
+        ["score", *(f"{MEASURES[measure]}, {title}" for title in data.values() for measure in measures)], rows
+    )
 
 
 def _with_interval(measures: dict[str, Any] | None, name: str) -> str:
@@ -365,7 +374,15 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "domains": partial(other_data_table, matrix="domains"),
     "real_clips": partial(other_data_table, matrix="real_clips"),
     "quantized": lambda root: markdown(*quantized_table(load(root, "quantized"))),
-    "unknown": partial(unknown_table, method="dmgal_adapter"),
+    "unknown": partial(
+        unknown_table, method="dmgal_adapter", data={"val": "validation", "test": "novel"}, measures=[*MEASURES]
+    ),
+    "unknown_motion": partial(
+        unknown_table,
+        method="motion",
+        data={"val": "validation", "ut_interaction": "UT-Interaction", "ssv2_mini": "SSv2-mini", "test": "novel"},
+        measures=[*MEASURES][:2],
+    ),
     "reproduction": reproduction_rows,
 }
 """Functions that return a Markdown table, by its name in the markers."""

@@ -28,7 +28,6 @@ from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
-from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import BiMHM
 from dmgal.recipes.run.data import build_catalog, test_clips
 from dmgal.recipes.run.evaluation import load_run
@@ -122,13 +121,16 @@ def rejection(split: Split, k_shot: int) -> dict[str, Any]:
         of_single = (support[:, None] * VIEWS + torch.arange(VIEWS)).flatten() if k_shot == 1 else support[:0]
         places = torch.arange(len(support)).repeat_interleave(VIEWS) if k_shot == 1 else support[:0]
         found = find_rejection(task, split.views.select(of_single), places, progress=False)
-        of_known = task.logits(split.states.select(inside[:, k_shot : k_shot + 5].flatten()))
-        of_unknown = task.logits(split.states.select(outside[:, :5].flatten()))
-        passes = largest_logit(of_known) >= found.threshold
+        queries = inside[:, k_shot : k_shot + 5], outside[:, :5]
+        states = [split.states.select(videos.flatten()) for videos in queries]
+        logits = [task.logits(part) for part in states]
+        passes, passes_unknown = (
+            task.scores(part, of, found) >= found.threshold for part, of in zip(states, logits, strict=True)
+        )
         truth = torch.arange(len(inside)).repeat_interleave(5)
         known.append(passes.double().mean())
-        unknown.append((largest_logit(of_unknown) >= found.threshold).double().mean())
-        right.append((of_known.argmax(1) == truth)[passes].double().mean())
+        unknown.append(passes_unknown.double().mean())
+        right.append((logits[0].argmax(1) == truth)[passes].double().mean())
     return {
         "classes": count // 2,
         "shots": k_shot,

@@ -1,19 +1,23 @@
-"""Unknown actions in galleries: scores compared on validation classes, and the chosen ones on novel classes.
+"""Unknown actions in galleries: scores compared on validation data, and those in use on novel classes.
 
-    python -m dmgal.bench.unknown                 trains the demo's DMGAL-Adapter first, if --run is not there
-    python -m dmgal.bench.unknown --no-novel --out bench/results/unknown_cohort.json        validation classes alone
+    python -m dmgal.bench.unknown --clips VIDEOS/ut_interaction VIDEOS/mini/train,VIDEOS/mini/val
 
-Galleries of half of the classes of moving shapes, five queries of every class, for the run and, with ``--motion``, for
-``method/motion``.
-Negatives are one clip of each base class. All choices (score, threshold rule, temperature) were made on validation
-classes, except that the energy was dropped only after its first report on novel classes, where it was worse. On
-validation classes both are equal. Intervals are 95 % over galleries. Writes ``bench/results/unknown.json``.
+Galleries of half of the classes with five clips each, and five queries of every class: of moving shapes for the demo's
+DMGAL-Adapter, which is trained first if --run is not there, and for ``method/motion``, and of real clips for the latter
+alone. A real clip of UT-Interaction is never compared with a clip of the same sequence. Negatives are one clip of each
+base class of moving shapes.
+
+All choices (score, threshold rule, temperature) were made on validation data. The exception is the energy, which was
+dropped after its first report on novel classes, where it was worse. Intervals are 95 % over galleries. Writes
+``bench/results/unknown.json``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +25,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from dmgal.backbones import FrameEncoder, encode_class_names, load_backbone, load_text_encoder
+from dmgal.backbones import encode_class_names, load_text_encoder
 from dmgal.backbones.text import mean_frame
 from dmgal.bench.gallery import shuffled, trained
 from dmgal.bench.measuring import hardware, write_report
+from dmgal.bench.motion_transfer import catalog_of, encoded
 from dmgal.bench.text import TEMPLATES, caption
 from dmgal.episodes import FewShotRecognizer
-from dmgal.episodes.evaluation import Estimate, encode_videos
+from dmgal.episodes.evaluation import Estimate
 from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.gallery.negatives import Negatives
 from dmgal.episodes.gallery.task import GalleryTask, Rejection, find_rejection
@@ -49,45 +54,56 @@ from dmgal.episodes.gallery.unknown import (
     z_norm,
 )
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.data import build_catalog, test_clips
+from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.gallery import load_model
 from dmgal.videos import VideoCatalog
 
-SHOTS = 5
+SHOTS, QUERIES = 5, 5
 KEPT = {"false_accepts_at_80": 0.8, "false_accepts_at_90": 0.9}
-DEFAULT, WITH_NEGATIVES = "largest logit", "log odds to negatives"
-QUERIES = 5
+LARGEST, DEFAULT, WITH_NEGATIVES = "largest logit", "class-adjusted logit", "log odds to negatives"
+IN_USE = (LARGEST, DEFAULT, WITH_NEGATIVES)
+SEQUENCE = re.compile(r"seq\d+")
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of the command."""
 
+    clips: tuple[str, ...] = ()
+    """Data sets of real validation clips: folders of class folders, those of one data set separated by commas."""
     run: Path = Path("runs/gallery")
     """Run of method/dmgal_adapter."""
     data: Path = Path("data/moving_shapes")
     """Folder of moving shapes."""
     galleries: int = 30
-    """Galleries per split and number of shots."""
-    motion: bool = False
-    """Also measure the recognizer that needs no training."""
+    """Galleries per split of moving shapes. Real clips have fewer classes, and twice as many galleries."""
     novel: bool = True
-    """Measure the chosen scores on novel classes, too."""
+    """Measure the scores in use on novel classes, too."""
     out: Path = Path(__file__).parent / "results" / "unknown.json"
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """The clips of a split with their states, negatives of base classes, and the text logits of all classes."""
+class Clips:
+    """Clips with their states, and negatives.
+
+    Attributes:
+        groups: a query is in no group of a support clip, ``(V,)``. None: no groups.
+        text_logits: of the class names, ``(V, classes)``. None for real clips.
+    """
 
     recognizer: FewShotRecognizer
+    catalog: VideoCatalog
     states: PrecomputedStates
-    labels: Tensor
-    class_names: tuple[str, ...]
     negatives: Negatives
-    text_logits: Tensor
+    groups: Tensor | None = None
+    text_logits: Tensor | None = None
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """Class of each clip, ``(V,)``."""
+        return torch.from_numpy(self.catalog.labels.copy())
 
 
 @dataclass(frozen=True)
@@ -101,89 +117,128 @@ class Sample:
     unknown: Tensor
 
 
-@torch.no_grad()
-def encoded(recipe: Recipe, recognizer: FewShotRecognizer, split: str) -> Encoded:
-    """Encode a split and one clip of each base class."""
-    catalog, size = build_catalog(recipe.data), recognizer.encoder.image_size
-    ours, base = catalog.split(split), catalog.split("train")
+def negatives_of(recipe: Recipe, recognizer: FewShotRecognizer) -> Negatives:
+    """Return one clip of each base class of moving shapes."""
+    base = build_catalog(recipe.data).split("train")
     first = [int((base.labels == label).argmax()) for label in sorted(set(base.labels.tolist()))]
     base = VideoCatalog(base.root, [base.videos[clip] for clip in first], base.labels[first], base.class_names)
-    clips = test_clips(ours, recipe, size)
-    states, others = (encode_videos(recognizer, part) for part in (clips, test_clips(base, recipe, size)))
-    negatives = Negatives(base.class_names, torch.from_numpy(base.labels.copy()), tuple(range(len(base))), others)
-    texts = encode_class_names(load_text_encoder("tiny-clip"), [caption(name) for name in ours.class_names], TEMPLATES)
-    frozen = FrameEncoder(load_backbone("tiny-clip"))
-    frames = [frozen.encode(clips[clip][None])["features"] for clip in range(len(ours))]
-    logits = texts.logits_of(mean_frame(torch.cat(frames)))
-    return Encoded(recognizer, states, torch.from_numpy(ours.labels.copy()), ours.class_names, negatives, logits)
+    states = encoded(recipe, recognizer, base)
+    return Negatives(base.class_names, torch.from_numpy(base.labels.copy()), tuple(range(len(base))), states)
 
 
-def samples(labels: Tensor, count: int) -> list[Sample]:
-    """Return random galleries of half of the classes."""
+def text_logits_of(class_names: Sequence[str], states: PrecomputedStates) -> Tensor:
+    """Return the text logits of clips from states of ``method/motion``, whose first stream is the frozen tiny-clip."""
+    texts = encode_class_names(load_text_encoder("tiny-clip"), [caption(name) for name in class_names], TEMPLATES)
+    return texts.logits_of(mean_frame(states.query["frames"]))
+
+
+def groups_of(catalog: VideoCatalog) -> Tensor | None:
+    """Return the sequence of each clip of UT-Interaction, and None for other data."""
+    found = [SEQUENCE.search(video) for video in catalog.videos]
+    names = [match[0] for match in found if match is not None]
+    return torch.tensor([sorted(set(names)).index(name) for name in names]) if len(names) == len(found) else None
+
+
+def samples(labels: Tensor, count: int, groups: Tensor | None = None) -> list[Sample]:
+    """Return random galleries of half of the classes. With groups, half of them are for queries."""
     generator, num_classes = torch.Generator().manual_seed(0), int(labels.max()) + 1
     drawn = []
     for _ in range(count):
         classes = torch.randperm(num_classes, generator=generator)
-        videos = torch.stack([shuffled((labels == c).nonzero().flatten(), generator) for c in classes])
-        inside, outside = videos[: num_classes // 2], videos[num_classes // 2 :]
-        drawn.append(
-            Sample(
-                classes,
-                inside[:, :SHOTS].flatten(),
-                torch.arange(len(inside)).repeat_interleave(SHOTS),
-                inside[:, SHOTS : SHOTS + QUERIES].flatten(),
-                outside[:, :QUERIES].flatten(),
-            )
-        )
+        order = None if groups is None else torch.randperm(int(groups.max()) + 1, generator=generator)
+        support, query = [], []
+        for label in classes:
+            clips = shuffled((labels == label).nonzero().flatten(), generator)
+            first, second = clips[:SHOTS], clips[SHOTS:]
+            if groups is not None and order is not None:
+                is_first = order[groups[clips]] < len(order) // 2
+                first, second = clips[is_first][:SHOTS], clips[~is_first]
+            support.append(first)
+            query.append(second[:QUERIES])
+        half = num_classes // 2
+        labels_of_support = torch.arange(half).repeat_interleave(SHOTS)
+        known, unknown = torch.cat(query[:half]), torch.cat(query[half:])
+        drawn.append(Sample(classes, torch.cat(support[:half]), labels_of_support, known, unknown))
     return drawn
 
 
-def measure(data: Encoded, sample: Sample) -> dict[str, Any]:
-    """Return every score of the known and unknown queries of a gallery, and the gallery's thresholds."""
-    support = data.states.select(sample.support)
-    plain, beside = (
-        GalleryTask(data.recognizer, support, sample.labels, negatives=others) for others in (None, data.negatives)
-    )
-    nothing = support.select(slice(0, 0)), torch.empty(0, dtype=torch.int64)
-    rejections = {
-        name: find_rejection(task, *nothing, progress=False)
-        for name, task in ((DEFAULT, plain), (WITH_NEGATIVES, beside))
-    }
-    truth = torch.arange(plain.n_way).repeat_interleave(QUERIES)
-    logits = plain.logits(data.states.select(sample.known))
-    parts = [scores(data, sample, beside, rejections, videos) for videos in (sample.known, sample.unknown)]
-    return {
-        "scores": {name: (parts[0][name], parts[1][name]) for name in parts[0]},
-        "rejections": rejections,
-        "logits": logits,
-        "truth": truth,
-    }
+@dataclass
+class Trial:
+    """A gallery with its thresholds, and the scores of its queries."""
 
+    data: Clips
+    sample: Sample
+    support: PrecomputedStates = field(init=False)
+    plain: GalleryTask = field(init=False)
+    beside: GalleryTask = field(init=False)
+    rejections: dict[str, Rejection] = field(init=False)
 
-def scores(
-    data: Encoded, sample: Sample, task: GalleryTask, rejections: Mapping[str, Rejection], videos: Tensor
-) -> dict[str, Tensor]:
-    """Return every score of some videos, by name."""
-    support, query = data.states.select(sample.support), data.states.select(videos)
-    of_clips = GalleryTask(data.recognizer, support, torch.arange(len(sample.support))).logits(query)
-    logits, text = task.logits(query), data.text_logits[videos][:, sample.classes[: task.n_way]]
-    vectors = _flat(query), _flat(support)
-    known, negative = task.logits_beside_negatives(query)
-    of_support = task.logits_beside_negatives(support)[1]
-    return {
-        DEFAULT: largest_logit(logits),
-        "energy": energy(logits),
-        "margin": margin(logits),
-        "probability": probability(logits),
-        **{f"nearest clips, {count}": nearest_clips(of_clips, count) for count in (1, 3, 5)},
-        **{f"Mahalanobis, shrinkage {s:g}": mahalanobis(*vectors, sample.labels, s) for s in (0.1, 0.5, 1.0)},
-        "text-visual agreement": agreement(logits, text),
-        "Z-norm": z_norm(logits, task.logits(data.negatives.states)),
-        "T-norm": t_norm(known, negative),
-        "log odds to negatives alone": known_over_others(known, negative, -torch.inf),
-        "profile of negatives": profile(negative, of_support, sample.labels),
-        WITH_NEGATIVES: task.scores(query, logits, rejections[WITH_NEGATIVES]),
-    }
+    def __post_init__(self) -> None:
+        self.support = self.data.states.select(self.sample.support)
+        self.plain, self.beside = (
+            GalleryTask(self.data.recognizer, self.support, self.sample.labels, negatives=others)
+            for others in (None, self.data.negatives)
+        )
+        nothing = self.support.select(slice(0, 0)), torch.empty(0, dtype=torch.int64)
+        self.rejections = {
+            name: find_rejection(task, *nothing, progress=False)
+            for name, task in ((DEFAULT, self.plain), (WITH_NEGATIVES, self.beside))
+        }
+
+    @cached_property
+    def held_out(self) -> Tensor:
+        """Logits ``(S, n_way)`` of each enrolled clip, compared with the others."""
+        clips = torch.arange(len(self.sample.labels))
+        rows = [self.plain.subset(clips != c).logits(self.support.select(slice(c, c + 1))) for c in clips.tolist()]
+        return torch.cat(rows)
+
+    def scores(self, videos: Tensor, names: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Return scores of videos by name, all or some of them."""
+        query, labels = self.data.states.select(videos), self.sample.labels
+        logits = self.plain.logits(query)
+        known, negative = self.beside.logits_beside_negatives(query)
+        adjusted = self.plain.scores(query, logits, self.rejections[DEFAULT])
+
+        def of_nearest(count: int) -> Tensor:
+            clips = GalleryTask(self.data.recognizer, self.support, torch.arange(len(labels)))
+            return nearest_clips(clips.logits(query), count)
+
+        def of_profile() -> Tensor:
+            return profile(logits, self.held_out, labels)
+
+        def of_both() -> Tensor:
+            offsets = logits.new_tensor(self.rejections[DEFAULT].offsets)
+            of_support = (self.held_out - offsets).max(dim=1).values, profile(self.held_out, self.held_out, labels)
+            return adjusted / of_support[0].std() + of_profile() / of_support[1].std()
+
+        def of_negatives() -> Tensor:
+            return profile(negative, self.beside.logits_beside_negatives(self.support)[1], labels)
+
+        made: dict[str, Callable[[], Tensor]] = {
+            LARGEST: lambda: largest_logit(logits),
+            DEFAULT: lambda: adjusted,
+            WITH_NEGATIVES: lambda: self.beside.scores(query, logits, self.rejections[WITH_NEGATIVES]),
+            "energy": lambda: energy(logits),
+            "margin": lambda: margin(logits),
+            "probability": lambda: probability(logits),
+            **{f"nearest clips, {n}": partial(of_nearest, n) for n in (1, 3, 5)},
+            **{f"Mahalanobis, shrinkage {s:g}": partial(self._mahalanobis, query, s) for s in (0.1, 0.5, 1.0)},
+            "profile": of_profile,
+            "class-adjusted logit and profile": of_both,
+            "Z-norm": lambda: z_norm(logits, self.plain.logits(self.data.negatives.states)),
+            "T-norm": lambda: t_norm(known, negative),
+            "log odds to negatives alone": lambda: known_over_others(known, negative, -torch.inf),
+            "profile of negatives": of_negatives,
+        }
+        text = self.data.text_logits
+        if text is not None:
+            made["text-visual agreement"] = lambda: agreement(
+                logits, text[videos][:, self.sample.classes[: self.plain.n_way]]
+            )
+        return {name: score() for name, score in made.items() if name in names or not names}
+
+    def _mahalanobis(self, query: PrecomputedStates, shrinkage: float) -> Tensor:
+        return mahalanobis(_flat(query), _flat(self.support), self.sample.labels, shrinkage)
 
 
 def _flat(states: PrecomputedStates) -> Tensor:
@@ -192,21 +247,31 @@ def _flat(states: PrecomputedStates) -> Tensor:
     return torch.cat([tensor / tensor.norm(dim=1, keepdim=True).clamp_min(1e-9) for tensor in tensors], dim=1)
 
 
-def report(
-    data: Encoded, galleries: int, names: Sequence[str] = (), temperature: float | None = None
-) -> dict[str, Any]:
+@torch.no_grad()
+def measure(data: Clips, sample: Sample, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Return scores of the known and unknown queries of a gallery, and the gallery's thresholds."""
+    trial = Trial(data, sample)
+    parts = [trial.scores(videos, names) for videos in (sample.known, sample.unknown)]
+    return {
+        "scores": {name: (parts[0][name], parts[1][name]) for name in parts[0]},
+        "rejections": trial.rejections,
+        "logits": trial.plain.logits(data.states.select(sample.known)),
+        "truth": torch.arange(trial.plain.n_way).repeat_interleave(QUERIES),
+    }
+
+
+def report(data: Clips, galleries: int, names: Sequence[str] = (), temperature: float | None = None) -> dict[str, Any]:
     """Return the measures of all scores, or of some, and those of the galleries' thresholds and probabilities.
 
     ``temperature`` is that of validation classes. None: these are the validation classes.
     """
-    drawn = samples(data.labels, galleries)
-    measured = [measure(data, sample) for sample in drawn]
-    names = names or [*measured[0]["scores"]]
+    drawn = samples(data.labels, galleries, data.groups)
+    measured = [measure(data, sample, names) for sample in drawn]
     return {
         "classes": measured[0]["logits"].shape[1],
         "shots": SHOTS,
         "galleries": galleries,
-        "scores": {name: _score_report([one["scores"] for one in measured], name) for name in names},
+        "scores": {name: _score_report([one["scores"] for one in measured], name) for name in measured[0]["scores"]},
         "thresholds": {
             name: _threshold_report([(one["scores"][name], one["rejections"][name]) for one in measured])
             for name in (DEFAULT, WITH_NEGATIVES)
@@ -217,16 +282,14 @@ def report(
 
 
 def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: str) -> dict[str, Any]:
-    """Return the measures of a score over galleries, and their paired differences to the two that are in use."""
+    """Return the measures of a score over galleries, and their paired differences to scores in use."""
     measures: dict[str, Any] = {"area_under_roc": area_under_roc}
     measures |= {measure: lambda k, u, kept=kept: accepted_unknown(k, u, kept) for measure, kept in KEPT.items()}
     row: dict[str, Any] = {}
     for measure, of in measures.items():
-        values = {
-            score: torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, DEFAULT, WITH_NEGATIVES)
-        }
+        values = {score: torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, *IN_USE)}
         row[measure] = estimate(values[name])
-        for other in (DEFAULT, WITH_NEGATIVES):
+        for other in IN_USE:
             if other != name:
                 row[f"{measure}_minus_{other.replace(' ', '_')}"] = estimate(values[name] - values[other])
     return row
@@ -254,15 +317,16 @@ def _probability_report(measured: Sequence[Mapping[str, Any]], validation: float
     }
 
 
-def _by_class(data: Encoded, drawn: Sequence[Sample], measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return how many clips of each class pass in percent while it is unknown, by the threshold with negatives."""
-    counts, passed = torch.zeros(len(data.class_names)), torch.zeros(len(data.class_names))
+def _by_class(data: Clips, drawn: Sequence[Sample], measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how many clips of each class pass in percent while it is unknown, by the galleries' thresholds."""
+    names = data.catalog.class_names
+    counts, passed = torch.zeros(len(names)), torch.zeros(len(names))
     for sample, one in zip(drawn, measured, strict=True):
-        is_accepted = one["scores"][WITH_NEGATIVES][1] >= one["rejections"][WITH_NEGATIVES].threshold
+        is_accepted = one["scores"][DEFAULT][1] >= one["rejections"][DEFAULT].threshold
         counts.index_add_(0, data.labels[sample.unknown], torch.ones(len(sample.unknown)))
         passed.index_add_(0, data.labels[sample.unknown], is_accepted.float().cpu())
     shares = 100 * passed / counts.clamp(min=1)
-    return {name: round(share, 1) for name, share in zip(data.class_names, shares.tolist(), strict=True)}
+    return {name: round(share, 1) for name, share in zip(names, shares.tolist(), strict=True)}
 
 
 def estimate(values: Tensor) -> dict[str, float]:
@@ -271,22 +335,39 @@ def estimate(values: Tensor) -> dict[str, float]:
     return {"percent": round(one.mean, 2), "half_width": round(one.half_width, 2)}
 
 
+def reports(options: Options) -> dict[str, Any]:
+    """Return the reports of both methods by data."""
+    recipe, adapter = load_run(Run(trained(options.run, options.data)))
+    motion, catalog = load_model(None), build_catalog(recipe.data)
+    recognizers = {"motion": motion.recognizer, "dmgal_adapter": adapter}
+    negatives = {method: negatives_of(recipe, recognizer) for method, recognizer in recognizers.items()}
+    results: dict[str, dict[str, Any]] = {method: {} for method in recognizers}
+    text: Tensor | None = None
+    for split in ("val", "test")[: 1 + options.novel]:
+        part, is_novel = catalog.split(split), split == "test"
+        for method, recognizer in recognizers.items():
+            states = encoded(recipe, recognizer, part)
+            if is_novel:
+                chosen = results[method]["val"]["probabilities"]["validation_temperature"]
+                clips = Clips(recognizer, part, states, negatives[method])
+                results[method][split] = report(clips, options.galleries, IN_USE, chosen)
+                continue
+            text = text_logits_of(part.class_names, states) if method == "motion" else text
+            clips = Clips(recognizer, part, states, negatives[method], text_logits=text)
+            results[method][split] = report(clips, options.galleries)
+    for folders in options.clips:
+        paths = [Path(folder) for folder in folders.split(",")]
+        part, name = catalog_of(paths), paths[0].name if len(paths) == 1 else paths[0].parent.name
+        states = encoded(motion.recipe, motion.recognizer, part)
+        clips = Clips(motion.recognizer, part, states, negatives["motion"], groups_of(part))
+        results["motion"][name] = report(clips, 2 * options.galleries)
+    return results
+
+
 def main() -> None:
     """Measure and write the report."""
     options = tyro.cli(Options, description=__doc__)
-    recipe, recognizer = load_run(Run(trained(options.run, options.data)))
-    recognizers = {"dmgal_adapter": recognizer} | ({"motion": load_model(None).recognizer} if options.motion else {})
-    results: dict[str, Any] = {}
-    for method, one in recognizers.items():
-        validation = report(encoded(recipe, one, "val"), options.galleries)
-        results[method] = {"val": validation}
-        temperature, reported = (
-            validation["probabilities"]["validation_temperature"],
-            (DEFAULT, WITH_NEGATIVES),
-        )
-        if options.novel:
-            results[method]["test"] = report(encoded(recipe, one, "test"), options.galleries, reported, temperature)
-        write_report({"results": results, "hardware": hardware()}, options.out, show=False)
+    write_report({"results": reports(options), "hardware": hardware()}, options.out, show=False)
 
 
 if __name__ == "__main__":

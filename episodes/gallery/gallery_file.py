@@ -2,7 +2,7 @@
 
 The tensors are ``state.NAME`` of the clips, ``view.NAME`` of augmented views, ``negative.NAME`` of negatives,
 ``labels``, ``view_clips``, ``negative_labels`` and ``texts``. A process that changes a gallery holds the lock
-``.NAME.lock`` beside it. Earlier formats (1: clips, 2: with texts) are still read.
+``.NAME.lock`` beside it. Earlier formats (1: clips, 2: with texts, 3: one threshold for all classes) are still read.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .texts import texts_as_json, texts_of_file
 
 logger = logging.getLogger(__name__)
 
-FORMAT, READABLE = 3, (1, 2, 3)
+FORMAT, READABLE = 4, (1, 2, 3, 4)
 
 
 @contextmanager
@@ -178,6 +178,9 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
     by_negatives = gallery.rejection is not None and gallery.rejection.floor is not None
     if by_negatives and gallery.negatives is None:
         raise ValueError("a threshold by negatives without negatives")
+    offsets = () if gallery.rejection is None else gallery.rejection.offsets
+    if offsets and len(offsets) != gallery.n_way:
+        raise ValueError("offsets of another number of classes")
     if len(views) != gallery.views.num_videos or (
         len(views) and not 0 <= int(views.min()) <= int(views.max()) < len(gallery)
     ):

@@ -2,15 +2,17 @@
 
 The task is the whole gallery, or a shortlist of the classes that the head ranks best by the videos' own states.
 
-A clip is unknown if its score is below a threshold (our own method). The score is its largest logit, or, in a
-gallery with negatives, the log odds of the enrolled classes against an extra class "other". For the latter, the clip is
-compared with enrolled clips and negatives in one task. The logits of the answer do not depend on negatives.
+A clip is unknown if its score is below a threshold (our own method). The score is its largest logit minus an offset of
+the class, which is larger for a class of similar clips. So each class has its own threshold. In a gallery with
+negatives, the score is the log odds of the enrolled classes against an extra class "other". The clip is then compared
+with enrolled clips and negatives in one task. The logits of the answer do not depend on negatives.
 
 The threshold comes from the gallery's own clips. Known: each clip is held out, or replaced by augmented views in a
 class with one clip. Unknown: each clip is compared with the gallery without its class. ``KNOWN_KEPT`` of the held-out
 clips pass, or more if few unknown ones pass anyway. Views are more similar than two clips. If there are any, the
 threshold is the midpoint of the mean scores of known and unknown clips, which is strict. Held-out clips also give the
-temperature of the probabilities. All choices were made on validation classes (``bench/unknown.py``).
+offsets, each of which leaves out the clip it is applied to, and the temperature of the probabilities. All choices were
+made on validation data (``bench/unknown.py``).
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from ...progress import progress_bar
 from ..evaluation.states import PrecomputedStates, SupportStates, compare_tasks, has_divided_task_layers
 from ..recognizer import FewShotRecognizer
 from .negatives import Negatives
-from .unknown import energy, find_temperature, known_over_others, largest_logit
+from .unknown import class_adjusted, class_offsets, energy, find_temperature, known_over_others, largest_logit
 
 
 class GalleryTask:
@@ -99,8 +101,10 @@ class GalleryTask:
             logits: their logits of this task.
             rejection: determines the score. None: the largest logit.
         """
-        if rejection is None or rejection.score == "largest logit":
+        if rejection is None or rejection.score == "largest logit":  # galleries without held-out clips, and older ones
             return largest_logit(logits)
+        if rejection.score == "class-adjusted logit":
+            return class_adjusted(logits, logits.new_tensor(rejection.offsets))
         assert rejection.floor is not None
         return known_over_others(*self.logits_beside_negatives(query), rejection.floor)
 
@@ -144,7 +148,7 @@ def _check_shortlist(recognizer: FewShotRecognizer, shortlist: int) -> None:
 
 
 Source = Literal["held-out clips", "augmented views", "held-out clips and augmented views"]
-Score = Literal["largest logit", "log odds to negatives"]
+Score = Literal["largest logit", "class-adjusted logit", "log odds to negatives"]
 KNOWN_KEPT = 0.85
 """Share of held-out clips that always pass."""
 UNKNOWN_ACCEPTED = 0.05
@@ -167,6 +171,7 @@ class Rejection:
         score: what is compared with the threshold.
         temperature: probabilities are the softmax of the logits divided by this.
         floor: constant logit of the class "other" beside the negatives. None without negatives.
+        offsets: what is subtracted from the logit of each class, ``(n_way,)`` numbers. Empty for other scores.
     """
 
     threshold: float
@@ -179,13 +184,17 @@ class Rejection:
     score: Score = "largest logit"
     temperature: float = 1.0
     floor: float | None = None
+    offsets: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        numbers = self.threshold, self.temperature, self.floor or 0.0
+        object.__setattr__(self, "offsets", tuple(self.offsets))  # a list in JSON
+        numbers = self.threshold, self.temperature, self.floor or 0.0, *self.offsets
         if self.score not in get_args(Score) or not self.temperature > 0 or not all(map(math.isfinite, numbers)):
             raise ValueError("a rejection without a score, threshold and temperature")
         if (self.score == "log odds to negatives") != (self.floor is not None):
             raise ValueError("a floor without negatives, or negatives without a floor")
+        if (self.score == "class-adjusted logit") != bool(self.offsets):
+            raise ValueError("offsets without their score, or the score without offsets")
 
 
 def find_rejection(
@@ -200,12 +209,20 @@ def find_rejection(
         most: maximum number of held-out clips, spread evenly over the gallery. Each is recognized twice.
         progress: if True, show a progress bar.
     """
-    known, unknown, temperature = _hold_out(task, views, view_clips, most, progress)
+    known, unknown = _hold_out(task, views, view_clips, most, progress)
     shots = torch.bincount(task.labels)
     source = _source(bool((shots > 1).any()), bool(len(view_clips)))
-    score: Score = "largest logit" if task.negatives is None else "log odds to negatives"
-    floor = None if task.negatives is None else _midpoint(known.of_logits(energy), unknown.of_logits(energy))
-    known_scores, unknown_scores = known.scores(floor), unknown.scores(floor)
+    floor, offsets = None, ()
+    score: Score = "largest logit"
+    own = known.own_logits(task.labels.cpu())
+    if task.negatives is not None:
+        score, floor = "log odds to negatives", _midpoint(known.of_logits(energy), unknown.of_logits(energy))
+        known_scores, unknown_scores = known.log_odds(floor), unknown.log_odds(floor)
+    elif own.isfinite().any():
+        score, offsets = "class-adjusted logit", tuple(class_offsets(own, task.labels.cpu()).tolist())
+        known_scores, unknown_scores = known.adjusted(own, task.labels.cpu()), unknown.adjusted(own, task.labels.cpu())
+    else:
+        known_scores, unknown_scores = known.of_logits(largest_logit), unknown.of_logits(largest_logit)
     threshold = _threshold(known_scores, unknown_scores, source)
     return Rejection(
         threshold=threshold,
@@ -216,8 +233,9 @@ def find_rejection(
         unknown_accepted=_share(unknown_scores, threshold) if len(unknown_scores) else None,
         shortlist=task.shortlist,
         score=score,
-        temperature=temperature,
+        temperature=_temperature(task, known),
         floor=floor,
+        offsets=offsets,
     )
 
 
@@ -227,49 +245,76 @@ class _Measured:
     def __init__(self) -> None:
         self._logits: list[Tensor] = []
         self._beside: list[tuple[Tensor, Tensor]] = []
+        self._clips: list[int | None] = []
 
-    def add(self, task: GalleryTask, query: PrecomputedStates) -> Tensor:
-        """Measure clips, and return their logits."""
-        logits = task.logits(query)
-        self._logits.append(logits)
+    def add(self, task: GalleryTask, query: PrecomputedStates, clip: int | None = None) -> None:
+        """Measure an enrolled clip by its index, or views."""
+        self._logits.append(task.logits(query))
+        self._clips.append(clip)
         if task.negatives is not None:
             self._beside.append(task.logits_beside_negatives(query))
-        return logits
+
+    @property
+    def held_out(self) -> list[tuple[int, Tensor]]:
+        """Indices of enrolled clips with their logits, on the CPU."""
+        pairs = zip(self._clips, self._logits, strict=True)
+        return [(clip, logits[0].double().cpu()) for clip, logits in pairs if clip is not None]
+
+    def own_logits(self, labels: Tensor) -> Tensor:
+        """Return the logit ``(S,)`` of each held-out clip for its class, ``nan`` if there is none."""
+        own = torch.full(labels.shape, torch.nan, dtype=torch.double)
+        for clip, logits in self.held_out:
+            own[clip] = logits[labels[clip]]
+        return own.masked_fill(own.isinf(), torch.nan)  # not on the shortlist
 
     def of_logits(self, score: Callable[[Tensor], Tensor]) -> Tensor:
         """Return a score of the logits of each clip, on the CPU."""
-        parts = [score(logits).double().cpu() for logits in self._logits]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.double)
+        return _concatenated([score(logits) for logits in self._logits])
 
-    def scores(self, floor: float | None) -> Tensor:
-        """Return the largest logits, or with a floor the log odds to negatives."""
-        if floor is None or not self._beside:
-            return self.of_logits(largest_logit)
-        return torch.cat([known_over_others(*pair, floor) for pair in self._beside]).double().cpu()
+    def log_odds(self, floor: float) -> Tensor:
+        """Return the log odds to negatives of each clip, on the CPU."""
+        return _concatenated([known_over_others(*pair, floor) for pair in self._beside])
+
+    def adjusted(self, own: Tensor, labels: Tensor) -> Tensor:
+        """Return the class-adjusted logit of each clip with offsets from the others' ``own`` logits, on the CPU."""
+        scores = []
+        for clip, logits in zip(self._clips, self._logits, strict=True):
+            others = own if clip is None else own.masked_fill(torch.arange(len(own)) == clip, torch.nan)
+            offsets = class_offsets(others, labels)
+            if clip is not None and logits.shape[1] < len(offsets):  # its class is left out
+                offsets = offsets[torch.arange(len(offsets)) != labels[clip]]
+            scores.append(class_adjusted(logits.double().cpu(), offsets))
+        return _concatenated(scores)
+
+
+def _concatenated(parts: list[Tensor]) -> Tensor:
+    return torch.cat([part.double().cpu() for part in parts]) if parts else torch.empty(0, dtype=torch.double)
 
 
 def _hold_out(
     task: GalleryTask, views: PrecomputedStates, view_clips: Tensor, most: int, progress: bool
-) -> tuple[_Measured, _Measured, float]:
-    """Return known and unknown clips, and the temperature."""
+) -> tuple[_Measured, _Measured]:
+    """Return the known and the unknown clips."""
     shots = torch.bincount(task.labels)
     clips = _spread(len(task.labels), most)
     indices = torch.arange(len(task.labels), device=task.labels.device)
     known, unknown = _Measured(), _Measured()
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
     for clip in progress_bar(clips, progress=progress, desc="threshold", unit="clip", leave=False):
         query = task.states.select(slice(clip, clip + 1))
         if shots[task.labels[clip]] > 1:
-            logits.append(known.add(task.subset(indices != clip), query))
-            labels.append(task.labels[clip : clip + 1])
+            known.add(task.subset(indices != clip), query, clip)
         if len(shots) > 1:
-            unknown.add(task.subset(task.labels != task.labels[clip]), query)
+            unknown.add(task.subset(task.labels != task.labels[clip]), query, clip)
     if len(view_clips):
         known.add(task, views)
-    is_whole = task.shortlist is None or task.shortlist >= task.n_way
-    temperature = find_temperature(torch.cat(logits), torch.cat(labels)) if labels and is_whole else 1.0
-    return known, unknown, temperature
+    return known, unknown
+
+
+def _temperature(task: GalleryTask, known: _Measured) -> float:
+    if not known.held_out or (task.shortlist is not None and task.shortlist < task.n_way):
+        return 1.0
+    clips, logits = zip(*known.held_out, strict=True)
+    return find_temperature(torch.stack(logits), task.labels.cpu()[list(clips)])
 
 
 def _threshold(known: Tensor, unknown: Tensor, source: Source) -> float:

@@ -18,6 +18,8 @@ from torch.nn import functional
 
 TEMPERATURES = tuple(2 ** (step / 8) for step in range(-32, 49))
 """Candidates of `find_temperature`: 1/16 to 64."""
+SHRINKAGE = 5
+"""Number of clips at which the offset of a class is half of its difference to all classes."""
 BINS = 10
 """Bins of the expected calibration error, of equal width."""
 
@@ -25,6 +27,27 @@ BINS = 10
 def largest_logit(logits: Tensor) -> Tensor:
     """Return the largest logit ``(Q,)`` of each clip from logits ``(Q, n_way)``."""
     return logits.max(dim=1).values
+
+
+def class_offsets(own: Tensor, labels: Tensor) -> Tensor:
+    """Return how much larger the logit of a known clip usually is in each class than in all, ``(n_way,)``.
+
+    Differences to the mean of the classes are shrunk by ``n / (n + SHRINKAGE)`` for a class of ``n`` clips.
+
+    Args:
+        own: logit ``(S,)`` of each clip for its class, without the clip itself. ``nan``: does not count.
+        labels: classes of the clips, ``(S,)`` int64 in ``0..n_way-1``.
+    """
+    counts = torch.zeros(int(labels.max()) + 1, dtype=own.dtype).index_add_(0, labels, own.isfinite().to(own.dtype))
+    means = torch.zeros_like(counts).index_add_(0, labels, own.nan_to_num()) / counts.clamp_min(1)
+    common = means.sum() / (counts > 0).sum().clamp_min(1)
+    return counts / (counts + SHRINKAGE) * (means - common)
+
+
+def class_adjusted(logits: Tensor, offsets: Tensor) -> Tensor:
+    """Return the largest logit minus the offset of its class ``(Q,)``, from ``(Q, n_way)`` and ``(n_way,)``."""
+    best = logits.max(dim=1)
+    return best.values - offsets[best.indices]
 
 
 def energy(logits: Tensor) -> Tensor:
@@ -62,14 +85,12 @@ def mahalanobis(query: Tensor, support: Tensor, labels: Tensor, shrinkage: float
     query, support = query.double(), support.double()
     means = torch.stack([support[labels == label].mean(dim=0) for label in range(int(labels.max()) + 1)])
     residuals = support - means[labels]
-    covariance = residuals.T @ residuals / max(len(support) - len(means), 1)
-    variance = covariance.trace() / len(covariance)
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    tiny = torch.finfo(covariance.dtype).tiny
-    spread = (1 - shrinkage) * covariance + (shrinkage * variance + tiny) * identity
-    root = torch.linalg.cholesky(spread)
-    whitened = [torch.linalg.solve_triangular(root, part.T, upper=False).T for part in (query, means)]
-    return -torch.cdist(*whitened).square().min(dim=1).values
+    spread = torch.linalg.svd(residuals / math.sqrt(max(len(support) - len(means), 1)), full_matrices=False)
+    outside = shrinkage * spread.S.square().sum() / support.shape[1] + torch.finfo(torch.double).tiny
+    inside = (1 - shrinkage) * spread.S.square() + outside  # variances along the directions of the residuals
+    rescaled = (outside / inside).sqrt() - 1
+    whitened = [(part + (part @ spread.Vh.T * rescaled) @ spread.Vh) / outside.sqrt() for part in (query, means)]
+    return -torch.cdist(whitened[0], whitened[1]).square().min(dim=1).values
 
 
 def agreement(visual: Tensor, text: Tensor) -> Tensor:

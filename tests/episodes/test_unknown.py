@@ -17,6 +17,8 @@ from dmgal.episodes.gallery.unknown import (
     agreement,
     area_under_roc,
     calibration_error,
+    class_adjusted,
+    class_offsets,
     energy,
     find_temperature,
     known_over_others,
@@ -61,6 +63,18 @@ def test_the_extra_class_has_negatives_and_a_constant():
     far = torch.full((3, 5), -100.0)
     torch.testing.assert_close(known_over_others(LOGITS, far, 2.0), energy(LOGITS) - 2.0)
     torch.testing.assert_close(known_over_others(LOGITS, LOGITS, -torch.inf), torch.zeros(3))
+
+
+def test_offsets_are_what_a_class_deviates_from_all_and_shrink_with_few_clips():
+    labels = torch.tensor([0, 0, 0, 0, 0, 1, 2])
+    own = torch.tensor([4.0, 4.0, 4.0, 4.0, 4.0, 1.0, torch.nan])  # the clip of class 2 was not held out
+    torch.testing.assert_close(class_offsets(own, labels), torch.tensor([1.5 * 5 / 10, -1.5 * 1 / 6, 0.0]))
+    assert class_offsets(torch.full((7,), torch.nan), labels).tolist() == [0, 0, 0]
+
+
+def test_the_best_class_is_compared_with_its_own_clips():
+    adjusted = class_adjusted(LOGITS, torch.tensor([2.0, 0.5, -9.0]))
+    torch.testing.assert_close(adjusted, torch.tensor([1.0, -1.5, 3.5]))
 
 
 def test_norms_are_in_units_of_the_cohort():
@@ -110,6 +124,43 @@ def test_probabilities_use_the_temperature_and_the_answer_does_not():
     assert one.label == 0 and not one.known
 
 
+def test_a_class_of_similar_clips_has_a_higher_threshold():
+    """Around class "a" clips are alike, around "b" they differ: the same logit is unknown for "a" and known for "b"."""
+    made = clustered({"a": 5, "b": 5})
+    generator = torch.Generator().manual_seed(0)
+    states = made.states.query["frames"].clone()
+    states[5:] += 8 * torch.randn(states[5:].shape, generator=generator)
+    one = task(replace(made, states=undivided(frames=states)))
+    found = find_rejection(one, made.views, made.view_clips, progress=False)
+    assert found.score == "class-adjusted logit" and found.offsets[0] > 0 > found.offsets[1]
+    nothing, logits = undivided(frames=states[:2]), torch.tensor([[-2.0, -9.0], [-9.0, -2.0]])
+    of_a, of_b = one.scores(nothing, logits, found)
+    assert of_b - of_a == pytest.approx(found.offsets[0] - found.offsets[1], abs=1e-5)
+
+
+def test_without_held_out_clips_the_largest_logit_is_compared():
+    made = clustered({"a": 1, "b": 1})
+    found = find_rejection(task(made), made.views, made.view_clips, progress=False)
+    assert (found.score, found.offsets) == ("largest logit", ())
+
+
+def test_held_out_clips_do_not_change_their_own_offset():
+    """The threshold comes from scores that a new clip of the class would have."""
+    made = clustered({"a": 2, "b": 2}, spread=2.0)
+    one = task(made)
+    found = find_rejection(one, made.views, made.view_clips, progress=False)
+    own, indices = torch.zeros(4), torch.arange(4)
+    for clip in range(4):
+        own[clip] = one.subset(indices != clip).logits(made.states.select(indices == clip))[0, made.labels[clip]]
+    torch.testing.assert_close(torch.tensor(found.offsets), class_offsets(own, made.labels), rtol=1e-5, atol=1e-6)
+    scores = []
+    for clip in range(4):
+        query, others = made.states.select(indices == clip), own.masked_fill(indices == clip, torch.nan)
+        logits = one.subset(indices != clip).logits(query)
+        scores.append(class_adjusted(logits, class_offsets(others, made.labels)))
+    assert found.known_kept == (torch.cat(scores) >= found.threshold).float().mean()
+
+
 def negatives(directions, names=None):
     """One clip for each direction, far from those of other directions."""
     frames = 10 * torch.eye(6)[directions, None].expand(-1, FRAMES, 6)
@@ -124,7 +175,7 @@ def test_negatives_reject_what_resembles_them_and_keep_the_logits():
     for others in (None, negatives([5, 4])):
         one = task(made, others)
         found = find_rejection(one, made.views, made.view_clips, progress=False)
-        assert found.score == ("largest logit" if others is None else "log odds to negatives")
+        assert found.score == ("class-adjusted logit" if others is None else "log odds to negatives")
         assert (one.scores(made.states, one.logits(made.states), found) >= found.threshold).all()
         score = one.scores(between, one.logits(between), found) - found.threshold
         passes[others is not None] = score / (
@@ -173,5 +224,19 @@ def test_a_threshold_of_an_earlier_version_compares_the_largest_logit():
     made = clustered({"a": 2, "b": 2})
     logits = task(made).logits(made.states)
     assert torch.equal(task(made).scores(made.states, logits, rejection), largest_logit(logits))
-    with pytest.raises(ValueError, match="floor"):
-        Rejection(**{**asdict(rejection), "floor": 1.0})
+    for wrong in ({"floor": 1.0}, {"offsets": (1.0,)}, {"score": "class-adjusted logit"}):
+        with pytest.raises(ValueError, match=r"floor|offsets"):
+            Rejection(**{**asdict(rejection), **wrong})
+
+
+def test_offsets_are_saved_and_must_fit_the_classes(tmp_path):
+    made = clustered({"a": 3, "b": 2})
+    found = find_rejection(task(made), made.views, made.view_clips, progress=False)
+    for offsets in (found.offsets, found.offsets[:1]):
+        rejection = replace(found, offsets=offsets)
+        save_gallery(replace(made, rejection=rejection), tmp_path / "g.safetensors")
+        if len(offsets) == 2:
+            assert load_gallery(tmp_path / "g.safetensors").rejection == rejection
+        else:
+            with pytest.raises(DmgalError, match="wrong values"):
+                load_gallery(tmp_path / "g.safetensors")

@@ -82,7 +82,9 @@ def test_scores_equal_those_of_an_episode_with_the_same_clips(recognize, folders
         )
         top = row.topk(2).values
         assert one["margin"] == pytest.approx((top[0] - top[1]).item(), abs=1e-4)
-        assert one["recognized"] == (one["best"] if row.max() >= report["rejection"]["threshold"] else None)
+        score = (row.max() - report["rejection"]["offsets"][int(row.argmax())]).item()
+        assert one["score"] == pytest.approx(score, abs=1e-4)
+        assert one["recognized"] == (one["best"] if score >= report["rejection"]["threshold"] else None)
     right = sum(one["best"] == Path(one["video"]).parent.name for one in report["videos"])
     assert report["accuracy"]["right"] == right == (logits.argmax(1) == labels).sum()
     assert report["accuracy"]["percent"] == 100 * right / 8 and report["accuracy"]["enrolled"] == 0

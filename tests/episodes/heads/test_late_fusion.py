@@ -11,7 +11,6 @@ import torch
 
 from dmgal.episodes.evaluation.states import PrecomputedStates
 from dmgal.episodes.gallery.task import GalleryTask, find_rejection
-from dmgal.episodes.gallery.unknown import largest_logit
 from dmgal.episodes.heads import LateFusion, late_fusion
 from dmgal.errors import DmgalError
 
@@ -200,9 +199,12 @@ def test_most_unknown_clips_are_rejected_by_galleries_of_any_size(classes):
     states = PrecomputedStates.undivided(clips(labels))
     task = GalleryTask(SimpleNamespace(head=head, compare=head.compare), states, labels)
     rejection = find_rejection(task, states.select(slice(0, 0)), torch.empty(0, dtype=torch.int64), progress=False)
-    known = largest_logit(task.logits(PrecomputedStates.undivided(clips(labels)))) >= rejection.threshold
-    unknown_clips = PrecomputedStates.undivided(clips(torch.arange(classes, classes + 20)))
-    unknown = largest_logit(task.logits(unknown_clips)) >= rejection.threshold
+    known_clips, unknown_clips = (
+        PrecomputedStates.undivided(clips(part)) for part in (labels, torch.arange(classes, classes + 20))
+    )
+    known, unknown = (
+        task.scores(part, task.logits(part), rejection) >= rejection.threshold for part in (known_clips, unknown_clips)
+    )
     assert known.float().mean() > 0.7 and unknown.float().mean() < 0.3
 
 
