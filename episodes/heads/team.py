@@ -10,7 +10,7 @@ Logits, losses and gradients equal those of the released code on random weights 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from ...adapters.common import SharedDropout, load_reference_state, sinusoidal_p
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
-from .frame_distance import at_least_float32, check_frames, class_means
+from .frame_distance import at_least_float32, center_frames, check_frames, check_option, class_means
 
 REFERENCE_NAMES = {"AP": "patterns", "ln": "norm", "mlp.inp_fc": "mlp.0", "mlp.out_fc": "mlp.2"}
 SMALLEST_NORM = 1e-8
@@ -45,12 +45,21 @@ class TEAM(nn.Module):
         channels: width ``D`` of the frame features.
         num_patterns: number of patterns ``M``, 50 to 80 in the authors' scripts.
         dropout: probability of dropout of coded frames, of attention, and of what a pattern found.
+        center: ``"none"`` (published); ``"video"`` (ours) subtracts a video's mean over frames from its frames, which
+            removes static content.
     """
 
     loss_weights: ClassVar[Mapping[str, float]] = {"exclusive": 1.0}
 
-    def __init__(self, channels: int, num_patterns: int = 60, dropout: float = 0.1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        num_patterns: int = 60,
+        dropout: float = 0.1,
+        center: Literal["none", "video"] = "none",
+    ) -> None:
         super().__init__()
+        check_option("center", center, ("none", "video"))
         if num_patterns < 1:
             raise DmgalError(
                 "TEAM compares videos by patterns.",
@@ -58,6 +67,7 @@ class TEAM(nn.Module):
                 expected="at least 1",
                 remedy="Use 50 to 80, as the authors do.",
             )
+        self.center = center
         self.scale = (channels / 8) ** -0.5  # that of 8 heads, although the released attention has one
         self.patterns = nn.Parameter(torch.randn(num_patterns, channels))
         self.norm = nn.LayerNorm(channels)
@@ -67,6 +77,8 @@ class TEAM(nn.Module):
     def prepare(self, features: Tensor) -> VideoState:
         """Return the ``frames`` ``(V,T,D)`` of videos, and their ``instance`` and ``exclusive`` tokens ``(V,M,D)``."""
         check_frames(self, features)
+        if self.center == "video":
+            features = center_frames(features)
         gathered = self._gather(features)
         return VideoState(frames=features, instance=self._tokens(gathered), exclusive=self._tokens(-gathered))
 

@@ -198,6 +198,7 @@ def test_per_data_values_are_those_of_the_papers():
             assert (train.optimizer, train.tasks_per_step, train.weight_decay) == ("sgd", tasks, 0)
         team = layered("method/team", f"data/{data_set}")
         assert team.train.steps * team.train.tasks_per_step == 10_000
+        assert team.head["center"] == "none"
         assert team.head["num_patterns"] == (50 if "ssv2" in data_set else 60)
     assert layered("method/hyrsm", "data/moving_shapes").head["center"] == "video"
 

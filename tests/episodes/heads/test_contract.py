@@ -55,6 +55,7 @@ CASES = {
     "clip_fsar_bi_mhm": HeadCase(lambda: ClipFSAR(16, matcher=BiMHM("video", 10.0, eps=0.0)), FRAMES),
     "distance_correlation": HeadCase(DistanceCorrelation, MAPS),
     "team": HeadCase(partial(TEAM, 16, num_patterns=5), FRAMES),
+    "team_centered": HeadCase(partial(TEAM, 16, num_patterns=5, center="video"), FRAMES),
     "late_fusion": HeadCase(LateFusion, FRAMES),
     "late_fusion_two_streams": HeadCase(partial(LateFusion, (6, 10), (0.2, 0.1, 0.2, 0.5)), FRAMES),
     "prototype": HeadCase(Prototype, FRAMES),

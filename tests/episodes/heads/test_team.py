@@ -87,6 +87,11 @@ def test_query_frames_are_not_read():
     assert torch.equal(head.compare(support, labels, tokens).logits, head.compare(support, labels, query).logits)
 
 
+def test_centered_frames_lose_what_all_frames_share():
+    head, frames = TEAM(16, 3, center="video").eval(), torch.randn(2, 4, 16)
+    torch.testing.assert_close(head.prepare(frames + torch.randn(2, 1, 16)), head.prepare(frames))
+
+
 def test_maps_raise():
     with pytest.raises(DmgalError, match="compares frame features"):
         TEAM(16, 3).prepare(torch.randn(2, 4, 16, 3, 3))
