@@ -7,6 +7,7 @@ stored.
 from __future__ import annotations
 
 import io
+import itertools
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,8 +29,12 @@ SERIES = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Colors of curves and parts, on both backgrounds: those of Okabe and Ito that color-blind readers can tell apart."""
 DASHES = ("-", "--", ":")
 """Line styles by the round of the colors."""
-PANEL = (4.0, 3.6)
+PANEL = (4.0, 4.2)
 """Width and height of a panel in inches."""
+CORNERS, DISTANCES = ((1, 1), (-1, 1), (1, -1), (-1, -1)), (2, 12, 22, 32, 42, 52)
+"""Places of a name beside its point, in order of preference: sides, and distances upward or downward in points."""
+MARKER = 3.0
+"""Half of the width of a marker in pixels."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +87,26 @@ def cost_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> 
     with drawing(dark) as pyplot:
         size = (PANEL[0] * len(COSTS), PANEL[1])
         figure, panels = pyplot.subplots(1, len(COSTS), figsize=size, layout="constrained", sharey=True)
+        to_label: list[tuple[Any, list[Point], list[Point]]] = []
         for axes, (label, keys) in zip(panels, COSTS.items(), strict=True):
             points = points_of(rows, shots, keys)
             front = pareto_front(points)
-            _plot(axes, [point for point in points if point not in front], colors["others"], "normal")
-            _plot(axes, front, colors["front"], "bold")
+            others = [point for point in points if point not in front]
+            for shown, color in ((others, colors["others"]), (front, colors["front"])):
+                axes.plot([p.cost for p in shown], [p.accuracy for p in shown], "o", color=color, markersize=5)
             axes.step([p.cost for p in front], [p.accuracy for p in front], where="post", color=colors["front"], lw=1)
             axes.set(xlabel=label)
             if keys == COSTS["trained parameters"]:
                 axes.set_xscale("symlog", linthresh=100)
             axes.margins(x=0.25, y=0.12)
             axes.grid(alpha=0.25)
+            to_label.append((axes, front, others))
         panels[0].set(ylabel=f"accuracy %, {shots} shot{'s' if shots != '1' else ''}")
+        figure.draw_without_rendering()  # places the axes
+        for axes, front, others in to_label:
+            taken = [_around(axes, point) for point in (*front, *others)]
+            _label(axes, front, taken, color=colors["front"], weight="bold")
+            _label(axes, others, taken, color=colors["others"])
         return saved(figure, form)
 
 
@@ -197,8 +210,36 @@ FIGURES: dict[str, Draw] = {"figure": cost_figure, "learning": learning_figure, 
 """Figures of a report by the first part of their file names."""
 
 
-def _plot(axes: Any, points: Sequence[Point], color: str, weight: str) -> None:
-    axes.plot([p.cost for p in points], [p.accuracy for p in points], "o", color=color, markersize=5)
+def _label(axes: Any, points: Sequence[Point], taken: list[Any], **style: Any) -> None:
+    """Name the points where the names overlap nothing, or as far away as allowed. ``taken`` has the boxes so far."""
+    from matplotlib.text import Text
+
+    renderer = axes.figure.canvas.get_renderer()
     for point in points:
-        place = (point.cost, point.accuracy)
-        axes.annotate(point.name, place, (5, 4), textcoords="offset points", color=color, weight=weight, fontsize=8)
+        for distance, (right, up) in itertools.product(DISTANCES, CORNERS):
+            label = axes.annotate(
+                point.name,
+                (point.cost, point.accuracy),
+                (5 * right, distance * up),
+                textcoords="offset points",
+                ha="left" if right > 0 else "right",
+                va="bottom" if up > 0 else "top",
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": style["color"]} if distance > DISTANCES[0] else None,
+                fontsize=7,
+                **style,
+            )
+            label.update_positions(renderer)
+            box = Text.get_window_extent(label, renderer)  # without the line
+            is_inside = axes.bbox.x0 <= box.x0 and box.x1 <= axes.bbox.x1 and axes.bbox.y0 <= box.y0
+            if (is_inside and not box.count_overlaps(taken)) or (distance, right, up) == (DISTANCES[-1], *CORNERS[-1]):
+                break
+            label.remove()
+        taken.append(box)
+
+
+def _around(axes: Any, point: Point) -> Any:
+    """Return the box of a marker in pixels."""
+    from matplotlib.transforms import Bbox
+
+    x, y = axes.transData.transform((point.cost, point.accuracy))
+    return Bbox.from_bounds(x - MARKER, y - MARKER, 2 * MARKER, 2 * MARKER)
