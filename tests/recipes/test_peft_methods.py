@@ -21,7 +21,9 @@ from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.folder import Run, read_tensors
 from dmgal.recipes.run.layers import bundled_layers, read_layer
+from dmgal.recipes.run.weights import best_state, load_trained_state, save_best
 from dmgal.testing import AdapterCase
 
 KINDS = sorted(kind.value for kind in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
@@ -124,6 +126,23 @@ def test_lora_leaves_the_frozen_weights_of_torchs_attention_unchanged():
     assert [
         name for name, value in recognizer.named_parameters() if name in frozen and value.ne(frozen[name]).any()
     ] == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_saved_stock_method_is_loaded(name, tmp_path):
+    recipe, run = Recipe(adapter=read_layer(name)["adapter"]), Run(tmp_path)
+    with testing.ignored_warnings():
+        recognizer = build_recognizer(recipe).eval()
+        for parameter in recognizer.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+        save_best(recognizer, best_state(recognizer), run)
+        loaded = build_recognizer(recipe, adapter=run.adapter).eval()
+    load_trained_state(loaded, read_tensors(run.weights) if run.weights.exists() else {}, run.weights)
+    videos = torch.rand(2, 2, 3, *recognizer.encoder.image_size)
+    with torch.no_grad():
+        ours, saved = loaded.encode(videos), recognizer.encode(videos)
+    assert all(torch.equal(ours[key], saved[key]) for key in saved)
 
 
 @pytest.mark.slow
