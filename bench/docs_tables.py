@@ -21,7 +21,7 @@ from typing import Any
 import tyro
 
 from dmgal.bench.capability_table import capability_rows
-from dmgal.bench.docs_figures import EFFICIENCY, FIGURES, HEAD_SCALE, NAMES, RESULTS, load
+from dmgal.bench.docs_figures import FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
 from dmgal.bench.matrix.report import markdown
 from dmgal.bench.matrix.report_folder import write_or_check
@@ -38,6 +38,7 @@ PAGES = (
 )
 MARKED = re.compile(r"(<!-- table:(\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 Row = Sequence[str]
+MatrixTable = Callable[[Sequence[matrix_report.Row]], str]
 
 
 @dataclass(frozen=True)
@@ -294,14 +295,9 @@ def capabilities_table(root: Path) -> str:
     return markdown(header, rows) + "\n" + "".join(f"{reason}\n" for reason in reasons)
 
 
-def efficiency_table(root: Path, table: Callable[[Sequence[matrix_report.Row]], str]) -> str:
-    """Show accuracies or costs of the methods in a committed matrix."""
-    return table(matrix_report.rows_of(matrix_report.load(root / EFFICIENCY)))
-
-
-def other_data_table(root: Path, matrix: str) -> str:
-    """Show methods of a matrix that were trained on one data set and tested on others."""
-    return matrix_report.other_data_table(matrix_report.rows_of(matrix_report.load(root / RESULTS / matrix)))
+def matrix_table(root: Path, matrix: str, table: MatrixTable = matrix_report.other_data_table) -> str:
+    """Show a table of a committed matrix."""
+    return table(matrix_report.rows_of(matrix_report.load(root / RESULTS / matrix)))
 
 
 def reproduction_rows(root: Path) -> str:
@@ -369,10 +365,11 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "motion_study": study_table,
     "text": text_table,
     "capabilities": capabilities_table,
-    "efficiency_accuracy": partial(efficiency_table, table=matrix_report.accuracy_table),
-    "efficiency_cost": partial(efficiency_table, table=matrix_report.cost_table),
-    "domains": partial(other_data_table, matrix="domains"),
-    "real_clips": partial(other_data_table, matrix="real_clips"),
+    "efficiency_accuracy": partial(matrix_table, matrix="efficiency", table=matrix_report.accuracy_table),
+    "efficiency_cost": partial(matrix_table, matrix="efficiency", table=matrix_report.cost_table),
+    "ablations": partial(matrix_table, matrix="ablations", table=matrix_report.ablation_table),
+    "domains": partial(matrix_table, matrix="domains"),
+    "real_clips": partial(matrix_table, matrix="real_clips"),
     "quantized": lambda root: markdown(*quantized_table(load(root, "quantized"))),
     "unknown": partial(
         unknown_table, method="dmgal_adapter", data={"val": "validation", "test": "novel"}, measures=[*MEASURES]
