@@ -25,7 +25,7 @@ from dmgal.recipes.train import Train, run
 class Options:
     """Options of the command."""
 
-    videos: Path = Path("data/moving_shapes")
+    videos: str = "data/moving_shapes"
     """Folder of moving shapes, drawn if it is not there yet."""
     steps: int = 100
     """Training steps."""
@@ -37,7 +37,7 @@ class Options:
 def main() -> None:
     """Measure the trainings and write the report."""
     options = tyro.cli(Options, description=__doc__)
-    words = ["demo", "method/dmgal_adapter", "data/moving_shapes", "--data.root", str(options.videos)]
+    words = ["demo", "method/dmgal_adapter", "data/moving_shapes", "--data.root", options.videos]
     words += ["--train.steps", str(options.steps), "--train.validation-episodes", "20"]
     recipe = parse(words, prog="harness", description="", wrapper=Train)[0].recipe
     with tempfile.TemporaryDirectory() as folder:

@@ -76,15 +76,14 @@ class Enroll:
         is_first = len(self.paths) > 1 or (self.paths and (only_removes or is_run(self.paths[0])))
         return self.paths[0] if is_first else None
 
-    @property
-    def change(self) -> GalleryChange:
-        """The change of the gallery file that the options ask for.
+    def make_change(self) -> GalleryChange:
+        """Return the change of the gallery file that the options ask for.
 
         Raises:
             DmgalError: there are too many paths.
         """
         clips = self.paths if self.run is None else self.paths[1:]
-        if len(self.paths) > 2 or len(clips) > 1:
+        if len(self.paths) > 2:
             raise DmgalError(
                 "Only one folder of clips can be enrolled at a time.",
                 received=" ".join(printable(str(path)) for path in self.paths),
@@ -112,7 +111,7 @@ def run(options: Enroll) -> Gallery:
     settings: dict[str, Any] = {"views": options.views, "verbose": not options.quiet, "text": options.text}
     if options.shortlist is not None:
         settings["shortlist"] = options.shortlist
-    return update_gallery(options.out, options.run, options.change, settings)
+    return update_gallery(options.out, options.run, options.make_change(), settings)
 
 
 def main(argv: list[str] | None = None) -> int | None:

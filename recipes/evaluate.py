@@ -17,7 +17,7 @@ of two pairs. A model that ignores the order of frames cannot exceed 50 % in eit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -107,8 +107,9 @@ def main(argv: list[str] | None = None) -> int | None:
     described = protocol_as_json(protocol, recipe, catalog)
     described["seen_classes"] = seen_in_training(run, trained, catalog, protocol.split)
     suffix = data_suffix(run, trained.data, recipe.data, described)
-    settings = options.text.use, suffix, options.out, options.states == "float16"
-    report = EvaluationReport(run, protocol, described, *settings)
+    report = EvaluationReport(
+        run, protocol, described, options.text.use, suffix, options.out, is_inexact=options.states == "float16"
+    )
     if options.curve:
         points = shot_curve(recognizer, recipe, catalog, protocol, options.curve, options.text, progress, keep)
         if not is_helper:
@@ -118,10 +119,10 @@ def main(argv: list[str] | None = None) -> int | None:
         generalized = evaluate_generalized(recognizer, recipe, catalog, protocol, progress, keep)
         described["base_videos"] = "seen in training" if trained.train.steps else "not trained on"
         if not is_helper:
-            report.generalized(generalized)
+            replace(report, described=described).generalized(generalized)
         return 0
     recognizer, encoded, text = encode_with_text(recognizer, recipe, catalog, protocol, options.text, progress, keep)
-    described["text"] = text or described["text"]
+    report = replace(report, described=described | {"text": text or described["text"]})
     progress = progress and not is_helper
     if not options.exact:
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,7 +25,6 @@ from accelerate import PartialState
 from accelerate.utils import set_seed
 from torch import nn
 
-from dmgal.episodes import FewShotRecognizer
 from dmgal.recipes.run.build import build_recognizer, with_base_classes
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.recipes.run.config import Recipe, parse
@@ -33,7 +32,7 @@ from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import layer_list
 from dmgal.recipes.run.text import give_texts
-from dmgal.recipes.training.folds import Training, trainings
+from dmgal.recipes.training.folds import Training, iterate_trainings
 from dmgal.recipes.training.launching import make_accelerator, start_line, warn_of_launcher
 from dmgal.recipes.training.signals import Preempted, StopSignal
 from dmgal.recipes.training.tasks import warn_of_few_classes
@@ -84,34 +83,35 @@ def run(
         Preempted: a ``SystemExit`` with code 75, after SIGTERM or SIGUSR1.
     """
     with StopSignal() as stop:
+        set_seed(recipe.train.seed)
         check_tracker(recipe)
         catalog = build_catalog(recipe.data, progress=not quiet) if catalog is None else catalog
-        for training in trainings(recipe, catalog, out):  # several if classes are left out in turn
+        for training in iterate_trainings(recipe, catalog, out):  # several if classes are left out in turn
             set_seed(recipe.train.seed)
-            given = (backbone, head) if training.is_whole else copy.deepcopy((backbone, head))
-            own_recipe, recognizer = _built(training, *given)
-            accelerator = make_accelerator(own_recipe, training.folder, trackers if training.is_whole else ())
-            trainer = Trainer(training, own_recipe, recognizer, accelerator, stop, quiet)
-            _train(trainer, training, resume, accept_changes)
+            given = (backbone, head, trackers) if training.is_full else (*copy.deepcopy((backbone, head)), ())
+            _train(_make_trainer(training, stop, quiet, *given), resume, accept_changes)
     return Run(out)
 
 
-def _built(training: Training, backbone: nn.Module | None, head: nn.Module | None) -> tuple[Recipe, FewShotRecognizer]:
-    """Return the recipe with the number of base classes if its head learns them, and the recognizer."""
+def _make_trainer(
+    training: Training, stop: StopSignal, quiet: bool, backbone: Any, head: Any, trackers: Any
+) -> Trainer:
+    """Build the model of a training, for which ``backbone`` and ``head`` may be given, and its trainer."""
     recipe = with_base_classes(training.recipe, training.catalog) if head is None else training.recipe
     recognizer = build_recognizer(recipe, backbone=backbone, head=head)
     give_texts(recognizer, recipe, training.catalog)
-    return recipe, recognizer
+    accelerator = make_accelerator(recipe, training.folder, trackers)
+    return Trainer(replace(training, recipe=recipe), recognizer, accelerator, stop, quiet)
 
 
-def _train(trainer: Trainer, training: Training, resume: bool, accept_changes: bool) -> None:
-    """Start or resume the run's folder, and train until the last step."""
-    recipe, folder, accelerator = trainer.recipe, trainer.run, trainer.accelerator
+def _train(trainer: Trainer, resume: bool, accept_changes: bool) -> None:
+    """Start or resume the folder of a training, and train until the last step."""
+    training, recipe, folder, accelerator = trainer.training, trainer.recipe, trainer.run, trainer.accelerator
     with folder.locked() if trainer.main else nullcontext():
         changes = {}
         if trainer.main:
             changes = folder.start(recipe, resume, accept_changes, training.catalog, own_split=training.leaves_out)
-        if trainer.main and training.is_whole:
+        if trainer.main and training.is_full:
             warn_of_few_classes(recipe, training.catalog.split("train"))
         accelerator.wait_for_everyone()
         warn_of_launcher(accelerator, recipe)

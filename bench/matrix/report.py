@@ -165,6 +165,8 @@ def other_data_table(rows: Sequence[Row]) -> str:
             keys = ("tests", name, k)
             line += [row.accuracy((*keys, "accuracy")), _difference(row, rows[0], keys), _points(across)]
         lines.append(line)
+    if not lines:
+        return ""
     titles = itertools.chain(*((f"{_shots(k)} %", f"to {rows[0].name}", f"to {names[0]}") for k in shots))
     columns = zip(["tested on", "method", *titles], *lines, strict=True)
     header, *shown = zip(*(column for column in columns if any(column[1:])), strict=True)

@@ -11,8 +11,8 @@ The threshold comes from the gallery's own clips. Known: each clip is held out, 
 class with one clip. Unknown: each clip is compared with the gallery without its class. ``KNOWN_KEPT`` of the held-out
 clips pass, or more if few unknown ones pass anyway. Views are more similar than two clips. If there are any, the
 threshold is the midpoint of the mean scores of known and unknown clips, which is strict. Held-out clips also give the
-offsets, each of which leaves out the clip it is applied to, and the temperature of the probabilities. All choices were
-made on validation data (``bench/unknown.py``).
+offsets, each of which leaves out the clip it is applied to, and the temperature of the probabilities. Choices were made
+on validation data, two of them again after a report on novel classes (``bench/unknown.py``).
 """
 
 from __future__ import annotations

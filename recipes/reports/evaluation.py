@@ -41,7 +41,7 @@ class EvaluationReport:
         text_use: option ``text.use``.
         suffix: end of the file's name in the run folder, see `data_suffix`.
         out: another file for the result.
-        is_inexact: True if states were stored in fewer bits.
+        is_inexact: True if states were stored as float16.
     """
 
     run: Run
@@ -109,10 +109,7 @@ class EvaluationReport:
     def _write(self, content: Mapping[str, Any], start: str, amount: str, kind: str = "") -> None:
         """Write a result to the run folder, and to ``out``."""
         protocol, suffix = self.protocol, f"{kind}{self.suffix}"
-        described = {
-            name: value for name, value in self.described.items() if name != "k_shot" or "curve" not in content
-        }
-        result: dict[str, Any] = {"protocol": described, **content, "environment": environment()}
+        result: dict[str, Any] = {"protocol": dict(self.described), **content, "environment": environment()}
         if self.is_inexact:
             print(INEXACT)
             result["inexact"] = "states were kept as float16"

@@ -15,7 +15,7 @@ from dmgal.recipes.run.watching import WatchCounts
 
 
 class EventLines:
-    """Writes a line when an event begins, a line when it ends, and a summary. Used as a context.
+    """Writer of the lines of events, one when an event begins and one when it ends, and of a summary. It is a context.
 
     Args:
         path: file to write. None: standard output.

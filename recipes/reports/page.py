@@ -68,7 +68,7 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, **section
 
 
 def comparison_page(found: Comparison, protocol: Protocol, is_inexact: bool) -> str:
-    """Return the page of a comparison. ``is_inexact``: states were stored in fewer bits."""
+    """Return the page of a comparison. ``is_inexact``: states were stored as float16."""
     episode, text = found.recipe.episode, found.rows[0].text
     ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
     episodes = len(found.rows[0].evaluations["accuracy"].accuracies)

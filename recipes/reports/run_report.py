@@ -33,7 +33,7 @@ def run_report(found: Comparison, runs: Sequence[Path], protocol: Protocol, num_
         runs: folders of the runs, as in ``found``.
         protocol: choice of episodes of the comparison.
         num_hardest: number of episodes to show.
-        is_inexact: True if states were stored in fewer bits.
+        is_inexact: True if states were stored as float16.
     """
     folders = [Run(folder) for folder in runs]
     names = [row.name for row in found.rows]

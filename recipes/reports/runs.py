@@ -157,7 +157,7 @@ def _check_same_episodes(
 
 
 def comparison_as_json(found: Comparison, protocol: Protocol, is_inexact: bool) -> dict[str, Any]:
-    """Return the comparison for a JSON file. ``is_inexact``: states were stored in fewer bits."""
+    """Return the comparison for a JSON file. ``is_inexact``: states were stored as float16."""
     described = protocol_as_json(protocol, found.recipe, found.catalog)
     described |= {"text": found.rows[0].text or described["text"], "seen_classes": found.seen}
     sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]

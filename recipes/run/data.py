@@ -131,9 +131,11 @@ def with_novel_classes(catalog: VideoCatalog, seen: Mapping[str, str], same_for_
     seen_alike = {} if same_for_all else {comparable(name): split for name, split in seen.items()}
     catalog = catalog.with_split({name: seen_alike.get(comparable(name), "test") for name in catalog.class_names})
     novel, total = list(split_of(catalog).values()).count("test"), len(catalog.class_names)
-    reason = "the run has not seen them" if seen else "the classes that the run has seen are unknown"
-    reason = "all runs are tested on the same classes" if same_for_all else reason
     root = printable(str(catalog.root))
+    if same_for_all:
+        _warn(f"no splits in {root}: all {total} classes are test classes, the same for all runs")
+        return catalog
+    reason = "the run has not seen them" if seen else "the classes that the run has seen are unknown"
     _warn(f"no splits in {root}: {novel} of {total} classes are novel (test), because {reason}")
     return catalog
 

@@ -47,7 +47,7 @@ class GalleryChange:
         return self.adds or bool(self.removed)
 
     def check(self, path: Path) -> None:
-        """Raise a DmgalError if this is no change, or none of this gallery file."""
+        """Raise a DmgalError if nothing would change, or if the file exists and should not."""
         if self.clips is not None and (self.names or self.is_text_only):
             raise DmgalError(
                 "Class names alone need no clips.",

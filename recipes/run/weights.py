@@ -52,9 +52,9 @@ def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], sourc
 def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
     """Return the trained state and all adapter weights for ``save_best``. Every process must call this function."""
     added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
-    # the layers of RandLoRA share their projections, and each saves its own
-    shared = {name: t for name, t in recognizer.named_buffers(remove_duplicate=False) if is_added(name)}
-    return {**trained_state(recognizer), **shared, **added}
+    # The layers of RandLoRA share their projections, and PEFT loads those of each layer.
+    shared = {name: value for name, value in recognizer.state_dict().items() if is_added(name)}
+    return {**shared, **trained_state(recognizer), **added}
 
 
 def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:

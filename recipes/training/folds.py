@@ -30,17 +30,17 @@ MOST_FOLDS = 3
 LEAST_WAYS = 2
 
 
-def trainings(recipe: Recipe, catalog: VideoCatalog, out: Path) -> Iterator[Training]:
+def iterate_trainings(recipe: Recipe, catalog: VideoCatalog, out: Path) -> Iterator[Training]:
     """Yield the trainings of a run: one on all base classes, and the folds before it if these have to validate it.
 
     A training must be finished when the next one is asked for. See `leave_classes_out` for errors.
     """
     if not has_too_few_to_validate(recipe, catalog):
-        yield Whole(recipe, catalog, out)
+        yield FullTraining(recipe, catalog, out)
         return
     catalog, folds = leave_classes_out(recipe, catalog, out)
     yield from folds
-    yield Whole(recipe, catalog, out, ChosenStep.by(folds))
+    yield FullTraining(recipe, catalog, out, ChosenStep.by(folds))
 
 
 def has_too_few_to_validate(recipe: Recipe, catalog: VideoCatalog) -> bool:
@@ -64,14 +64,12 @@ class Fold:
     catalog: VideoCatalog
     val_ways: int
     folder: Path
-    is_whole = False
+    is_full = False
     leaves_out = True
 
-    def validation(
-        self, recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool
-    ) -> Validation:
+    def validation(self, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool) -> Validation:
         """Return the validation on the classes of the fold, which logs the accuracy of each task."""
-        recipe = replace(recipe, episode=replace(recipe.episode, n_way=self.val_ways))
+        recipe = replace(self.recipe, episode=replace(self.recipe.episode, n_way=self.val_ways))
         validation = _LoggedValidation(recipe, self.catalog.split("val"), recognizer, accelerator, progress)
         validation.run = Run(self.folder)
         return validation
@@ -190,7 +188,7 @@ class ChosenStep:
 
 
 @dataclass(frozen=True)
-class Whole:
+class FullTraining:
     """The training on all base classes.
 
     Attributes:
@@ -202,7 +200,7 @@ class Whole:
     catalog: VideoCatalog
     folder: Path
     chosen: ChosenStep | None = None
-    is_whole = True
+    is_full = True
 
     @property
     def leaves_out(self) -> bool:
@@ -210,15 +208,15 @@ class Whole:
         return self.chosen is not None
 
     def validation(
-        self, recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool
+        self, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool
     ) -> Validation | ChosenStep:
         """Return the validation on the validation classes, or the choice of the folds."""
         if self.chosen is not None:
             return self.chosen
-        return Validation(recipe, self.catalog.split("val"), recognizer, accelerator, progress)
+        return Validation(self.recipe, self.catalog.split("val"), recognizer, accelerator, progress)
 
 
-Training = Fold | Whole
+Training = Fold | FullTraining
 """A training of a run."""
 
 

@@ -17,7 +17,6 @@ from dmgal.backbones import FrameEncoder, FrameMemory
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError, first_line
-from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.distributed import alike_everywhere
 from dmgal.recipes.run.folder import Run, writing
 from dmgal.recipes.run.weights import best_state, save_best
@@ -41,13 +40,13 @@ class Trainer:
     def __init__(
         self,
         training: Training,
-        recipe: Recipe,
         recognizer: FewShotRecognizer,
         accelerator: Accelerator,
         stop: StopSignal,
         quiet: bool,
     ) -> None:
-        run, catalog = Run(training.folder), training.catalog
+        self.training = training
+        recipe, run, catalog = training.recipe, Run(training.folder), training.catalog
         self.recipe, self.run, self.accelerator, self.stop = recipe, run, accelerator, stop
         self.main = accelerator.is_main_process
         self.recognizer = recognizer
@@ -61,7 +60,7 @@ class Trainer:
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._plateau = Plateau(recipe.episode.n_way)
         progress = self.main and not quiet
-        self._validation = training.validation(recipe, recognizer, accelerator, progress)
+        self._validation = training.validation(recognizer, accelerator, progress)
         tasks_hash, only_step = self._validation.tasks_hash, self._validation.only_step
         self._validate_every = recipe.train.validate_every if only_step is None else max(1, only_step)
         self.state = TrainingState(recipe, run, recognizer, optimizer, accelerator, tasks_hash, only_step)
@@ -157,7 +156,7 @@ class Trainer:
 
     @contextmanager
     def explained_end(self) -> Iterator[None]:
-        """Add what is saved, or what needs less memory, to whatever ends the training early."""
+        """Add what is saved to a signal or Ctrl-C, and a remedy to an out-of-memory error."""
         try:
             yield
         except Preempted as preempted:

@@ -128,6 +128,24 @@ def test_lora_leaves_the_frozen_weights_of_torchs_attention_unchanged():
     ] == []
 
 
+def test_a_merged_lora_of_torchs_attention_is_taken_out_by_a_call_without_adapters():
+    recognizer = build_recognizer(Recipe(adapter=read_layer("method/lora")["adapter"])).eval()
+    model, videos = recognizer.encoder.backbone, torch.rand(1, 2, 3, *recognizer.encoder.image_size)
+    with torch.no_grad():
+        frozen = recognizer.encode(videos)
+        for name, value in recognizer.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(value)
+        expected = recognizer.encode(videos)
+        with testing.ignored_warnings():  # the merged attention merges its output layer, too
+            model.merge_adapter()
+        with model.disable_adapter():
+            plain = recognizer.encode(videos)
+        trained = recognizer.encode(videos)
+    torch.testing.assert_close(plain, frozen)
+    torch.testing.assert_close(trained, expected)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_saved_stock_method_is_loaded(name, tmp_path):
     recipe, run = Recipe(adapter=read_layer(name)["adapter"]), Run(tmp_path)
