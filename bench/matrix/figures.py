@@ -32,7 +32,7 @@ DASHES = ("-", "--", ":")
 PANEL = (4.0, 4.2)
 """Width and height of a panel in inches."""
 CORNERS, DISTANCES = ((1, 1), (-1, 1), (1, -1), (-1, -1)), (2, 12, 22, 32, 42, 52)
-"""Places of a name beside its point, in order of preference: sides, and distances upward or downward in points."""
+"""Positions of a name beside its point, in order of preference: sides, and distances upward or downward in points."""
 MARKER = 3.0
 """Half of the width of a marker in pixels."""
 
