@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -47,7 +48,7 @@ def few_threads() -> None:
     torch.set_num_threads(NUM_THREADS)
 
 
-def _state() -> dict[str, object]:
+def _state() -> dict[str, Any]:
     """Return what a test must leave as it was."""
     import torch
 
@@ -67,6 +68,12 @@ def _state() -> dict[str, object]:
     }
 
 
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """Return what differs. Threads of an earlier test that ended meanwhile do not count."""
+    new = {**after, "threads": after["threads"] | before["threads"]}
+    return {name: (before[name], after[name]) for name in before if before[name] != new[name]}
+
+
 @pytest.fixture(autouse=True)
 def isolated() -> Iterator[None]:
     """Seed every test, and fail the test that leaves threads, processes, files or global state behind."""
@@ -79,13 +86,15 @@ def isolated() -> Iterator[None]:
     before = _state()
     yield
     after = _state()
-    leaks = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+    leaks = _changes(before, after)
     if leaks:
         gc.collect()  # a data loader ends its workers when it is collected
         for child in multiprocessing.active_children():
             child.join(timeout=10)
-        after = _state()
-        leaks = {name: (before[name], after[name]) for name in before if before[name] != after[name]}
+        for thread in threading.enumerate():
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join(timeout=2)  # transformers ends the threads that load weights without waiting for them
+        leaks = _changes(before, _state())
     if leaks:
         pytest.fail(f"the test leaks (before, after): {leaks}")
 
