@@ -22,6 +22,7 @@ import tyro
 from dmgal.errors import DmgalError
 from dmgal.files import write_text
 from dmgal.recipes.reports.comparison import methods_as_text
+from dmgal.recipes.reports.evaluation import INEXACT
 from dmgal.recipes.reports.page import comparison_page
 from dmgal.recipes.reports.runs import (
     Comparison,
@@ -38,8 +39,6 @@ from dmgal.recipes.run.evaluation import Protocol
 from dmgal.recipes.run.folder import environment, json_text
 from dmgal.recipes.run.ranges import TASKS, Range
 from dmgal.recipes.run.text import TextOptions, text_line
-
-INEXACT = "INEXACT: states were stored as float16. Predictions may differ from those of exact states."
 
 
 @dataclass(frozen=True)

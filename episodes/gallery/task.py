@@ -212,15 +212,14 @@ def find_rejection(
     known, unknown = _hold_out(task, views, view_clips, most, progress)
     shots = torch.bincount(task.labels)
     source = _source(bool((shots > 1).any()), bool(len(view_clips)))
-    floor, offsets = None, ()
+    floor, offsets, labels = None, (), task.labels.cpu()
     score: Score = "largest logit"
-    own = known.own_logits(task.labels.cpu())
     if task.negatives is not None:
         score, floor = "log odds to negatives", _midpoint(known.of_logits(energy), unknown.of_logits(energy))
         known_scores, unknown_scores = known.log_odds(floor), unknown.log_odds(floor)
-    elif own.isfinite().any():
-        score, offsets = "class-adjusted logit", tuple(class_offsets(own, task.labels.cpu()).tolist())
-        known_scores, unknown_scores = known.adjusted(own, task.labels.cpu()), unknown.adjusted(own, task.labels.cpu())
+    elif (own := known.own_logits(labels)).isfinite().any():
+        score, offsets = "class-adjusted logit", tuple(class_offsets(own, labels).tolist())
+        known_scores, unknown_scores = known.adjusted(own, labels), unknown.adjusted(own, labels)
     else:
         known_scores, unknown_scores = known.of_logits(largest_logit), unknown.of_logits(largest_logit)
     threshold = _threshold(known_scores, unknown_scores, source)
@@ -311,9 +310,10 @@ def _hold_out(
 
 
 def _temperature(task: GalleryTask, known: _Measured) -> float:
-    if not known.held_out or (task.shortlist is not None and task.shortlist < task.n_way):
+    held_out = known.held_out
+    if not held_out or (task.shortlist is not None and task.shortlist < task.n_way):
         return 1.0
-    clips, logits = zip(*known.held_out, strict=True)
+    clips, logits = zip(*held_out, strict=True)
     return find_temperature(torch.stack(logits), task.labels.cpu()[list(clips)])
 
 

@@ -19,7 +19,7 @@ from dmgal.recipes.run.shots import Point, curve_as_json, curve_as_text
 from dmgal.recipes.run.text import text_line
 from dmgal.videos import VideoCatalog
 
-INEXACT = "  INEXACT: states were stored as float16. Predictions may differ from those of exact states."
+INEXACT = "INEXACT: states were stored as float16. Predictions may differ from those of exact states."
 
 
 def data_suffix(run: Run, own: DataConfig, data: DataConfig, described: Mapping[str, Any]) -> str:
@@ -111,7 +111,7 @@ class EvaluationReport:
         protocol, suffix = self.protocol, f"{kind}{self.suffix}"
         result: dict[str, Any] = {"protocol": dict(self.described), **content, "environment": environment()}
         if self.is_inexact:
-            print(INEXACT)
+            print(f"  {INEXACT}")
             result["inexact"] = "states were kept as float16"
             suffix = f"_float16{suffix}"
         if self.out is not None:  # first, because the run may be on a disk that is not writable

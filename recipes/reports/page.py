@@ -69,8 +69,8 @@ def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, **section
 
 def comparison_page(found: Comparison, protocol: Protocol, is_inexact: bool) -> str:
     """Return the page of a comparison. ``is_inexact``: states were stored as float16."""
-    episode, text = found.recipe.episode, found.rows[0].text
-    ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
+    text = found.rows[0].text
+    ways, shots = protocol.ways_and_shots(found.recipe)
     episodes = len(found.rows[0].evaluations["accuracy"].accuracies)
     summary = f"{ways}-way {shots}-shot accuracy on {protocol.split} classes, {episodes:,} episodes, the same for all."
     summary += "" if text is None else f" Text: {text_line(text)}."

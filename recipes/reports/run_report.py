@@ -60,8 +60,7 @@ def run_report(found: Comparison, runs: Sequence[Path], protocol: Protocol, num_
 
 
 def _summary(found: Comparison, protocol: Protocol, is_inexact: bool) -> str:
-    episode = found.recipe.episode
-    ways, shots = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
+    ways, shots = protocol.ways_and_shots(found.recipe)
     best = max(found.rows, key=lambda row: row.evaluations["accuracy"].accuracy.mean)
     estimate = best.evaluations["accuracy"].accuracy
     kind = "novel" if protocol.split == "test" else "validation"

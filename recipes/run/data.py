@@ -243,8 +243,8 @@ def build_catalog(
 ) -> VideoCatalog:
     """Return the catalog of all splits, without the videos that ``on_bad_video`` skips.
 
-    If the data has no split, classes are assigned by the seed, or as in the ``saved_split`` of a run. With the classes
-    that a run has ``seen`` in other data, all others are novel, or with ``same_for_all`` all of them.
+    The ``saved_split`` of a run, if any, goes before that of the data. Without both, the seed assigns the classes. With
+    the classes that a run has ``seen`` in other data, all others are novel, or with ``same_for_all`` all of them.
 
     Raises:
         DmgalError: videos are missing or bad and must not be skipped, or a class has no usable video.
@@ -255,7 +255,7 @@ def build_catalog(
     if missing:
         log_skipped(len(missing), len(catalog) + len(missing), "not there", missing)
     if catalog.class_splits is not None:
-        return catalog
+        return catalog if saved_split is None else with_known_classes(catalog, saved_split)
     if seen is None:
         return with_saved_split(catalog, data.seed, saved_split)
     return with_novel_classes(catalog, seen, same_for_all)

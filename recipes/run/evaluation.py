@@ -26,7 +26,6 @@ from dmgal.recipes.run.data import (
     seen_before,
     seen_classes,
     warn_of_seen,
-    with_known_classes,
 )
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
@@ -63,6 +62,10 @@ class Protocol:
     the repeated checks, the interval covers the true accuracy slightly less often than 95 %."""
     seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the episodes."""
+
+    def ways_and_shots(self, recipe: Recipe) -> tuple[int, int]:
+        """Return the ways and shots in use, of which the recipe has those of the training."""
+        return self.n_way or recipe.episode.n_way, self.k_shot or recipe.episode.k_shot
 
 
 def load_run(
@@ -114,8 +117,7 @@ def evaluation_data(
                 expected="the split.csv that dmgal train wrote, because a split drawn again may differ",
                 remedy="Copy the run again, or pass --data.split-file.",
             )
-        catalog = build_catalog(recipe.data, progress, run.split)
-        return recipe, with_known_classes(catalog, run.split)
+        return recipe, build_catalog(recipe.data, progress, run.split)
     seen = seen_classes(trained.data, run.split)
     catalog = build_catalog(recipe.data, progress, seen=seen, same_for_all=same_for_all)
     warn_of_seen(catalog, split, seen)
@@ -129,8 +131,8 @@ def seen_in_training(run: Run, trained: Recipe, catalog: VideoCatalog, split: st
 
 def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) -> dict[str, Any]:
     """Return the options of a protocol with the ways and shots in use, and the data of its split."""
-    episode, data = recipe.episode, data_as_json(recipe.data, catalog.split(protocol.split))
-    n_way, k_shot = protocol.n_way or episode.n_way, protocol.k_shot or episode.k_shot
+    n_way, k_shot = protocol.ways_and_shots(recipe)
+    data = data_as_json(recipe.data, catalog.split(protocol.split))
     needs_text = getattr(HEADS.get(recipe.head.get("name", "")), "learns_text", False)
     lora = "" if recipe.text.lora is None else f" with a trained LoRA of rank {recipe.text.lora}"
     text = {"use": "support", "encoder": without_folder(recipe.backbone.name) + lora} if needs_text else None

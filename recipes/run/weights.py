@@ -52,9 +52,7 @@ def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], sourc
 def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
     """Return the trained state and all adapter weights for ``save_best``. Every process must call this function."""
     added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
-    # The layers of RandLoRA share their projections, and PEFT loads those of each layer.
-    shared = {name: value for name, value in recognizer.state_dict().items() if is_added(name)}
-    return {**shared, **trained_state(recognizer), **added}
+    return {**trained_state(recognizer), **added}
 
 
 def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: Run) -> None:
@@ -75,9 +73,10 @@ def save_best(recognizer: FewShotRecognizer, state: Mapping[str, Tensor], run: R
     partial = run.folder / ".adapter.partial"
     shutil.rmtree(partial, ignore_errors=True)
     if has_adapter:
-        # PEFT saves the fixed tensors of its tuner too: the projections that all layers of VeRA share
-        adapter |= {name: t for name, t in backbone.state_dict().items() if not name.startswith("base_model.model.")}
-        _save_adapter(backbone, adapter, partial)
+        # PEFT saves fixed tensors too: shared projections, which the tuner has (VeRA) or each layer (RandLoRA)
+        own = backbone.state_dict().items()
+        fixed = {name: t for name, t in own if is_added(name) or not name.startswith("base_model.model.")}
+        _save_adapter(backbone, fixed | adapter, partial)
     if tower is not None:
         _save_adapter(tower.model, _below(TEXT, state), partial / "text")
     if rest:
