@@ -239,9 +239,14 @@ def find_rejection(
 
 
 class _Measured:
-    """Logits of clips, and those beside negatives if there are any."""
+    """Logits of clips, and those beside negatives if there are any.
 
-    def __init__(self) -> None:
+    Args:
+        class_left_out: whether each enrolled clip was measured without its class, and not only without itself.
+    """
+
+    def __init__(self, class_left_out: bool) -> None:
+        self._class_left_out = class_left_out
         self._logits: list[Tensor] = []
         self._beside: list[tuple[Tensor, Tensor]] = []
         self._clips: list[int | None] = []
@@ -276,14 +281,19 @@ class _Measured:
 
     def adjusted(self, own: Tensor, labels: Tensor) -> Tensor:
         """Return the class-adjusted logit of each clip with offsets from the others' ``own`` logits, on the CPU."""
-        scores = []
-        for clip, logits in zip(self._clips, self._logits, strict=True):
-            others = own if clip is None else own.masked_fill(torch.arange(len(own)) == clip, torch.nan)
-            offsets = class_offsets(others, labels)
-            if clip is not None and logits.shape[1] < len(offsets):  # its class is left out
-                offsets = offsets[torch.arange(len(offsets)) != labels[clip]]
-            scores.append(class_adjusted(logits.double().cpu(), offsets))
-        return _concatenated(scores)
+        pairs = zip(self._clips, self._logits, strict=True)
+        return _concatenated(
+            [class_adjusted(logits.double().cpu(), self._offsets(own, labels, clip)) for clip, logits in pairs]
+        )
+
+    def _offsets(self, own: Tensor, labels: Tensor, clip: int | None) -> Tensor:
+        """Return the offsets for a clip, which see neither it nor its class if that is left out."""
+        if clip is None:
+            return class_offsets(own, labels)
+        if not self._class_left_out:
+            return class_offsets(own.masked_fill(torch.arange(len(own)) == clip, torch.nan), labels)
+        offsets = class_offsets(own.masked_fill(labels == labels[clip], torch.nan), labels)
+        return offsets[torch.arange(len(offsets)) != labels[clip]]
 
 
 def _concatenated(parts: list[Tensor]) -> Tensor:
@@ -297,7 +307,7 @@ def _hold_out(
     shots = torch.bincount(task.labels)
     clips = _spread(len(task.labels), most)
     indices = torch.arange(len(task.labels), device=task.labels.device)
-    known, unknown = _Measured(), _Measured()
+    known, unknown = _Measured(class_left_out=False), _Measured(class_left_out=True)
     for clip in progress_bar(clips, progress=progress, desc="threshold", unit="clip", leave=False):
         query = task.states.select(slice(clip, clip + 1))
         if shots[task.labels[clip]] > 1:

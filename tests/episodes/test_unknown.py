@@ -11,7 +11,7 @@ from gallery_cases import FRAMES, clustered, gallery, task, undivided
 from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.gallery.negatives import Negatives
 from dmgal.episodes.gallery.recognition import Recognition
-from dmgal.episodes.gallery.task import Rejection, find_rejection
+from dmgal.episodes.gallery.task import KNOWN_KEPT, UNKNOWN_ACCEPTED, Rejection, find_rejection
 from dmgal.episodes.gallery.unknown import (
     accepted_unknown,
     agreement,
@@ -159,6 +159,29 @@ def test_held_out_clips_do_not_change_their_own_offset():
         logits = one.subset(indices != clip).logits(query)
         scores.append(class_adjusted(logits, class_offsets(others, made.labels)))
     assert found.known_kept == (torch.cat(scores) >= found.threshold).float().mean()
+
+
+def test_unknown_clips_do_not_change_the_offsets_by_their_class():
+    """An unknown action leaves no trace in a gallery, so nor does the class of a clip that stands for one."""
+    made = clustered({"a": 5, "b": 3, "c": 2})
+    states = made.states.query["frames"].clone()
+    states[5:8] += 8 * torch.randn(states[5:8].shape, generator=torch.Generator().manual_seed(0))
+    made = replace(made, states=undivided(frames=states))
+    one, indices, labels = task(made), torch.arange(10), made.labels
+    found = find_rejection(one, made.views, made.view_clips, progress=False)
+    own = torch.zeros(10)
+    for clip in range(10):
+        own[clip] = one.subset(indices != clip).logits(made.states.select(indices == clip))[0, labels[clip]]
+    known, unknown = [], []
+    for clip in range(10):
+        query, rest = made.states.select(indices == clip), labels != labels[clip]
+        offsets = class_offsets(own.masked_fill(indices == clip, torch.nan), labels)
+        known.append(class_adjusted(one.subset(indices != clip).logits(query), offsets))
+        offsets = class_offsets(own.masked_fill(~rest, torch.nan), labels)[labels[rest].unique()]
+        unknown.append(class_adjusted(one.subset(rest).logits(query), offsets))
+    of_known, of_unknown = torch.cat(known), torch.cat(unknown)
+    enough = max((of_known.mean() + of_unknown.mean()) / 2, of_unknown.quantile(1 - UNKNOWN_ACCEPTED))
+    assert found.threshold == pytest.approx(float(min(enough, of_known.quantile(1 - KNOWN_KEPT))), abs=1e-5)
 
 
 def negatives(directions, names=None):
