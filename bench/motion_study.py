@@ -127,6 +127,15 @@ VARIANTS: Mapping[str, Mapping[str, Variant]] = {
         "10 ways": Variant(("--ways", "10")),
         "not centered": Variant(("--head.center", "none")),
     },
+    "parts of the adapter": {
+        "without attention": Variant(("--adapter.attention", "false")),
+        "without motion values": Variant(("--adapter.signed", "false")),
+        "without temporal position": Variant(("--adapter.temporal", "false")),
+        "forward only": Variant(("--adapter.directions", "forward")),
+        "separate directions": Variant(("--adapter.directions", "separate")),
+        "three scales": Variant(("--adapter.scales", "multi")),
+        "bottleneck 48, motion width 16": Variant(("--adapter.bottleneck", "48", "--adapter.motion-width", "16")),
+    },
     "methods": {
         "bitfit": Variant(method="bitfit"),
         "lora": Variant(method="lora"),
