@@ -56,13 +56,21 @@ Evaluations = dict[str, Evaluation]
 
 @dataclass(frozen=True)
 class SimplerWorld(MotionWorld):
-    """Motion world without ``camera`` motion, ``movers`` (things that move without meaning), or ``textures``."""
+    """Motion world without ``camera`` motion, ``movers`` (things that move without meaning), or ``textures``.
+
+    Args:
+        without: the nuisance factor.
+        share: share of the videos that lack it.
+    """
 
     without: str = "camera"
+    share: float = 1.0
 
     def parameters(self, rng: np.random.Generator) -> tuple[Cast, View, Tempo]:
         """Draw what `MotionWorld` draws, without the nuisance factor."""
         cast, view, tempo = super().parameters(rng)
+        if self.share < 1 and rng.random() >= self.share:
+            return cast, view, tempo
         return *simplified(cast, view, self.without), tempo
 
 
@@ -97,6 +105,7 @@ class Variant:
         steps, clips, classes: training steps, clips of a class, and base classes (None: all).
         families: families of motions that are left out of the base classes.
         world: nuisance factor that is left out of the videos.
+        share: share of the videos that lack it.
     """
 
     flags: tuple[str, ...] = ()
@@ -106,6 +115,7 @@ class Variant:
     classes: int | None = None
     families: tuple[str, ...] = ()
     world: str = ""
+    share: float = 1.0
 
 
 VARIANTS: Mapping[str, Mapping[str, Variant]] = {
@@ -120,7 +130,12 @@ VARIANTS: Mapping[str, Mapping[str, Variant]] = {
         "deformation": Variant(families=("shape",)),
         "paths": Variant(families=("path",)),
     },
-    "nuisance left out": {name: Variant(world=name) for name in ("camera", "movers", "textures")},
+    "nuisance left out": {
+        "camera": Variant(world="camera"),
+        "camera in half of the videos": Variant(world="camera", share=0.5),
+        "movers": Variant(world="movers"),
+        "textures": Variant(world="textures"),
+    },
     "frames": {str(n): Variant(("--data.num-frames", str(n))) for n in (4, 16)},
     "training episodes": {
         "5 shots": Variant(("--shots", "5")),
@@ -184,8 +199,10 @@ def split_rows(source: Path, variant: Variant) -> Iterator[list[str]]:
 
 def trained(place: Path, variant: Variant, work: Path) -> Run:
     """Return the run of a variant, trained unless it is finished."""
-    world = SimplerWorld(without=variant.world, clips_per_class=CLIPS) if variant.world else MotionWorld()
-    root = work / f"motion_world{variant.world and '_without_'}{variant.world}"
+    world, root = MotionWorld(), work / "motion_world"
+    if variant.world:
+        world = SimplerWorld(without=variant.world, share=variant.share, clips_per_class=CLIPS)
+        root = work / f"motion_world_without_{variant.share:g}_{variant.world}"
     source = generate(world, root)
     split_file = work / f"{place.name}.csv"
     with split_file.open("w", newline="") as file:

@@ -67,6 +67,17 @@ def test_a_factor_is_left_out_and_nothing_else_changes(seed) -> None:
     assert np.ptp(flat.background.image.reshape(-1, 3), axis=0).max() == 0
 
 
+def test_a_share_of_the_videos_lacks_the_factor():
+    world, whole = SimplerWorld(without="camera", share=0.5, frames=8, pixels=32), MotionWorld(frames=8, pixels=32)
+    cameras = [
+        [one.parameters(one.generator("walk", clip))[1].camera(np.linspace(0, 1, 5)) for one in (world, whole)]
+        for clip in range(40)
+    ]
+    kept = [bool((ours == theirs).all()) for ours, theirs in cameras]
+    still = [bool(np.ptp(ours, axis=0).max() == 0) for ours, _ in cameras]
+    assert all(one or other for one, other in zip(kept, still, strict=True)) and 10 < sum(kept) < 34
+
+
 @pytest.mark.parametrize("without", ["camera", "movers", "textures"])
 def test_simpler_worlds_draw_the_same_motion(without) -> None:
     world, whole = SimplerWorld(without=without, frames=8, pixels=32), MotionWorld(frames=8, pixels=32)
