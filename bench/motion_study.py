@@ -121,7 +121,7 @@ class Variant:
 VARIANTS: Mapping[str, Mapping[str, Variant]] = {
     "": {REFERENCE: Variant(), FROZEN: Variant(method="frozen", steps=0)},
     "classes": {str(n): Variant(classes=n) for n in (10, 30, 100)},
-    "clips of a class": {str(n): Variant(clips=n) for n in (2, 4, 30)},
+    "clips of a class": {str(n): Variant(clips=n) for n in (3, 15, 30)},
     "steps": {str(n): Variant(steps=n) for n in (100, 1500)},
     "motions left out": {
         "bodies": Variant(families=("solo", "duo")),

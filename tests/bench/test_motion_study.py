@@ -47,10 +47,12 @@ def test_base_classes_are_those_of_the_variant_and_validation_never_changes(spli
     assert validation == [row for row in split_rows(split_file, Variant()) if row[0] == "val"]
 
 
-def test_every_variant_is_a_valid_recipe() -> None:
+def test_every_variant_is_a_valid_recipe_with_enough_clips() -> None:
     for group in VARIANTS.values():
         for variant in group.values():
-            parse([f"method/{variant.method}", *variant.flags], prog="", description="", wrapper=Train)
+            words = [f"method/{variant.method}", *variant.flags]
+            episode = parse(words, prog="", description="", wrapper=Train)[0].recipe.episode
+            assert variant.clips >= episode.k_shot + episode.n_query
 
 
 @pytest.mark.parametrize("seed", range(5))
