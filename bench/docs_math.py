@@ -30,7 +30,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def block(source: str, *_: Any, **__: Any) -> str:
     """Return the HTML of a fenced block, which scrolls if it is too wide."""
-    return f'<div style="overflow-x: auto">{mathml(source, "block")}</div>'
+    return f'<div style="overflow-x: auto; padding-block: 0.6em">{mathml(source, "block")}</div>'
 
 
 def mathml(source: str, display: str = "inline") -> str:
@@ -43,6 +43,6 @@ def mathml(source: str, display: str = "inline") -> str:
     converted = convert(source.replace("{aligned}", "{align*}"), display=display)
     if "\\" in converted:
         raise ValueError(f"These equations have a command that latex2mathml does not know: {source}")
-    # Browsers ignore the attributes of older MathML.
-    converted = re.sub(r'columnalign="(\w+)"', r'style="text-align: \1; padding-inline: 0.1em"', converted)
-    return converted.replace("<mi />", "<mrow></mrow>")
+    # Browsers ignore the attributes of older MathML, and Chromium aligns the blocks in a cell by a value of its own.
+    style = r'style="text-align: \1; text-align: -webkit-\1; padding-inline: 0.1em"'
+    return re.sub(r'columnalign="(\w+)"', style, converted).replace("<mi />", "<mrow></mrow>")
