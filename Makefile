@@ -37,12 +37,14 @@ lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation
 	cd $(VENV)/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p dmgal
 	$(MAKE) docs
 
-docs: $(LINTERS_INSTALLED)  ## check the generated tables, and build the documentation into build/docs
+docs: $(LINTERS_INSTALLED)  ## check the generated tables and diagrams, and build the documentation into build/docs
 	$(BIN)/python -m dmgal.bench.docs_tables --check
+	$(BIN)/python -m dmgal.bench.docs_diagrams --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 figures: $(INSTALLED)  ## make the pictures of the documentation again, from generated clips
 	$(BIN)/python -m dmgal.bench.docs_tables
+	$(BIN)/python -m dmgal.bench.docs_diagrams
 	$(BIN)/python -m dmgal.bench.docs_pictures
 
 clean:  ## remove the virtual environment and everything else that was built
