@@ -130,7 +130,7 @@ def novel_results(
         protocol = Protocol(episodes=experiment.episodes, k_shot=shots)
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress=False)
         results[str(shots)] = with_answers(as_json(evaluations), evaluations)
-        probe = evaluate_probe(recognizer, recipe, for_probe, protocol, progress=False)
+        probe = evaluate_probe(recognizer, recipe, for_probe, protocol, progress=False, reversal=False)
         results[str(shots)]["probe"] = as_json(probe)["accuracy"]
     return results
 

@@ -236,14 +236,18 @@ def evaluate_tasks(
     protocol: Protocol,
     progress: bool = True,
     like: Mapping[str, Evaluation] | None = None,
+    reversal: bool = True,
 ) -> dict[str, Evaluation]:
     """Return evaluations of an encoded split by the names of `samplers`. Every process must call this function.
 
-    ``like`` determines the number of episodes of each kind instead of the protocol.
+    ``like`` determines the number of episodes of each kind instead of the protocol. ``reversal=False`` leaves out the
+    tasks of reversal pairs.
     """
     catalog, evaluations = encoded.catalog, {}
     data = repr((recipe.data.generate, recipe.data.seed, catalog.class_names, tuple(catalog.videos)))
     for name, sampler in samplers(catalog, recipe, protocol).items():
+        if name != "accuracy" and not reversal:
+            continue
         if like is not None and name in like:
             sampler.num_episodes = len(like[name].accuracies)
         arguments = recognizer, encoded.states, sampler, launched_device(), progress, data

@@ -43,6 +43,7 @@ def evaluate_probe(
     protocol: Protocol,
     progress: bool = True,
     like: Mapping[str, Evaluation] | None = None,
+    reversal: bool = True,
 ) -> dict[str, Evaluation]:
     """Return the evaluations of the probe, see `evaluate_tasks`."""
-    return evaluate_tasks(probe_of(recognizer), recipe, encoded, protocol, progress, like=like)
+    return evaluate_tasks(probe_of(recognizer), recipe, encoded, protocol, progress, like, reversal)
