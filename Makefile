@@ -33,7 +33,6 @@ test-all: $(INSTALLED)  ## run the slow tests too
 lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
 	cd $(VENV)/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p dmgal
 	$(MAKE) docs
 
@@ -62,4 +61,5 @@ $(INSTALLED): pyproject.toml constraints.txt torchvision_on_cpu.py
 
 $(LINTERS_INSTALLED): $(INSTALLED)
 	$(PIP_INSTALL) --editable ".[dev]"
+	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
 	@touch $@
