@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs figures clean
+.PHONY: help demo test test-all lint docs figures dist sbom clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,13 @@ docs: $(LINTERS_INSTALLED)  ## check the generated tables, and build the documen
 figures: $(INSTALLED)  ## make the pictures of the documentation again, from generated clips
 	$(BIN)/python -m dmgal.bench.docs_tables
 	$(BIN)/python -m dmgal.bench.docs_pictures
+
+dist: $(INSTALLED)  ## build sdist and wheel into dist, with the same bytes for the same commit
+	$(BIN)/python .ci/dist.py
+
+sbom: $(LINTERS_INSTALLED)  ## list the pinned dependencies in build/sbom.json (CycloneDX)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json constraints.txt
 
 clean:  ## remove the virtual environment and everything else that was built
 	rm -rf $(VENV) build dist dmgal.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

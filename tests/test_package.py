@@ -50,6 +50,7 @@ SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so t
 DATA = (
     "adapters/bundled/*/*",
     "backbones/tiny_clip/*.json",
+    "backbones/tiny_clip/*.md",
     "bench/published.yaml",
     "backbones/tiny_clip/*.safetensors",
     "videos/catalog/splits/*.csv.gz",
