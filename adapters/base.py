@@ -205,8 +205,10 @@ class ExternalPeftType(str):
 
     @property
     def value(self) -> str:
+        """The name of the method, as of a member of an enumeration."""
         return str.__str__(self)
 
     @property
     def name(self) -> str:
+        """The same as ``value``."""
         return self.value

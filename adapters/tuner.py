@@ -167,6 +167,7 @@ class BlockTuner(BaseTuner):
             )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Raise a DmgalError, because these adapters are not linear."""
         raise DmgalError(
             "These adapters cannot be merged into the weights.",
             received=f"a merge of {type(self).__name__}, whose adapters are not linear layers",
@@ -175,6 +176,7 @@ class BlockTuner(BaseTuner):
         )
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, **_: Any) -> None:
+        """Raise a DmgalError, because these adapters are not linear."""
         raise DmgalError(
             "These adapters cannot be combined into a weighted adapter.",
             received=f"add_weighted_adapter({adapters}, {weights}, {adapter_name!r})",

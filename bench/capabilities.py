@@ -225,6 +225,7 @@ class _Encoding(nn.Module):
         self.encoder = encoder
 
     def forward(self, videos: Tensor) -> dict[str, Tensor]:
+        """Return the state of videos ``(V, T, 3, H, W)``, by name ``(V, ...)``."""
         return dict(self.encoder.encode(videos))
 
 

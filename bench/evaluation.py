@@ -239,6 +239,7 @@ class Clock:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
+        """Return the processor and wall-clock seconds since then."""
         return {"cpu_seconds": time.process_time() - self._cpu, "wall_seconds": time.perf_counter() - self._wall}
 
 

@@ -113,6 +113,7 @@ class Case:
 
     @property
     def videos(self) -> int:
+        """Number of videos of the task."""
         return WAYS * (self.shots + self.queries)
 
 

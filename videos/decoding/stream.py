@@ -135,6 +135,7 @@ class Clock:
         self._last: Fraction | None = None
 
     def time_of(self, frame: av.VideoFrame) -> Fraction | None:
+        """Return the time of the next frame in seconds after the first one, or None if it cannot be determined."""
         time_base = frame.time_base or self._time_base
         timestamp = None if frame.pts is None or time_base is None else frame.pts * time_base
         if self._last is None:
