@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs figures clean
+.PHONY: help demo test test-all lint docs figures dist sbom clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,7 +33,6 @@ test-all: $(INSTALLED)  ## run the slow tests too
 lint: $(LINTERS_INSTALLED)  ## check style, format, types and documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
 	cd $(VENV)/typing && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p dmgal
 	$(MAKE) docs
 
@@ -46,6 +45,13 @@ figures: $(INSTALLED)  ## make the pictures of the documentation again, from gen
 	$(BIN)/python -m dmgal.bench.docs_tables
 	$(BIN)/python -m dmgal.bench.docs_diagrams
 	$(BIN)/python -m dmgal.bench.docs_pictures
+
+dist: $(INSTALLED)  ## build sdist and wheel into dist, with the same bytes for the same commit
+	$(BIN)/python .ci/dist.py
+
+sbom: $(LINTERS_INSTALLED)  ## list the pinned dependencies in build/sbom.json (CycloneDX)
+	@mkdir -p build
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json constraints.txt
 
 clean:  ## remove the virtual environment and everything else that was built
 	rm -rf $(VENV) build dist dmgal.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
@@ -64,4 +70,5 @@ $(INSTALLED): pyproject.toml constraints.txt torchvision_on_cpu.py
 
 $(LINTERS_INSTALLED): $(INSTALLED)
 	$(PIP_INSTALL) --editable ".[dev]"
+	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
 	@touch $@

@@ -82,7 +82,7 @@ def write_text(path: Path, text: str, parents: bool = False) -> None:
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 MOST_JSON, MOST_YAML, MOST_LIST = 2**23, 2**17, 2**27

@@ -22,6 +22,7 @@ from typing import TypeVar
 from .errors import DmgalError
 
 AHEAD = 4  # pieces in flight for each worker, which bounds the memory of results that wait for the caller
+MOST_PROCESSES = 61 if os.name == "nt" else 2**15  # ProcessPoolExecutor raises an error for more on Windows
 THREAD_COUNTS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # read once, when numpy is imported
 
 Piece = TypeVar("Piece")
@@ -39,7 +40,7 @@ def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers:
     Raises:
         DmgalError: the processes could not start, or were killed.
     """
-    workers = min(workers or available_cores(), len(pieces))
+    workers = min(workers or available_cores(), len(pieces), MOST_PROCESSES)
     if workers <= 1:
         yield from _run_in_this_process(work, pieces)
         return

@@ -27,8 +27,13 @@ class BlockAdapterConfig(PeftConfig):
 
     Args:
         num_frames: frames ``T`` per video, unless a call passes ``num_frames=...`` or a 5-D input.
-        backbone, width, num_blocks, num_prefix_tokens, grid, fingerprint: facts about the backbone, filled in at
-            injection. Loading a saved adapter into a different backbone raises an error.
+        backbone: name of the backbone. This and the next five are facts about it, filled in at injection. Loading a
+            saved adapter into a different backbone raises an error.
+        width: channels ``C`` of its blocks.
+        num_blocks: number of its blocks.
+        num_prefix_tokens: tokens of a frame before its patches.
+        grid: rows and columns of patches.
+        fingerprint: numbers computed from its weights.
         command: command that produced the adapter, for its model card. Saving fills it in.
     """
 
@@ -200,8 +205,10 @@ class ExternalPeftType(str):
 
     @property
     def value(self) -> str:
+        """The name of the method, as of a member of an enumeration."""
         return str.__str__(self)
 
     @property
     def name(self) -> str:
+        """The same as ``value``."""
         return self.value

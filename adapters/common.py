@@ -93,7 +93,7 @@ class SharedDropout(nn.Dropout):
         self.video_dim = video_dim
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map values to the same shape, with a mask of the shape of one video."""
+        """Map values ``(..., V, T, P, C)`` to the same shape, with a mask of the shape of one video."""
         if not self.training or self.p == 0:
             return values
         shape = list(values.shape)

@@ -81,7 +81,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return ()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the input. A block that is a ``Sequential`` calls all its children, this one included."""
+        """Return the input, of any shape ``(...)``. A block that is a ``Sequential`` calls all its children."""
         return tokens
 
     def enter_block(self, tokens: Tensor) -> Tensor:
@@ -94,6 +94,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     @property
     def block(self) -> nn.Module:
+        """The block that the layer belongs to."""
         return self._block[0]
 
     @property
@@ -103,13 +104,16 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> Tensor:
+        """None, although PEFT looks for it in every layer."""
         raise AttributeError("An adapter layer has no base weight.")
 
     @property
     def bias(self) -> Tensor:
+        """None, as ``weight``."""
         raise AttributeError("An adapter layer has no base bias.")
 
     def get_base_layer(self) -> nn.Module:
+        """Return the block, for PEFT."""
         return self.block
 
     def add(self, name: str, adapter: nn.Module, num_frames: int) -> None:

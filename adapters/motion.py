@@ -52,6 +52,7 @@ class BottleneckShape:
 
     @property
     def reads_motion(self) -> bool:
+        """True if attention or signed values need motion features."""
         return self.attention or self.signed
 
 
@@ -137,6 +138,7 @@ class PatchConvolution(nn.Module):
         self.convolution = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return tokens of the same shape ``(V, T, N, c)``."""
         prefix, maps = split_patches(tokens, self.num_prefix_tokens, self.grid)
         return join_patches(prefix, self.convolution(maps))
 
@@ -156,6 +158,7 @@ class MultiScale(nn.Module):
         self.mix = nn.Linear(channels, channels)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Return motion of the same shape ``(V, T, N, c)``."""
         prefix, maps = split_patches(tokens, self.num_prefix_tokens, self.grid)
         fine = self.fine_normalization(self.fine(maps))
         coarse = self.coarse_normalization(self.coarse(F.avg_pool2d(maps, 2, ceil_mode=True)))

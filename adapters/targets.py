@@ -105,7 +105,9 @@ def check_precision(backbone: nn.Module, method: str, **options: Any) -> None:
     """Raise a DmgalError if a method of PEFT does not work on the backbone because it is quantized.
 
     Args:
-        backbone, method, options: see `targets`.
+        backbone: see `targets`.
+        method: see `targets`.
+        options: see `targets`.
     """
     quantization, variant = quantization_of(backbone), "DORA" if options.get("use_dora") else method
     if quantization is not None and {method, variant} & NEEDS_FLOATS[quantization]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftConfig, mapping
@@ -167,6 +167,7 @@ class BlockTuner(BaseTuner):
             )
 
     def merge_adapter(self, adapter_names: list[str] | None = None, safe_merge: bool = False) -> None:
+        """Raise a DmgalError, because these adapters are not linear."""
         raise DmgalError(
             "These adapters cannot be merged into the weights.",
             received=f"a merge of {type(self).__name__}, whose adapters are not linear layers",
@@ -175,6 +176,7 @@ class BlockTuner(BaseTuner):
         )
 
     def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, **_: Any) -> None:
+        """Raise a DmgalError, because these adapters are not linear."""
         raise DmgalError(
             "These adapters cannot be combined into a weighted adapter.",
             received=f"add_weighted_adapter({adapters}, {weights}, {adapter_name!r})",
@@ -332,9 +334,10 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
         RuntimeError: PEFT has another method with this name or parameter prefix.
     """
     peft_type = ExternalPeftType(config.kind)
-    configs: dict[str, type[PeftConfig]] = mapping.PEFT_TYPE_TO_CONFIG_MAPPING  # type: ignore[assignment]
-    tuners: dict[str, type[BaseTuner]] = mapping.PEFT_TYPE_TO_TUNER_MAPPING  # type: ignore[assignment]
-    prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+    # PEFT's type for the keys is an enumeration that cannot grow.
+    configs = cast(dict[str, type[PeftConfig]], mapping.PEFT_TYPE_TO_CONFIG_MAPPING)
+    tuners = cast(dict[str, type[BaseTuner]], mapping.PEFT_TYPE_TO_TUNER_MAPPING)
+    prefixes = cast(dict[str, str], mapping.PEFT_TYPE_TO_PREFIX_MAPPING)
     registered = configs.get(peft_type)
     if registered is not None and _qualified_name(registered) != _qualified_name(config):
         raise RuntimeError(f"PEFT already has a method named {peft_type.value}: {_qualified_name(registered)}.")
@@ -349,8 +352,7 @@ def register(config: type[BlockAdapterConfig], tuner: type[BlockTuner]) -> None:
 
 def is_added(name: str) -> bool:
     """Return True if a parameter of a PEFT model belongs to an adapter, ours or PEFT's own, and not to the backbone."""
-    prefixes: dict[str, str] = mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
-    return any(part.startswith(tuple(prefixes.values())) for part in name.split("."))
+    return any(part.startswith(tuple(mapping.PEFT_TYPE_TO_PREFIX_MAPPING.values())) for part in name.split("."))
 
 
 def _qualified_name(cls: type) -> str:

@@ -68,7 +68,8 @@ def load_backbone(name: str) -> nn.Module:
     family, rest = _resolve(name)
     model: Any = _load_or_explain(name, lambda: family.load(rest))
     model.dmgal_name = name  # saved with an adapter, to record which backbone it belongs to
-    return model  # type: ignore[no-any-return]
+    backbone: nn.Module = model
+    return backbone
 
 
 def load_text_encoder(name: str) -> TextEncoder:
@@ -90,7 +91,8 @@ def load_text_encoder(name: str) -> TextEncoder:
             expected="a CLIP of open_clip or transformers, a SigLIP, or tiny-clip",
             remedy="Choose such a backbone, or recognize by clips alone.",
         )
-    return replace(encoder, name=name)  # type: ignore[no-any-return]
+    named: TextEncoder = replace(encoder, name=name)
+    return named
 
 
 def _resolve(name: str) -> tuple[Family, str]:

@@ -81,11 +81,13 @@ class DynamicLinear(nn.Module):
 
     def _linear(self, x: Tensor) -> Tensor:
         reduce_range = True  # so that sums of products fit into 16 bits
-        return torch.ops.quantized.linear_dynamic(x, self._packed, reduce_range)  # type: ignore[no-any-return]
+        product: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed, reduce_range)
+        return product
 
     def get_extra_state(self) -> tuple[Tensor, Tensor | None]:
         """Return the weight and the bias, which are no parameters."""
-        return torch.ops.quantized.linear_unpack(self._packed)  # type: ignore[no-any-return]
+        weight, bias = torch.ops.quantized.linear_unpack(self._packed)
+        return weight, bias
 
     def set_extra_state(self, state: tuple[Tensor, Tensor | None]) -> None:
         """Replace the weight and the bias."""
@@ -128,10 +130,10 @@ def _bnb_int8(layer: nn.Linear) -> nn.Module:
     # it logs at every call that it rounds float32
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     options = {"bias": layer.bias is not None, "has_fp16_weights": False, "device": "meta"}
-    quantized = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, **options)
+    quantized: nn.Linear = bitsandbytes.nn.Linear8bitLt(layer.in_features, layer.out_features, **options)
     quantized.weight = bitsandbytes.nn.Int8Params(layer.weight.detach(), requires_grad=False, has_fp16_weights=False)
     quantized.bias = layer.bias
-    return quantized.to(layer.weight.device)  # type: ignore[no-any-return]  # it quantizes when it is moved
+    return quantized.to(layer.weight.device)  # it quantizes when it is moved
 
 
 def _bnb_nf4(layer: nn.Linear) -> nn.Module:
@@ -144,7 +146,8 @@ def _bnb_nf4(layer: nn.Linear) -> nn.Module:
     # Some CPUs have a faster kernel. It repacks the weights at the first call without gradients, rounds to bf16, and
     # fails for some widths. One kernel gives training and evaluation the same features.
     quantized.support_avx512bf16_for_cpu = False
-    return quantized.to(layer.weight.device)  # type: ignore[no-any-return]
+    moved: nn.Linear = quantized.to(layer.weight.device)
+    return moved
 
 
 class Kind(NamedTuple):
@@ -165,7 +168,7 @@ class Kind(NamedTuple):
     flag: str | None = None
 
 
-KINDS: Mapping[Quantization, Kind] = {
+KINDS: Mapping[str, Kind] = {
     "int8": Kind(_int8, "torchao"),
     "int4": Kind(_int4, "torchao", GROUP, on_cpu_only=True),
     "dynamic_int8": Kind(_dynamic_int8, on_cpu_only=True),
@@ -237,7 +240,7 @@ def _known(kind: str) -> Kind:
             expected=f"one of {', '.join(KINDS)}",
             remedy="Correct backbone.quantize.",
         )
-    return KINDS[kind]  # type: ignore[index]
+    return KINDS[kind]
 
 
 def _require(known: Kind, kind: str) -> None:

@@ -245,6 +245,7 @@ class _KnownOutput(nn.Module):
         self.block = (block,)  # in a tuple, so that it is not registered as a child
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the known output, such as ``(V*T, N, C)``, for any input."""
         return self.output
 
     def __getattr__(self, name: str) -> Any:

@@ -225,7 +225,8 @@ class Shapes:
     def _of_map(self, two: Tensor, three: Tensor) -> BlockShape | None:
         layouts = list(MAPS)
         if self._shape is not None:
-            layouts.sort(key=lambda layout: layout != self._shape.layout)  # type: ignore[union-attr]
+            before = self._shape.layout
+            layouts.sort(key=lambda layout: layout != before)
         fitting = [layout for layout in layouts if self._fits_aspect(_sides(three, layout))]
         layout = next((layout for layout in fitting if _keeps_corners(two, three, layout)), None)
         if layout is None and len(fitting) == 1 and self._shape is not None:

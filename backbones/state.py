@@ -38,7 +38,7 @@ class VideoState(dict[str, Tensor]):
         """Return the states of some videos, given by index tensor, mask or slice."""
         return VideoState({name: tensor[videos] for name, tensor in self.items()})
 
-    def to(self, *args, **kwargs) -> VideoState:  # type: ignore[no-untyped-def]
+    def to(self, *args: Any, **kwargs: Any) -> VideoState:
         """Convert or move all tensors, as ``Tensor.to``."""
         return VideoState({name: tensor.to(*args, **kwargs) for name, tensor in self.items()})
 

@@ -57,7 +57,8 @@ class StreamEncoder(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The backbone of the first stream."""
-        return self.streams[0].backbone  # type: ignore[no-any-return]
+        backbone: nn.Module = self.streams[0].backbone
+        return backbone
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -141,7 +141,8 @@ def text_encoder(model: Any, tokenizer: Any, name: str = "hf") -> TextEncoder:
         options = {"padding": "max_length", "max_length": length, "return_tensors": "pt"}  # as SigLIP was trained
         inputs = tokenizer([prepared(text) for text in texts], **options).to(model.logit_scale.device)
         mask = {"attention_mask": inputs["attention_mask"]} if is_clip else {}
-        return model.get_text_features(input_ids=inputs["input_ids"], **mask).pooler_output  # type: ignore[no-any-return]
+        features: Tensor = model.get_text_features(input_ids=inputs["input_ids"], **mask).pooler_output
+        return features
 
     return TextEncoder.of(
         model,

@@ -79,12 +79,14 @@ class Tower(nn.Module):
 
 def bare(block: nn.Module, _: Any, tokens: Tensor) -> Tensor:
     """Apply the block alone."""
-    return block(tokens.flatten(0, 1)).view(tokens.shape)  # type: ignore[no-any-return]
+    out: Tensor = block(tokens.flatten(0, 1))
+    return out.view(tokens.shape)
 
 
 def after(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
     """Apply the adapter after the block (Smga and D2ST)."""
-    return adapter(bare(block, None, tokens))  # type: ignore[no-any-return]
+    out: Tensor = adapter(bare(block, None, tokens))
+    return out
 
 
 def before(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
@@ -101,7 +103,8 @@ def around(block: Any, adapter: AIMAdapter, tokens: Tensor) -> Tensor:
     frames = rearrange(tokens, "v t n c -> (v t) n c")
     frames = frames + adapter.spatial(block.attention(block.ln_1(frames)))
     normed = block.ln_2(frames)
-    return (frames + block.mlp(normed) + adapter.parallel(normed)).view(tokens.shape)  # type: ignore[no-any-return]
+    out: Tensor = frames + block.mlp(normed) + adapter.parallel(normed)
+    return out.view(tokens.shape)
 
 
 def towers(blocks: nn.ModuleList) -> dict[str, Tower]:

@@ -57,7 +57,8 @@ def _of_transformers(name: str, **options: Any) -> nn.Module:
     for parameter in model.parameters():
         parameter += 0.05 * torch.randn_like(parameter)
     model.dmgal_preprocessing = {"size": {"height": PIXELS, "width": PIXELS}}
-    return model  # type: ignore[no-any-return]
+    backbone: nn.Module = model
+    return backbone
 
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
@@ -91,7 +92,8 @@ class Subject:
         """Return a new config for a backbone."""
         kind: Any = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[self.kind]  # type: ignore[index]
         chosen = targets(backbone, self.kind, **self.options) if self.kind in METHODS else {"num_frames": FRAMES}
-        return kind(**self.options, **chosen)  # type: ignore[no-any-return]
+        config: peft.PeftConfig = kind(**self.options, **chosen)
+        return config
 
     def inject(self, backbone: nn.Module | None = None, names: tuple[str, ...] = ("one",), perturb: bool = True) -> Any:
         """Return a backbone, the plain ViT by default, with adapters of other weights each. The first is active."""
@@ -225,6 +227,7 @@ class _Encoding(nn.Module):
         self.encoder = encoder
 
     def forward(self, videos: Tensor) -> dict[str, Tensor]:
+        """Return the state of videos ``(V, T, 3, H, W)``, by name ``(V, ...)``."""
         return dict(self.encoder.encode(videos))
 
 

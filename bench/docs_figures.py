@@ -52,7 +52,8 @@ EFFICIENCY = RESULTS / "efficiency"
 
 def load(root: Path, name: str) -> dict[str, Any]:
     """Return one file of results."""
-    return json.loads((root / RESULTS / f"{name}.json").read_text())  # type: ignore[no-any-return]
+    content: dict[str, Any] = json.loads((root / RESULTS / f"{name}.json").read_text())
+    return content
 
 
 def accuracy_figure(root: Path, form: Form = "svg") -> bytes:

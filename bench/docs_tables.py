@@ -1,4 +1,4 @@
-"""Generator of the tables and figures of the documentation, from ``bench/results/*.json``.
+"""Generator of the documentation's tables and figures, from ``bench/results/*.json``, and of the recipe's reference.
 
     python -m dmgal.bench.docs_tables            # rewrite the tables and figures
     python -m dmgal.bench.docs_tables --check    # exit with 1 and name each file that is stale
@@ -20,6 +20,7 @@ from typing import Any
 
 import tyro
 
+from dmgal.bench import docs_recipe
 from dmgal.bench.capability_table import capability_rows
 from dmgal.bench.docs_figures import FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
@@ -61,6 +62,7 @@ def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:
     """Yield the path and the content of each generated file."""
     for path in PAGES:
         yield path, with_tables(root, (root / path).read_text(encoding="utf-8"))
+    yield docs_recipe.PAGE, docs_recipe.recipe_page()
     for path, draw in FIGURES.items():
         yield path, draw(root)
 

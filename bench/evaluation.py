@@ -239,6 +239,7 @@ class Clock:
         self._cpu, self._wall = time.process_time(), time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
+        """Return the processor and wall-clock seconds since then."""
         return {"cpu_seconds": time.process_time() - self._cpu, "wall_seconds": time.perf_counter() - self._wall}
 
 
@@ -255,7 +256,8 @@ def in_a_process(options: Options) -> dict[str, Any]:
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environ = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     output = subprocess.run(words, env=environ, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])  # type: ignore[no-any-return]
+    numbers: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return numbers
 
 
 def agreement(work: Path) -> dict[str, Any]:

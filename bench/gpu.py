@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmgal.backbones import FrameEncoder
 from dmgal.bench.measuring import conditions, median_with_interval, seconds, write_report
 from dmgal.bench.memory import WAYS, loss, recognizer, task
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
@@ -86,7 +87,8 @@ def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dic
         step()
     teraflops = counter.get_total_flops() / 1e12
     if options.compile:
-        for block in model.encoder._blocks():  # type: ignore[attr-defined]
+        assert isinstance(model.encoder, FrameEncoder)
+        for block in model.encoder._blocks():
             block.compile()
     for _ in range(WARM_UP):
         step()

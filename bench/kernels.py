@@ -241,8 +241,9 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     result |= {f"{form}_ms": median_with_interval([1000 * one for one, _ in times]) for form, times in pairs.items()}
     memory = {form: extra_memory_mb(name, form, options.seed) for form in ("authors", "ours")}
     result |= {"extra_memory_mb": memory, "wanted": WANTED.get(name)}
-    if all(memory.values()):
-        result["memory_share"] = round(memory["ours"] / memory["authors"], 3)  # type: ignore[operator]
+    ours, authors = memory["ours"], memory["authors"]
+    if ours and authors:
+        result["memory_share"] = round(ours / authors, 3)
     return result
 
 

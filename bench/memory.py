@@ -113,6 +113,7 @@ class Case:
 
     @property
     def videos(self) -> int:
+        """Number of videos of the task."""
         return WAYS * (self.shots + self.queries)
 
 
@@ -343,7 +344,8 @@ def _there_and_back(model: FewShotRecognizer, videos: Tensor) -> None:
 
 
 def _kept(model: FewShotRecognizer, videos: Tensor) -> VideoState:
-    return checkpoint(model.encode, videos, use_reentrant=False, context_fn=keeping_products)  # type: ignore[no-any-return]
+    state: VideoState = checkpoint(model.encode, videos, use_reentrant=False, context_fn=keeping_products)
+    return state
 
 
 def _comparison(model: FewShotRecognizer, state: VideoState, episode: Episode, precision: str) -> int:

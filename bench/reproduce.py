@@ -70,7 +70,7 @@ class Reproduce:
     @property
     def dataset(self) -> StandardSplit | None:
         """The standard data set, or None for a folder of videos."""
-        return self.data if self.data in get_args(StandardSplit) else None  # type: ignore[return-value]
+        return next((name for name in get_args(StandardSplit) if name == self.data), None)
 
     @property
     def name(self) -> str:

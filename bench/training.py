@@ -170,7 +170,8 @@ def measure_case(options: Options) -> dict[str, float]:
     memory.small_step(gradient, episode)
     optimizer.step()  # allocates its moments
     if case.compiled:
-        for block in model.encoder._blocks():  # type: ignore[attr-defined]
+        assert isinstance(model.encoder, FrameEncoder)
+        for block in model.encoder._blocks():
             block.compile()
         step()
     times = [_seconds(step, device, options.threads) for _ in range(options.steps)]

@@ -19,11 +19,18 @@ class Encoder(Protocol):
     backbone: nn.Module
 
     @property
-    def has_task_layer(self) -> bool: ...
+    def has_task_layer(self) -> bool:
+        """True if features depend on the task, so that `relate` computes them."""
+
     @property
-    def image_size(self) -> tuple[int, int]: ...
-    def encode(self, videos: Tensor) -> VideoState: ...
-    def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]: ...
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the frames."""
+
+    def encode(self, videos: Tensor) -> VideoState:
+        """Return the state, with first dimension ``V``, of videos ``(V, T, 3, H, W)``."""
+
+    def relate(self, support: VideoState, query: VideoState) -> tuple[Tensor, Tensor]:
+        """Return the features ``(S, T, D)`` and ``(Q, T, D)`` of a task's videos from their states."""
 
 
 class Head(Protocol):
@@ -36,8 +43,11 @@ class Head(Protocol):
     ``prepare(features, frames=None)``. It receives the videos while the attribute is true.
     """
 
-    def prepare(self, features: Tensor) -> VideoState: ...
-    def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput: ...
+    def prepare(self, features: Tensor) -> VideoState:
+        """Return the state, with first dimension ``V``, of features ``(V, T, D)``."""
+
+    def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
+        """Return logits ``(Q, n_way)`` from the states of a task's videos and support labels ``(S,)``."""
 
 
 class FewShotRecognizer(nn.Module):
@@ -83,7 +93,7 @@ class FewShotRecognizer(nn.Module):
         return self.head.prepare(features, **options)
 
     def forward(self, episodes: Episode | Sequence[Episode]) -> EpisodeOutput | list[EpisodeOutput]:
-        """Return the output of one episode, or of each of several.
+        """Return the output of one episode, with logits ``(Q, n_way)``, or of each of several.
 
         An accelerator encodes the videos of all episodes in one batch, a CPU encodes them episode by episode. One
         batch is 10 % slower on a CPU (``bench/step_cost.py``); accelerators were not measured. All episodes of a

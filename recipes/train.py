@@ -73,9 +73,14 @@ def run(
     """Train by a recipe into a run folder.
 
     Args:
-        recipe, out: all settings of the run, and its folder.
-        backbone, head, catalog: replace those of the recipe.
-        resume, accept_changes, quiet: see the options of the command.
+        recipe: all settings of the run.
+        out: the run folder.
+        backbone: replaces that of the recipe.
+        head: replaces that of the recipe.
+        catalog: replaces the data of the recipe.
+        resume: continue the run in the folder, see `Train`.
+        accept_changes: see `Train`.
+        quiet: show no progress.
         trackers: instances of Accelerate's ``GeneralTracker`` that also receive the log.
 
     Raises:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import peft
 import torch
@@ -88,7 +88,7 @@ class AdapterCase:
 
     def is_added(self, name: str) -> bool:
         """Return True if the parameter belongs to the adapter."""
-        prefixes: dict[Any, str] = peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING  # type: ignore[assignment]
+        prefixes = cast(dict[Any, str], peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING)
         return prefixes[self.config.peft_type] in name
 
     def perturb(self, model: nn.Module) -> None:

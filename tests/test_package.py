@@ -22,11 +22,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from source_files import ROOT, parsed, python_files
 
 import dmgal
 from dmgal.videos.generated import write_video
 
-ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LAYERS = {
     "": 0,
@@ -50,6 +50,7 @@ SCRIPT_FLOORS = ("recipes", "bench")  # people copy and launch these files, so t
 DATA = (
     "adapters/bundled/*/*",
     "backbones/tiny_clip/*.json",
+    "backbones/tiny_clip/*.md",
     "bench/published.yaml",
     "backbones/tiny_clip/*.safetensors",
     "videos/catalog/splits/*.csv.gz",
@@ -59,25 +60,6 @@ DATA = (
     "recipes/web/*.j2",
     "recipes/web/*.css",
 )
-OTHER_FOLDERS = {"tests", "examples", "build", "dist", "__pycache__"}
-
-
-@cache
-def python_files(*, tests: bool) -> list[Path]:
-    """Find every Python file of the checkout, but none of virtual environments, builds or hidden folders."""
-    skipped = OTHER_FOLDERS - {"tests", "examples"} if tests else OTHER_FOLDERS
-    found = [Path(name) for name in ROOT.glob("*.py")]
-    for folder in ROOT.iterdir():
-        if folder.is_dir() and folder.name not in skipped and not folder.name.startswith("."):
-            found += folder.rglob("*.py")
-    assert len(found) > 10, f"found only {found}"
-    return found
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    """Return the syntax tree of a file, which several tests walk."""
-    return ast.parse(path.read_text())
 
 
 def in_child(code: str, *, env: dict[str, str] | None = None) -> str:

@@ -42,9 +42,12 @@ class ClipClass(Protocol):
     """A class of a generated data set, with the name of the class that is its time reversal."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the class."""
+
     @property
-    def reversal(self) -> str | None: ...
+    def reversal(self) -> str | None:
+        """Name of the class that shows the same motion backward, or None."""
 
 
 @dataclass(frozen=True)

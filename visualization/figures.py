@@ -114,8 +114,10 @@ def pair_maps(
 
     Args:
         recording: see `record`.
-        first, second: video and frame of the pair. Both may be of the same video.
-        cells, direction: see `motion_maps`.
+        first: video and frame of one half of the pair.
+        second: video and frame of the other half, which may be of the same video.
+        cells: see `motion_maps`.
+        direction: see `motion_maps`.
         names: of the videos.
 
     Raises:

@@ -227,7 +227,8 @@ def _captured_output(shape: BlockShape, args: tuple[Any, ...], kwargs: dict[str,
 
 
 def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
-    return args[0]  # type: ignore[no-any-return]
+    tokens: Tensor = args[0]
+    return tokens
 
 
 def _head_motion(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:

@@ -56,10 +56,12 @@ class Recording:
 
     @property
     def num_videos(self) -> int:
+        """Number of videos ``V``."""
         return len(self.frames)
 
     @property
     def num_frames(self) -> int:
+        """Number of frames ``T`` of a video."""
         return self.frames.shape[1]
 
     @property

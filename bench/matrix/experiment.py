@@ -196,7 +196,8 @@ def _as_tuple(value: Any) -> Any:
 
 def experiment_as_json(experiment: Experiment) -> Tree:
     """Return an experiment as `read_experiment` reads it."""
-    return to_mapping(experiment)  # type: ignore[no-any-return]
+    tree: Tree = to_mapping(experiment)
+    return tree
 
 
 def data_layer(data: Path, root: Path | None, group: str | None) -> tuple[list[str], Tree]:

@@ -113,7 +113,9 @@ def cost_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> 
 def points_of(rows: Sequence[Row], shots: str, keys: Sequence[str]) -> list[Point]:
     """Return the points of one panel, cheapest first."""
     pairs = ((row, row.mean(*keys), row.mean("results", shots, "accuracy", "percent")) for row in rows)
-    points = [Point(row.name, cost, accuracy) for row, cost, accuracy in pairs if None not in (cost, accuracy)]  # type: ignore[arg-type]
+    points = [
+        Point(row.name, cost, accuracy) for row, cost, accuracy in pairs if cost is not None and accuracy is not None
+    ]
     return sorted(points, key=lambda point: (point.cost, -point.accuracy))
 
 

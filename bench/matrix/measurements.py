@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -83,11 +84,12 @@ def memory_mb() -> float | None:
 
 def parameters(recognizer: FewShotRecognizer, recipe: Recipe) -> dict[str, int]:
     """Return the numbers of trained parameters, of those added to the backbone, and of the visual tower."""
+    assert isinstance(recognizer.head, nn.Module)
     added = sum(p.numel() for name, p in recognizer.encoder.backbone.named_parameters() if is_added(name))
     return {
         "trained": num_trained(recognizer, recipe),
         "added_to_backbone": added,
-        "head": count_parameters(recognizer.head),  # type: ignore[arg-type]
+        "head": count_parameters(recognizer.head),
         "visual_tower": visual_tower_parameters(recognizer),
     }
 

@@ -204,7 +204,8 @@ def _by_seed(row: Row, full: Mapping[Row, Row], keys: Sequence[str]) -> str:
 
 
 def _seed(result: Result) -> int:
-    return result["run_info"]["cell"]["seed"]  # type: ignore[no-any-return]
+    seed: int = result["run_info"]["cell"]["seed"]
+    return seed
 
 
 def _failed(row: Row) -> str:

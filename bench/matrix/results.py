@@ -72,7 +72,8 @@ def read_result(path: Path) -> Result:
 
 def status(result: Mapping[str, Any]) -> Status:
     """Return the status of a result."""
-    return result.get("train_info", {}).get("status", FAILED)  # type: ignore[no-any-return]
+    found: Status = result.get("train_info", {}).get("status", FAILED)
+    return found
 
 
 def check_one_origin(results: Mapping[str, Result], current: Mapping[str, Any] | None = None) -> None:

@@ -198,7 +198,7 @@ class Runner:
         """Return the status of a cell whose process wrote no result, and a message, from its exit code."""
         if self._stopped or code in (PREEMPTED, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
             return CANCELLED, f"The process was stopped (exit code {code})."
-        if code == -signal.SIGKILL:
+        if code == -getattr(signal, "SIGKILL", 9):  # Windows has no such signal
             return OUT_OF_MEMORY, "The process was killed by SIGKILL, as Linux does if memory runs out."
         ending = f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:] if log.exists() else []

@@ -62,7 +62,7 @@ def _hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         is_empty = False
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         if tensor.numel():
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())  # type: ignore[arg-type]
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return None if is_empty else digest.hexdigest()
 
 

@@ -110,6 +110,8 @@ def load_gallery(path: Path) -> Gallery:
         with safe_open(path, framework="pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        if os.name == "nt":  # the tensors are a map of the file, which Windows does not let anyone replace
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}
     except (SafetensorError, OSError, MemoryError, ValueError, LookupError, TypeError, RuntimeError) as error:
         remedy = "Copy the file again, or enroll its clips again."
         raise _unusable("The gallery cannot be read.", path, reason(error)[:300], remedy) from error

@@ -248,7 +248,8 @@ class MoLo(nn.Module):
         """Return four logits ``(Q,n_way)``: local query tokens to global class tokens and the reverse, per branch."""
         logits = {}
         for name, suffix in _BRANCHES.items():
-            branch: LongShortTokens = self.get_submodule(name)  # type: ignore[assignment]
+            branch = self.get_submodule(name)
+            assert isinstance(branch, LongShortTokens)
             query_tokens, class_tokens = at_least_float32(query[name]), _prototypes(support[name], labels)
             logits[f"query_to_class{suffix}"] = branch.long_short_logits(query_tokens[:, 1:], class_tokens[:, :1])
             logits[f"class_to_query{suffix}"] = branch.long_short_logits(class_tokens[:, 1:], query_tokens[:, :1]).T

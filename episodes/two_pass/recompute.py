@@ -77,7 +77,8 @@ def keeping(positions: Collection[int]) -> Callable[[], Contexts]:
             num_seen[context.is_recompute] += 1
             return CheckpointPolicy.MUST_SAVE if position in positions else CheckpointPolicy.PREFER_RECOMPUTE
 
-        return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
+        pair: Contexts = create_selective_checkpoint_contexts(policy)
+        return pair
 
     return contexts
 
@@ -92,7 +93,8 @@ def keeping_products() -> Contexts:
                 return CheckpointPolicy.MUST_SAVE
         return CheckpointPolicy.PREFER_RECOMPUTE
 
-    return create_selective_checkpoint_contexts(policy)  # type: ignore[no-any-return]
+    contexts: Contexts = create_selective_checkpoint_contexts(policy)
+    return contexts
 
 
 def _is_costly(operator: Any) -> bool:

@@ -42,6 +42,7 @@ class Method:
 
     @property
     def spread(self) -> Spread:
+        """Mean and spread of the accuracy over the runs."""
         return spread_over_runs(self.evaluations)
 
 

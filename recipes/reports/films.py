@@ -156,4 +156,5 @@ def most_different(rows: Sequence[Row]) -> int:
 def _of_episode(row: Row, episode: int) -> list[int]:
     answers = row.evaluations["accuracy"].answers
     assert isinstance(answers, Answers)
-    return answers.predicted[answers.episode == episode].tolist()  # type: ignore[no-any-return]
+    predicted: list[int] = answers.predicted[answers.episode == episode].tolist()
+    return predicted

@@ -106,7 +106,8 @@ class ActionRecognizer(ClassifierConventions):
         """Return a recognizer without classes that needs no training.
 
         Args:
-            backbone, adapter: see the class.
+            backbone: see the class.
+            adapter: see the class.
             options: other arguments of the constructor.
 
         Raises:

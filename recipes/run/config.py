@@ -195,7 +195,7 @@ class TrainConfig:
     optimizer: Optimizer = "adamw"
     """Optimizer of torch.optim. Older papers use adam and sgd."""
     momentum: Annotated[float, Range(0, 1)] = 0.0
-    """Momentum of sgd."""
+    """Momentum of sgd, less than 1."""
     learning_rate: Annotated[float, Range(0, 1e38)] = 4e-3
     """Peak learning rate of adapter and head."""
     backbone_learning_rate: Annotated[float, Range(0, 1e38)] = 1e-4
@@ -210,10 +210,10 @@ class TrainConfig:
     schedule: Schedule = "cosine"
     """Learning rate schedule after the warm-up. cosine decays to zero. The others are those of transformers."""
     clip_norm: Annotated[float | None, Range(0, 10**9)] = 1.0
-    """Maximum gradient norm. None: no clipping."""
+    """Maximum gradient norm, more than 0. None: no clipping."""
     ema: float | None = None
-    """Decay of an exponential moving average of the trained weights, such as 0.999. The average is validated and
-    saved. None: no average."""
+    """Decay of an exponential moving average of the trained weights, between 0 and 1, such as 0.999. The average is
+    validated and saved. None: no average."""
     loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     """Weights of the head's losses by name, e.g. {base_classes: 0.5}. Other losses keep the weights of the paper."""
     measure_head_norms: bool = False

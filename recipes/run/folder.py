@@ -182,7 +182,8 @@ class Run:
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 locks.enter_context(exclusively(lock_file, refuse))
-                lock_file.write_text(f"{os.getpid()}\n")
+                if os.name != "nt":  # Windows lets nobody write to or read from a locked file
+                    lock_file.write_text(f"{os.getpid()}\n")
             yield
 
     def tracker_id(self) -> str | None:
@@ -309,7 +310,7 @@ def environment() -> dict[str, Any]:
     """Return command, versions and hardware, to judge or repeat a run. No paths or names of people or machines."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [re.sub(r"(^|=)/(\S*/)?", r"\1", word) for word in sys.argv],
+        "command": [re.sub(r"(^|=)([A-Za-z]:)?[/\\](\S*[/\\])?", r"\1", word) for word in sys.argv],
         "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
         "git_revision": _git_revision(),
         "hardware": {

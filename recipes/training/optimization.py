@@ -114,7 +114,8 @@ def _factor(train: TrainConfig) -> Callable[[int], float]:
     dummy = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1e-3)
     steps = max(train.steps, train.warmup_steps + 1)
     schedule: Any = get_scheduler(name, dummy, num_warmup_steps=train.warmup_steps, num_training_steps=steps)
-    return schedule.lr_lambdas[0]  # type: ignore[no-any-return]
+    factor: Callable[[int], float] = schedule.lr_lambdas[0]
+    return factor
 
 
 def _cosine(warmup_steps: int, steps: int, step: int) -> float:

@@ -210,7 +210,7 @@ def _is_like(value: object, current: object) -> bool:
         return type(value) is type(current)
     if isinstance(current, int):
         return type(value) is int and -1 <= value < 2**63
-    is_number = type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     return is_number or (value is None and current is None)
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.bench import docs_tables
+from dmgal.bench import docs_recipe, docs_tables
 from dmgal.bench.docs_figures import RESULTS
 
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     """Return a copy of the pages, the figures and the results."""
-    for path in (*docs_tables.PAGES, *docs_tables.FIGURES):
+    for path in (*docs_tables.PAGES, *docs_tables.FIGURES, docs_recipe.PAGE):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(docs_tables.ROOT / path, tmp_path / path)
     shutil.copytree(docs_tables.ROOT / RESULTS, tmp_path / RESULTS)

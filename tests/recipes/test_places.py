@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dmgal.recipes.run.folder import environment
 from dmgal.recipes.run.layers import put_back, set_apart
 
 VALUES = st.one_of(
@@ -29,3 +33,19 @@ def test_absolute_path_is_shortened_to_its_last_part():
     shared, paths = set_apart(tree)
     assert shared == {"data": {"root": "ssv2", "split_file": "splits/a.csv"}, "backbone": {"name": "clip"}}
     assert paths == {"data.root": "/disk/ssv2", "backbone.name": "/weights/clip"}
+
+
+@pytest.mark.parametrize(
+    ("word", "saved"),
+    [
+        ("/home/ann/clips", "clips"),
+        ("--out=/home/ann/run", "--out=run"),
+        (r"C:\Users\Ann\clips", "clips"),
+        (r"--out=D:\run", "--out=run"),
+        ("runs/mine", "runs/mine"),
+        ("([^/]+)#", "([^/]+)#"),
+    ],
+)
+def test_environment_names_no_folders_of_people(word, saved, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dmgal", word])
+    assert environment()["command"] == ["dmgal", saved]

@@ -67,7 +67,8 @@ class VideoCatalog:
         order of first appearance.
 
         Args:
-            csv_path, root: the split file, and the folder that the videos are relative to.
+            csv_path: the split file.
+            root: the folder that the videos are relative to.
             on_missing: called with split, class and name of each missing video, which is then skipped; None raises an
                 error for missing videos.
             group: column with the group of each video, see ``groups``.

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,7 +27,7 @@ from ...errors import DmgalError
 from ...files import printable
 from .base import MAX_PIXELS, UprightRGB, check_pixels, shown_reason
 from .packets import PLAYLISTS, preferred_stream
-from .stream import Clock, to_tensor
+from .stream import Clock, converted
 
 logger = logging.getLogger(__name__)
 SCHEMES = ("rtsp", "rtsps", "http", "https", "rtmp", "rtmps", "srt", "udp", "tcp", "rtp")
@@ -173,7 +174,7 @@ class LiveFrames:
                 is_first = previous is None or now - previous > LONGEST_STEP
                 previous = self._last = now
                 self.decoded += 1
-                yield LiveFrame(now, lambda frame=frame: to_tensor(convert(frame)), is_first)  # type: ignore[misc]
+                yield LiveFrame(now, partial(converted, convert, frame), is_first)
                 if self._closed.is_set() or now >= self._seconds_wanted:
                     return True
             return bool(container.duration and container.duration > 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -73,7 +74,7 @@ class TimedFrames:
                 time = clock.time_of(frame)
                 if time is None:
                     self._refuse_without_rate("a file without times and without a frame rate")
-                yield time, lambda frame=frame: to_tensor(convert(frame))  # type: ignore[misc]
+                yield time, partial(converted, convert, frame)
         if not self.decoded:
             raise VideoError(self.path, self.damage or "it holds no video frame")
 
@@ -88,7 +89,8 @@ class TimedFrames:
         except VideoError as error:
             if not self.decoded:
                 raise
-            self.damage = f"its data is damaged: {shown_reason(error.__cause__ or error)}"  # type: ignore[arg-type]
+            cause = error.__cause__
+            self.damage = f"its data is damaged: {shown_reason(cause if isinstance(cause, Exception) else error)}"
         except _DamagedFrameError:
             self.damage = "its data is damaged: parts of a frame are lost"
 
@@ -109,7 +111,7 @@ class TimedFrames:
                     raise
                 break
             self.decoded += 1
-            yield index / rate, lambda frame=frame: frame  # type: ignore[misc]
+            yield index / rate, partial(_unchanged, frame)
         self.damage = images.damage
 
     def _refuse_without_rate(self, received: str) -> NoReturn:
@@ -135,6 +137,7 @@ class Clock:
         self._last: Fraction | None = None
 
     def time_of(self, frame: av.VideoFrame) -> Fraction | None:
+        """Return the time of the next frame in seconds after the first one, or None if it cannot be determined."""
         time_base = frame.time_base or self._time_base
         timestamp = None if frame.pts is None or time_base is None else frame.pts * time_base
         if self._last is None:
@@ -157,6 +160,15 @@ def _duration_in_header(path: Path) -> float | None:
         if stream is not None and stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
         return container.duration / av.time_base if container.duration else None
+
+
+def converted(convert: UprightRGB, frame: av.VideoFrame) -> Tensor:
+    """Return a decoded frame as uint8 ``(3, H, W)``, upright."""
+    return to_tensor(convert(frame))
+
+
+def _unchanged(frame: Tensor) -> Tensor:
+    return frame
 
 
 def to_tensor(image: Image) -> Tensor:

@@ -69,7 +69,8 @@ def read_clip(
         path: a video file, a folder of frames, a zip file of frames, or an open video.
         choose: maps the number of frames to the wanted indices. It is called again if the number proves wrong.
         at_least: a damaged video is used only if at least this many of its frames decode.
-        decoder, threads: see `open_video`.
+        decoder: see `open_video`.
+        threads: see `open_video`.
 
     Raises:
         VideoError: the video cannot be read.
