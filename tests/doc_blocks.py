@@ -113,6 +113,7 @@ def commands(page: Path) -> Iterator[Command]:
     """Yield the commands of a page's blocks."""
     for block in blocks(page):
         for number, line in shell_lines(block):
-            words = [word for word in shlex.split(line, comments=True) if word != PLACEHOLDER]
-            if words:
-                yield Command(block.page, number, tuple(words))
+            for part in line.split(" && "):
+                words = [word for word in shlex.split(part, comments=True) if word != PLACEHOLDER]
+                if words:
+                    yield Command(block.page, number, tuple(words))

@@ -29,13 +29,14 @@ from dmgal.adapters import ADAPTERS
 from dmgal.cli import COMMANDS
 from dmgal.cli import main as dmgal
 from dmgal.episodes.heads import HEADS
+from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers
 
 CONFIGS = ROOT / "recipes" / "configs"
 LAYER = "data: {name: ssv2_small, root: videos}"
 """Content of a recipe layer of the user's that no page shows."""
-SHELL = {"cd", "cp", "done", "export", "for", "mkdir", "mv", "python", "pytest"}
-"""Programs and words of the shell that tutorials use. Their lines run in `test_docs_run.py`, where the page is one."""
+SHELL = {"cd", "cp", "done", "export", "for", "git", "mkdir", "mv", "pytest", "sha256sum"}
+"""Programs and words of the shell, which are not checked. `test_docs_run.py` runs those of tutorials."""
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
 OF_OTHERS = {"config-file", "cpu", "multi-gpu", "nproc-per-node", "num-processes", "shm-size"}
 """Options of pip, launchers and docker that the prose names."""
@@ -101,7 +102,7 @@ def check(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*command.words]
     while re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
-    program, *arguments = words
+    program, arguments = Path(words[0]).name, words[1:]
     if program in PROGRAMS:
         PROGRAMS[program](arguments, command.page, monkeypatch)
     elif program not in SHELL:
@@ -230,9 +231,12 @@ def accept(main: Callable[[list[str]], object], words: list[str], page: Path, mo
             return
         except SystemExit as ended:
             code = ended.code
+        except DmgalError as error:
+            pytest.fail(str(error))
         finally:
             monkeypatch.setattr(tyro, "cli", parse)
-    pytest.fail(f"exit code {code}: {output.getvalue()}")
+    if code or not {"--help", "--version"} & {*words}:
+        pytest.fail(f"exit code {code}: {output.getvalue()}")
 
 
 @cache
@@ -276,22 +280,37 @@ def known_options() -> dict[str, set[str]]:
     return found
 
 
-def test_options_in_the_prose_exist() -> None:
-    known = known_options()
-    anywhere = {*OF_OTHERS, *(flag for flags in known.values() for flag in flags)}
-    sections = tuple(f"{section}." for section in open_options())
+def test_commands_and_options_in_the_prose_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     unknown = []
     for page in pages():
         for line, code in inline_code(page):
-            words = code.split()
-            if words[0] == "dmgal" and len(words) > 1 and words[1].isalpha() and words[1] not in COMMANDS:
-                unknown.append(f"{page.name}:{line} {code}")
-            options = known.get(words[1], anywhere) if words[0] == "dmgal" and len(words) > 1 else anywhere
-            for flag in FLAG.findall(code):
-                flag = flag.replace("_", "-")
-                if not flag.startswith((*sections, "train.loss-weights.")) and flag not in options | {
-                    "help",
-                    "version",
-                }:
-                    unknown.append(f"{page.name}:{line} --{flag} in {code}")
+            command = Command(page.relative_to(ROOT), line, tuple(code.split()))
+            if command.words[:2] == ("python", "-m"):
+                check(command, monkeypatch)
+            else:
+                unknown += [f"{command}: {flag}" for flag in unknown_options(command)]
     assert unknown == []
+
+
+def unknown_options(command: Command) -> Iterator[str]:
+    """Yield the options of a command that it does not have. An option without a command may be that of any."""
+    known = known_options()
+    name = command.words[1] if command.words[0] == "dmgal" and len(command.words) > 1 else None
+    if name is not None and name.isalpha() and name not in COMMANDS:
+        yield name
+    of_any = OF_OTHERS.union(*known.values())
+    options = {"help", "version", *known.get(name or "", of_any)}
+    sections = (*(f"{section}." for section in open_options()), "train.loss-weights.")
+    for flag in FLAG.findall(" ".join(command.words)):
+        if not flag.startswith(sections) and flag.replace("_", "-") not in options:
+            yield flag
+
+
+def test_unknown_options_are_found() -> None:
+    page = Path("README.md")
+    assert list(unknown_options(Command(page, 1, ("dmgal", "evaluate", "--until", "--curves", "--train.steps")))) == [
+        "curves",
+        "train.steps",
+    ]
+    assert list(unknown_options(Command(page, 1, ("--train.loss-weights.LOSS", "--data.roots")))) == ["data.roots"]
