@@ -57,8 +57,9 @@ class AdapterCase:
         return self.make_backbone().eval().requires_grad_(False)
 
     def inject(self, model: nn.Module | None = None, name: str = "default") -> Any:
-        """Inject the adapter into a new backbone, or into ``model``."""
-        with ignored_warnings():
+        """Inject the adapter into a new backbone, or into ``model``, with the same initial weights at each call."""
+        with ignored_warnings(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             model = self.backbone() if model is None else model
             return peft.get_peft_model(model, copy.deepcopy(self.config), adapter_name=name).eval()
 

@@ -25,6 +25,7 @@ pytest_plugins = ["video_fixtures"]
 hypothesis.settings.register_profile("dmgal", deadline=None)  # no test asserts a time
 hypothesis.settings.load_profile("dmgal")
 ROOT = Path(__file__).resolve().parents[1]
+EXTENDED_BY_IMPORTS = ("PATH", "LD_LIBRARY_PATH")  # of decord and of OpenCV
 SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
 
@@ -59,7 +60,7 @@ def _state() -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in os.environ.items()
-            if name != "PATH" and not name.startswith(SET_BY_LIBRARIES)  # importing decord extends PATH
+            if name not in EXTENDED_BY_IMPORTS and not name.startswith(SET_BY_LIBRARIES)
         },
         "files in the checkout": sorted(name for name in os.listdir(ROOT) if not name.startswith(".")),
         "log handlers": list(logging.getLogger().handlers) + list(logging.getLogger("dmgal").handlers),
