@@ -1,7 +1,7 @@
 """The command ``dmgal``, which passes the arguments after a subcommand to the module of that name in ``COMMANDS``.
 
-Modules are imported on demand, so ``dmgal --help`` does not import torch. The environment variable ``DMGAL_PLUGINS``
-names modules that are imported first, separated by commas. They may add to ``COMMANDS`` and to other registries.
+Modules are imported on demand, so ``dmgal --help`` does not import torch. Plug-ins are imported before any command, and
+may add to ``COMMANDS`` and to other registries (``dmgal.recipes.run.plugins``). ``dmgal --help`` only lists them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from . import __version__
 from .errors import DmgalError
 from .recipes.run.cli_errors import BAD_INPUT, exit_code
+from .recipes.run.plugins import described_plugins, load_plugins
 
 
 class Command(NamedTuple):
@@ -49,6 +50,7 @@ COMMANDS = {
 }
 """All commands by name."""
 
+HELP, VERSION = ("-h", "--help", "help"), ("-V", "--version")
 EXAMPLES = (
     "dmgal demo",
     "dmgal prepare --dataset ssv2_small --root DOWNLOAD",
@@ -74,27 +76,36 @@ def main(argv: list[str] | None = None) -> int:
 
 def usage() -> str:
     """Return the text of ``dmgal --help``."""
-    width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    commands = _listed({name: command.summary for name, command in COMMANDS.items()})
+    plugins = described_plugins()
+    installed = f"plug-ins:\n{_listed(plugins)}\n\n" if plugins else ""
     examples = "\n".join(f"  {example}" for example in EXAMPLES)
     return (
         "usage: dmgal [--help] [--version] <command> [<arguments>]\n\n"
         "Few-shot action recognition: adapters for frozen backbones, trained and tested on episodes of videos.\n\n"
         f"commands:\n{commands}\n\n"
+        f"{installed}"
         f"examples:\n{examples}\n\n"
         "'dmgal <command> --help' explains a command's arguments."
     )
 
 
+def _listed(summaries: dict[str, str]) -> str:
+    width = max(map(len, summaries))
+    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
+
+
 def _dispatch(argv: list[str] | None) -> int | None:
+    is_question = not argv or argv[0] in (*HELP, *VERSION)
+    load_plugins(installed=not is_question)
     if not argv:
         print(usage(), file=sys.stderr)
         return BAD_INPUT
     command, *arguments = argv
-    if command in ("-h", "--help", "help"):
+    if command in HELP:
         print(usage())
         return 0
-    if command in ("-V", "--version"):
+    if command in VERSION:
         print(f"dmgal {__version__}")
         return 0
     if command not in COMMANDS:

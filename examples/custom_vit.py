@@ -1,10 +1,11 @@
-"""Example: adapters in a vision transformer of your own, trained on moving shapes, saved and loaded again.
+"""Idea: adapters in a vision transformer of your own, trained on moving shapes, saved and loaded again.
 
-    python examples/custom_vit.py train --out runs/custom       # two minutes on two cores
-    python examples/custom_vit.py recognize --out runs/custom   # a new process, the same logits
+    accelerate launch examples/custom_vit.py train --out runs/custom
+    accelerate launch examples/custom_vit.py recognize --out runs/custom
 
-The model needs no description: dmgal finds its blocks, tokens and final layers by observing a forward pass. The weights
-are random here, unlike yours, so the accuracy shows only what adapters achieve with random features.
+The model needs no description: dmgal finds its blocks, tokens and final layers by observing a forward pass. Both print
+the logits of the first task of novel classes, and the second process prints the same ones. The weights are random here,
+unlike yours.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import is_dataclass
-from importlib import import_module
+from functools import partial
 from traceback import clear_frames
 from typing import NoReturn, TypeVar
 
@@ -22,6 +22,7 @@ from dmgal.errors import DmgalError
 from dmgal.files import UnusableFileError, printable, reason
 from dmgal.progress import close_bars, printed_messages
 from dmgal.recipes.run.output import tolerant_output
+from dmgal.recipes.run.plugins import load_plugins
 from dmgal.recipes.run.ranges import check_ranges
 
 Options = TypeVar("Options")
@@ -36,8 +37,16 @@ CLOSED_PIPE = 141
 
 
 def run_recipe(main: Callable[[list[str] | None], int | None]) -> NoReturn:
-    """Run ``main`` with the command line's arguments and exit. For use under ``if __name__ == "__main__"``."""
-    sys.exit(exit_code(main))
+    """Run ``main`` with the plug-ins and the command line's arguments, and exit.
+
+    For use under ``if __name__ == "__main__"``.
+    """
+    sys.exit(exit_code(partial(_with_plugins, main)))
+
+
+def _with_plugins(main: Callable[[list[str] | None], int | None], argv: list[str] | None) -> int | None:
+    load_plugins()
+    return main(argv)
 
 
 def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | None = None) -> int:
@@ -48,7 +57,6 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
     """
     try:
         with printed_messages(), tolerant_output() as output:
-            _import_plugins()
             code = main(argv) or 0
             output.flush()  # raises for a closed pipe here rather than at interpreter exit
         return code if output.error is None else _without_output(output.error)
@@ -92,20 +100,6 @@ def resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interruption:
         raise KeyboardInterrupt("the same command resumes from here") from interruption
-
-
-def _import_plugins() -> None:
-    """Import the modules named in ``DMGAL_PLUGINS``. Processes that a launcher starts inherit the variable."""
-    for name in filter(None, os.environ.get("DMGAL_PLUGINS", "").split(",")):
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise DmgalError(
-                "A plug-in cannot be imported.",
-                received=f"DMGAL_PLUGINS={name}: {error}",
-                expected="names of modules, separated by commas",
-                remedy="Install it, or add its folder to PYTHONPATH.",
-            ) from error
 
 
 def _output_is_closed() -> bool:

@@ -40,7 +40,8 @@ class DataConfig:
     """Location of the videos, and how clips are sampled from them."""
 
     name: str | None = None
-    """Name of the data set. Method layers use it to look up their per_data values."""
+    """Name of the data set. Method layers use it to look up their per_data values. A plug-in may read the root of
+    its own data set by it."""
     root: Path = Path("data/moving_shapes")
     """Folder of the videos, with one subfolder per class, or with the files that the split file lists."""
     split_file: Path | None = None

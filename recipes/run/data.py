@@ -22,7 +22,7 @@ from dmgal.errors import DmgalError
 from dmgal.files import listed, open_regular, printable
 from dmgal.names import comparable
 from dmgal.recipes.run.config import DataConfig, GeneratedSet, Recipe
-from dmgal.videos import VideoCatalog
+from dmgal.videos import READERS, VideoCatalog
 from dmgal.videos.annotations.segment import file_and_span
 from dmgal.videos.catalog.catalog import OnMissing
 from dmgal.videos.catalog.files import frame_files
@@ -273,7 +273,7 @@ def generated_settings(name: GeneratedSet) -> type[MovingShapes] | type[MotionWo
 
 
 def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing | None = None) -> VideoCatalog:
-    """Return the catalog of a split file, lists or folders, with its groups. Generate the data set first if wanted."""
+    """Return the catalog of a split file, lists, a reader or folders. Generate the data set first if wanted."""
     is_pattern = data.group is not None and "(" in data.group
     column = None if is_pattern else data.group
     if data.generate != "no":
@@ -283,6 +283,8 @@ def list_catalog(data: DataConfig, progress: bool = True, on_missing: OnMissing 
         catalog = VideoCatalog.from_split(data.split_file, data.root, data.list_format, on_missing, column)
     elif column is not None:
         raise no_columns(column, str(data.root))
+    elif data.name in READERS:
+        catalog = READERS[data.name](data.root)
     else:
         catalog = VideoCatalog.from_folders(data.root)
     return catalog.with_groups(data.group) if is_pattern and data.group is not None else catalog

@@ -58,6 +58,7 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, fingerprint, has_split_file, read_split, split_of
 from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
 from dmgal.recipes.run.log import complete_entries, step_seconds
+from dmgal.recipes.run.plugins import plugin_versions
 from dmgal.recipes.run.whole_folders import complete_folder
 from dmgal.videos import VideoCatalog
 
@@ -311,7 +312,12 @@ def environment() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [re.sub(r"(^|=)([A-Za-z]:)?[/\\](\S*[/\\])?", r"\1", word) for word in sys.argv],
-        "versions": {"dmgal": __version__, "python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+        "versions": {
+            "dmgal": __version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            **plugin_versions(),
+        },
         "git_revision": _git_revision(),
         "hardware": {
             "processor": _processor(),

@@ -22,7 +22,7 @@ from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog
 from dmgal.recipes.run.layers import from_mapping, merged, read_layer, to_mapping
-from dmgal.videos import VideoCatalog
+from dmgal.videos import READERS, VideoCatalog
 from dmgal.videos.catalog.files import other_files, subfolders, videos_in
 from dmgal.videos.catalog.lists import SPLITS, read_rows, standard_split_file, write_rows
 from dmgal.videos.catalog.matching import Matches, match_videos
@@ -122,14 +122,15 @@ def prepared_data(
 
 def list_videos(data: DataConfig, progress: bool) -> Listed:
     """Return the videos of the split file or folders. A folder without class folders has no catalog."""
-    if data.split_file is None and data.generate == "no" and data.root.is_dir() and not subfolders(data.root):
+    has_classes = data.split_file is not None or data.generate != "no" or data.name in READERS
+    if not has_classes and data.root.is_dir() and not subfolders(data.root):
         videos = tuple(videos_in(data.root))
         if len(videos):
             logger.info("%s videos in %s, without class folders: they are only checked", f"{len(videos):,}", data.root)
             return Listed(data.root, videos, None)
     missing: list[Row] = []
     catalog = list_catalog(data, progress, lambda *row: missing.append(row))
-    if data.split_file is None and data.generate == "no":
+    if not has_classes:
         counts = other_files(data.root, {video.rpartition("/")[0] for video in catalog.videos})
         kinds = [f"{count:,} {extension or 'without an extension'}" for extension, count in counts.most_common()]
         if kinds:
