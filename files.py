@@ -244,7 +244,7 @@ class _Loader(yaml.SafeLoader):
         before, is_alias = self._num_values, self.check_event(yaml.AliasEvent)
         self._depth += 1
         self._num_values += 1
-        self._check(self.peek_event())
+        self._check(self.peek_event())  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
         if is_alias:  # an alias inside of its own value has no size yet
             self._num_values += self._sizes.get(id(node), MOST_VALUES)

@@ -85,7 +85,7 @@ def test_wheel_trains_and_recognizes_without_the_checkout(installed: Path, tmp_p
     steps = "--train.steps 2 --train.validate-every 2 --train.validation-episodes 2"
     dmgal_command(f"train {recipe} {data} {steps} --quiet --out run")
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
-    for folder in sorted(path for path in (tmp_path / "shapes").iterdir() if path.is_dir())[:2]:
+    for folder in sorted({clip.parent for clip in (tmp_path / "shapes").rglob("*.mp4")})[:2]:
         (tmp_path / "actions" / folder.name).mkdir(parents=True)
         next(folder.iterdir()).rename(tmp_path / "actions" / folder.name / "clip.mp4")
     dmgal_command("enroll actions --out gallery.safetensors --quiet")

@@ -62,7 +62,7 @@ def tolerant_output() -> Iterator[TolerantOutput]:
             if stream is not None and hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
         output = TolerantOutput(nowhere if before is None else before)
-        sys.stdout = output  # type: ignore[assignment]
+        sys.stdout = output
         try:
             yield output
         finally:

@@ -94,7 +94,7 @@ class LiveWindows:
         counts: WatchCounts,
     ) -> None:
         self._frames, self._plan, self._counts = frames, plan, counts
-        self._cutter_of = lambda: WindowCutter(plan, num_frames, transform)
+        self._cutter_of: Callable[[], WindowCutter] = lambda: WindowCutter(plan, num_frames, transform)
         self._changed = threading.Condition()
         self._waiting: LiveWindow | None = None
         self._is_over = False

@@ -128,13 +128,13 @@ def _workers_end_with_python() -> Iterator[None]:
     def living_workers() -> list[Any]:
         return [child for child in multiprocessing.active_children() if child.daemon and child not in others]
 
-    hook: Any = Finalize(None, lambda: _kill(living_workers()), exitpriority=100)  # type: ignore[no-untyped-call]
+    hook: Any = Finalize(None, lambda: _kill(living_workers()), exitpriority=100)
     try:
         yield
     finally:
         hook.cancel()
         if workers := living_workers():
-            Finalize(None, _kill, args=(workers,), exitpriority=100)  # type: ignore[no-untyped-call]
+            Finalize(None, _kill, args=(workers,), exitpriority=100)
 
 
 def _kill(workers: list[Any]) -> None:

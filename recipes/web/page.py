@@ -171,7 +171,7 @@ def _sources(label: str, count: Literal["single", "multiple"]) -> tuple[gr.File,
     for source in (clips, camera):
         # Gradio itself would leave an empty file for each upload, and run ffmpeg to remove the sound of a recording.
         # A subclass is no way: Gradio writes a stub file beside the module of each.
-        source.preprocess = _paths  # type: ignore[method-assign, assignment]
+        source.preprocess = _paths  # type: ignore[method-assign]
         fetch = source.async_move_resource_to_block_cache
         source.async_move_resource_to_block_cache = partial(_no_download, fetch)  # type: ignore[method-assign]
     return clips, camera
