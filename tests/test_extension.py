@@ -6,9 +6,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dmgal.cli import COMMANDS, main
+from dmgal.recipes.run.config import DataConfig
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.preparation import list_videos
+from dmgal.videos import READERS, VideoCatalog
 
 HELLO = """
 from dmgal.cli import COMMANDS, Command
@@ -53,7 +58,7 @@ def test_broken_distribution_is_named_and_can_be_disabled(folder: Path, monkeypa
     (folder / "broken_plugin-1.2.dist-info").mkdir()
     for name, content in INSTALLED.items():
         (folder / "broken_plugin-1.2.dist-info" / name).write_text(content)
-    (folder / "broken_module.py").write_text("from dmgal.episodes.heads import ThisIsNotThere")
+    (folder / "broken_module.py").write_text("from dmgal.names import ThisIsNotThere")
     assert main(["--help"]) == 0
     assert "  broken.plugin 1.2  a head that does not exist\n" in capsys.readouterr().out
     assert "broken_module" not in sys.modules
@@ -64,3 +69,17 @@ def test_broken_distribution_is_named_and_can_be_disabled(folder: Path, monkeypa
     monkeypatch.setenv("DMGAL_DISABLED_PLUGINS", "other, Broken_Plugin")
     assert main(["no-such-command"]) == 2 and "Unknown command" in capsys.readouterr().err
     assert main(["--help"]) == 0 and "plug-ins:" not in capsys.readouterr().out
+
+
+def test_reader_of_a_data_set_is_found_by_its_name(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "ann_wave.mp4").touch()
+
+    def read(root: Path) -> VideoCatalog:
+        return VideoCatalog(root, ["ann_wave.mp4"], np.array([0]), ("wave",), ("test",), groups=("ann",))
+
+    monkeypatch.setitem(READERS, "own", read)
+    data = DataConfig(name="own", root=tmp_path)
+    assert build_catalog(data).groups == ("ann",)
+    listed = list_videos(data, progress=False)
+    assert listed.split is not None and listed.split.class_names == ("wave",)
+    assert list_videos(DataConfig(root=tmp_path), progress=False).catalog is None  # a folder without classes
