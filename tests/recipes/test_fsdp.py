@@ -83,7 +83,8 @@ def test_fsdp_resume_is_bit_identical(tmp_path, data_flags):
 
 def test_lora_with_hidden_weights_raises(tmp_path, data_flags):
     codes, errors = trained_together(job(2, "lora", data_flags, tmp_path / "run"), **FSDP)
-    assert codes == [[2, 2]] and "FSDP cannot divide the blocks" in errors
+    (of_ranks,) = codes  # the second one to stop may find the connection closed
+    assert 2 in of_ranks and 0 not in of_ranks and "FSDP cannot divide the blocks" in errors
 
 
 @pytest.mark.slow
