@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8, help="frames per clip")
     parser.add_argument("--workers", type=int, default=0, help="processes that decode, for each process that encodes")
     options = parser.parse_args()
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # torchrun does not ask for it
 
     backbone = load_adapter(load_backbone("tiny-clip"), pretrained("tiny-clip-motion"))
     encoder = FrameEncoder(backbone).to(accelerator.device).eval()

@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args()
     set_seed(0)
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())  # torchrun does not ask for it
     rank, world = accelerator.process_index, accelerator.num_processes
 
     backbone = peft.get_peft_model(load_backbone("tiny-clip"), SmgaConfig())
