@@ -63,7 +63,7 @@ def recomputed(work: Callable[[Tensor], Tensor], inputs: Tensor, parameters: Seq
     """
     if _saves_everything():
         return work(inputs)
-    result: Tensor = _Recomputed.apply(work, inputs, *parameters)
+    result: Tensor = _Recomputed.apply(work, inputs, *parameters)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -83,7 +83,7 @@ def residual_bottleneck(
     if _saves_everything():
         return add_change(up(between(down(tokens))), tokens)
     parameters = (down.weight, down.bias, up.weight, up.bias, *within)
-    result: Tensor = _ResidualBottleneck.apply(down, between, up, tokens, *parameters)
+    result: Tensor = _ResidualBottleneck.apply(down, between, up, tokens, *parameters)  # type: ignore[no-untyped-call]
     return result
 
 

@@ -59,7 +59,7 @@ class BlockAdapterConfig(PeftConfig):
     """Names of the options that choose blocks, for error messages."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         self.peft_type = ExternalPeftType(self.kind)
         self.check_whole_number("num_frames", 2)
         for name in ("target_modules", "exclude_modules", "target_parameters"):

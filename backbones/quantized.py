@@ -49,7 +49,7 @@ class _Linear(torch.autograd.Function):
 def _apply(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     if not (torch.is_grad_enabled() and x.requires_grad):
         return linear(x)
-    result: Tensor = _Linear.apply(x, linear)
+    result: Tensor = _Linear.apply(x, linear)  # type: ignore[no-untyped-call]
     return result
 
 

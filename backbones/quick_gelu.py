@@ -29,7 +29,7 @@ class QuickGELU(nn.Module):
             return x * torch.sigmoid(SLOPE * x)
         if not (torch.is_grad_enabled() and x.requires_grad):
             return _value(x)
-        result: Tensor = _QuickGELU.apply(x)
+        result: Tensor = _QuickGELU.apply(x)  # type: ignore[no-untyped-call]
         return result
 
 

@@ -40,7 +40,7 @@ class CostlyResults(TorchDispatchMode):
     """A context that records the results of matrix products, convolutions and attentions."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[Result] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
