@@ -45,7 +45,7 @@ class Plateau:
             return None
         return (
             f"step {step}: the loss is still that of guessing, ln({self.n_way}) = {guessing:.2f}. "
-            "More warm-up (--train.warmup-steps 100), a lower --train.learning-rate or --head.center video often helps."
+            "A lower --train.learning-rate, more --train.warmup-steps or --head.center video often helps."
         )
 
 
