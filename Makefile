@@ -68,7 +68,11 @@ $(INSTALLED): pyproject.toml constraints.txt torchvision_on_cpu.py
 	@$(BIN)/python -c "import torchvision" 2>/dev/null || $(BIN)/python torchvision_on_cpu.py
 	@touch $@
 
+# The API reference is read from links to the package's own parts. In the checkout it would search .venv as well.
+PARTS := $(wildcard *.py) $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
+
 $(LINTERS_INSTALLED): $(INSTALLED)
 	$(PIP_INSTALL) --editable ".[dev]"
-	@mkdir -p $(VENV)/typing && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
+	@mkdir -p $(VENV)/typing $(VENV)/reference/dmgal && ln -sfn "$(CURDIR)" $(VENV)/typing/dmgal
+	@for part in $(PARTS); do ln -sfn "$(CURDIR)/$$part" $(VENV)/reference/dmgal/; done
 	@touch $@
