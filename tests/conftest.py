@@ -26,7 +26,7 @@ hypothesis.settings.register_profile("dmgal", deadline=None)  # no test asserts 
 hypothesis.settings.load_profile("dmgal")
 ROOT = Path(__file__).resolve().parents[1]
 EXTENDED_BY_IMPORTS = ("PATH", "LD_LIBRARY_PATH")  # of decord and of OpenCV
-SET_BY_LIBRARIES = ("PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
+SET_BY_LIBRARIES = ("KMP_", "PYTEST_", "TORCHINDUCTOR_", "_TORCHINDUCTOR_")
 _LOCAL = {None, "", b"", "localhost", "127.0.0.1", "::1", "0.0.0.0", "::", socket.gethostname()}
 
 
