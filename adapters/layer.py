@@ -104,12 +104,12 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
 
     @property
     def weight(self) -> Tensor:
-        """None, although PEFT looks for it in every layer."""
+        """Not there, although PEFT looks for it in every layer: reading it raises an AttributeError."""
         raise AttributeError("An adapter layer has no base weight.")
 
     @property
     def bias(self) -> Tensor:
-        """None, as ``weight``."""
+        """Not there, as ``weight``."""
         raise AttributeError("An adapter layer has no base bias.")
 
     def get_base_layer(self) -> nn.Module:

@@ -24,7 +24,7 @@ class QuickGELU(nn.Module):
     """``x * sigmoid(1.702 x)`` for a tensor of any shape (D. Hendrycks, K. Gimpel, arXiv 1606.08415)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return ``(...)`` of ``(...)``."""
+        """Map a tensor of any shape ``(...)`` to the same shape."""
         if torch.compiler.is_compiling():  # a compiler selects itself which tensors are saved
             return x * torch.sigmoid(SLOPE * x)
         if not (torch.is_grad_enabled() and x.requires_grad):

@@ -19,18 +19,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from dmgal.bench.diagram_layout import Layout, Node, layout, text_width
-from dmgal.bench.matrix.report_folder import write_or_check
+from dmgal.bench.matrix.report_folder import generate_docs
 from dmgal.files import parse_yaml, read_mapping
 
-ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path("docs", "figures", "methods")
 MARKER = (
     '<defs><marker id="a" viewBox="0 0 8 8" refX="7.5" refY="4" markerWidth="8" markerHeight="8" '
@@ -56,20 +52,9 @@ text{font:13px Helvetica,Arial,sans-serif;fill:#1f2328;text-anchor:middle}
 """.strip()
 
 
-@dataclass(frozen=True)
-class DocsDiagrams:
-    """Options of the command."""
-
-    check: bool = False
-    """Write nothing. Exit with 1 if a file is stale."""
-    root: Path = ROOT
-    """Folder of the repository."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Draw or check every diagram, and return the exit code."""
-    options = tyro.cli(DocsDiagrams, args=argv, description=__doc__)
-    return write_or_check(drawn(options.root), options.root, options.check, "python -m dmgal.bench.docs_diagrams")
+    return generate_docs(drawn, argv, __doc__, "python -m dmgal.bench.docs_diagrams")
 
 
 def drawn(root: Path) -> Iterator[tuple[Path, str]]:

@@ -12,25 +12,21 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import tyro
 
 from dmgal.bench import docs_recipe
 from dmgal.bench.capability_table import capability_rows
 from dmgal.bench.docs_figures import FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
 from dmgal.bench.matrix.report import markdown
-from dmgal.bench.matrix.report_folder import write_or_check
+from dmgal.bench.matrix.report_folder import generate_docs
 from dmgal.bench.quantized import table as quantized_table
 from dmgal.bench.reproduction import TITLES, reproduction_table, sources
 from dmgal.files import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = Path("docs")
 PAGES = (
     Path("README.md"),
@@ -42,20 +38,9 @@ Row = Sequence[str]
 MatrixTable = Callable[[Sequence[matrix_report.Row]], str]
 
 
-@dataclass(frozen=True)
-class DocsTables:
-    """Options of the command."""
-
-    check: bool = False
-    """Write nothing. Exit with 1 if a file is stale."""
-    root: Path = ROOT
-    """Folder of the repository."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Rewrite or check every file, and return the exit code."""
-    options = tyro.cli(DocsTables, args=argv, description=__doc__)
-    return write_or_check(generated(options.root), options.root, options.check, "python -m dmgal.bench.docs_tables")
+    return generate_docs(generated, argv, __doc__, "python -m dmgal.bench.docs_tables")
 
 
 def generated(root: Path) -> Iterator[tuple[Path, str | bytes]]:

@@ -114,6 +114,10 @@ def commands(page: Path) -> Iterator[Command]:
     for block in blocks(page):
         for number, line in shell_lines(block):
             for part in line.split(" && "):
-                words = [word for word in shlex.split(part, comments=True) if word != PLACEHOLDER]
-                if words:
-                    yield Command(block.page, number, tuple(words))
+                if words := words_of(part):
+                    yield Command(block.page, number, words)
+
+
+def words_of(line: str) -> tuple[str, ...]:
+    """Return the words of a command line, without comments and placeholders."""
+    return tuple(word for word in shlex.split(line, comments=True) if word != PLACEHOLDER)

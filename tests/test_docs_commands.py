@@ -23,7 +23,7 @@ from pathlib import Path
 import peft
 import pytest
 import tyro
-from doc_blocks import ROOT, Command, blocks, commands, inline_code, pages
+from doc_blocks import ROOT, Command, blocks, commands, inline_code, pages, words_of
 
 from dmgal.adapters import ADAPTERS
 from dmgal.cli import COMMANDS
@@ -51,9 +51,9 @@ def in_layers() -> Iterator[Command]:
     for layer in sorted(CONFIGS.rglob("*.yaml")):
         for number, line in enumerate(layer.read_text().splitlines(), start=1):
             if line.startswith("#") and " dmgal " in line and "`" not in line:
-                words = [word for word in shlex.split(line.removeprefix("#"), comments=True) if word != "..."]
-                if words[:1] == ["dmgal"]:
-                    yield Command(layer.relative_to(ROOT), number, tuple(words))
+                words = words_of(line.removeprefix("#"))
+                if words[:1] == ("dmgal",):
+                    yield Command(layer.relative_to(ROOT), number, words)
 
 
 EVERY = [*(command for page in pages() for command in commands(page)), *in_layers()]

@@ -1,17 +1,36 @@
-"""The report of a benchmark's folder: table, CSV and figures (``dmgal bench report FOLDER``)."""
+"""The report of a benchmark's folder: table, CSV and figures (``dmgal bench report FOLDER``).
+
+The commands that generate files of the documentation write and check theirs in the same way.
+"""
 
 from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+import tyro
 
 from dmgal.bench.matrix.figures import FIGURES, Form
 from dmgal.bench.matrix.report import accuracy_table, as_csv, as_page, cost_table, load, rows_of
 from dmgal.files import printable
 
 FORMS: tuple[Form, ...] = ("svg", "png")
+ROOT = Path(__file__).resolve().parents[2]
+Files = Iterable[tuple[Path, str | bytes]]
+"""Path below a folder, and content of each file."""
+
+
+@dataclass(frozen=True)
+class GeneratorOptions:
+    """Options of a command that generates files of the documentation."""
+
+    check: bool = False
+    """Write nothing. Exit with 1 if a file is stale."""
+    root: Path = ROOT
+    """Folder of the repository."""
 
 
 def report_folder(folder: Path, check: bool) -> int:
@@ -35,7 +54,22 @@ def report_folder(folder: Path, check: bool) -> int:
     return code
 
 
-def write_or_check(files: Iterable[tuple[Path, str | bytes]], root: Path, check: bool, command: str) -> int:
+def generate_docs(
+    files_of: Callable[[Path], Files], argv: list[str] | None, description: str | None, command: str
+) -> int:
+    """Run a command that generates files of the documentation, and return the exit code.
+
+    Args:
+        files_of: returns the files of a repository.
+        argv: arguments of the command.
+        description: text of its ``--help``.
+        command: command that writes the files.
+    """
+    options = tyro.cli(GeneratorOptions, args=argv, description=description)
+    return write_or_check(files_of(options.root), options.root, options.check, command)
+
+
+def write_or_check(files: Files, root: Path, check: bool, command: str) -> int:
     """Write generated files below a folder, or only name those that are stale, and return the exit code.
 
     Args:

@@ -11,7 +11,7 @@ from dmgal.bench import capabilities
 from dmgal.bench.capabilities import PROBES, probe, subjects
 from dmgal.bench.capability_table import STOCK, capability_rows
 from dmgal.bench.docs_figures import NAMES, RESULTS
-from dmgal.bench.docs_tables import ROOT
+from dmgal.bench.matrix.report_folder import ROOT
 
 CELLS = json.loads((ROOT / RESULTS / "capabilities.json").read_text())["cells"]
 FAST = ("several", "merge", "weighted")

@@ -12,8 +12,9 @@ import yaml
 
 from dmgal.bench import docs_diagrams
 from dmgal.bench.diagram_layout import Layout, Node, layout
+from dmgal.bench.matrix.report_folder import ROOT
 
-DESCRIPTIONS = sorted((docs_diagrams.ROOT / docs_diagrams.FOLDER).glob("*.yaml"))
+DESCRIPTIONS = sorted((ROOT / docs_diagrams.FOLDER).glob("*.yaml"))
 WIDEST = 880
 SMALL = """
 title: Two boxes.
@@ -69,7 +70,7 @@ def test_diagram_is_current_and_shown(path: Path) -> None:
     drawing = path.with_suffix(".svg").read_text()
     assert docs_diagrams.svg(yaml.safe_load(path.read_text())) == drawing
     assert ElementTree.fromstring(drawing).tag.endswith("svg")
-    pages = (docs_diagrams.ROOT / "docs" / "methods").glob("*.md")
+    pages = (ROOT / "docs" / "methods").glob("*.md")
     assert any(f"methods/{path.stem}.svg" in page.read_text() for page in pages)
 
 

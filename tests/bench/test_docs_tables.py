@@ -10,6 +10,7 @@ import pytest
 
 from dmgal.bench import docs_recipe, docs_tables
 from dmgal.bench.docs_figures import RESULTS
+from dmgal.bench.matrix.report_folder import ROOT
 
 
 @pytest.fixture
@@ -17,19 +18,19 @@ def repository(tmp_path: Path) -> Path:
     """Return a copy of the pages, the figures and the results."""
     for path in (*docs_tables.PAGES, *docs_tables.FIGURES, docs_recipe.PAGE):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(docs_tables.ROOT / path, tmp_path / path)
-    shutil.copytree(docs_tables.ROOT / RESULTS, tmp_path / RESULTS)
+        shutil.copy(ROOT / path, tmp_path / path)
+    shutil.copytree(ROOT / RESULTS, tmp_path / RESULTS)
     return tmp_path
 
 
 @pytest.mark.parametrize("page", docs_tables.PAGES, ids=str)
 def test_tables_are_current(page: Path) -> None:
-    text = (docs_tables.ROOT / page).read_text()
-    assert docs_tables.with_tables(docs_tables.ROOT, text) == text
+    text = (ROOT / page).read_text()
+    assert docs_tables.with_tables(ROOT, text) == text
 
 
 def test_every_table_is_shown() -> None:
-    pages = "".join((docs_tables.ROOT / page).read_text() for page in docs_tables.PAGES)
+    pages = "".join((ROOT / page).read_text() for page in docs_tables.PAGES)
     assert {match[2] for match in docs_tables.MARKED.finditer(pages)} == set(docs_tables.TABLES)
 
 
