@@ -41,10 +41,10 @@ from dmgal.recipes import train
 from dmgal.recipes.run.cli_errors import run_recipe
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep
-from dmgal.recipes.run.evaluation import Protocol, as_json, encode, evaluate_tasks, evaluation_data, load_run
+from dmgal.recipes.run.evaluation import Protocol, as_json, evaluate_tasks, evaluation_data, load_run
 from dmgal.recipes.run.folder import Run, environment, json_text
 from dmgal.recipes.run.log import step_seconds, validations
-from dmgal.recipes.run.probe import encode_for_probe, evaluate_probe
+from dmgal.recipes.run.probe import encode_for_both, evaluate_probe
 
 STATES = "states"
 """Folder of a run with the states of the test videos, so that a stopped test resumes."""
@@ -123,8 +123,7 @@ def novel_results(
     folder = run.folder / STATES / name
     most = Protocol(episodes=experiment.episodes, k_shot=max(experiment.test_shots))
     recipe, catalog = evaluation_data(run, recipe, data, most.split, progress=False, same_for_all=True)
-    encoded = encode(recognizer, recipe, catalog, most, False, Keep("disk", folder))
-    for_probe = encode_for_probe(recognizer, recipe, catalog, most, False, Keep("disk", folder))
+    encoded, for_probe = encode_for_both(recognizer, recipe, catalog, most, Keep("disk", folder))
     results = {}
     for shots in experiment.test_shots:
         protocol = Protocol(episodes=experiment.episodes, k_shot=shots)

@@ -65,7 +65,7 @@ def build_page(recognizer: ActionRecognizer, folder: Path) -> gr.Blocks:
         folder: for uploads. Gradio must use the same folder, see ``GRADIO_TEMP_DIR``.
     """
     with gr.Blocks(title="dmgal", analytics_enabled=False, fill_width=True, delete_cache=(60, FORGOTTEN_AFTER)) as page:
-        visit = gr.State()
+        visit = gr.State(Visit(recognizer, folder))  # each session begins with a copy, also before the page is loaded
         gr.HTML(intro())
         with gr.Row(elem_id="start"):
             sample = gr.Button(SAMPLE, elem_id="sample", scale=0, min_width=250)
@@ -83,7 +83,6 @@ def build_page(recognizer: ActionRecognizer, folder: Path) -> gr.Blocks:
                 answer = gr.HTML(elem_id="answer")
         # One at a time: the model is shared, and two cores are no faster with two queries.
         options: dict[str, Any] = {"api_visibility": "private", "concurrency_id": "model", "concurrency_limit": 1}
-        page.load(partial(_new_visit, recognizer, folder), None, visit, show_progress="hidden", **options)
         shown = [visit, actions, sample]
         form = [name, clips, camera]
         gr.on([add.click, name.submit], _add, [visit, *form], [*shown, *form], show_progress_on=actions, **options)
@@ -187,10 +186,6 @@ async def _no_download(move: Callable[[Any], Awaitable[Any]], source: Any) -> An
 def _paths(payload: Any) -> list[Path]:
     """Return the paths of what a component holds, which Gradio has checked to be uploads."""
     return [] if payload is None else [Path(file.path) for file in getattr(payload, "root", [payload])]
-
-
-def _new_visit(recognizer: ActionRecognizer, folder: Path) -> Visit:
-    return Visit(recognizer.__sklearn_clone__(), folder)
 
 
 def _shown(visit: Visit, notice: Notice | None) -> list[Any]:

@@ -96,6 +96,10 @@ class Visit:
     is_sample: bool = False
     _num_samples: int = 0
 
+    def __deepcopy__(self, memo: object) -> Visit:
+        """Return a visit without actions that shares the model. Gradio copies the first one for each session."""
+        return Visit(self.recognizer.__sklearn_clone__(), self.folder)
+
     def add(self, name: str, clips: Sequence[Path]) -> str:
         """Enroll clips of an action, delete them, and return a message. After an error, the actions are as before.
 

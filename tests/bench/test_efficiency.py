@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from small_models import small_recognizer
+from torch.testing import assert_close
 
 from dmgal.bench import efficiency
 from dmgal.bench.matrix import measurements, runner
@@ -24,6 +25,10 @@ from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import EpisodeConfig, Recipe
+from dmgal.recipes.run.data import build_catalog
+from dmgal.recipes.run.encoding import Keep
+from dmgal.recipes.run.evaluation import Protocol, encode
+from dmgal.recipes.run.probe import encode_for_both, encode_for_probe
 
 EXPERIMENTS = Path(efficiency.__file__).parent / "experiments"
 SMALL = {"methods": ["frozen", "lora", "smga"], "recipe": {"train": {"steps": 7}}}
@@ -110,6 +115,20 @@ def test_a_cell_is_tested_on_other_data_with_their_own_groups(tmp_path: Path) ->
     tests["clips"]["group"] = "place"
     with pytest.raises(DmgalError, match="group"):
         run_cell(replace(job, experiment=experiment_from(tree), run=tmp_path / "run"))
+
+
+@pytest.mark.parametrize("method", ["frozen", "dmgal_adapter", "dmgal_ft"])
+def test_one_encoding_has_the_states_of_both_heads(method: str, tmp_path: Path) -> None:
+    write_clips(tmp_path, *(f"test/{name}/{clip}" for name in ("a", "b") for clip in range(3)))
+    tree = {"data": {"root": str(tmp_path), "num_frames": 2, "num_workers": 0}, "episode": {"n_way": 2, "n_query": 1}}
+    (cell,) = experiment_from({"methods": [method], "recipe": tree}).cells()
+    recognizer, catalog = build_recognizer(cell.recipe), build_catalog(cell.recipe.data, progress=False)
+    protocol, keep = Protocol(), Keep("disk", tmp_path / "states")
+    both = encode_for_both(recognizer, cell.recipe, catalog, protocol, keep)
+    alone = [one(recognizer, cell.recipe, catalog, protocol, progress=False) for one in (encode, encode_for_probe)]
+    assert len([*(tmp_path / "states").rglob("key.json")]) == 1
+    for one, other in zip(both, alone, strict=True):
+        assert_close(one.states.tensors(), other.states.tensors())
 
 
 @pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.json")), ids=lambda path: path.stem)

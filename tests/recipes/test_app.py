@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,12 @@ def taught(learned: Visit, empty: Visit) -> Visit:
     vars(empty.recognizer).update(vars(learned.recognizer))
     empty.actions = {name: [*strips] for name, strips in learned.actions.items()}
     return empty
+
+
+def test_a_new_session_has_no_actions_and_the_same_model(taught: Visit) -> None:
+    fresh = deepcopy(taught)
+    assert fresh.actions == {} and len(taught.actions) == 2 and fresh.folder == taught.folder
+    assert fresh.recognizer.model is taught.recognizer.model
 
 
 def refusal(work: Callable[[], object], folder: Path, remain: bool = False) -> str:
@@ -307,6 +314,9 @@ config = page.get_config_file()
 assert {one["api_visibility"] for one in config["dependencies"]} == {"private"}
 sources = [one for one in page.blocks.values() if one.get_block_name() in ("file", "video")]
 assert len(sources) == 4
+(state,) = (number for number, one in page.blocks.items() if one.get_block_name() == "state")
+first, second = page.state_holder["first"][state], page.state_holder["second"][state]  # before any event
+assert first is not second and first.actions == second.actions == {} and first.folder == folder
 for source in sources:
     try:
         asyncio.run(source.async_move_resource_to_block_cache("http://127.0.0.1/clip.mp4"))
