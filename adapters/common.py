@@ -132,13 +132,13 @@ def check_video_tokens(tokens: Tensor, width: int, num_tokens: int | None = None
 
 
 def check_equal_frames(method: str, support_frames: int, query_frames: int) -> None:
-    """Raise DmgalError unless support and query videos have as many frames, because frames of one index are compared."""
+    """Raise DmgalError unless support and query videos have the same number of frames."""
     if support_frames != query_frames:
         raise DmgalError(
             f"{method} compares frames of the same index.",
             received=f"{support_frames} support frames, {query_frames} query frames",
             expected="the same number of frames in support and query videos",
-            remedy="Sample both with the same number of frames, or use a head such as BiMHM or OTAM.",
+            remedy="Sample both with the same number of frames, or use a head like BiMHM or OTAM.",
         )
 
 

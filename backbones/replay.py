@@ -181,7 +181,7 @@ class Rerun:
             return tokens
         if self.norm_path is None:
             raise DmgalError(
-                "The patches of this backbone cannot be pooled, because no norm stands behind its blocks.",
+                "The patches of this backbone cannot be pooled, because no norm comes after its blocks.",
                 received=f"{type(model).__qualname__}, which called no norm after its blocks",
                 expected="a LayerNorm, an RMSNorm or a module with a similar name",
                 remedy="Choose pooling=None, or pass norm= to dmgal.backbones.describe_backbone.",

@@ -143,12 +143,13 @@ class BackboneSpec:
         """
         height, width = size
         if self.sides and (height, width) != tuple(self.image_size):
+            call = f"dmgal.backbones.describe_backbone(model, image_size=({height}, {width}))"
+            describe = f", or describe the backbone for this size before adapters are added: {call}"
             raise DmgalError(
-                "A backbone in stages is described for images of one size.",
+                "This backbone is described for images of one size.",
                 received=f"images of {height} x {width} pixels",
                 expected=f"{self.image_size[0]} x {self.image_size[1]} pixels",
-                remedy="Resize the images, or describe the backbone for this size before adapters are added: "
-                f"dmgal.backbones.describe_backbone(model, image_size=({height}, {width})).",
+                remedy=f"Resize the images{describe if self.clip_frames is None else ''}.",
             )
         rows, columns = self.grid
         patch = self.image_size[0] // rows, self.image_size[1] // columns
