@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from .preprocessing import normalization_of
 from .probing import Call, Run, is_constant
 from .shape import MAPS, BlockShape, BlockSides
-from .spec import BackboneSpec, normalization_of
+from .spec import BackboneSpec
 
 
 def call_model(model: nn.Module, images: Tensor) -> Any:

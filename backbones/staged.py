@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .preprocessing import Preprocessing
 from .probing import (
     Call,
     Run,
@@ -31,7 +32,7 @@ from .probing import (
 )
 from .replay import Repeat, Rerun, Step, feature_of, observed_spec
 from .shape import MAPS, BlockShape, BlockSides, TokenLayout
-from .spec import BackboneSpec, Preprocessing
+from .spec import BackboneSpec
 
 Reroll = Callable[[Tensor, int], Tensor]
 _MOST_MODULES_BETWEEN = 3

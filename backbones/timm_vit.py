@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name, without_jitter
+from .preprocessing import IMAGENET, fill_normalization
+from .spec import BackboneSpec, BlockParts, require_hub, unknown_name, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
 _ATTRIBUTES = ("norm_pre", "blocks", "norm", "forward_head", "num_prefix_tokens", "head")

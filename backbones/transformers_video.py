@@ -14,8 +14,9 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
+from .preprocessing import HALF, IMAGENET, Normalization, Preprocessing
 from .shape import BlockSides, ClipShape
-from .spec import HALF, IMAGENET, BackboneSpec, Normalization, Preprocessing
+from .spec import BackboneSpec
 from .transformers_vit import height_and_width, identity
 
 

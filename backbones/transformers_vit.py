@@ -22,17 +22,8 @@ from torch import Tensor, nn
 from ..errors import DmgalError
 from ..files import listed, read_mapping
 from .naflex import embed_images
-from .spec import (
-    HALF,
-    IMAGENET,
-    OPENAI,
-    BackboneSpec,
-    BlockParts,
-    Normalization,
-    Preprocessing,
-    require_hub,
-    without_jitter,
-)
+from .preprocessing import HALF, IMAGENET, OPENAI, Normalization, Preprocessing
+from .spec import BackboneSpec, BlockParts, require_hub, without_jitter
 from .text import TextEncoder
 
 _WITH_TEXT = ("clip", "siglip", "siglip2")
