@@ -22,8 +22,9 @@ from dmgal.backbones import ClassTexts, FrameEncoder, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
 from dmgal.episodes.gallery import gallery_file
+from dmgal.episodes.gallery.calibration import find_rejection
 from dmgal.episodes.gallery.gallery_file import checksum, load_gallery, save_gallery
-from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.task import GalleryTask
 from dmgal.episodes.gallery.texts import added_texts
 from dmgal.episodes.heads import BiMHM, DmgalFT
 from dmgal.errors import DmgalError
