@@ -19,7 +19,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate
 from dmgal.episodes.evaluation.accuracy import LOOK_EVERY, Answers
 from dmgal.episodes.evaluation.states import PrecomputedStates
-from dmgal.episodes.sampler import TaskSampler
+from dmgal.episodes.sampler import IndexSampler
 from dmgal.recipes.run.data import RememberedClips
 from dmgal.videos.dataset import VideoDataset
 
@@ -56,7 +56,7 @@ def encode_shared(
 def evaluate_shared(
     recognizer: FewShotRecognizer,
     states: PrecomputedStates,
-    sampler: TaskSampler,
+    sampler: IndexSampler,
     device: torch.device | str = "cpu",
     progress: bool = True,
     data: str = "",
