@@ -33,7 +33,7 @@ class FrameMemory:
     Frames are computed one by one, in evaluation mode, so the tokens of a frame never depend on what is remembered.
 
     Args:
-        encoder: the encoder, whose adapters do not change place. Set its ``frame_memory`` to use the memory.
+        encoder: the encoder, whose adapters stay in their blocks. Set its ``frame_memory`` to use the memory.
         num_bytes: size of the memory, for the tokens alone.
         block: index of the block whose input is remembered. None: the first block that is trained.
         forgets: a full memory forgets the oldest frame. If False, further frames are computed each time.
