@@ -37,7 +37,8 @@ class BlockShape:
     order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _ = self._order, self._inverse_order  # cached here, because torch.compile cannot trace the lock of a cached property
+        # Cached here, because torch.compile cannot trace the lock of a cached property.
+        _ = self._order, self._inverse_order
 
     @property
     def num_dims(self) -> int:

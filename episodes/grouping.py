@@ -24,6 +24,7 @@ class Grouping:
 
     Args:
         groups: group of every video, ``(V,)``, any values that can be compared.
+        num_videos: number of videos ``V``.
         k_shot, n_query: support and query videos per class.
         name: returns the name of a class, for error messages.
 
