@@ -28,7 +28,6 @@ KNOWN_KEPT_WITHOUT_UNKNOWN = 0.95
 """Share of known clips that pass in a gallery of one class, which has no unknown clips."""
 
 
-
 def find_rejection(
     task: GalleryTask, views: PrecomputedStates, view_clips: Tensor, most: int = 200, progress: bool = True
 ) -> Rejection:

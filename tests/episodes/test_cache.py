@@ -21,8 +21,8 @@ from dmgal.episodes import EpisodeSampler
 from dmgal.episodes.evaluation import cache as cache_module
 from dmgal.episodes.evaluation import encode_videos, evaluate, state_files
 from dmgal.episodes.evaluation.cache import StateCache
-from dmgal.episodes.evaluation.state_files import KEY, StateFiles
 from dmgal.episodes.evaluation.identity import describe
+from dmgal.episodes.evaluation.state_files import KEY, StateFiles
 from dmgal.errors import DmgalError
 from dmgal.files import exclusively
 
