@@ -114,7 +114,7 @@ class AIMAdapter(nn.Module):
 class AIMBlock(nn.Module):
     """The authors' complete block: CLIP's attention, layer norms and QuickGELU MLP with an adapter.
 
-    The released code has an optional second bottleneck before the attention over frames. This block does not.
+    The released code has an optional second bottleneck before the attention over frames, which this block lacks.
 
     Args:
         width: channels ``C``.

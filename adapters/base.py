@@ -85,9 +85,9 @@ class BlockAdapterConfig(PeftConfig):
         write_model_card(save_directory, self)
 
     def check_whole_number(self, name: str, least: int) -> None:
-        """Raise DmgalError unless the option is an integer, at least ``least``, or None if it has a default."""
+        """Raise DmgalError unless the option is an integer, at least ``least``, or None if that is the default."""
         value = getattr(self, name)
-        if value is None and name != "num_frames":
+        if value is None and getattr(type(self), name, ...) is None:
             return
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.wrong(name, f"a whole number, at least {least}")
@@ -103,7 +103,7 @@ class BlockAdapterConfig(PeftConfig):
             f"{type(self).__name__} does not accept this value of {name}.",
             received=f"{name}={getattr(self, name)!r}",
             expected=expected,
-            remedy=f"Change {name}.",
+            remedy=f"Correct {name}, or omit it to use the default.",
         )
 
     def block_indices(self, name: str, depth: int) -> list[int]:

@@ -4,6 +4,7 @@
 - ``SharedDropout`` has one mask for all videos, so that results do not depend on which process has which video.
 - ``sinusoidal_position_code`` is that of "Attention is all you need", which DMGAL, TRX and STRM add to their tokens.
 - ``check_video_tokens``, ``patch_volume`` and ``patch_tokens`` handle tokens of videos, ``(V, T, N, C)``.
+- ``check_equal_frames`` refuses videos of other lengths than those they are compared with.
 """
 
 from __future__ import annotations
@@ -128,6 +129,17 @@ def check_video_tokens(tokens: Tensor, width: int, num_tokens: int | None = None
         remedy="Unflatten the frames of a batch with tokens.unflatten(0, (-1, num_frames)), or build the adapter "
         "with the width, prefix tokens and grid of the backbone.",
     )
+
+
+def check_equal_frames(method: str, support_frames: int, query_frames: int) -> None:
+    """Raise DmgalError unless support and query videos have the same number of frames."""
+    if support_frames != query_frames:
+        raise DmgalError(
+            f"{method} compares frames of the same index.",
+            received=f"{support_frames} support frames, {query_frames} query frames",
+            expected="the same number of frames in support and query videos",
+            remedy="Sample both with the same number of frames, or use a head like BiMHM or OTAM.",
+        )
 
 
 def patch_volume(tokens: Tensor, num_prefix_tokens: int, grid: tuple[int, int]) -> Tensor:

@@ -365,7 +365,7 @@ def _count(kwargs: dict[str, Any], name: str) -> int | None:
 
 def _wrong_count(name: str, received: str, expected: str) -> DmgalError:
     return DmgalError(
-        "The numbers of frames and support videos of a call must be valid whole numbers.",
+        f"This call has an invalid {name}.",
         received=f"{name}={received}",
         expected=expected,
         remedy=f"Correct {name}, or omit it.",

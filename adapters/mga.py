@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from ..backbones.state import VideoState
 from ..errors import DmgalError
-from .common import SharedDropout, load_reference_state, sinusoidal_position_code
+from .common import SharedDropout, check_equal_frames, load_reference_state, sinusoidal_position_code
 from .motion import Motion, motion_attention
 
 REFERENCE_NAMES = {
@@ -282,15 +282,9 @@ def _all_patches(values: Tensor, frame: int) -> Tensor:
 
 
 def _common_frames(support: VideoState, query: VideoState) -> int:
-    frames = query["motion"].shape[2]
-    if support["motion"].shape[2] != frames:
-        raise DmgalError(
-            "C-MGA compares frames of the same index.",
-            received=f"{support['motion'].shape[2]} support frames, {frames} query frames",
-            expected="as many frames in support videos as in query videos",
-            remedy="Sample both with the same number of frames.",
-        )
-    return frames
+    support_frames, query_frames = support["motion"].shape[2], query["motion"].shape[2]
+    check_equal_frames("C-MGA", support_frames, query_frames)
+    return query_frames
 
 
 class TDSAM(nn.Module):

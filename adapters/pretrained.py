@@ -85,6 +85,6 @@ def load_adapter(backbone: nn.Module, folder: str, is_trainable: bool = False) -
     """Return the backbone with a saved adapter.
 
     Raises:
-        DmgalError: the adapter belongs to another backbone, or its files cannot be read.
+        DmgalError: the adapter belongs to another backbone.
     """
     return peft.PeftModel.from_pretrained(backbone, folder, is_trainable=is_trainable)

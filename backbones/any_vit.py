@@ -24,11 +24,11 @@ from .probing import (
     batch_dimension,
     corner_images,
     evaluating,
+    find_prefix_and_grid,
     image_size,
     is_close,
     is_norm,
     not_found,
-    places,
     stacks,
     watch,
 )
@@ -200,7 +200,7 @@ def _layout(model: nn.Module, observation: _Observation, known: dict[str, Any]) 
     if "grid" in known:
         rows, columns = known["grid"]
         return dimension == 0, two.shape[1] - rows * columns, (rows, columns)
-    prefix_and_grid = places(two, three)
+    prefix_and_grid = find_prefix_and_grid(two, three)
     if prefix_and_grid is None:
         reason = "its tokens are not prefix tokens and then the patches row by row; give grid= if they are"
         raise not_found(model, reason)

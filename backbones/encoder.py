@@ -53,7 +53,7 @@ class FrameEncoder(nn.Module):
     ``use_memory_efficient_gelu(backbone)``.
 
     Args:
-        backbone: an image model: a vision transformer, or a hierarchical or convolutional network.
+        backbone: a vision transformer, a hierarchical or convolutional network, or a backbone of videos.
         pooling: how a frame's tokens become its feature. ``None``: the backbone's own pooling and projection, if it
             has one. ``"patch_mean"``: projected mean of the normed patch tokens. ``"cls+patch_mean"``: both,
             concatenated. ``"map"``: all patches as a map ``(C, H, W)``, normed, not projected.

@@ -154,10 +154,10 @@ def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
     except DmgalError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        text = " ".join(str(error).split())
         raise DmgalError(
             "This backbone could not be loaded.",
-            received=f"{name}: {type(error).__name__}: {reason[:300]}",
+            received=f"{name}: {type(error).__name__}: {text[:300]}",
             expected="weights that are reachable over the network, in the local cache, or in a folder",
             remedy="To download it, go online once. Set HF_HUB_OFFLINE=1 to load it from the local cache. "
             "Or download it elsewhere and pass its folder.",
@@ -167,7 +167,7 @@ def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
 def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
     """Return the spec of a backbone, which may be wrapped by PEFT.
 
-    ``model.dmgal_spec`` takes precedence, followed by ``FAMILIES``. Any other vision transformer is run on five
+    ``model.dmgal_spec`` takes precedence, followed by ``FAMILIES``. Any other backbone is run on five
     dummy images to find its parts. If ``store``, the spec is then stored as its ``dmgal_spec``.
 
     Raises:
@@ -205,7 +205,7 @@ def describe_backbone(
     run: Run | None = None,
     **known: Any,
 ) -> BackboneSpec:
-    """Find the parts of any vision transformer, with the help of known parts, and store them in ``model.dmgal_spec``.
+    """Find the parts of any backbone, with the help of known parts, and store them in ``model.dmgal_spec``.
 
     The mean and standard deviation are those in ``known``, else those that ``load_backbone`` or timm stored on the
     model, else ImageNet's. The output of a final classifier counts as the model's own feature. Replace the classifier

@@ -33,7 +33,7 @@ class FrameMemory:
     Frames are computed one by one, in evaluation mode, so the tokens of a frame never depend on what is remembered.
 
     Args:
-        encoder: the encoder, whose adapters do not change place. Set its ``frame_memory`` to use the memory.
+        encoder: the encoder, whose adapters stay in their blocks. Set its ``frame_memory`` to use the memory.
         num_bytes: size of the memory, for the tokens alone.
         block: index of the block whose input is remembered. None: the first block that is trained.
         forgets: a full memory forgets the oldest frame. If False, further frames are computed each time.
@@ -66,11 +66,11 @@ class FrameMemory:
         setting = f"{frames.dtype} {tuple(frames.shape[1:])} {_autocast_dtype(frames.device.type)}".encode()
         pixels = frames.cpu().contiguous().view(torch.uint8).numpy()
         with evaluating(self._encoder):
-            found = [
+            of_frames = [
                 self._frame(frame, xxhash.xxh3_128_digest(values) + setting)
                 for frame, values in zip(frames, pixels, strict=True)
             ]
-        tokens = rearrange(torch.stack(found), "(v t) k n c -> k v t n c", v=len(videos))
+        tokens = rearrange(torch.stack(of_frames), "(v t) k n c -> k v t n c", v=len(videos))
         if not self.reads:
             return BlockInput(self.block, tokens[0])
         return BlockInput(0, tokens[0], dict(zip(self.reads, tokens, strict=True)))

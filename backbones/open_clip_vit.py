@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from . import timm_vit
-from .spec import OPENAI, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name
+from .preprocessing import OPENAI, fill_normalization
+from .spec import BackboneSpec, BlockParts, require_hub, unknown_name
 from .text import TextEncoder
 
 

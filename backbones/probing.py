@@ -130,7 +130,7 @@ def batch_dimension(two: Tensor, three: Tensor) -> int | None:
     return None
 
 
-def places(two: Tensor, three: Tensor) -> tuple[int, tuple[int, int]] | None:
+def find_prefix_and_grid(two: Tensor, three: Tensor) -> tuple[int, tuple[int, int]] | None:
     """Return the number of prefix tokens and the grid, from tokens ``(2, N, C)`` and ``(3, N, C)`` of corner images.
 
     Return None unless the tokens after the prefix are patches in rows from the top left to the bottom right.
@@ -240,8 +240,8 @@ def not_found(model: nn.Module, reason: str) -> DmgalError:
     return DmgalError(
         "The parts of this backbone were not found.",
         received=f"{model_class}: {reason}; stacks of equal blocks: {found_stacks}",
-        expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks "
-        "that take tokens (B, N, C) or (N, B, C)",
+        expected="a vision transformer of open_clip, timm or transformers, or any with one stack of equal blocks that "
+        "take tokens (B, N, C) or (N, B, C), or a hierarchical or convolutional network whose blocks form a chain",
         remedy=REMEDY,
     )
 

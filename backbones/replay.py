@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ..errors import DmgalError
+from .preprocessing import normalization_of
 from .probing import Call, Run, is_constant
 from .shape import MAPS, BlockShape, BlockSides
-from .spec import BackboneSpec, normalization_of
+from .spec import BackboneSpec
 
 
 def call_model(model: nn.Module, images: Tensor) -> Any:
@@ -181,7 +182,7 @@ class Rerun:
             return tokens
         if self.norm_path is None:
             raise DmgalError(
-                "The patches of this backbone cannot be pooled, because no norm stands behind its blocks.",
+                "The patches of this backbone cannot be pooled, because no norm comes after its blocks.",
                 received=f"{type(model).__qualname__}, which called no norm after its blocks",
                 expected="a LayerNorm, an RMSNorm or a module with a similar name",
                 remedy="Choose pooling=None, or pass norm= to dmgal.backbones.describe_backbone.",

@@ -25,7 +25,7 @@ class BlockShape:
         layout: order of the dimensions: of tokens with ``N`` prefix tokens and patches, or of a map.
         channels_last: True if the channels of a map ``(B, C, H, W)`` are innermost in memory. The layers that follow
             round differently.
-        order: place of each patch, row by row, among the patches ``(B, N, C)`` of a backbone that sorts them by window.
+        order: index of each patch, row by row, among the patches ``(B, N, C)`` of a backbone that sorts them by window.
             Empty: row by row.
     """
 
@@ -37,7 +37,8 @@ class BlockShape:
     order: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        _ = self._order, self._places  # cached here, because torch.compile cannot trace the lock of a cached property
+        # Cached here, because torch.compile cannot trace the lock of a cached property.
+        _ = self._order, self._inverse_order
 
     @property
     def num_dims(self) -> int:
@@ -49,8 +50,7 @@ class BlockShape:
         return torch.tensor(self.order, dtype=torch.long)
 
     @cached_property
-    def _places(self) -> Tensor:
-        """The inverse of the order."""
+    def _inverse_order(self) -> Tensor:
         return self._order.argsort()
 
     def tokens(self, native: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class BlockShape:
     def native(self, tokens: Tensor) -> Tensor:
         """Return tokens ``(B, N, C)`` in the block's layout, in memory as in the backbone alone."""
         if self.layout == "b n c":
-            return tokens[:, self._places.to(tokens.device)] if self.order else tokens
+            return tokens[:, self._inverse_order.to(tokens.device)] if self.order else tokens
         if self.layout == "n b c":
             return tokens.transpose(0, 1)
         rows, columns = self.grid
@@ -81,7 +81,7 @@ class ClipShape(BlockShape):
 
     Attributes:
         num_steps: number of steps in time.
-        time_first: True if the patches are ordered by step and then by place, False for the opposite.
+        time_first: True if the patches are ordered by step and then by position, False for the opposite.
     """
 
     num_steps: int = 1

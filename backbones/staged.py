@@ -19,10 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .probing import Call, Run, corner_images, image_size_attribute, is_close, is_norm, places, watch
+from .preprocessing import Preprocessing
+from .probing import (
+    Call,
+    Run,
+    corner_images,
+    find_prefix_and_grid,
+    image_size_attribute,
+    is_close,
+    is_norm,
+    watch,
+)
 from .replay import Repeat, Rerun, Step, feature_of, observed_spec
 from .shape import MAPS, BlockShape, BlockSides, TokenLayout
-from .spec import BackboneSpec, Preprocessing
+from .spec import BackboneSpec
 
 Reroll = Callable[[Tensor, int], Tensor]
 _MOST_MODULES_BETWEEN = 3
@@ -130,7 +140,10 @@ class Chain:
         return max(chains, key=lambda chain: sum(_num_parameters(call.module) for call in chain), default=[])
 
     def between(self, first: Call, second: Call) -> tuple[Repeat, ...] | None:
-        """Return the modules that map the result of a call to the input of a later one, or None if there are none."""
+        """Return the modules that map the result of a call to the input of a later one, or None if no such path exists.
+
+        They are an empty tuple if the result itself is the input.
+        """
         start, stop = self._index[id(first)], self._index[id(second)]
         after = [call for call in self.calls[start + 1 : stop] if not first.path.startswith(f"{call.path}.")]
         return self._path(first.result, second, after, _MOST_MODULES_BETWEEN)
@@ -219,8 +232,8 @@ class Shapes:
             grid = -(-rows // factor), -(-columns // factor)
             if self._shape.num_prefix_tokens + grid[0] * grid[1] == three.shape[1]:
                 return BlockShape(width, self._shape.num_prefix_tokens, grid)
-        found = places(two, three)
-        return None if found is None else BlockShape(width, *found)
+        prefix_and_grid = find_prefix_and_grid(two, three)
+        return None if prefix_and_grid is None else BlockShape(width, *prefix_and_grid)
 
     def _of_map(self, two: Tensor, three: Tensor) -> BlockShape | None:
         layouts = list(MAPS)

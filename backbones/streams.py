@@ -178,5 +178,5 @@ def _check_stream(encoder: Any) -> None:
             "A stream needs frame features that do not depend on a task.",
             received="a task layer (a Cmga)" if encoder.has_task_layer else 'pooling="map"',
             expected="an encoder with a Smga or without adapters, and another pooling",
-            remedy="Train method/smga, or remove pooling.",
+            remedy="Train method/smga, or remove backbone.pooling.",
         )

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from .spec import IMAGENET, BackboneSpec, BlockParts, fill_normalization, require_hub, unknown_name, without_jitter
+from .preprocessing import IMAGENET, fill_normalization
+from .spec import BackboneSpec, BlockParts, require_hub, unknown_name, without_jitter
 
 _PRE_NORM_BLOCKS = ("Block", "EvaBlock")
 _ATTRIBUTES = ("norm_pre", "blocks", "norm", "forward_head", "num_prefix_tokens", "head")
@@ -21,7 +22,12 @@ def load(name: str) -> Any:
     timm = _import_timm()
     if name.startswith("local-dir:"):
         if not Path(name.removeprefix("local-dir:"), "model.safetensors").is_file():
-            raise FileNotFoundError("model.safetensors beside config.json; other formats may run code when loaded")
+            raise DmgalError(
+                "This folder of timm has no safetensors.",
+                received=name.removeprefix("local-dir:"),
+                expected="model.safetensors beside config.json, because other formats may run code when loaded",
+                remedy="Save the model again by timm's save_for_hf with safe_serialization=True.",
+            )
         return timm.create_model(name, pretrained=True, num_classes=0).eval()
     model, _, weights = name.partition(".")
     example = "timm:vit_base_patch16_224.augreg_in21k"
@@ -43,7 +49,7 @@ def _import_timm() -> Any:
             "timm is not installed.",
             received=f"a backbone of timm ({error})",
             expected="the package timm",
-            remedy="Run: pip install dmgal[timm]",
+            remedy="Run pip install 'dmgal[timm]'.",
         ) from error
     return timm
 

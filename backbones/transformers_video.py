@@ -14,8 +14,9 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor, nn
 
+from .preprocessing import HALF, IMAGENET, Normalization, Preprocessing
 from .shape import BlockSides, ClipShape
-from .spec import HALF, IMAGENET, BackboneSpec, Normalization, Preprocessing
+from .spec import BackboneSpec
 from .transformers_vit import height_and_width, identity
 
 
@@ -27,7 +28,7 @@ class _Kind:
         image_size, frames: fields of the configuration.
         embeds_mask: the second argument of the embeddings is a mask.
         mask: the second argument of a block is a mask.
-        time_first: patches are ordered by step and then by place, not by place and then by step.
+        time_first: patches are ordered by step and then by position, not by position and then by step.
     """
 
     blocks: str

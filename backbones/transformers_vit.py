@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,19 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import DmgalError
-from ..files import read_mapping
+from ..files import listed, read_mapping
 from .naflex import embed_images
-from .spec import (
-    HALF,
-    IMAGENET,
-    OPENAI,
-    BackboneSpec,
-    BlockParts,
-    Normalization,
-    Preprocessing,
-    require_hub,
-    without_jitter,
-)
+from .preprocessing import HALF, IMAGENET, OPENAI, Normalization, Preprocessing
+from .spec import BackboneSpec, BlockParts, require_hub, without_jitter
 from .text import TextEncoder
 
 _WITH_TEXT = ("clip", "siglip", "siglip2")
@@ -105,7 +96,7 @@ def load(source: str) -> Any:
         kind, config = transformers.Siglip2VisionModel, config.vision_config
     with _quiet(transformers.logging):
         model, report = kind.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
-    model = _without_random_parts(model, report["missing_keys"])
+    model = _without_random_parts(model, report["missing_keys"], source)
     model.dmgal_preprocessing = _preprocessing(source)
     return model.eval()
 
@@ -123,8 +114,8 @@ def load_text(source: str) -> TextEncoder | None:
         auto: Any = transformers.AutoModel
         model, report = auto.from_pretrained(source, config=config, dtype=torch.float32, output_loading_info=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-    if missing := sorted(name for name in report["missing_keys"] if not name.startswith("vision_model.")):
-        raise ValueError(f"weights are missing: {', '.join(missing[:3])}")
+    if missing := [name for name in report["missing_keys"] if not name.startswith("vision_model.")]:
+        raise _missing_weights(source, missing)
     return text_encoder(model, tokenizer)
 
 
@@ -171,7 +162,7 @@ def _quiet(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
+def _without_random_parts(model: Any, missing: Collection[str], source: str) -> Any:
     """Remove a head that was saved without its weights, because it would have random ones."""
     parts = {name.partition(".")[0] for name in missing}
     if parts == {"pooler"}:
@@ -179,8 +170,17 @@ def _without_random_parts(model: Any, missing: Iterable[str]) -> Any:
     elif parts == {"visual_projection"}:
         model = model.vision_model
     elif parts:
-        raise ValueError(f"weights are missing: {', '.join(sorted(missing)[:3])}")
+        raise _missing_weights(source, missing)
     return model
+
+
+def _missing_weights(source: str, missing: Collection[str]) -> DmgalError:
+    return DmgalError(
+        "Weights of this backbone are missing.",
+        received=f"{source} without {listed(sorted(missing))}",
+        expected="a file with all weights of the model that config.json describes",
+        remedy="Download or save the backbone again.",
+    )
 
 
 def _preprocessing(source: str) -> dict[str, Any]:

@@ -27,7 +27,8 @@ from dmgal.bench.measuring import cpu_seconds, hardware, median_with_interval, w
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, encode_videos
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
-from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.calibration import find_rejection
+from dmgal.episodes.gallery.task import GalleryTask
 from dmgal.episodes.heads import BiMHM
 from dmgal.recipes.run.data import build_catalog, test_clips
 from dmgal.recipes.run.evaluation import load_run

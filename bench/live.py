@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate
 from dmgal.backbones.streams import remember_recent_frames
 from dmgal.bench.measuring import hardware, write_report
 from dmgal.episodes.gallery.events import EventRule
-from dmgal.episodes.gallery.recognition import WindowPlan
+from dmgal.episodes.gallery.windows import WindowPlan
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.watching import Watcher
 from dmgal.recipes.web.visit import SAMPLE_ACTIONS, Visit

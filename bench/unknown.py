@@ -34,8 +34,9 @@ from dmgal.bench.text import TEMPLATES, caption
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate
 from dmgal.episodes.evaluation.states import PrecomputedStates
+from dmgal.episodes.gallery.calibration import find_rejection
 from dmgal.episodes.gallery.negatives import Negatives
-from dmgal.episodes.gallery.task import GalleryTask, Rejection, find_rejection
+from dmgal.episodes.gallery.task import GalleryTask, Rejection
 from dmgal.episodes.gallery.unknown import (
     accepted_unknown,
     agreement,

@@ -1,4 +1,4 @@
-"""Few-shot tasks: videos, frames, episodes, and the matching of queries with the support."""
+"""Few-shot tasks: episodes, samplers that draw them, and the recognizer that answers them."""
 
 from .episode import Episode, EpisodeOutput, TaskTargets
 from .recognizer import FewShotRecognizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,14 +12,7 @@ from torch.utils.data import Dataset
 from ..videos.dataset import ClipReader, ClipSource
 from ..videos.decoding.clip import FrameSampler
 from .episode import Episode
-from .sampler import EpisodeIndices
-
-
-class IndexSampler(Protocol):
-    """Any source of episodes, such as an `EpisodeSampler`, a `ReversalSampler` or a list of `EpisodeIndices`."""
-
-    def __len__(self) -> int: ...
-    def __getitem__(self, episode: int, /) -> EpisodeIndices: ...
+from .sampler import IndexSampler
 
 
 class EpisodeDataset(Dataset[Episode]):

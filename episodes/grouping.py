@@ -24,6 +24,7 @@ class Grouping:
 
     Args:
         groups: group of every video, ``(V,)``, any values that can be compared.
+        num_videos: number of videos ``V``.
         k_shot, n_query: support and query videos per class.
         name: returns the name of a class, for error messages.
 
@@ -78,10 +79,10 @@ class Grouping:
     def _counts(self, videos: Sequence[Videos]) -> tuple[np.ndarray, np.ndarray]:
         """Return the groups of an episode's classes ``(G,)``, and the number of videos of each class ``(n_way,G)``."""
         groups = [self._groups[one] for one in videos]
-        present, places = np.unique(np.concatenate(groups), return_inverse=True)
+        present, columns = np.unique(np.concatenate(groups), return_inverse=True)
         counts = np.zeros((len(videos), len(present)), dtype=np.int64)
         rows = np.repeat(np.arange(len(videos)), [len(one) for one in groups])
-        np.add.at(counts, (rows, places.reshape(-1)), 1)
+        np.add.at(counts, (rows, columns.reshape(-1)), 1)
         return present, counts
 
     def _divide(self, counts: np.ndarray, order: list[int]) -> np.ndarray | None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -37,6 +38,13 @@ class EpisodeIndices:
     support_labels: tuple[int, ...]
     query: tuple[int, ...]
     query_labels: tuple[int, ...]
+
+
+class IndexSampler(Protocol):
+    """Any source of episodes, such as an `EpisodeSampler`, `FewerShots` or a list of `EpisodeIndices`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, episode: int, /) -> EpisodeIndices: ...
 
 
 class TaskSampler(ABC):
@@ -105,7 +113,8 @@ class TaskSampler(ABC):
             raise IndexError(f"episode {episode} of {len(self)}")
         generator = torch.Generator().manual_seed(hashed_seed(self.seed, episode, "episode"))
         count = self._num_class_draws + self.n_way * (self.k_shot + self.n_query)
-        draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())  # one call: it dominates
+        # All draws are one call, because calls take most of the time.
+        draws = iter(torch.rand(count, generator=generator, dtype=torch.float64).tolist())
         classes = self._choose_classes(draws)
         videos_by_class = self._choose_videos(classes, draws, generator)
         return EpisodeIndices(
@@ -294,11 +303,7 @@ class NovelBesideBase(TaskSampler):
         return [*self._base, *(self._novel[index] for index in _choose(len(self._novel), self._num_novel, draws))]
 
 
-def _pick(videos: np.ndarray, count: int, draws: Iterator[float]) -> list[int]:
-    return [int(videos[index]) for index in _choose(len(videos), count, draws)]
-
-
-class FewerShots(TaskSampler):
+class FewerShots:
     """The episodes of another sampler with the same queries, and the first support videos of each class.
 
     Episodes with more shots contain those with fewer, so numbers of shots can be compared by paired differences.
@@ -320,30 +325,28 @@ class FewerShots(TaskSampler):
                 expected="1 <= least <= most <= shots of the episodes",
                 remedy="Correct the numbers of shots.",
             )
-        self.k_shot, self.n_query, self.n_way = most, sampler.n_query, sampler.n_way
-        self.num_episodes, self.seed = sampler.num_episodes, sampler.seed
-        self._sampler, self._least = sampler, least
+        self._sampler, self._least, self._most = sampler, least, most
+
+    def __len__(self) -> int:
+        return len(self._sampler)
 
     def __getitem__(self, episode: int) -> EpisodeIndices:
         """Return the episode with this index; raise IndexError unless ``0 <= episode < len(self)``."""
-        full = self._sampler[episode]
-        counts = [self.k_shot] * self.n_way
-        if self._least < self.k_shot:
-            generator = torch.Generator().manual_seed(hashed_seed(self.seed, episode, "shots"))
-            counts = torch.randint(self._least, self.k_shot + 1, (self.n_way,), generator=generator).tolist()
-        kept = [label * self._sampler.k_shot + shot for label, count in enumerate(counts) for shot in range(count)]
+        full, n_way = self._sampler[episode], self._sampler.n_way
+        counts = [self._most] * n_way
+        if self._least < self._most:
+            generator = torch.Generator().manual_seed(hashed_seed(self._sampler.seed, episode, "shots"))
+            counts = torch.randint(self._least, self._most + 1, (n_way,), generator=generator).tolist()
+        first = [label * self._sampler.k_shot + shot for label, count in enumerate(counts) for shot in range(count)]
         return replace(
             full,
-            support=tuple(full.support[index] for index in kept),
-            support_labels=tuple(full.support_labels[index] for index in kept),
+            support=tuple(full.support[index] for index in first),
+            support_labels=tuple(full.support_labels[index] for index in first),
         )
 
-    @property
-    def _num_class_draws(self) -> int:
-        return 0
 
-    def _choose_classes(self, draws: Iterator[float]) -> list[int]:
-        raise NotImplementedError("The classes are those of the other sampler.")
+def _pick(videos: np.ndarray, count: int, draws: Iterator[float]) -> list[int]:
+    return [int(videos[index]) for index in _choose(len(videos), count, draws)]
 
 
 def _choose(population: int, count: int, draws: Iterator[float]) -> list[int]:

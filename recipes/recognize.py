@@ -23,7 +23,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from dmgal.episodes.gallery.recognition import WindowPlan
+from dmgal.episodes.gallery.windows import WindowPlan
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.reports.recognition import gallery_as_json, print_results, video_as_json

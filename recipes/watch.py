@@ -27,7 +27,8 @@ import tyro
 
 from dmgal.backbones.streams import remember_recent_frames
 from dmgal.episodes.gallery.events import EventRule
-from dmgal.episodes.gallery.recognition import Window, WindowPlan, WindowScore
+from dmgal.episodes.gallery.recognition import WindowScore
+from dmgal.episodes.gallery.windows import Window, WindowPlan
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.progress import progress_bar

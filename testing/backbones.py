@@ -121,8 +121,8 @@ def check_maps_keep_patch_positions(case: BackboneCase) -> None:
         changed = image.clone()
         changed[..., height * row : height * (row + 1), width * column : width * (column + 1)] += 3
         difference = (patches(model, spec, changed) - patches(model, spec, image)).norm(dim=-1)[0]
-        found = divmod(int(difference.argmax()), columns)
-        assert max(abs(found[0] - row), abs(found[1] - column)) <= bool(spec.sides)  # their patches may overlap
+        most_row, most_column = divmod(int(difference.argmax()), columns)
+        assert max(abs(most_row - row), abs(most_column - column)) <= bool(spec.sides)  # their patches may overlap
 
 
 def patches(model: nn.Module, spec: BackboneSpec, videos: Tensor) -> Tensor:

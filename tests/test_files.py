@@ -17,6 +17,7 @@ from dmgal.errors import DmgalError
 from dmgal.files import (
     UNREADABLE,
     atomic_write,
+    delete,
     exclusively,
     parse_json,
     parse_yaml,
@@ -70,6 +71,12 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path, error):
     with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_not_deleted_as_a_file(tmp_path):
+    with pytest.raises(DmgalError, match="This file cannot be deleted"):
+        delete(tmp_path)
+    delete(tmp_path / "missing")
 
 
 def _fifo(path):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from dmgal.errors import DmgalError
 from dmgal.parallel import completed, deaf_to_interrupts
 
 ASK = partial(signal.pthread_sigmask, signal.SIG_BLOCK)  # with (), returns the blocked signals
@@ -33,6 +34,12 @@ def test_workers_block_sigint() -> None:
     masks = list(completed(ASK, [()] * 4, 2))
     assert len(masks) == 4 and all(signal.SIGINT in mask for mask in masks)
     assert signal.SIGINT not in ASK(())
+
+
+@pytest.mark.slow
+def test_dead_workers_are_one_error() -> None:
+    with pytest.raises(DmgalError, match=r"The 2 worker processes ended before(.|\n)*Guard the script"):
+        list(completed(os._exit, [1, 1], 2))
 
 
 def test_blocked_sigint_is_delivered_afterward() -> None:

@@ -49,8 +49,8 @@ def film_of_maps(
     for t in range(recording.num_frames - 1):
         figure = new_figure(10.0, 4.4)
         axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-        for place in range(2):
-            show_frame(axes[place], recording.frames[video, t + place], grid, f"frame {t + place + 1}")
+        for index in range(2):
+            show_frame(axes[index], recording.frames[video, t + index], grid, f"frame {t + index + 1}")
         show_map(axes[2], across[t], norm)
         row, column = mark_largest(axes[2], across[t])
         axes[2].set_ylabel(f"cell of frame {t + 1}", fontsize=9, color=INK)
@@ -75,8 +75,8 @@ def film_of_pairs(
     for t in range(recording.num_frames):
         figure = new_figure(10.0, 4.4)
         axes = figure.subplots(1, 3, width_ratios=(1, 1, 1.15))
-        for place, (video, name) in enumerate(zip((first, second), names, strict=True)):
-            show_frame(axes[place], recording.frames[video, t], grid, f"{shown_name(name)}, frame {t + 1}")
+        for index, (video, name) in enumerate(zip((first, second), names, strict=True)):
+            show_frame(axes[index], recording.frames[video, t], grid, f"{shown_name(name)}, frame {t + 1}")
         show_map(axes[2], maps[t], norm)
         mark_largest(axes[2], maps[t])
         axes[2].set_ylabel(f"cell of {shown_name(names[0])}", fontsize=9, color=INK)
@@ -116,10 +116,10 @@ def film_of_task(
             one.set_axis_off()
         show_frame(axes.flat[0], recording.frames[query, t], title=f"query, frame {t + 1}")
         axes.flat[0].title.set_color(QUERY)
-        for place, video in enumerate(classes, start=1):
-            axes.flat[place].set_axis_on()
+        for index, video in enumerate(classes, start=1):
+            axes.flat[index].set_axis_on()
             title = shown_name(class_names[labels[video]])
-            show_heat(axes.flat[place], recording.frames[video, t], heat[video, t], norm, title)
+            show_heat(axes.flat[index], recording.frames[video, t], heat[video, t], norm, title)
         across = recording.attention == "across"
         color_bar(figure, norm, HEAT, axes.flat, f"{'attention' if across else 'weight'} (1 = an even share)")
         title = "Where the query looks in each class" if across else "Where each class moves like the query"

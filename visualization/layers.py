@@ -119,8 +119,8 @@ def choose_layer(recognizer: FewShotRecognizer, name: str | None, across: bool =
 
 def last_attention(layers: dict[str, ShownLayer]) -> str:
     """Return the name of the last layer with attention over motion, or of the last layer if none has any."""
-    found = [name for name, layer in layers.items() if layer.attention != "none"]
-    return (found or [*layers])[-1]
+    with_attention = [name for name, layer in layers.items() if layer.attention != "none"]
+    return (with_attention or [*layers])[-1]
 
 
 def require_attention(layer: ShownLayer, layers: dict[str, ShownLayer]) -> None:
@@ -176,7 +176,7 @@ def _layers_of_encoder(encoder: FrameEncoder, prefix: str) -> Iterator[ShownLaye
 
 def _layers_of_block(block: nn.Module, prefix: str, index: int, class_token_only: bool) -> Iterator[ShownLayer]:
     layers = [child for child in block.children() if isinstance(child, MotionLayer)]
-    active = [found for layer in layers for found in layer.active()]
+    active = [named for layer in layers for named in layer.active()]
     for name, adapter in active:
         if not adapter.shape.reads_motion or min(adapter.shape.grid) < 2:
             continue
@@ -196,10 +196,10 @@ def _layers_of_block(block: nn.Module, prefix: str, index: int, class_token_only
 
 def _layers_of_head(head: Any) -> Iterator[ShownLayer]:
     parts = head.named_modules() if isinstance(head, nn.Module) else ()
-    found = [(path, part) for path, part in parts if type(part) in IN_HEADS]
-    for path, part in found:
+    shown_parts = [(path, part) for path, part in parts if type(part) in IN_HEADS]
+    for path, part in shown_parts:
         name, title, kind = IN_HEADS[type(part)]
-        is_only = sum(type(part) is type(other) for _, other in found) == 1
+        is_only = sum(type(part) is type(other) for _, other in shown_parts) == 1
         shown = name if is_only else f"{name}.{path}"
         read = partial(_motion_of_head, part)
         yield ShownLayer(shown, title, kind, part.motion, _head_motion, read, is_in_head=True)

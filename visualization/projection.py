@@ -37,13 +37,13 @@ def tsne_plane(vectors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         DmgalError: scikit-learn is not installed, or there are fewer than five vectors.
     """
     both = torch.cat([vectors, others])
-    if find_spec("sklearn") is None or len(both) < LEAST_FOR_TSNE:
-        missing = find_spec("sklearn") is None
+    is_missing = find_spec("sklearn") is None
+    if is_missing or len(both) < LEAST_FOR_TSNE:
         raise DmgalError(
             "t-SNE cannot be used here.",
-            received="no scikit-learn" if missing else f"{len(both)} clips",
+            received="no scikit-learn" if is_missing else f"{len(both)} clips",
             expected=f"scikit-learn and at least {LEAST_FOR_TSNE} clips",
-            remedy="Use --method pca" + (", or pip install scikit-learn." if missing else "."),
+            remedy="Use --method pca" + (", or run pip install scikit-learn." if is_missing else "."),
         )
     from sklearn.manifold import TSNE
 

@@ -22,7 +22,7 @@ from ...backbones.state import VideoState
 from ...loader import Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
-from ..sampler import EpisodeIndices, TaskSampler
+from ..sampler import EpisodeIndices, IndexSampler
 from .states import (
     TABLE_GAIN,
     PrecomputedStates,
@@ -189,7 +189,7 @@ def encode_videos(
 def evaluate(
     recognizer: FewShotRecognizer,
     states: PrecomputedStates,
-    sampler: TaskSampler,
+    sampler: IndexSampler,
     device: torch.device | str = "cpu",
     progress: bool = True,
     data: str = "",
@@ -318,7 +318,7 @@ class LookUpPairs:
 def _choose_comparison(
     recognizer: FewShotRecognizer,
     states: PrecomputedStates,
-    sampler: TaskSampler,
+    sampler: IndexSampler,
     device: torch.device | str,
     progress: bool,
     dtype: torch.dtype | None,

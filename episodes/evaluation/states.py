@@ -2,9 +2,10 @@
 
 Without a task layer, support and query states are the same: the head's state of the video. Task layers that do not
 change the support (a Cmga) divide them: the support state then includes the head's part, and the query state ends
-before the first task layer. A head has pair scores if its logit for a class depends only on the query and on that
-class's support:
-``"mean"`` over the logits of the shots, or ``"one_shot"`` if this holds for one shot only.
+before the first task layer.
+
+A head has pair scores if its logit for a class depends only on the query and on that class's support: ``"mean"`` over
+the logits of the shots, or ``"one_shot"`` if this holds for one shot only.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from ...errors import DmgalError
-from .recognition import WindowPlan, WindowScore
+from .recognition import WindowScore
+from .windows import WindowPlan
 
 
 @dataclass(frozen=True)

@@ -166,28 +166,31 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         model=dict(content.get("model", {})),  # earlier versions wrote none
         negatives=negatives and Negatives.of_file(negatives, tensors),
     )
+    _check_parts(gallery)
+    return gallery
+
+
+def _check_parts(gallery: Gallery) -> None:
+    """Raise an error as in `_to_gallery` unless the parts of a gallery have fitting sizes and types."""
     counts = {len(gallery.labels), len(gallery.clips), len(gallery.contents), gallery.states.num_videos}
-    texts = (*gallery.class_names, *gallery.clips, *gallery.made_with, *gallery.made_with.values())
-    views = gallery.view_clips
+    names = (*gallery.class_names, *gallery.clips, *gallery.made_with, *gallery.made_with.values())
     model = [text for option in gallery.model.items() for text in option if text is not None]
-    if any(indices.dtype != torch.int64 or indices.dim() != 1 for indices in (gallery.labels, gallery.view_clips)):
+    views = gallery.view_clips
+    if any(indices.dtype != torch.int64 or indices.dim() != 1 for indices in (gallery.labels, views)):
         raise ValueError("labels or views that are no list of numbers")
     for states in (gallery.states, gallery.views):
         if any(tensor.shape[0] != states.num_videos for tensor in states.tensors().values()):
             raise ValueError("states of different numbers of clips")
-    if len(counts) > 1 or not all(isinstance(text, str) for text in (*texts, *model)):
+    if len(counts) > 1 or not all(isinstance(text, str) for text in (*names, *model)):
         raise ValueError("labels, clips and states do not match")
-    by_negatives = gallery.rejection is not None and gallery.rejection.floor is not None
-    if by_negatives and gallery.negatives is None:
-        raise ValueError("a threshold by negatives without negatives")
-    offsets = () if gallery.rejection is None else gallery.rejection.offsets
-    if offsets and len(offsets) != gallery.n_way:
-        raise ValueError("offsets of another number of classes")
-    if len(views) != gallery.views.num_videos or (
-        len(views) and not 0 <= int(views.min()) <= int(views.max()) < len(gallery)
-    ):
+    if gallery.rejection is not None:
+        if gallery.rejection.floor is not None and gallery.negatives is None:
+            raise ValueError("a threshold by negatives without negatives")
+        if gallery.rejection.offsets and len(gallery.rejection.offsets) != gallery.n_way:
+            raise ValueError("offsets of another number of classes")
+    are_outside = len(views) > 0 and not 0 <= int(views.min()) <= int(views.max()) < len(gallery)
+    if are_outside or len(views) != gallery.views.num_videos:
         raise ValueError("views do not match their clips")
-    return gallery
 
 
 def _cannot_be_written(path: Path, error: Exception) -> DmgalError:

@@ -80,7 +80,7 @@ class ClipFSAR(nn.Module):
         matcher: FrameDistanceHead | None = None,
     ) -> None:
         super().__init__()
-        check_option("merge", merge, ("after", "before"))
+        check_option(self, "merge", merge, ("after", "before"))
         self.matcher = OTAM(relaxation=0.5, shots="prototype", eps=0.0) if matcher is None else matcher
         self.attention = FrameAttention(channels, num_heads)
         hidden, is_centered = expansion * channels, self.matcher.center == "video"  # centering would cancel the bias

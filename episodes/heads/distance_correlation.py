@@ -17,9 +17,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ...backbones.state import VideoState
-from ...errors import DmgalError
 from ..episode import EpisodeOutput
-from .frame_distance import BiMHM, FrameDistanceHead, at_least_float32, check_maps
+from .frame_distance import BiMHM, FrameDistanceHead, at_least_float32, check_maps, check_number
 
 SMALLEST = 1e-5
 """Constant that the released code adds to squared distances before the power."""
@@ -54,13 +53,7 @@ class DistanceCorrelation(nn.Module):
 
     def __init__(self, alpha: float = 0.4, matcher: FrameDistanceHead | None = None) -> None:
         super().__init__()
-        if not 0 < alpha < 1:
-            raise DmgalError(
-                "Distances of channels need another exponent.",
-                received=f"alpha={alpha}",
-                expected="above 0 and below 1",
-                remedy="Use 0.4 as in TS-FSAR.",
-            )
+        check_number(self, "alpha", alpha, 0 < alpha < 1, "more than 0 and less than 1")
         self.alpha = alpha
         self.matcher = BiMHM(shots="prototype") if matcher is None else matcher
 

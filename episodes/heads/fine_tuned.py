@@ -13,8 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...errors import DmgalError
-from .frame_distance import check_option, class_members
+from .frame_distance import check_number, check_option, class_members
 from .vectors import SMALLEST_NORM, Frames, VectorHead, with_constant
 
 Classifier = Literal["linear", "cosine"]
@@ -47,12 +46,12 @@ class FineTuned(VectorHead):
         frames: Frames = "mean",
     ) -> None:
         super().__init__(frames)
-        check_option("classifier", classifier, ("linear", "cosine"))
-        _check("steps", steps, steps >= 1, "at least 1")
-        _check("rate", rate, rate > 0, "more than 0")
-        _check("momentum", momentum, 0 <= momentum < 1, "at least 0 and less than 1")
-        _check("weight_decay", weight_decay, weight_decay >= 0, "at least 0")
-        _check("scale", scale, scale > 0, "more than 0")
+        check_option(self, "classifier", classifier, ("linear", "cosine"))
+        check_number(self, "steps", steps, steps >= 1, "at least 1")
+        check_number(self, "rate", rate, rate > 0, "more than 0")
+        check_number(self, "momentum", momentum, 0 <= momentum < 1, "at least 0 and less than 1")
+        check_number(self, "weight_decay", weight_decay, weight_decay >= 0, "at least 0")
+        check_number(self, "scale", scale, scale > 0, "more than 0")
         self.classifier, self.steps, self.rate = classifier, steps, rate
         self.momentum, self.weight_decay, self.scale = momentum, weight_decay, scale
 
@@ -90,17 +89,6 @@ class FineTuned(VectorHead):
         by_cosine = self.scale * ((self.scale * cosines).softmax(dim=-1) - members) / len(members)
         # The part along the weights only changes their norms, on which cosines do not depend.
         return (by_cosine - (by_cosine * cosines).sum(dim=0) * weights / norms) / norms
-
-
-def _check(name: str, value: float, is_valid: bool, expected: str) -> None:
-    """Raise DmgalError unless a number is valid."""
-    if not is_valid:
-        raise DmgalError(
-            "A fine-tuned classifier received an invalid number.",
-            received=f"{name}={value}",
-            expected=expected,
-            remedy=f"Omit {name} for the default.",
-        )
 
 
 def _norms(products: Tensor, weights: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 A subclass only defines how such a matrix becomes one distance between two videos (Bi-MHM, OTAM, frame-aligned). The
 base class handles centering, the cosine, the shots of a class, and the scale of the logits.
 
-Bi-MHM, the bidirectional mean Hausdorff metric of HyRSM (CVPR 2022), used by DMGAL; it ignores frame order.
+Bi-MHM is the bidirectional mean Hausdorff metric of HyRSM (CVPR 2022), which DMGAL uses too. It ignores frame order.
 
-Frame-aligned matching: compares frame t with frame t, so order matters and time cannot be warped.
+Frame-aligned matching compares frame t with frame t, so order matters and time cannot be warped.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ...adapters.common import check_equal_frames
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
@@ -55,15 +56,10 @@ class FrameDistanceHead(nn.Module):
         eps: float = 0.01,
     ) -> None:
         super().__init__()
-        check_option("center", center, ("none", "video", "both"))
-        check_option("shots", shots, ("distances", "prototype"))
-        if eps < 0 or (logit_scale is not None and logit_scale <= 0):
-            raise DmgalError(
-                "A matching head received an invalid number.",
-                received=f"eps={eps}, logit_scale={logit_scale}",
-                expected="eps >= 0, logit_scale > 0 or None",
-                remedy="Omit both options for the published form.",
-            )
+        check_option(self, "center", center, ("none", "video", "both"))
+        check_option(self, "shots", shots, ("distances", "prototype"))
+        check_number(self, "eps", eps, eps >= 0, "at least 0")
+        check_number(self, "logit_scale", logit_scale, logit_scale is None or logit_scale > 0, "more than 0, or None")
         self.center = center
         self.shots = shots
         self.eps = eps
@@ -209,14 +205,25 @@ def at_least_float32(features: Tensor) -> Tensor:
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
-def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
-    """Raise DmgalError if an option's value is not a known one."""
+def check_option(head: nn.Module, name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise DmgalError unless the value of an option is a known one."""
     if value not in known:
         raise DmgalError(
-            f"A matching head does not support this {name}.",
+            f"{type(head).__name__} does not support this {name}.",
             received=f"{name}={value!r}",
             expected=f"one of {', '.join(known)}",
             remedy=f"Choose one of these values for {name}.",
+        )
+
+
+def check_number(head: nn.Module, name: str, value: float | None, is_valid: bool, expected: str) -> None:
+    """Raise DmgalError unless the number of an option is valid."""
+    if not is_valid:
+        raise DmgalError(
+            f"{type(head).__name__} does not support this {name}.",
+            received=f"{name}={value}",
+            expected=expected,
+            remedy=f"Omit {name} for the default.",
         )
 
 
@@ -244,13 +251,7 @@ class BiMHM(FrameDistanceHead):
 def frame_aligned(frame_distances: Tensor) -> Tensor:
     """Sum the distances of frames with the same index, ``(...,T,T)`` to ``(...)``."""
     query_frames, support_frames = frame_distances.shape[-2:]
-    if query_frames != support_frames:
-        raise DmgalError(
-            "Frame-aligned matching compares frames of the same index.",
-            received=f"{query_frames} query frames, {support_frames} support frames",
-            expected="the same number of frames in support and query videos",
-            remedy="Sample both with the same number of frames, or use BiMHM or OTAM.",
-        )
+    check_equal_frames("Frame-aligned matching", support_frames, query_frames)
     return frame_distances.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
 
 

@@ -104,7 +104,7 @@ class HyRSM(nn.Module):
         center: Literal["none", "video"] = "none",
     ) -> None:
         super().__init__()
-        check_option("center", center, ("none", "video"))
+        check_option(self, "center", center, ("none", "video"))
         self.center = center
         self.feature_scale, self.code_scale = feature_scale, code_scale
         self.dropout = SharedDropout(0.1, video_dim=0)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...errors import DmgalError
-from .frame_distance import class_means
+from .frame_distance import check_number, class_means
 from .vectors import Frames, VectorHead
 
 
@@ -32,13 +31,9 @@ class LaplacianShot(VectorHead):
         self, strength: float = 1.0, neighbors: int = 2, iterations: int = 20, frames: Frames = "mean"
     ) -> None:
         super().__init__(frames)
-        if strength < 0 or neighbors < 1 or iterations < 1:
-            raise DmgalError(
-                "LaplacianShot received an invalid number.",
-                received=f"strength={strength}, neighbors={neighbors}, iterations={iterations}",
-                expected="strength >= 0, neighbors >= 1, iterations >= 1",
-                remedy="Omit these options for the published values.",
-            )
+        check_number(self, "strength", strength, strength >= 0, "at least 0")
+        check_number(self, "neighbors", neighbors, neighbors >= 1, "at least 1")
+        check_number(self, "iterations", iterations, iterations >= 1, "at least 1")
         self.strength, self.neighbors, self.iterations = strength, neighbors, iterations
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:

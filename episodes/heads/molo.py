@@ -16,12 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapters.common import SharedDropout, load_reference_state
-from ...adapters.mga import check_patch_maps
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
 from .frame_attention import FrameAttention, scaled_position_code
-from .frame_distance import at_least_float32, bi_mhm, center_frames, check_option, class_means, frame_distances
+from .frame_distance import (
+    at_least_float32,
+    bi_mhm,
+    center_frames,
+    check_maps,
+    check_option,
+    class_means,
+    frame_distances,
+)
 
 FRAME_STD = 0.225
 """Standard deviation of MoLo's frame normalization; the mean cancels in a difference of frames."""
@@ -175,7 +182,7 @@ class MoLo(nn.Module):
         center: Literal["none", "video"] = "none",
     ) -> None:
         super().__init__()
-        check_option("center", center, ("none", "video"))
+        check_option(self, "center", center, ("none", "video"))
         motion_width = channels // reduction
         if motion_width < 1:
             raise DmgalError(
@@ -208,7 +215,8 @@ class MoLo(nn.Module):
             ``frames`` ``(V,1+T,C)`` and ``motion`` ``(V,T,C)``, with the global token first. Given frames, also
             ``reconstruction`` ``(V,)``, the mean squared error of each video.
         """
-        if check_patch_maps(features)[1] < 2:
+        check_maps(self, features)
+        if features.shape[1] < 2:
             raise DmgalError(
                 "MoLo requires motion between frames.",
                 received="videos of one frame",

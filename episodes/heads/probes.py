@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...errors import DmgalError
-from .frame_distance import class_members
+from .frame_distance import check_number, class_members
 from .vectors import Frames, VectorHead, with_constant
 
 STEPS_PER_ROOT = 20
@@ -26,7 +25,9 @@ class RidgeProbe(VectorHead):
 
     def __init__(self, strength: float = 1.0, scale: float = 10.0, frames: Frames = "mean") -> None:
         super().__init__(frames)
-        self.strength, self.scale = _positive("strength", strength), _positive("scale", scale)
+        check_number(self, "strength", strength, strength > 0, "more than 0")
+        check_number(self, "scale", scale, scale > 0, "more than 0")
+        self.strength, self.scale = strength, scale
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
         members = class_members(labels, len(support)).to(support.dtype)
@@ -49,7 +50,8 @@ class LogisticProbe(VectorHead):
 
     def __init__(self, strength: float = 1.0, frames: Frames = "mean") -> None:
         super().__init__(frames)
-        self.strength = _positive("strength", strength, least=0.01)
+        check_number(self, "strength", strength, strength >= 0.01, "at least 0.01")
+        self.strength = strength
 
     def classify(self, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
         members = class_members(labels, len(support)).to(support.dtype)
@@ -77,14 +79,3 @@ class LogisticProbe(VectorHead):
         """Return the number of steps for a number of support videos: more for a worse condition."""
         condition = 1 + num_support / self.strength
         return math.ceil(STEPS_PER_ROOT * math.sqrt(condition))
-
-
-def _positive(name: str, value: float, least: float = 0.0) -> float:
-    if not value > 0 or value < least:
-        raise DmgalError(
-            "A probe received an invalid number.",
-            received=f"{name}={value}",
-            expected=f"{name} > 0" if not least else f"{name} of at least {least:g}",
-            remedy=f"Omit {name} for the default.",
-        )
-    return value

@@ -12,9 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from ...backbones.state import VideoState
-from ...errors import DmgalError
 from ..episode import EpisodeOutput
-from .frame_distance import at_least_float32, check_frames, check_option, class_means, frame_distances
+from .frame_distance import (
+    at_least_float32,
+    check_frames,
+    check_number,
+    check_option,
+    class_means,
+    frame_distances,
+)
 
 Metric = Literal["cosine", "euclidean"]
 
@@ -35,14 +41,8 @@ class Prototype(nn.Module):
 
     def __init__(self, metric: Metric = "cosine", logit_scale: float | None = None, learn_scale: bool = True) -> None:
         super().__init__()
-        check_option("metric", metric, ("cosine", "euclidean"))
-        if logit_scale is not None and logit_scale <= 0:
-            raise DmgalError(
-                "A prototype head received an invalid number.",
-                received=f"logit_scale={logit_scale}",
-                expected="logit_scale > 0 or None",
-                remedy="Omit logit_scale for the published form.",
-            )
+        check_option(self, "metric", metric, ("cosine", "euclidean"))
+        check_number(self, "logit_scale", logit_scale, logit_scale is None or logit_scale > 0, "more than 0, or None")
         self.metric = metric
         self.log_scale: Tensor | None = None
         if logit_scale is not None:

@@ -12,12 +12,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ...adapters.common import load_reference_state, sinusoidal_position_code
-from ...adapters.mga import check_patch_maps
+from ...adapters.common import check_equal_frames, load_reference_state, sinusoidal_position_code
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
-from .frame_distance import at_least_float32, check_option
+from .frame_distance import at_least_float32, check_maps, check_option
 from .temporal_mixer import REFERENCE_NAMES as MIXER_NAMES
 from .temporal_mixer import TemporalMixer, TMixer
 from .tuples import class_attention
@@ -50,7 +49,7 @@ class SpatialCrossAttention(nn.Module):
 
     def __init__(self, channels: int, width: int = 1152, form: Form = "paper") -> None:
         super().__init__()
-        check_option("form", form, ("paper", "released"))
+        check_option(self, "form", form, ("paper", "released"))
         self.form = form
         self.channels, self.width = channels, width
         self.to_keys = nn.Linear(channels, width)
@@ -66,7 +65,7 @@ class SpatialCrossAttention(nn.Module):
 
         The paper's form also has ``queries``. The released form uses its keys.
         """
-        check_patch_maps(features)
+        check_maps(self, features)
         patches = _flatten_patches(features)
         if self.form == "released":
             coded = patches + sinusoidal_position_code(*patches.shape[2:], like=patches)
@@ -78,7 +77,8 @@ class SpatialCrossAttention(nn.Module):
 
     def distances(self, support: VideoState, labels: Tensor, query: VideoState) -> Tensor:
         """Return distances ``(Q,n_way)`` from prepared states of ``S`` and ``Q`` videos and support labels ``(S,)``."""
-        num_frames, num_patches = _common_frames(support, query), query["values"].shape[2]
+        num_frames, num_patches = query["values"].shape[1:3]
+        check_equal_frames("SA-CT", support["values"].shape[1], num_frames)
         # One frame at a time, because all frames at once need T times the memory.
         differences = (self._difference(support, labels, query, frame) for frame in range(num_frames))
         if self.form == "paper":
@@ -123,7 +123,7 @@ class SACT(nn.Module):
 
     def prepare(self, features: Tensor) -> VideoState:
         """Return the state of `SpatialCrossAttention.prepare` for the mixed frames of patch maps ``(V,T,C,H,W)``."""
-        check_patch_maps(features)
+        check_maps(self, features)
         return self.attention.prepare(self.mixer(features))
 
     def compare(self, support: VideoState, labels: Tensor, query: VideoState) -> EpisodeOutput:
@@ -152,15 +152,3 @@ def _check_released(form: Form) -> None:
             expected="form='released', because the paper's own code was not published",
             remedy="Build the head with form='released'.",
         )
-
-
-def _common_frames(support: VideoState, query: VideoState) -> int:
-    frames, support_frames = query["values"].shape[1], support["values"].shape[1]
-    if frames != support_frames:
-        raise DmgalError(
-            "SA-CT compares frames of the same index.",
-            received=f"{support_frames} support frames, {frames} query frames",
-            expected="the same number of frames in support and query videos",
-            remedy="Sample both with the same number of frames.",
-        )
-    return frames

@@ -18,9 +18,15 @@ from torch.nn import functional
 
 from ...adapters.common import SharedDropout, load_reference_state, sinusoidal_position_code
 from ...backbones.state import VideoState
-from ...errors import DmgalError
 from ..episode import EpisodeOutput, TaskTargets
-from .frame_distance import at_least_float32, center_frames, check_frames, check_option, class_means
+from .frame_distance import (
+    at_least_float32,
+    center_frames,
+    check_frames,
+    check_number,
+    check_option,
+    class_means,
+)
 
 REFERENCE_NAMES = {"AP": "patterns", "ln": "norm", "mlp.inp_fc": "mlp.0", "mlp.out_fc": "mlp.2"}
 SMALLEST_NORM = 1e-8
@@ -59,14 +65,8 @@ class TEAM(nn.Module):
         center: Literal["none", "video"] = "none",
     ) -> None:
         super().__init__()
-        check_option("center", center, ("none", "video"))
-        if num_patterns < 1:
-            raise DmgalError(
-                "TEAM compares videos by patterns.",
-                received=f"num_patterns={num_patterns}",
-                expected="at least 1",
-                remedy="Use 50 to 80, as the authors do.",
-            )
+        check_option(self, "center", center, ("none", "video"))
+        check_number(self, "num_patterns", num_patterns, num_patterns >= 1, "at least 1")
         self.center = center
         self.scale = (channels / 8) ** -0.5  # that of 8 heads, although the released attention has one
         self.patterns = nn.Parameter(torch.randn(num_patterns, channels))

@@ -15,7 +15,7 @@ from ...adapters.common import load_reference_state
 from ...errors import DmgalError
 
 REFERENCE_NAMES = {"fc_t1": "frames_in", "fc_t2": "frames_out", "fc_d1": "channels_in", "fc_d2": "channels_out"}
-"""Names of the parts of `TemporalMixer` in the released code."""
+"""Our names of the parts of `TemporalMixer`, by their names in the released code."""
 
 
 class TemporalMixer(nn.Module):

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...errors import DmgalError
-from .frame_distance import class_means, class_members
+from .frame_distance import check_number, class_means, class_members
 from .vectors import Frames, VectorHead
 
 
@@ -43,14 +42,10 @@ class TIM(VectorHead):
         frames: Frames = "mean",
     ) -> None:
         super().__init__(frames)
-        if not temperature > 0 or iterations < 0 or not cross_entropy > 0 or conditional < 0:
-            raise DmgalError(
-                "TIM received an invalid number.",
-                received=f"temperature={temperature}, iterations={iterations}, cross_entropy={cross_entropy}, "
-                f"conditional={conditional}",
-                expected="temperature > 0, iterations >= 0, cross_entropy > 0, conditional >= 0",
-                remedy="Omit these options for the published values.",
-            )
+        check_number(self, "temperature", temperature, temperature > 0, "more than 0")
+        check_number(self, "iterations", iterations, iterations >= 0, "at least 0")
+        check_number(self, "cross_entropy", cross_entropy, cross_entropy > 0, "more than 0")
+        check_number(self, "conditional", conditional, conditional >= 0, "at least 0")
         self.temperature, self.iterations = temperature, iterations
         self.cross_entropy, self.conditional = cross_entropy, conditional
 

@@ -1,6 +1,6 @@
 """Ordered tuples of a video's frames, the tokens of TRX (CVPR 2021) and its successors.
 
-Cross-attention of query tokens to the tokens of each class: the query-specific class prototypes of TRX.
+`class_attention` attends from query tokens to the tokens of each class, which gives the prototypes of TRX.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class VectorHead(nn.Module):
 
     def __init__(self, frames: Frames = "mean") -> None:
         super().__init__()
-        check_option("frames", frames, ("mean", "all"))
+        check_option(self, "frames", frames, ("mean", "all"))
         self.frames = frames
 
     def prepare(self, features: Tensor) -> VideoState:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dmgal.episodes.evaluation import Evaluation
-from dmgal.episodes.evaluation.statistics import ExactAccuracy
+from dmgal.episodes.evaluation.exact_accuracy import ExactAccuracy
 from dmgal.files import printable, write_text
 from dmgal.recipes.run.config import DataConfig
 from dmgal.recipes.run.evaluation import Protocol, as_json, exact_as_json

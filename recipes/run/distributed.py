@@ -19,7 +19,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate
 from dmgal.episodes.evaluation.accuracy import LOOK_EVERY, Answers
 from dmgal.episodes.evaluation.states import PrecomputedStates
-from dmgal.episodes.sampler import TaskSampler
+from dmgal.episodes.sampler import IndexSampler
 from dmgal.recipes.run.data import RememberedClips
 from dmgal.videos.dataset import VideoDataset
 
@@ -56,7 +56,7 @@ def encode_shared(
 def evaluate_shared(
     recognizer: FewShotRecognizer,
     states: PrecomputedStates,
-    sampler: TaskSampler,
+    sampler: IndexSampler,
     device: torch.device | str = "cpu",
     progress: bool = True,
     data: str = "",
@@ -73,8 +73,8 @@ def evaluate_shared(
     mine = shares[process.process_index] or shares[0]  # a process without tasks learns the shapes from these
     evaluation = evaluate(recognizer, states, sampler, device, progress, dtype=dtype, tasks=mine)
     fingerprint = blake2b(data.encode(), digest_size=8)
-    for task in sampler:
-        fingerprint.update(repr(task).encode())
+    for index in range(len(sampler)):
+        fingerprint.update(repr(sampler[index]).encode())
     assert evaluation.answers is not None
     answers = _merge_answers(evaluation.answers, len(mine), shares, process.device)
     return Evaluation(_merge(evaluation.accuracies, shares, process.device), fingerprint.hexdigest(), answers)

@@ -13,8 +13,8 @@ from torch import nn
 
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer, ReversalSampler
 from dmgal.episodes.evaluation import Evaluation, evaluate
+from dmgal.episodes.evaluation.exact_accuracy import ExactAccuracy, exact_accuracy
 from dmgal.episodes.evaluation.states import pair_table, why_no_pair_scores
-from dmgal.episodes.evaluation.statistics import ExactAccuracy, exact_accuracy
 from dmgal.episodes.heads import HEADS, TextFusion
 from dmgal.episodes.sampler import TaskSampler
 from dmgal.errors import DmgalError

@@ -25,9 +25,10 @@ from dmgal.adapters import is_added
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import encode_videos
 from dmgal.episodes.evaluation.identity import normalization
+from dmgal.episodes.gallery.calibration import find_rejection
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.negatives import Negatives
-from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.task import GalleryTask
 from dmgal.episodes.gallery.texts import with_texts
 from dmgal.files import printable
 from dmgal.recipes.run.adapter import construct

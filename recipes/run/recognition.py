@@ -13,13 +13,12 @@ from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import (
     Recognition,
     Segment,
-    WindowPlan,
     WindowScore,
     recognize_clips,
     recognize_windows,
-    sliding_windows,
 )
 from dmgal.episodes.gallery.task import GalleryTask
+from dmgal.episodes.gallery.windows import WindowPlan, sliding_windows
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.progress import progress_bar

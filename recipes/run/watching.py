@@ -18,14 +18,8 @@ from itertools import takewhile
 from torch import Tensor
 
 from dmgal.episodes.gallery.events import Event, EventDetector, EventRule
-from dmgal.episodes.gallery.recognition import (
-    Window,
-    WindowCutter,
-    WindowPlan,
-    WindowScore,
-    recognize_clips,
-    sliding_windows,
-)
+from dmgal.episodes.gallery.recognition import WindowScore, recognize_clips
+from dmgal.episodes.gallery.windows import Window, WindowCutter, WindowPlan, sliding_windows
 from dmgal.recipes.run.recognition import ClipRecognizer
 from dmgal.videos.decoding.live import LiveFrame
 from dmgal.videos.decoding.stream import TimedFrames

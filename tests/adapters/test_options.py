@@ -12,7 +12,18 @@ from adapter_cases import ADAPTER_CASES, REFUSED
 from tiny_backbones import TINY_BACKBONES
 from torch import nn
 
-from dmgal.adapters import AIMConfig, BitFitConfig, D2STConfig, DmgalConfig, SmgaConfig, STAdapterConfig
+from dmgal.adapters import (
+    AdapterLayer,
+    AIMConfig,
+    BitFitConfig,
+    BitFitModel,
+    BlockTuner,
+    D2STConfig,
+    DmgalConfig,
+    SmgaConfig,
+    STAdapterConfig,
+    register,
+)
 from dmgal.adapters.motion import BottleneckShape, MotionBottleneck
 from dmgal.backbones import load_backbone
 from dmgal.backbones.spec import BlockParts
@@ -48,6 +59,7 @@ def completed(config: peft.PeftConfig) -> peft.PeftConfig:
         (lambda: AIMConfig(bottleneck=-1), "at least 1"),
         (lambda: D2STConfig(bottleneck=6), "divides by both"),
         (lambda: D2STConfig(num_heads=0), "at least 1"),
+        (lambda: D2STConfig(num_heads=None), "at least 1"),
         (lambda: BitFitConfig(blocks="all"), "a list of whole numbers"),
         (lambda: AIMConfig(blocks=[]), "at least one block"),
         (lambda: AIMConfig(scale=float("nan")), "a finite number"),
@@ -60,6 +72,25 @@ def completed(config: peft.PeftConfig) -> peft.PeftConfig:
 def test_invalid_option_error_lists_valid_values(config, message):
     with pytest.raises(DmgalError, match=message):
         completed(config())
+
+
+def test_names_and_prefixes_of_peft_cannot_be_registered():
+    class NamedLikePeft(BitFitConfig):
+        kind = "LORA"
+
+    class NewName(BitFitConfig):
+        kind = "NEW"
+
+    class PrefixOfPeft(AdapterLayer):
+        child, prefix = "new", "lora_"
+
+    class NewModel(BlockTuner):
+        tuner_layer_cls = PrefixOfPeft
+
+    with pytest.raises(RuntimeError, match="method named LORA"):
+        register(NamedLikePeft, BitFitModel)
+    with pytest.raises(RuntimeError, match="'lora_' belongs to"):
+        register(NewName, NewModel)
 
 
 def test_defaults_follow_width_and_depth():

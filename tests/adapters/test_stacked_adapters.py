@@ -141,5 +141,7 @@ def test_nested_bitfit_call_is_refused():
 def test_invalid_numbers_of_frames_and_support_are_refused():
     model = put_in(CLIP.make(), DmgalConfig(num_frames=4, temporal=False), "a")
     for wrong in ({"num_frames": 0}, {"num_frames": True}, {"num_frames": 4.0}, {"num_support": -1}, {"num_frames": 2}):
-        with pytest.raises(DmgalError, match="whole numbers"):
+        with pytest.raises(DmgalError, match="has an invalid num_"):
             model(VIDEOS, **{"num_support": 3, **wrong})
+    with pytest.raises(DmgalError, match="5 frames, 4 frames a video"):
+        model(VIDEOS.flatten(0, 1)[:5], num_frames=4, num_support=1)

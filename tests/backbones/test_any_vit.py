@@ -337,9 +337,19 @@ class TestDescribedByHand:
         describe_backbone(model, pool=lambda model, tokens: model[0].norm(tokens[:, 0]))
         assert torch.equal(encoded(model), model[0](images()))
 
+    def test_model_that_no_longer_fits_its_spec_is_refused(self):
+        model = hand_written()
+        blocks = model.get_submodule(find_spec(model).blocks)
+        model.forward = lambda images: images.flatten(1)
+        with pytest.raises(DmgalError, match="first block of this backbone was not called"):
+            encoded(model)
+        del blocks[-1]
+        with pytest.raises(DmgalError, match=r"2 blocks in .*\n.*3, as in its dmgal_spec"):
+            find_spec(model)
+
     def test_patch_pooling_without_final_norm(self):
         model = frozen(FromTorch(True))
-        with pytest.raises(DmgalError, match="no norm stands behind"):
+        with pytest.raises(DmgalError, match="no norm comes after its blocks"):
             encoded(model, pooling="patch_mean")
         describe_backbone(model, norm=lambda model, tokens: tokens)
         torch.testing.assert_close(encoded(model, pooling="patch_mean"), model(images()))

@@ -19,7 +19,7 @@ from transformers.models.siglip2.image_processing_siglip2 import convert_image_t
 
 from dmgal.adapters import SmgaConfig
 from dmgal.backbones import FrameEncoder, find_spec, load_backbone
-from dmgal.backbones.spec import HALF, IMAGENET, OPENAI
+from dmgal.backbones.preprocessing import HALF, IMAGENET, OPENAI
 from dmgal.errors import DmgalError
 from dmgal.testing import BACKBONE_CHECKS, BackboneCase
 

@@ -148,3 +148,8 @@ def test_vjepa_takes_another_number_of_frames():
         features = FrameEncoder(model).encode(BACKBONES["V-JEPA 2"].videos(2, frames=8))["features"]
         expected = _time_first(model, BACKBONES["V-JEPA 2"].videos(2, frames=8))
     assert features.shape[:2] == (2, 4) and torch.equal(features.flatten(0, 1), expected)
+
+
+def test_clips_of_another_image_size_are_refused():
+    with pytest.raises(DmgalError, match=r"what to do: Resize the images\.$"):
+        FrameEncoder(BACKBONES["VideoMAE"].make()).encode(torch.zeros(1, FRAMES, 3, 2 * SIZE, 2 * SIZE))

@@ -19,9 +19,10 @@ import torch
 
 from dmgal.episodes import EpisodeSampler
 from dmgal.episodes.evaluation import cache as cache_module
-from dmgal.episodes.evaluation import encode_videos, evaluate
-from dmgal.episodes.evaluation.cache import KEY, StateCache, StateFiles
+from dmgal.episodes.evaluation import encode_videos, evaluate, state_files
+from dmgal.episodes.evaluation.cache import StateCache
 from dmgal.episodes.evaluation.identity import describe
+from dmgal.episodes.evaluation.state_files import KEY, StateFiles
 from dmgal.errors import DmgalError
 from dmgal.files import exclusively
 
@@ -193,7 +194,7 @@ def test_states_of_another_model_are_rejected(filled, what, change, caplog) -> N
 
 
 def test_full_disk_raises_and_keeps_written_blocks(tmp_path, monkeypatch) -> None:
-    model, seek, calls = recognizer(), cache_module._seek_row, []
+    model, seek, calls = recognizer(), state_files._seek_row, []
 
     def full(*arguments) -> int:
         calls.append(arguments)
@@ -202,7 +203,7 @@ def test_full_disk_raises_and_keeps_written_blocks(tmp_path, monkeypatch) -> Non
         return seek(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache_module, "_seek_row", full)  # called before each write
+        patch.setattr(state_files, "_seek_row", full)  # called before each write
         with pytest.raises(DmgalError, match="The disk is full") as error:
             cache(tmp_path / "cache", model).fill(model, Clips(-1), progress=False)
     assert "4 of 6 blocks" in str(error.value)

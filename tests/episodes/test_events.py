@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dmgal.episodes.gallery.events import EventDetector, EventRule
-from dmgal.episodes.gallery.recognition import WindowPlan, WindowScore
+from dmgal.episodes.gallery.recognition import WindowScore
+from dmgal.episodes.gallery.windows import WindowPlan
 from dmgal.errors import DmgalError
 
 PLAN = WindowPlan(2.0, 0.5)  # window k is [k/2, k/2 + 2), and speaks for [k/2 + 0.75, k/2 + 1.25)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dmgal.episodes import EpisodeSampler, ReversalSampler
 from dmgal.episodes.evaluation import encode_videos
+from dmgal.episodes.evaluation.exact_accuracy import exact_accuracy
 from dmgal.episodes.evaluation.states import pair_table
-from dmgal.episodes.evaluation.statistics import exact_accuracy
 from dmgal.errors import DmgalError
 
 

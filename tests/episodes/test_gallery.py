@@ -18,11 +18,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dmgal.adapters import DmgalConfig, SmgaConfig
-from dmgal.backbones import FrameEncoder, load_backbone
+from dmgal.backbones import ClassTexts, FrameEncoder, load_backbone
 from dmgal.episodes import Episode, FewShotRecognizer
 from dmgal.episodes.evaluation.states import PrecomputedStates, precompute_states
+from dmgal.episodes.gallery import gallery_file
+from dmgal.episodes.gallery.calibration import find_rejection
 from dmgal.episodes.gallery.gallery_file import checksum, load_gallery, save_gallery
-from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.task import GalleryTask
+from dmgal.episodes.gallery.texts import added_texts
 from dmgal.episodes.heads import BiMHM, DmgalFT
 from dmgal.errors import DmgalError
 
@@ -180,7 +183,7 @@ def test_changed_byte_raises(tmp_path, offset):
         load_gallery(path)
 
 
-def test_invalid_file_raises(tmp_path):
+def test_invalid_file_raises(tmp_path, monkeypatch):
     path = tmp_path / "g.safetensors"
     with pytest.raises(DmgalError, match="no such gallery"):
         load_gallery(path)
@@ -191,6 +194,17 @@ def test_invalid_file_raises(tmp_path):
     save_file({"x": torch.zeros(1)}, path)
     with pytest.raises(DmgalError, match="not a gallery"):
         load_gallery(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(gallery_file, "FORMAT", 9)
+        save_gallery(gallery({"a": 3}), path)
+    with pytest.raises(DmgalError, match=r"written by another version\.\n.*format 9"):
+        load_gallery(path)
+
+
+def test_texts_of_other_prompts_are_not_added():
+    texts = ClassTexts(("a",), torch.eye(2)[:1], 1.0, 0.0, "tiny-clip")
+    with pytest.raises(DmgalError, match=r"cannot be compared with those of the gallery\.\n.*weight=2\.0"):
+        added_texts(texts, replace(texts, class_names=("b",), weight=2.0), is_same_kind=True)
 
 
 FULL_DISK = """

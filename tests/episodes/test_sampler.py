@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmgal.episodes.sampler import EpisodeIndices, EpisodeSampler, ReversalSampler
+from dmgal.episodes.sampler import EpisodeIndices, EpisodeSampler, NovelBesideBase, ReversalSampler
 from dmgal.errors import DmgalError
 from dmgal.videos.decoding.clip import hashed_seed
 
@@ -166,6 +166,13 @@ def test_reversal_errors():
         ReversalSampler([(0, 3), (3, 1)], PAIR_LABELS, 1, 1, 1, 10, seed=0)
     with pytest.raises(DmgalError, match="class 9 with 0"):
         ReversalSampler([(0, 9)], PAIR_LABELS, 1, 1, 1, 10, seed=0)
+
+
+def test_novel_beside_base_errors():
+    with pytest.raises(DmgalError, match="3 of 2 novel classes beside 1 base"):
+        NovelBesideBase([0], [1, 2], PAIR_LABELS, 3, 1, 1, 10, seed=0)
+    with pytest.raises(DmgalError, match="beside 0 base classes"):
+        NovelBesideBase([], [1, 2], PAIR_LABELS, 1, 1, 1, 10, seed=0)
 
 
 def test_hashed_seed_depends_on_all_parts():

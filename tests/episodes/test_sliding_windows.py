@@ -7,7 +7,7 @@ import weakref
 import pytest
 import torch
 
-from dmgal.episodes.gallery.recognition import WindowPlan, sliding_windows
+from dmgal.episodes.gallery.windows import WindowPlan, sliding_windows
 from dmgal.errors import DmgalError
 from dmgal.videos.decoding.base import VideoError
 from dmgal.videos.decoding.clip import uniform_frames

@@ -8,10 +8,11 @@ import pytest
 import torch
 from gallery_cases import FRAMES, clustered, gallery, task, undivided
 
+from dmgal.episodes.gallery.calibration import KNOWN_KEPT, UNKNOWN_ACCEPTED, find_rejection
 from dmgal.episodes.gallery.gallery_file import load_gallery, save_gallery
 from dmgal.episodes.gallery.negatives import Negatives
 from dmgal.episodes.gallery.recognition import Recognition
-from dmgal.episodes.gallery.task import KNOWN_KEPT, UNKNOWN_ACCEPTED, Rejection, find_rejection
+from dmgal.episodes.gallery.task import Rejection
 from dmgal.episodes.gallery.unknown import (
     accepted_unknown,
     agreement,

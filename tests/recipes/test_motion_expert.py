@@ -221,6 +221,14 @@ def test_bundled_name_comes_before_a_folder_of_that_name(tmp_path, monkeypatch):
     assert dmgal.adapters.pretrained(NAME) != NAME and dmgal.adapters.pretrained(f"./{NAME}") == NAME
 
 
+def test_missing_and_damaged_adapters_are_one_message(tmp_path):
+    with pytest.raises(DmgalError, match="Check the path"):
+        dmgal.adapters.pretrained(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{")
+    with pytest.raises(DmgalError, match="This adapter cannot be read"):
+        dmgal.adapters.backbone_of(str(tmp_path))
+
+
 def test_backbone_is_shared_by_its_weights_whatever_its_name():
     backbone = load_backbone("tiny-clip")
     backbone.dmgal_name = "somewhere/else"

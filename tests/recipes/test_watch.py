@@ -21,7 +21,7 @@ from PIL import Image
 from dmgal.backbones.streams import remember_recent_frames
 from dmgal.cli import main
 from dmgal.episodes.gallery.events import Event, EventRule
-from dmgal.episodes.gallery.recognition import WindowPlan
+from dmgal.episodes.gallery.windows import WindowPlan
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.watching import LiveWindows, WatchCounts, Watcher
 from dmgal.videos.decoding import live

@@ -14,7 +14,7 @@ from PIL import Image
 from dmgal.errors import DmgalError
 from dmgal.visualization import drawing, figures, films, plots, save_film, save_picture
 from dmgal.visualization.maps import Recording
-from dmgal.visualization.projection import principal_plane, state_vectors
+from dmgal.visualization.projection import principal_plane, state_vectors, tsne_plane
 
 
 def recording(attention: str = "across", num_support: int = 2) -> Recording:
@@ -86,6 +86,11 @@ def test_tasks_without_support_and_frames_that_do_not_exist_are_refused():
         figures.task_attention(recording(num_support=0), [], [])
     with pytest.raises(DmgalError, match="1 to 3"):
         figures.pair_maps(recording(), (0, 3), (2, 0))
+
+
+def test_t_sne_of_few_clips_is_refused():
+    with pytest.raises(DmgalError, match="Use --method pca"):
+        tsne_plane(torch.zeros(2, 3), torch.zeros(1, 3))
 
 
 def test_heat_images_are_bright_where_the_heat_is_and_gray_frames_shine_through():

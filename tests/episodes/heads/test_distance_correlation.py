@@ -34,7 +34,7 @@ def test_description_has_the_distances_of_all_pairs_of_channels():
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
 def test_unusable_exponents_raise(alpha):
-    with pytest.raises(DmgalError, match="exponent"):
+    with pytest.raises(DmgalError, match="alpha="):
         DistanceCorrelation(alpha)
 
 

@@ -23,5 +23,5 @@ def test_scaled_distance_is_averaged_over_frames() -> None:
 
 
 def test_different_numbers_of_frames_raise() -> None:
-    with pytest.raises(DmgalError, match="3 query frames, 4 support frames"):
+    with pytest.raises(DmgalError, match="4 support frames, 3 query frames"):
         frame_aligned(torch.zeros(2, 2, 3, 4))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dmgal.episodes.evaluation.states import PrecomputedStates
-from dmgal.episodes.gallery.task import GalleryTask, find_rejection
+from dmgal.episodes.gallery.calibration import find_rejection
+from dmgal.episodes.gallery.task import GalleryTask
 from dmgal.episodes.heads import LateFusion, late_fusion
 from dmgal.errors import DmgalError
 
