@@ -29,9 +29,10 @@ from dmgal.recipes.run.data import (
 )
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
-from dmgal.recipes.run.folder import Run, read_tensors
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import from_mapping, merged, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.text import TextOptions, choose_weight, text_as_json, with_class_texts, with_text
 from dmgal.recipes.run.text_lora import learns_text, text_lora_of
 from dmgal.recipes.run.weights import load_trained_state, without_folder

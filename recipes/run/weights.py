@@ -17,7 +17,8 @@ from dmgal.adapters import is_added
 from dmgal.backbones.quantized import plain_tensors
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import differences, refuse_differences
-from dmgal.recipes.run.folder import Run, write_tensors
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.tensors import write_tensors
 from dmgal.recipes.run.whole_folders import replace_folder, restore_folder
 
 BACKBONE, TEXT = "encoder.backbone.", "head.text_tower.model."
