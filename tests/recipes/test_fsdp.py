@@ -13,7 +13,7 @@ from trainings import assert_same_bits, losses, trained_together
 
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.training.fsdp import blocks_of, divide_blocks
+from dmgal.recipes.training.fsdp import blocks_of, shard_blocks
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_mixed_precision_is_left_to_autocast(alone):
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
     state = SimpleNamespace(fsdp_plugin=plugin)
     recognizer = build_recognizer(Recipe())
-    divide_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), recognizer)
+    shard_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), recognizer)
     assert plugin.mixed_precision_policy is None  # for the rest, which Accelerate divides
     blocks = blocks_of(recognizer.encoder)
     assert blocks
@@ -84,7 +84,7 @@ def test_fsdp_resume_is_bit_identical(tmp_path, data_flags):
 def test_lora_with_hidden_weights_raises(tmp_path, data_flags):
     codes, errors = trained_together(job(2, "lora", data_flags, tmp_path / "run"), **FSDP)
     (of_ranks,) = codes  # the second one to stop may find the connection closed
-    assert 2 in of_ranks and 0 not in of_ranks and "FSDP cannot divide the blocks" in errors
+    assert 2 in of_ranks and 0 not in of_ranks and "FSDP cannot shard the blocks" in errors
 
 
 @pytest.mark.slow
