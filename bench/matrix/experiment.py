@@ -31,7 +31,7 @@ from typing import Any
 from dmgal.errors import DmgalError
 from dmgal.files import listed, read_mapping
 from dmgal.recipes.run.config import Recipe, TargetData
-from dmgal.recipes.run.layers import Tree, from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.run.layers import Tree, from_mapping, merge_layers, read_layer, to_mapping
 
 Names = tuple[str, ...]
 
@@ -109,7 +109,7 @@ class Experiment:
         own = {"backbone": {"name": backbone}, "episode": {"k_shot": shots}, "train": {"seed": seed}}
         layer = method if is_file(method) else f"method/{method}"
         layers = [*map(read_layer, self.layers), self.recipe, read_layer(layer), variant.recipe, own]
-        return from_mapping(Recipe, merged(layers))
+        return from_mapping(Recipe, merge_layers(layers))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import tyro
 
 from dmgal.backbones import Quantization
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
+from dmgal.recipes.run.layers import bundled_layers, from_mapping, merge_layers, read_layer, split_open_flags
 from dmgal.recipes.run.ranges import SEEDS, STEPS, TASKS, Range, check_options, check_ranges, out_of_range
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.decoding.video import DecoderName
@@ -322,7 +322,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
     first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     names, flags = words[:first_flag], words[first_flag:]
     flags, open_options = split_open_flags([_expand_short_flag(flag) for flag in flags], OPEN_SECTIONS)
-    tree = merged([*(read_layer(name) for name in names), open_options])
+    tree = merge_layers([*(read_layer(name) for name in names), open_options])
     options = tyro.cli(
         wrapper,
         prog=prog,

@@ -30,7 +30,7 @@ from dmgal.recipes.run.data import (
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
 from dmgal.recipes.run.folder import Run
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
 from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.text import TextOptions, choose_weight, text_as_json, with_class_texts, with_text
@@ -96,7 +96,7 @@ def is_run(folder: Path) -> bool:
 def default_recipe(backbone: str = "tiny-clip", expert: str | None = "tiny-clip-motion") -> Recipe:
     """Return the recipe of `DEFAULT_METHOD` with a backbone and a motion expert, or without one."""
     return from_mapping(
-        Recipe, merged([read_layer(DEFAULT_METHOD), {"backbone": {"name": backbone, "expert": expert}}])
+        Recipe, merge_layers([read_layer(DEFAULT_METHOD), {"backbone": {"name": backbone, "expert": expert}}])
     )
 
 
