@@ -15,8 +15,8 @@
 
 A cell is one training: a backbone, a method, a variant of the method, the shots of its training tasks, and a seed. Its
 recipe is merged from the layers, ``recipe``, the layer of the method (``method/NAME``, or a file of your own) and the
-variant. A method's own values replace
-those of ``recipe``, so ``frozen`` stays at 0 steps. Only variants replace a method's values.
+variant. A method's own values replace those of ``recipe``, so ``frozen`` stays at 0 steps. Only variants replace a
+method's values.
 """
 
 from __future__ import annotations
