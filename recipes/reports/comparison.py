@@ -156,7 +156,7 @@ def _worst_confusions(method: Method, names: Sequence[str]) -> list[str]:
     np.fill_diagonal(chosen, 0)
     shares = chosen / np.maximum(offered, 1)
     order = np.argsort(-shares, axis=None, kind="stable")[:CONFUSIONS_SHOWN]
-    pairs = [divmod(int(place), len(names)) for place in order]
+    pairs = [divmod(int(index), len(names)) for index in order]
     return [
         f"{names[one]} for {names[other]}: {100 * shares[one, other]:.0f} % of {offered[one, other]} times"
         for one, other in pairs

@@ -272,15 +272,15 @@ def find_dataset(name: str, root: Path) -> FoundData:
     if not data.found:
         raise DmgalError(
             f"No video of {name} was found.",
-            received=f"{others(data.matches)} in {root}",
+            received=f"{describe_others(data.matches)} in {root}",
             expected=f"files or folders of frames named such as {', '.join(video for *_, video in rows[:3])}",
             remedy="Check --root and --dataset.",
         )
     return data
 
 
-def others(matches: Matches) -> str:
-    """Describe the videos of a folder that the split does not list."""
+def describe_others(matches: Matches) -> str:
+    """Describe the videos of a folder that the split does not list, as the start of a sentence."""
     number, examples = matches.num_other, ", ".join(map(printable, matches.examples))
     verb = "is" if number == 1 else "are"
     return f"{number:,} other video{'' if number == 1 else 's'}{f', such as {examples},' if examples else ''} {verb}"
