@@ -5,7 +5,7 @@
 
 The videos are moving shapes, in which only motion distinguishes the classes. The backbone is tiny-clip, which was
 trained on still images only. All methods share the head and the training episodes, and are tested on the same tasks
-with unseen classes. Each method is trained by ``dmgal train`` in its own process. A stopped demo resumes where it was.
+with unseen classes. Each method is trained by dmgal train in its own process. A stopped demo resumes where it was.
 """
 
 from __future__ import annotations
