@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from trainings import assert_same_bits, losses, trained_together
 
+from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.training.fsdp import blocks_of, shard_blocks
@@ -37,6 +38,12 @@ def test_mixed_precision_is_left_to_autocast(alone):
     assert blocks
     for block in blocks:
         assert fully_shard.state(block)._fsdp_param_group.mp_policy == MixedPrecisionPolicy()
+
+
+def test_version_1_is_refused():
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    with pytest.raises(DmgalError, match=r"fsdp_version 1\n(.|\n)*launch/fsdp.yaml"):
+        shard_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), torch.nn.Identity())
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
