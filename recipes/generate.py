@@ -46,7 +46,7 @@ class Generate:
     pixels: Annotated[int | None, Range(16, 512)] = None
     """Height and width of the frames in pixels, even, 16 to 512. None: 64 for moving shapes, 112 for motion world."""
     look: LookName = "any"
-    """Look of moving shapes. any: all shapes, textures and colors. dark and bright share none of them, and show the same
+    """Look of moving shapes. any: all shapes, textures and colors. dark and bright share none of them and show the same
     motions."""
     workers: Annotated[int | None, Range(1, WORKERS)] = None
     """Number of drawing processes. None: one per core."""

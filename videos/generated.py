@@ -286,7 +286,7 @@ def _bad_root(root: Path, settings: ClipSettings, received: str, expected: str) 
         f"Cannot generate {settings.DATA_SET} in {root}.",
         received=received,
         expected=expected,
-        remedy="Choose another folder, use the values of the existing dataset, or delete it. A recipe reads these videos "
+        remedy="Choose another folder, use the values of the existing dataset, or delete it. A recipe reads the videos "
         "as they are if data.generate is no.",
     )
 

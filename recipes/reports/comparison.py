@@ -157,7 +157,7 @@ def _class_extremes(pairing: Pairing, names: Sequence[str]) -> list[str]:
 
 
 def worst_confusions(method: Method, num_classes: int, count: int) -> list[tuple[int, int, float, int]]:
-    """Return the most frequent confusions: class, wrong answer, its share of the times it was offered, and these times."""
+    """Return the most frequent confusions: class, wrong answer, its share of the times it was offered, these times."""
     chosen, offered = confusion(method.evaluations, num_classes)
     np.fill_diagonal(chosen, 0)
     shares = chosen / np.maximum(offered, 1)

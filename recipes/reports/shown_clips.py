@@ -59,7 +59,7 @@ class Drawing:
     cells: Annotated[int, Range(1, 32)] = 3
     """Number of rows and of columns of cells in a map."""
     frame: Annotated[int | None, Range(1, 1024)] = None
-    """Frame of the clip, or of the support clip, to enlarge with --show pair: 1 for the first that the model sees. None:
+    """Frame of the clip, or of the support clip, to enlarge with --show pair. 1: the first that the model sees. None:
     the middle one."""
     other: Annotated[int | None, Range(1, 1024)] = None
     """Frame of the query to enlarge, likewise. None: the same as --frame, or the next one of a single clip."""

@@ -73,7 +73,7 @@ class DataConfig:
     crop_scale: Annotated[tuple[float, float], Range(1e-3, 1)] = (1.0, 1.0)
     """Smallest and largest share of the frame's area in a training crop. 1 1: center crop."""
     color_jitter: Annotated[float, Range(0, 1)] = 0.0
-    """Brightness, contrast and saturation of a training clip are each multiplied by a random factor of 1 ± this number.
+    """Brightness, contrast and saturation of a training clip are each multiplied by a random factor, 1 ± this number.
     0: none."""
     test_resize: Annotated[float, Range(1, 8)] = 1.0
     """Short side of test frames before the center crop, as a multiple of the backbone's input size."""
