@@ -168,8 +168,8 @@ def kept(options: Options) -> dict[str, Any]:
     count = min(options.plain_episodes, options.episodes)
     logits = logits_of(model, states, [sampler[number] for number in range(count)])
     assert answers is not None
-    offered, told = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
-    predicted = (offered == told[..., None]).int().argmax(2)  # (E, Q): indices of a task's classes
+    offered, answered = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
+    predicted = (offered == answered[..., None]).int().argmax(2)  # (E, Q): indices of a task's classes
     save_file({"logits": logits, "predicted": predicted}, options.work / "kept.safetensors")
     return {
         **seconds,
