@@ -22,7 +22,7 @@ from dmgal.recipes.run.folder import Run, writing
 from dmgal.recipes.run.weights import best_state, save_best
 from dmgal.recipes.training.checks import check_training
 from dmgal.recipes.training.folds import Training
-from dmgal.recipes.training.fsdp import shard_blocks, optimizer_follows
+from dmgal.recipes.training.fsdp import optimizer_follows, shard_blocks
 from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal

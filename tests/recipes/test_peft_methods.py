@@ -22,8 +22,8 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.folder import Run
-from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.layers import bundled_layers, read_layer
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.weights import best_state, load_trained_state, save_best
 from dmgal.testing import AdapterCase
 

@@ -20,8 +20,8 @@ from dmgal.recipes.run.config import Recipe, TextConfig
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, encode, load_run
 from dmgal.recipes.run.folder import Run
-from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.gallery import GalleryModel
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.text import TextOptions
 from dmgal.recipes.run.text_lora import encoder_name, num_trained
 from dmgal.recipes.training.checks import _check_unsharded_text_tower
