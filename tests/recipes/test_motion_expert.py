@@ -152,7 +152,7 @@ def test_few_classes_are_warned_of(words, is_warned, flags, caplog):
         (["--backbone.expert", NAME, "--backbone.trainable"], "stands beside a frozen backbone"),
         (["method/motion", "--train.steps", "3"], "There is nothing to train"),
         (["method/motion", "--train.frame-memory", "1"], "a single backbone"),
-        (["--adapter.start", NAME, "--adapter.peft_type", "DMGAL"], "an adapter of the type DMGAL"),
+        (["--adapter.start", NAME, "--adapter.peft_type", "LORA"], "an adapter of the type LORA"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
