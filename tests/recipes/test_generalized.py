@@ -69,5 +69,7 @@ def test_command_reports_both_kinds(tmp_path, save_run, frame_folders, capsys):
     assert result["protocol"]["base_videos"] == "seen in training"
     assert main([*words, "--exact"]) != 0
     assert "on a number of episodes" in capsys.readouterr().err
-    assert main([*words, "--data.root", str(frame_folders / "test")]) == 2
+    lines = (frame_folders / "split.csv").read_text().splitlines()
+    (tmp_path / "novel.csv").write_text("\n".join(line for line in lines if not line.startswith(("train", "val"))))
+    assert main([*words, "--data.split-file", str(tmp_path / "novel.csv")]) == 2
     assert "There are no base classes" in capsys.readouterr().err
