@@ -9,7 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
@@ -66,7 +66,8 @@ def completed(work: Callable[[Piece], Result], pieces: Sequence[Piece], workers:
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[Piece], Result], pieces: Iterable[Piece]) -> set[Future[Result]]:
-    with _single_threaded_children(), deaf_to_interrupts():  # the pool starts its processes on submission
+    single_threaded = environment_variables(dict.fromkeys(THREAD_COUNTS, "1"))
+    with single_threaded, deaf_to_interrupts():  # the pool starts its processes on submission
         return {pool.submit(work, piece) for piece in pieces}
 
 
@@ -117,16 +118,16 @@ def _run_in_this_process(work: Callable[[Piece], Result], pieces: Sequence[Piece
 
 
 @contextmanager
-def _single_threaded_children() -> Iterator[None]:
-    """Start processes with one linear algebra thread instead of one per core."""
-    before = {name: os.environ.get(name) for name in THREAD_COUNTS}
-    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
+def environment_variables(settings: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables within the context, and restore their values after it."""
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

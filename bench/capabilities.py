@@ -37,7 +37,7 @@ from dmgal.backbones.quantized import KINDS
 from dmgal.bench.measuring import write_report
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, read_layer
-from dmgal.recipes.run.weights import whole
+from dmgal.recipes.run.weights import gather_shards
 from dmgal.recipes.training.fsdp import blocks_of, is_sharded_alone
 
 FRAMES, PIXELS, SUPPORT = 4, 32, 2
@@ -259,7 +259,7 @@ def shards(subject: Subject) -> None:
                 fully_shard(module)
         features = torch.cat(encoder(subject.videos[:SUPPORT], subject.videos[SUPPORT:]))
         features.square().sum().backward()
-        gradients = {name: whole(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
+        gradients = {name: gather_shards(p.grad) for name, p in encoder.named_parameters() if p.grad is not None}
         results.append((features.detach(), gradients))
     (expected, gradients), (features, divided) = results
     _assert_close(features, expected)

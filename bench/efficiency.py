@@ -40,11 +40,12 @@ class Bench:
     """Options of the command."""
 
     experiment: tyro.conf.Positional[Path | None] = None
-    """JSON file of an experiment. None: the options below describe it."""
+    """JSON file of an experiment, which replaces the options from --data to --episodes. None: these describe it."""
     out: Path = Path("benchmark")
     """Folder of results, runs and logs."""
     data: Path | None = None
-    """Your videos: a folder, a CSV with the columns split, class_name and video, or a recipe layer (YAML)."""
+    """Your videos: a folder of class folders, a CSV with the columns split, class_name and video, or a recipe layer
+    (YAML)."""
     root: Path | None = None
     """Folder that the videos of the CSV are relative to. None: the folder of the CSV."""
     group: str | None = None
@@ -68,7 +69,7 @@ class Bench:
     processes: Annotated[int, Range(1, WORKERS)] = 1
     """Number of cells that run at the same time, each with its share of the cores."""
     plan: bool = False
-    """Only list the cells and their estimated time and memory."""
+    """Only list the cells and their estimated time, memory and disk."""
     retry: bool = False
     """Also run the cells again that failed, diverged or ran out of memory."""
     quiet: bool = False

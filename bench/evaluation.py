@@ -62,13 +62,17 @@ class Options:
     """Options of the command."""
 
     episodes: int = 10_000
+    """Number of episodes."""
     videos: int = 2_400
+    """Number of videos that the episodes are drawn from."""
     plain_episodes: int = 150
     """Number of episodes for plain evaluation, whose time is extrapolated linearly."""
     rounds: int = 3
     """Number of rounds, in which both kinds of evaluation alternate."""
     threads: int = 1
+    """Number of torch threads of each process."""
     seed: int = 0
+    """Seed of the clips and of the episodes."""
     pieces: bool = True
     """Estimate ViT-B/16 as well, which takes some minutes."""
     moving_shapes: bool = True
@@ -78,11 +82,15 @@ class Options:
     processes: int = 2
     """Number of processes that encode in the full command."""
     out: Path = Path(__file__).parent / "results" / "evaluation.json"
+    """File for the results."""
     part: Part = "all"
     """Part to measure. This and the following options are set for the measuring processes."""
     case: Literal["smga", "cmga"] = "smga"
+    """Adapter, without or with a task layer."""
     shots: int = 1
+    """Support videos per class."""
     work: Path = Path()
+    """Folder for the logits of both kinds of evaluation."""
 
 
 def recognizer(case: str, backbone: str = "tiny-clip") -> FewShotRecognizer:
@@ -160,8 +168,8 @@ def kept(options: Options) -> dict[str, Any]:
     count = min(options.plain_episodes, options.episodes)
     logits = logits_of(model, states, [sampler[number] for number in range(count)])
     assert answers is not None
-    offered, told = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
-    predicted = (offered == told[..., None]).int().argmax(2)  # (E, Q): indices of a task's classes
+    offered, answered = answers.offered[:count, None].expand(-1, WAYS, -1), answers.predicted.view(-1, WAYS)[:count]
+    predicted = (offered == answered[..., None]).int().argmax(2)  # (E, Q): indices of a task's classes
     save_file({"logits": logits, "predicted": predicted}, options.work / "kept.safetensors")
     return {
         **seconds,

@@ -199,13 +199,13 @@ def _search_until_death(module: str, sources: Path, first: int, end: int, second
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                told = json.loads(line)
-                findings.most_mib = max(findings.most_mib, int(told.get("mib", 0)))
-                if "outcome" in told:
-                    findings.add(seed, source, told["outcome"], told["what"])
+                entry = json.loads(line)
+                findings.most_mib = max(findings.most_mib, int(entry.get("mib", 0)))
+                if "outcome" in entry:
+                    findings.add(seed, source, entry["outcome"], entry["what"])
                     answered = True
-                elif "seed" in told:
-                    seed, source, answered = told["seed"], told["source"], False
+                elif "seed" in entry:
+                    seed, source, answered = entry["seed"], entry["source"], False
         errors.seek(0)
         said = errors.read()
     if answered and seed < end - 1:

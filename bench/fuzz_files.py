@@ -47,7 +47,7 @@ from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import evaluation_data, load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.gallery import gallery_task, made_with
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer
 from dmgal.videos import VideoCatalog
 from dmgal.videos.check_log import CheckLog, read_report
 from dmgal.videos.checking import CheckedVideo
@@ -92,7 +92,7 @@ def _resume(folder: Path) -> None:
 
 
 def _read_layer(folder: Path) -> None:
-    recipe = from_mapping(Recipe, merged([read_layer("method/smga"), read_layer(str(folder / "a.yaml"))]))
+    recipe = from_mapping(Recipe, merge_layers([read_layer("method/smga"), read_layer(str(folder / "a.yaml"))]))
     build_recognizer(recipe, backbone=deepcopy(backbone()))
 
 

@@ -38,21 +38,27 @@ class Options:
     """Options of the measurement."""
 
     device: str = "cuda"
+    """Device of torch, such as cuda or cpu."""
     shots: tuple[int, ...] = (1, 5)
+    """Support videos per class, in the step and in the evaluation."""
     tasks: int = 1
     """Tasks of a step, encoded in one batch."""
     image_size: int = 224
-    """A multiple of 16."""
+    """Height and width of the frames in pixels, a multiple of 16."""
     frames: int = 8
+    """Frames per video."""
     rounds: int = 30
+    """Number of timed steps."""
     videos: int = 2400
-    """Number of episodes in the evaluation."""
+    """Number of videos in the evaluation."""
     episodes: int = 10_000
+    """Number of episodes in the evaluation."""
     peak_tflops: float = 790.0
-    """Throughput of the GPU on large bf16 products. The default is for an H200."""
+    """Throughput of the GPU on large bf16 products, in TFLOP/s. The default is for an H200."""
     compile: bool = False
     """Compile the blocks with torch.compile."""
     out: Path = Path(__file__).parent / "results" / "gpu.json"
+    """File for the results."""
 
 
 class NoiseClips(Dataset[Tensor]):

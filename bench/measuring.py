@@ -66,11 +66,11 @@ def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """Describe the hardware and library versions."""
-    told = _cpu_fields()
-    flags = told.get("flags", "").split()
+    fields = _cpu_fields()
+    flags = fields.get("flags", "").split()
     return {
         "date": date.today().isoformat(),
-        "cpu": told.get("model name") or platform.processor() or platform.machine(),
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
         "bf16_instructions": [name for name in BF16_INSTRUCTIONS if name in flags],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

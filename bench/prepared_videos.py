@@ -15,7 +15,7 @@ from dmgal.parallel import available_cores
 from dmgal.recipes import prepare
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import build_catalog
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer
 from dmgal.videos.catalog.lists import StandardSplit
 from dmgal.videos.decoding.video import probe_video
 
@@ -51,7 +51,7 @@ def prepare_videos(
 
 def checking_cost(folder: Path) -> str:
     """Return a line about the time of checking all videos that were matched in a folder, from a few of them."""
-    recipe = from_mapping(Recipe, merged([read_layer(str(folder / "data.yaml"))]))
+    recipe = from_mapping(Recipe, merge_layers([read_layer(str(folder / "data.yaml"))]))
     catalog = build_catalog(recipe.data, progress=False)
     places = range(0, len(catalog), -(-len(catalog) // SAMPLED_VIDEOS))
     start = time.perf_counter()

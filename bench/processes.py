@@ -34,8 +34,11 @@ class Processes:
     work: Path = Path("processes")
     """Folder for videos and runs. Existing runs are not repeated."""
     steps: int = 50
+    """Training steps."""
     clips_per_class: int = 6
+    """Clips per class of the generated videos."""
     out: Path = Path(__file__).parent / "results" / "processes.json"
+    """File for the results."""
 
 
 def losses(options: Processes, precision: str, processes: int) -> list[float]:

@@ -35,7 +35,7 @@ from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate, paire
 from dmgal.episodes.heads import BiMHM
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer
 
 SHOTS = (1, 5)
 FLOAT = "float32"
@@ -69,7 +69,7 @@ def accuracies(options: Options) -> dict[str, Any]:
     found: dict[str, dict[int, Evaluation]] = {}
     for kind in (None, *options.kinds):
         layers = [read_layer("method/motion"), {"backbone": {"quantize": kind}}]
-        recognizer = build_recognizer(from_mapping(Recipe, merged(layers))).eval()
+        recognizer = build_recognizer(from_mapping(Recipe, merge_layers(layers))).eval()
         states = encode_videos(recognizer, cast(Any, novel.videos), progress=False)
         found[kind or FLOAT] = {
             shots: evaluate(

@@ -35,7 +35,7 @@ from dmgal.recipes.run.config import Recipe, TextConfig
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, encode, evaluate_tasks, load_run
 from dmgal.recipes.run.folder import Run, environment
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer
 from dmgal.recipes.run.text import TextOptions, with_class_texts
 from dmgal.recipes.run.text_lora import num_trained, text_lora_of
 from dmgal.videos import VideoCatalog
@@ -102,7 +102,7 @@ def recipe_of(options: Options, rank: int | None) -> Recipe:
         },
     }
     layers = [read_layer(name) for name in ("method/smga", "method/clip_fsar", "data/moving_shapes")]
-    return replace(from_mapping(Recipe, merged([*layers, changes])), text=TextConfig(rank))
+    return replace(from_mapping(Recipe, merge_layers([*layers, changes])), text=TextConfig(rank))
 
 
 def evaluations(name: str, catalog: VideoCatalog, options: Options) -> tuple[dict[str, Evaluation], int]:

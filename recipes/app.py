@@ -11,7 +11,6 @@ page.
 
 from __future__ import annotations
 
-import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from typing import Annotated, Any
 import tyro
 
 from dmgal.errors import DmgalError
+from dmgal.parallel import environment_variables
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.cli_errors import parse_options, run_recipe
 from dmgal.recipes.run.ranges import Range
@@ -54,7 +54,7 @@ def serving(options: App) -> Iterator[str]:
     Raises:
         DmgalError: Gradio is missing, the model cannot be loaded, or the port is taken.
     """
-    with tempfile.TemporaryDirectory(prefix="dmgal-app-") as name, _gradio_settings(name):
+    with tempfile.TemporaryDirectory(prefix="dmgal-app-") as name, environment_variables(_gradio_settings(name)):
         web, folder = _page_module(), Path(name).resolve()
         recognizer = ActionRecognizer(options.run, backbone=options.backbone, adapter=options.adapter)
         looking_layer(recognizer.model)  # once, before the first visit waits for it
@@ -74,20 +74,9 @@ def serving(options: App) -> Iterator[str]:
             page.close(verbose=False)
 
 
-@contextmanager
-def _gradio_settings(folder: str) -> Iterator[None]:
-    """Set the environment variables that Gradio reads, and restore them."""
-    settings = {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _gradio_settings(folder: str) -> dict[str, str]:
+    """Return the environment variables that Gradio reads."""
+    return {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
 def _page_module() -> Any:

@@ -32,7 +32,7 @@ from dmgal.recipes.reports.runs import (
     matrix_as_text,
     names_of,
 )
-from dmgal.recipes.run.cli_errors import parse_options, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe, used_flags
 from dmgal.recipes.run.config import DataOverrides, TargetData
 from dmgal.recipes.run.encoding import Kept
 from dmgal.recipes.run.evaluation import Protocol
@@ -70,10 +70,11 @@ class Compare:
 
 
 def _check(options: Compare) -> None:
-    if options.targets and (options.page or options.data.root is not None or options.data.split_file is not None):
+    others = {"--page": options.page, "--data.root": options.data.root, "--data.split-file": options.data.split_file}
+    if options.targets and (flags := used_flags(others)):
         raise DmgalError(
             "Each target has its own data.",
-            received="--targets with --page, --data.root or --data.split-file",
+            received=f"--targets with {flags}",
             expected="--targets with --out, or one other data set",
             remedy="Remove the other option.",
         )

@@ -5,7 +5,7 @@
 
 The videos are moving shapes, in which only motion distinguishes the classes. The backbone is tiny-clip, which was
 trained on still images only. All methods share the head and the training episodes, and are tested on the same tasks
-with unseen classes. Each method is trained by ``dmgal train`` in its own process. A stopped demo resumes where it was.
+with unseen classes. Each method is trained by dmgal train in its own process. A stopped demo resumes where it was.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def page(found: Comparison, options: Demo) -> str:
     """Return the web page: tasks with the answers of all methods, motions and reversals, results, what to do next."""
     films, protocol = Films(found.catalog), Protocol(episodes=options.episodes)
     sampler, rows = samplers(found.catalog, found.recipe, protocol)["accuracy"], found.rows
-    best = max(rows, key=lambda row: row.evaluations["accuracy"].accuracy.mean)
-    number = max(range(len(rows)), key=lambda index: rows[index] is best)
+    number = max(range(len(rows)), key=lambda index: rows[index].evaluations["accuracy"].accuracy.mean)
+    best = rows[number]
     chosen = most_different(rows)
     tasks = [show_task(films, rows, sampler, 0, "The first of the test tasks, not chosen by its result.")]
     if chosen:

@@ -24,7 +24,7 @@ import tyro
 
 from dmgal.errors import DmgalError
 from dmgal.recipes.reports.evaluation import EvaluationReport, data_suffix
-from dmgal.recipes.run.cli_errors import parse_options, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe, used_flags
 from dmgal.recipes.run.config import DataOverrides
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
 from dmgal.recipes.run.evaluation import (
@@ -74,20 +74,21 @@ class Evaluate:
 
 
 def _check(options: Evaluate) -> None:
-    protocol, is_curve = options.protocol, bool(options.curve)
-    if options.generalized and (options.exact or is_curve or protocol.until is not None or options.text.use != "no"):
+    protocol, use, is_curve = options.protocol, options.text.use, bool(options.curve)
+    others: dict[str, object] = {"--exact": options.exact, "--until": protocol.until}
+    if options.generalized and (flags := used_flags({**others, "--curve": is_curve, "--text.use": use != "no"})):
         raise DmgalError(
             "Novel classes beside base classes are evaluated on a number of episodes, by clips.",
-            received="--generalized with --exact, --curve, --until or --text.use",
+            received=f"--generalized with {flags}",
             expected="--generalized with --shots, --ways, --queries and --episodes",
             remedy="Remove the other option.",
         )
     for shots in options.curve:
         parse_shots(shots)
-    if is_curve and (options.exact or protocol.until is not None or protocol.k_shot or options.text.use == "only"):
+    if is_curve and (flags := used_flags({**others, "--shots": protocol.k_shot, "--text.use only": use == "only"})):
         raise DmgalError(
             "A curve has its own numbers of shots.",
-            received="--curve with --exact, --until, --shots or --text.use only",
+            received=f"--curve with {flags}",
             expected="--curve with --episodes, and --text.use fuse or none",
             remedy="Remove the other option. A curve with 0 includes class names alone.",
         )

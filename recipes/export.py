@@ -4,9 +4,10 @@
     dmgal export runs/mine --int8 --out exported
     dmgal export runs/mine --format torch --out exported
 
-Writes encode.onnx, which maps uint8 clips of any number to the states that a gallery stores, relate.onnx for a run with
-a Cmga, and model.json with the frames, the image size and the head. Both programs are compared with the run before the
-command ends. examples/onnx_recognize.py recognizes clips with a gallery by onnxruntime, PyAV and numpy alone.
+Writes encode.onnx, which maps any number of uint8 clips to the states that a gallery stores, relate.onnx for a run with
+a Cmga, and model.json with the frames, the image size and the head. With --format torch, the programs end in .pt2. They
+are compared with the run before the command ends. ONNX needs the optional extra 'onnx': pip install 'dmgal[onnx]'. In
+the repository, examples/onnx_recognize.py recognizes clips with a gallery by onnxruntime, PyAV and numpy alone.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ class Export:
     """Options of the command."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of a run, written by dmgal train."""
     out: Path | None = None
-    """Folder of the programs. None: the folder exported in that of the run."""
+    """Folder of the programs. None: RUN/exported."""
     format: Annotated[Format, tyro.conf.arg(metavar="onnx|torch")] = "onnx"
-    """onnx: for onnxruntime. torch: programs for torch.export.load."""
+    """onnx: programs for onnxruntime. torch: programs for torch.export.load."""
     int8: bool = False
-    """Keep the weights of encode.onnx in 8 bits, which is smaller and less exact."""
+    """Keep the weights of encode.onnx in 8 bits, which is smaller and less exact. Not with --format torch."""
 
 
 def main(argv: list[str] | None = None) -> int | None:

@@ -5,8 +5,8 @@
     dmgal generate moving_shapes --clips-per-class 100 --frames 32 --pixels 128 --out data/large
     dmgal generate moving_shapes --look dark --out data/dark         and bright: the same motions in two domains
 
-The videos depend only on the data set, the seed and the sizes. Recipes with ``data.generate`` write the default sizes
-by themselves. After an interruption, the same command resumes.
+The videos depend only on the data set, the seed, the sizes and the look. Recipes with data.generate write the default
+sizes by themselves. After an interruption, the same command resumes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from typing import Annotated
 import tyro
 
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.cli_errors import as_description, resumable, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, resumable, run_recipe
 from dmgal.recipes.run.config import GeneratedSet
 from dmgal.recipes.run.data import generated_settings
+from dmgal.recipes.run.ranges import SEEDS, WORKERS, Range
 from dmgal.videos.contact_sheet import write_sheets
 from dmgal.videos.generated import generate
 from dmgal.videos.moving_shapes.clips import LookName, MovingShapes
@@ -36,17 +37,18 @@ class Generate:
     """Folder of the data set, created if absent. None: data/NAME."""
     sheet: Path | None = None
     """Write contact sheets and films of all classes into this folder, and no data set."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the split and of all clips."""
-    clips_per_class: int = 30
+    clips_per_class: Annotated[int, Range(1, 10**5)] = 30
     """Number of clips in each class."""
-    frames: int = 16
-    """Number of frames per clip, 8 to 64."""
-    pixels: int | None = None
-    """Height and width of the frames, even, 16 to 512. None: the data set's default."""
+    frames: Annotated[int, Range(8, 64)] = 16
+    """Number of frames per clip, 8 to 64, at 10 per second."""
+    pixels: Annotated[int | None, Range(16, 512)] = None
+    """Height and width of the frames in pixels, even, 16 to 512. None: 64 for moving shapes, 112 for motion world."""
     look: LookName = "any"
-    """Look of moving shapes. dark and bright share no shape, texture or color, and show the same motions."""
-    workers: int | None = None
+    """Look of moving shapes. any: all shapes, textures and colors. dark and bright share none of them and show the same
+    motions."""
+    workers: Annotated[int | None, Range(1, WORKERS)] = None
     """Number of drawing processes. None: one per core."""
     quiet: bool = False
     """Hide progress bars."""
@@ -54,7 +56,7 @@ class Generate:
 
 def main(argv: list[str] | None = None) -> int | None:
     """Write the data set named on the command line, or its contact sheets."""
-    options = tyro.cli(Generate, args=argv, prog="dmgal generate", description=as_description(__doc__))
+    options = parse_options(Generate, argv, "generate", __doc__)
     kind = generated_settings(options.data_set)
     pixels = kind.pixels if options.pixels is None else options.pixels
     settings = kind(options.seed, options.clips_per_class, options.frames, pixels)

@@ -40,11 +40,12 @@ class Prepare:
     layers: tyro.conf.Positional[tuple[str, ...]] = ()
     """Recipe layers that locate the data, such as data/moving_shapes."""
     dataset: StandardSplit | None = None
-    """Standard split to match to the videos below --root."""
+    """Standard split to match to the videos below --root. None: the videos of --split-file, of the layers, or of class
+    folders."""
     root: Path | None = None
-    """Folder of the videos."""
+    """Folder of the videos. None: that of the layers."""
     split_file: Path | None = None
-    """CSV file, list, or folder of lists. None: the folder names define the classes."""
+    """CSV file, list, or folder of lists. None: that of the layers, or else the folder names define the classes."""
     list_format: str | None = None
     """Format of the lists, needed only if it cannot be detected."""
     out: Path | None = None
@@ -56,9 +57,9 @@ class Prepare:
     workers: Annotated[int | None, Range(1, WORKERS)] = None
     """Number of decoding processes. None: one per core."""
     seconds_per_video: Annotated[float, Range(0.001, 10**6)] = 120.0
-    """Time limit of decoding. A video that takes longer is bad."""
+    """Time limit for decoding a video, in seconds. A video that takes longer is bad."""
     recheck: bool = False
-    """Ignore earlier checks."""
+    """Ignore earlier checks, and check every video again."""
     quiet: bool = False
     """Hide the progress bar."""
 

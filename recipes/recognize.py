@@ -29,7 +29,7 @@ from dmgal.files import printable
 from dmgal.recipes.reports.recognition import gallery_as_json, print_results, video_as_json
 from dmgal.recipes.reports.segments import check_output, write_segments
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
-from dmgal.recipes.run.cli_errors import parse_options, run_recipe
+from dmgal.recipes.run.cli_errors import parse_options, run_recipe, used_flags
 from dmgal.recipes.run.evaluation import is_run
 from dmgal.recipes.run.ranges import TASKS, Range
 from dmgal.recipes.run.recognition import find_videos, folder_accuracy, recognize_videos
@@ -91,11 +91,11 @@ def run(options: Recognize) -> dict[str, Any]:
     plan = None
     if options.window is not None:
         plan = WindowPlan(options.window, options.window / 2 if options.stride is None else options.stride)
-    elif options.stride is not None or options.fps is not None or options.out is not None:
+    elif flags := used_flags({"--stride": options.stride, "--fps": options.fps, "--out": options.out}):
         raise DmgalError(
             "These options require windows of a long video.",
-            received="--stride, --fps or --out without --window",
-            expected="--window SECONDS together with them",
+            received=f"{flags} without --window",
+            expected="--window SECONDS with these options",
             remedy="Pass --window, or remove them.",
         )
     if options.run is not None and not is_run(options.run) and len(options.paths) < 3:

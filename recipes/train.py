@@ -14,6 +14,7 @@ with --resume. torchrun and accelerate launch replace this exit code by their ow
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,8 @@ from dmgal.recipes.training.tasks import warn_of_few_classes
 from dmgal.recipes.training.tracking import check_tracker
 from dmgal.recipes.training.trainer import Trainer
 from dmgal.videos import VideoCatalog
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def _train(trainer: Trainer, resume: bool, accept_changes: bool) -> None:
         accelerator.wait_for_everyone()
         warn_of_launcher(accelerator, recipe)
         trainer.prepare(resume)
-        trainer.tracking.say(start_line(accelerator, recipe, trainer.recognizer))
+        logger.info(start_line(accelerator, recipe, trainer.recognizer))
         if changes:
             trainer.tracking.note(trainer.progress.step, recipe_changes=changes)
         with trainer.explained_end():

@@ -80,7 +80,7 @@ def _check(options: Visualize) -> None:
             "There is nothing to show." if not options.clips else "There are too many paths.",
             received=" ".join(printable(str(path)) for path in options.paths) or "no path",
             expected="[RUN] [SUPPORT] CLIP",
-            remedy="Name a clip, see dmgal visualize --help.",
+            remedy="See dmgal visualize --help.",
         )
     if options.shown not in POSSIBLE[options.given]:
         names = {"clip": "one clip", "clips": "two clips", "classes": "classes and a clip", "gallery": "a gallery"}

@@ -182,6 +182,7 @@ OUT_OF_RANGE = {
     "prepare --root clips": ["--workers 0", "--num-frames 0", "--seconds-per-video 0", "--seconds-per-video nan"],
     "store method/frozen": ["--workers 0", "--quality 96", "--short-side 0", "--size 100000"],
     "bench --data clips": ["--steps 0", "--episodes 1", "--processes 0"],
+    "generate moving_shapes": ["--workers 0", "--frames 7", "--pixels 513", "--clips-per-class 0", "--seed -1"],
     "demo": ["--episodes 1", "--seed -1", "--steps 0", "--train-seed 99999999999999999999"],
 }
 

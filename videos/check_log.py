@@ -91,11 +91,11 @@ class CheckLog:
                 remedy="Free some space or pass another --out. The check resumes where it stopped.",
             ) from error
 
-    def write(self, file: TextIO, place: int, checked: CheckedVideo) -> None:
-        """Append the result of the video at index ``place``."""
-        video = self._videos[place]
+    def write(self, file: TextIO, index: int, checked: CheckedVideo) -> None:
+        """Append the result of the video with this index."""
+        video = self._videos[index]
         self._update_problems(video, checked)
-        self._contents[place] = checked.content
+        self._contents[index] = checked.content
         entry = {"video": video, **asdict(checked), "stamp": checked.stamp or stamp(self._root / video)}
         file.write(json.dumps(entry) + "\n")
 

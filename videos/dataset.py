@@ -175,6 +175,6 @@ def _open_stored_frames(source: ClipSource, frames: FrameSampler) -> StoredFrame
             f"The training frames of the store {os.fspath(source.store)} are too small.",
             received=f"a short side of {stored.content.short_side} pixels",
             expected=f"at least {size}, the size of the training clips",
-            remedy="Build another store with a longer short side, or train without a store.",
+            remedy=f"Build another store with --short-side {size} or more, or train without a store.",
         )
     return stored

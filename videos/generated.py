@@ -172,7 +172,7 @@ def generate(settings: ClipSettings, root: Path, workers: int | None = None, pro
             f"Cannot generate {settings.DATA_SET} in {root}.",
             received=str(error),
             expected=f"a writable folder with about {settings.MEGABYTES} MB of free space",
-            remedy="Choose another root, or fix the cause and run again. The next run resumes this one.",
+            remedy="Choose another folder, or fix the cause and run again. The next run resumes this one.",
         ) from error
     return root / SPLIT_FILE
 
@@ -277,7 +277,7 @@ def _refuse_foreign_files(root: Path, settings: ClipSettings) -> None:
             f"Cannot generate {settings.DATA_SET} in {root}.",
             received=f"{listed(foreign)}, but no {settings.manifest}",
             expected="an empty folder or a generated dataset",
-            remedy="Choose another root. A recipe reads the videos of this folder if data.generate is no.",
+            remedy="Choose another folder. A recipe reads the videos of this one if data.generate is no.",
         )
 
 
@@ -286,7 +286,7 @@ def _bad_root(root: Path, settings: ClipSettings, received: str, expected: str) 
         f"Cannot generate {settings.DATA_SET} in {root}.",
         received=received,
         expected=expected,
-        remedy="Choose another root, use the values of the existing dataset, or delete it. A recipe reads these videos "
+        remedy="Choose another folder, use the values of the existing dataset, or delete it. A recipe reads the videos "
         "as they are if data.generate is no.",
     )
 

@@ -41,7 +41,14 @@ from dmgal.recipes import train
 from dmgal.recipes.run.cli_errors import run_recipe
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep
-from dmgal.recipes.run.evaluation import Protocol, as_json, evaluate_tasks, evaluation_data, load_run
+from dmgal.recipes.run.evaluation import (
+    Protocol,
+    as_json,
+    evaluate_tasks,
+    evaluation_data,
+    load_run,
+    seen_in_training,
+)
 from dmgal.recipes.run.folder import Run, environment, json_text
 from dmgal.recipes.run.log import step_seconds, validations
 from dmgal.recipes.run.probe import encode_for_both, evaluate_probe
@@ -85,7 +92,7 @@ def run_cell(job: Job) -> dict[str, Any]:
         run = train.run(recipe, job.run, resume=(job.run / "recipe.yaml").exists(), quiet=True)
     trained, memory_of_training = time.perf_counter(), memory.as_json()
     recipe, recognizer = load_run(run)
-    results = novel_results(job.experiment, run, recipe, recognizer, DataOverrides())
+    results, _ = novel_results(job.experiment, run, recipe, recognizer, DataOverrides())
     tested = time.perf_counter()
     tests = {
         name: novel_results(job.experiment, run, recipe, recognizer, data, name)
@@ -104,25 +111,27 @@ def run_cell(job: Job) -> dict[str, Any]:
         "seconds": {"training": round(trained - started, 2), "evaluation": round(tested - trained, 2)},
         "validation": validations(run.log_entries()),
         "results": results,
-        "tests": tests,
+        "tests": {name: found for name, (found, _) in tests.items()},
+        "seen_classes": {name: seen for name, (_, seen) in tests.items()},
     }
 
 
 def novel_results(
     experiment: Experiment,
     run: Run,
-    recipe: Recipe,
+    trained: Recipe,
     recognizer: FewShotRecognizer,
     data: DataOverrides,
     name: str = "own",
-) -> dict[str, Any]:
-    """Return the results on novel classes by number of shots, of the run's own head and of the probe.
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the results on novel classes by number of shots, and the names of those that the training has seen.
 
-    All cells share the classes of other data. The states of the videos are in the folder ``name`` of the run.
+    The results are of the run's own head and of the probe. All cells share the classes of other data. The states of the
+    videos are in the folder ``name`` of the run.
     """
     folder = run.folder / STATES / name
     most = Protocol(episodes=experiment.episodes, k_shot=max(experiment.test_shots))
-    recipe, catalog = evaluation_data(run, recipe, data, most.split, progress=False, same_for_all=True)
+    recipe, catalog = evaluation_data(run, trained, data, most.split, progress=False, same_for_all=True)
     encoded, for_probe = encode_for_both(recognizer, recipe, catalog, most, Keep("disk", folder))
     results = {}
     for shots in experiment.test_shots:
@@ -131,7 +140,7 @@ def novel_results(
         results[str(shots)] = with_answers(as_json(evaluations), evaluations)
         probe = evaluate_probe(recognizer, recipe, for_probe, protocol, progress=False, reversal=False)
         results[str(shots)]["probe"] = as_json(probe)["accuracy"]
-    return results
+    return results, seen_in_training(run, trained, catalog, most.split)
 
 
 def with_answers(results: dict[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:

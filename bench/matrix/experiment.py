@@ -15,8 +15,8 @@
 
 A cell is one training: a backbone, a method, a variant of the method, the shots of its training tasks, and a seed. Its
 recipe is merged from the layers, ``recipe``, the layer of the method (``method/NAME``, or a file of your own) and the
-variant. A method's own values replace
-those of ``recipe``, so ``frozen`` stays at 0 steps. Only variants replace a method's values.
+variant. A method's own values replace those of ``recipe``, so ``frozen`` stays at 0 steps. Only variants replace a
+method's values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any
 from dmgal.errors import DmgalError
 from dmgal.files import listed, read_mapping
 from dmgal.recipes.run.config import Recipe, TargetData
-from dmgal.recipes.run.layers import Tree, from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.run.layers import Tree, from_mapping, merge_layers, read_layer, to_mapping
 
 Names = tuple[str, ...]
 
@@ -109,7 +109,7 @@ class Experiment:
         own = {"backbone": {"name": backbone}, "episode": {"k_shot": shots}, "train": {"seed": seed}}
         layer = method if is_file(method) else f"method/{method}"
         layers = [*map(read_layer, self.layers), self.recipe, read_layer(layer), variant.recipe, own]
-        return from_mapping(Recipe, merged(layers))
+        return from_mapping(Recipe, merge_layers(layers))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from dmgal.bench.matrix.experiment import read_experiment
 from dmgal.bench.matrix.results import DONE, RESULTS, TEMPORARY, Result, by_kind, check_one_origin, read_results, status
 from dmgal.episodes.evaluation import Estimate
 from dmgal.errors import DmgalError
+from dmgal.recipes.reports.comparison import signed
 from dmgal.recipes.run.layers import flat
 
 FOOTNOTE = (
@@ -200,7 +201,7 @@ def _by_seed(row: Row, full: Mapping[Row, Row], keys: Sequence[str]) -> str:
     by_seed = [{_seed(one): _at(one["train_info"], (*keys, "percent")) for one in side.results} for side in sides]
     changes = [by_seed[0][seed] - by_seed[1][seed] for seed in by_seed[0] if seed in by_seed[1]]
     spread = f" ({min(changes):+.1f} to {max(changes):+.1f})" if len(changes) > 1 else ""
-    return f"{change.mean:+.1f} ± {change.half_width:.1f}{spread}"
+    return f"{signed(change)}{spread}"
 
 
 def _seed(result: Result) -> int:
@@ -321,7 +322,7 @@ def _difference(row: Row, first: Row, keys: Sequence[str]) -> str:
 
 
 def _points(change: Estimate | None) -> str:
-    return "" if change is None else f"{change.mean:+.1f} ± {change.half_width:.1f}"
+    return "" if change is None else signed(change)
 
 
 def _mean(row: Row, keys: Sequence[str], digits: int = 0, factor: float = 1.0) -> str:

@@ -41,11 +41,12 @@ from dmgal.bench.matrix.results import (
 )
 from dmgal.files import delete, printable
 from dmgal.progress import progress_bar
+from dmgal.recipes.run.cli_errors import INTERRUPTED
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.folder import environment
+from dmgal.recipes.training.signals import PREEMPTED
 
 logger = logging.getLogger(__name__)
-PREEMPTED, INTERRUPTED = 75, 130
 GRACE_SECONDS = 60.0
 """Time of a stopped cell to save its training before it is killed."""
 LAST_LINES = 5

@@ -88,6 +88,11 @@ def paired(method: Method, first: Method, num_disagreements: int = 5) -> Pairing
     )
 
 
+def signed(difference: Estimate) -> str:
+    """Return a difference in points with its sign and its interval."""
+    return f"{difference.mean:+.1f} ± {difference.half_width:.1f}"
+
+
 def methods_as_json(
     methods: Sequence[Method], pairings: Sequence[Pairing], catalog: VideoCatalog, sampler: TaskSampler
 ) -> dict[str, Any]:
@@ -118,7 +123,7 @@ def methods_as_text(methods: Sequence[Method], pairings: Sequence[Pairing], cata
         lines += [f"    {text}" for text in _worst_confusions(method, names)] or ["    never"]
     for pairing in pairings:
         lines += ["", f"{pairing.method.name} minus {pairing.first.name}, in points"]
-        lines += [f"  over episodes, these models and classes: {_signed(pairing.over_episodes)}"]
+        lines += [f"  over episodes, these models and classes: {signed(pairing.over_episodes)}"]
         lines += [f"  over classes, had others been drawn:     {pairing.over_classes}"]
         lines += [f"  over training seeds:                     {over_seeds(pairing)}"]
         lines += [f"  {text}" for text in _class_extremes(pairing, names)]
@@ -151,16 +156,20 @@ def _class_extremes(pairing: Pairing, names: Sequence[str]) -> list[str]:
     return lines
 
 
-def _worst_confusions(method: Method, names: Sequence[str]) -> list[str]:
-    chosen, offered = confusion(method.evaluations, len(names))
+def worst_confusions(method: Method, num_classes: int, count: int) -> list[tuple[int, int, float, int]]:
+    """Return the most frequent confusions: class, wrong answer, its share of the times it was offered, these times."""
+    chosen, offered = confusion(method.evaluations, num_classes)
     np.fill_diagonal(chosen, 0)
     shares = chosen / np.maximum(offered, 1)
-    order = np.argsort(-shares, axis=None, kind="stable")[:CONFUSIONS_SHOWN]
-    pairs = [divmod(int(place), len(names)) for place in order]
+    order = np.argsort(-shares, axis=None, kind="stable")[:count]
+    pairs = [divmod(int(index), num_classes) for index in order]
+    return [(c, other, float(shares[c, other]), int(offered[c, other])) for c, other in pairs if chosen[c, other]]
+
+
+def _worst_confusions(method: Method, names: Sequence[str]) -> list[str]:
     return [
-        f"{names[one]} for {names[other]}: {100 * shares[one, other]:.0f} % of {offered[one, other]} times"
-        for one, other in pairs
-        if chosen[one, other]
+        f"{names[c]} for {names[other]}: {100 * share:.0f} % of {times} times"
+        for c, other, share, times in worst_confusions(method, len(names), CONFUSIONS_SHOWN)
     ]
 
 
@@ -230,10 +239,6 @@ def _confusion_as_json(method: Method, catalog: VideoCatalog) -> dict[str, dict[
         for one, name in enumerate(catalog.class_names)
         if offered[one].any()
     }
-
-
-def _signed(estimate: Estimate) -> str:
-    return f"{estimate.mean:+.1f} ± {estimate.half_width:.1f}"
 
 
 def _rounded(value: float | None) -> float | None:

@@ -130,10 +130,10 @@ def show_task(films: Films, rows: Sequence[Row], sampler: TaskSampler, episode: 
     task = sampler[episode]
     answers = [_of_episode(row, episode) for row in rows]
     queries = []
-    for place, video in enumerate(task.query):
+    for index, video in enumerate(task.query):
         found = []
         for row, predicted in zip(rows, answers, strict=True):
-            label = int(predicted[place])
+            label = int(predicted[index])
             found.append(Answer(row.name, films.title(label), label == int(films.catalog.labels[video])))
         queries.append(ShownQuery(films.film(video, "Query"), tuple(found)))
     support = tuple(films.film(video, "Support film") for video in task.support)

@@ -8,9 +8,8 @@ from typing import Any
 
 import jinja2
 
-from dmgal.episodes.evaluation.statistics import confusion
 from dmgal.recipes.reports.charts import as_svg, confusion_picture
-from dmgal.recipes.reports.comparison import Method, Pairing, differing_queries, over_seeds
+from dmgal.recipes.reports.comparison import Method, Pairing, differing_queries, over_seeds, signed, worst_confusions
 from dmgal.recipes.reports.films import FRAMES, PIXELS
 from dmgal.recipes.reports.runs import Comparison, Row, cells, headings
 from dmgal.recipes.run.evaluation import Protocol
@@ -87,13 +86,12 @@ def comparison_page(found: Comparison, protocol: Protocol, is_inexact: bool) -> 
 
 def pairing_section(pairing: Pairing, catalog: VideoCatalog) -> dict[str, Any]:
     """Return the paired comparison of a method with the first one, for a template."""
-    over_episodes = f"{pairing.over_episodes.mean:+.1f} ± {pairing.over_episodes.half_width:.1f}"
     order = sorted(pairing.by_class.items(), key=lambda item: item[1][1] - item[1][0])
     return {
         "name": pairing.method.name,
         "first": pairing.first.name,
         "differences": [
-            ("over episodes, these models and classes", over_episodes),
+            ("over episodes, these models and classes", signed(pairing.over_episodes)),
             ("over classes, had others been drawn", str(pairing.over_classes)),
             ("over training seeds", over_seeds(pairing)),
         ],
@@ -112,13 +110,6 @@ def pairing_section(pairing: Pairing, catalog: VideoCatalog) -> dict[str, Any]:
 
 def confusion_section(method: Method, names: Sequence[str]) -> dict[str, Any]:
     """Return the picture of a method's confusions and the most frequent ones, for a template."""
-    chosen, offered = confusion(method.evaluations, len(names))
-    shares = [
-        (chosen[one, other] / offered[one, other], one, other)
-        for one in range(len(names))
-        for other in range(len(names))
-        if one != other and chosen[one, other]
-    ]
-    worst = sorted(shares, key=lambda share: (-share[0], share[1:]))[:CONFUSIONS_SHOWN]
-    rows = [(names[one], names[other], f"{100 * share:.0f} %") for share, one, other in worst]
+    worst = worst_confusions(method, len(names), CONFUSIONS_SHOWN)
+    rows = [(names[c], names[other], f"{100 * share:.0f} %") for c, other, share, _ in worst]
     return {"name": method.name, "picture": confusion_picture(method, names), "rows": rows}

@@ -9,7 +9,7 @@ from typing import Any
 
 from dmgal.files import listed as listed_names
 from dmgal.files import printable
-from dmgal.recipes.run.preparation import EQUAL, REPORT, EqualVideos, FoundData, Listed, others
+from dmgal.recipes.run.preparation import EQUAL, REPORT, EqualVideos, FoundData, Listed, describe_others
 from dmgal.videos.catalog.lists import FACTS, SPLITS
 from dmgal.videos.checking import CheckedVideo
 
@@ -31,7 +31,7 @@ def print_found(data: FoundData) -> None:
     if data.matches.num_several:
         print(f"  {data.matches.num_several:,} videos exist more than once; the best match of each is used")
     if data.matches.num_other:
-        print(f"  {others(data.matches)} not listed")
+        print(f"  {describe_others(data.matches)} not listed")
     for folder in data.matches.closed_folders[:CLASSES_SHOWN]:
         print(f"  skipped, because permission is denied: {printable(folder)}")
     if len(data.matches.closed_folders) > CLASSES_SHOWN:

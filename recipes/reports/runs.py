@@ -11,7 +11,7 @@ from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Estimate, Evaluation, paired_difference
 from dmgal.errors import DmgalError
 from dmgal.files import listed, printable
-from dmgal.recipes.reports.comparison import Method, Pairing, grouped, methods_as_json, paired
+from dmgal.recipes.reports.comparison import Method, Pairing, grouped, methods_as_json, paired, signed
 from dmgal.recipes.run.build import visual_tower_parameters
 from dmgal.recipes.run.config import DataOverrides, Recipe
 from dmgal.recipes.run.encoding import Keep, Kept, launched_processes
@@ -218,7 +218,7 @@ def cells(row: Row, is_first: bool) -> list[str]:
     return [
         row.name,
         accuracy("accuracy"),
-        "-" if is_first else f"{row.difference.mean:+.1f} ± {row.difference.half_width:.1f}",
+        "-" if is_first else signed(row.difference),
         accuracy("reversal_two_way"),
         accuracy("reversal_four_way"),
         f"{row.trained_parameters:,}",
@@ -269,7 +269,7 @@ def matrix_as_text(by_target: Mapping[str, Comparison]) -> str:
     for index, name in enumerate(names):
         rows = [found.rows[index] for found in by_target.values()]
         accuracies = [row.evaluations["accuracy"].accuracy for row in rows]
-        gains = [f" ({row.difference.mean:+.1f} ± {row.difference.half_width:.1f})" if index else "" for row in rows]
+        gains = [f" ({signed(row.difference)})" if index else "" for row in rows]
         lines.append([name, *(f"{one}{gain}" for one, gain in zip(accuracies, gains, strict=True))])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]

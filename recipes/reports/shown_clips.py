@@ -57,13 +57,14 @@ class Drawing:
     relative: bool = True
     """Subtract the features of still frames from learned motion. --no-relative shows the features as they are."""
     cells: Annotated[int, Range(1, 32)] = 3
-    """Rows and columns of cells in a map."""
+    """Number of rows and of columns of cells in a map."""
     frame: Annotated[int | None, Range(1, 1024)] = None
-    """Frame of the (support) clip to enlarge with --show pair. None: the middle one."""
+    """Frame of the clip, or of the support clip, to enlarge with --show pair. 1: the first that the model sees. None:
+    the middle one."""
     other: Annotated[int | None, Range(1, 1024)] = None
-    """Frame of the other clip. None: the same, or the next one of a single clip."""
+    """Frame of the query to enlarge, likewise. None: the same as --frame, or the next one of a single clip."""
     method: Literal["pca", "tsne"] = "pca"
-    """Projection of a gallery. tsne needs scikit-learn."""
+    """Projection of a gallery to a plane. tsne needs scikit-learn."""
 
 
 @dataclass(frozen=True)

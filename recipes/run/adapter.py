@@ -28,7 +28,7 @@ PROMPTS = {
     "CARTRIDGE",
 }
 """Methods of PEFT for language models."""
-UNREADABLE_ADAPTER = "The adapter of this run cannot be read."
+UNREADABLE_ADAPTER, COPY_AGAIN = "A saved adapter cannot be read.", "Copy it again, or train it again."
 
 
 def adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Module:
@@ -87,7 +87,7 @@ def _check_adapter(recipe: Recipe, folder: Path) -> None:
             UNREADABLE_ADAPTER,
             received=f"{folder / 'adapter_config.json'}: peft_type {saved!r}",
             expected=f"an adapter of the type {kind}, as in the recipe",
-            remedy="Copy the run again.",
+            remedy=COPY_AGAIN,
         )
 
 
@@ -96,15 +96,14 @@ def check_adapter_files(folder: Path) -> Any:
 
     PEFT would wait for a pipe, and look for a missing file on the hub or for one in a format that can run code.
     """
-    remedy = "Copy the run again."
-    config = read_mapping(folder / "adapter_config.json", UNREADABLE_ADAPTER, remedy)
+    config = read_mapping(folder / "adapter_config.json", UNREADABLE_ADAPTER, COPY_AGAIN)
     for name in ("peft_type", "base_model_name_or_path", "revision", "task_type"):
         if not isinstance(config.get(name), str | None):
             raise DmgalError(
                 UNREADABLE_ADAPTER,
                 received=f"{folder / 'adapter_config.json'}: {name} {config[name]!r}",
                 expected="text or null",
-                remedy=remedy,
+                remedy=COPY_AGAIN,
             )
     weights = folder / "adapter_model.safetensors"
     try:
@@ -112,7 +111,7 @@ def check_adapter_files(folder: Path) -> Any:
     except OSError as error:
         expected = "the weights that dmgal train wrote"
         received = f"{weights}: {reason(error)}"
-        raise DmgalError(UNREADABLE_ADAPTER, received=received, expected=expected, remedy=remedy) from error
+        raise DmgalError(UNREADABLE_ADAPTER, received=received, expected=expected, remedy=COPY_AGAIN) from error
     return config.get("peft_type")
 
 
@@ -125,10 +124,10 @@ def check_tensors(model: nn.Module, folder: Path) -> None:
         missing = sorted(wanted.difference(file.keys()))
     if missing:
         raise DmgalError(
-            "The adapter of this run is incomplete.",
+            "A saved adapter is incomplete.",
             received=f"{folder / 'adapter_model.safetensors'} without {listed(missing)}",
             expected=f"{len(wanted)} tensors",
-            remedy="Copy the run again.",
+            remedy=COPY_AGAIN,
         )
 
 

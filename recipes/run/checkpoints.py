@@ -26,7 +26,7 @@ from torch import Tensor
 from dmgal import __version__
 from dmgal.errors import DmgalError
 from dmgal.files import parse_json, read_text, write_text
-from dmgal.recipes.run.folder import read_tensors, write_tensors
+from dmgal.recipes.run.tensors import read_tensors, write_tensors
 from dmgal.recipes.run.whole_folders import replace_folder, restore_folder
 
 logger = logging.getLogger(__name__)

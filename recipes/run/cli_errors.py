@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from functools import partial
@@ -138,6 +138,11 @@ def parse_options(kind: type[Options], argv: list[str] | None, command: str, doc
 def as_description(docstring: str | None) -> str:
     """Return a module's docstring for ``--help``, with its example commands on separate lines."""
     return (docstring or "").replace("\n    ", "\n$ ")  # tyro joins lines unless they start with a symbol
+
+
+def used_flags(flags: Mapping[str, object]) -> str:
+    """Return the names of those flags whose value is neither None nor False, for a message."""
+    return ", ".join(name for name, value in flags.items() if value is not None and value is not False)
 
 
 def _process() -> str:

@@ -19,7 +19,7 @@ import tyro
 
 from dmgal.backbones import Quantization
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, split_open_flags
+from dmgal.recipes.run.layers import bundled_layers, from_mapping, merge_layers, read_layer, split_open_flags
 from dmgal.recipes.run.ranges import SEEDS, STEPS, TASKS, Range, check_options, check_ranges, out_of_range
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.decoding.video import DecoderName
@@ -73,11 +73,13 @@ class DataConfig:
     crop_scale: Annotated[tuple[float, float], Range(1e-3, 1)] = (1.0, 1.0)
     """Smallest and largest share of the frame's area in a training crop. 1 1: center crop."""
     color_jitter: Annotated[float, Range(0, 1)] = 0.0
-    """Strength of the color jitter of training clips. 0: none."""
+    """Brightness, contrast and saturation of a training clip are each multiplied by a random factor, 1 ± this number.
+    0: none."""
     test_resize: Annotated[float, Range(1, 8)] = 1.0
     """Short side of test frames before the center crop, as a multiple of the backbone's input size."""
     keep_in_memory: bool = False
-    """Keep decoded clips in memory. For small data sets."""
+    """Keep videos in memory once they are decoded: for training up to 1 GiB in each loading process, for validation and
+    test all clips. For small data sets."""
     decoder: DecoderName = "pyav"
     """Decoder of video files. decord returns wrong frames for some videos, see docs/performance.md."""
     store: Path | None = None
@@ -117,7 +119,7 @@ class BackboneConfig:
     """tiny-clip, open_clip:MODEL/WEIGHTS, hf:REPOSITORY, or a folder in the transformers format."""
     expert: str | None = None
     """Motion expert beside the frozen backbone: a bundled adapter such as tiny-clip-motion, the folder of an adapter,
-    or that of a run with one. The head LateFusion weighs what both see. Nothing is trained."""
+    or that of a run with one. The head LateFusion weighs what both see. Nothing is trained. None: no expert."""
     pooling: Literal["patch_mean", "cls+patch_mean", "map"] | None = None
     """How the tokens of a frame become its feature. None: the backbone's own pooling."""
     trainable: bool = False
@@ -272,7 +274,8 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     adapter: Annotated[Mapping[str, Any] | None, tyro.conf.Suppress] = None
-    """PEFT config by its ``peft_type`` and fields, e.g. ``{peft_type: DMGAL, bottleneck: 24}``. None: no adapter."""
+    """PEFT config by its ``peft_type`` and fields, e.g. ``{peft_type: DMGAL, bottleneck: 24}``. ``{start: NAME}``
+    continues a trained adapter, by its name or its folder. None: no adapter."""
     head: Annotated[Mapping[str, Any], tyro.conf.Suppress] = field(default_factory=lambda: {"name": "BiMHM"})
     """Class of ``dmgal.episodes.heads`` by its name and arguments."""
     text: TextConfig = field(default_factory=TextConfig)
@@ -322,7 +325,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
     first_flag = next((index for index, word in enumerate(words) if word.startswith("-")), len(words))
     names, flags = words[:first_flag], words[first_flag:]
     flags, open_options = split_open_flags([_expand_short_flag(flag) for flag in flags], OPEN_SECTIONS)
-    tree = merged([*(read_layer(name) for name in names), open_options])
+    tree = merge_layers([*(read_layer(name) for name in names), open_options])
     options = tyro.cli(
         wrapper,
         prog=prog,
@@ -331,6 +334,7 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
         description=f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
         "Short flags for episode options: --ways, --shots, --queries. "
         "Adapters and heads have options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE. "
+        "--adapter.start NAME continues a trained adapter. "
         "Weights of a head's losses: --train.loss-weights.LOSS WEIGHT.",
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -43,7 +43,7 @@ class GalleryChange:
 
     @property
     def needs_gallery(self) -> bool:
-        """True if there is a gallery already."""
+        """True if the change needs an existing gallery."""
         return self.adds or bool(self.removed)
 
     def check(self, path: Path) -> None:

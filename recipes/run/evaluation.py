@@ -29,9 +29,10 @@ from dmgal.recipes.run.data import (
 )
 from dmgal.recipes.run.distributed import evaluate_shared
 from dmgal.recipes.run.encoding import EncodedSplit, Keep, encode_split, launched_device
-from dmgal.recipes.run.folder import Run, read_tensors
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer
 from dmgal.recipes.run.ranges import SEEDS, TASKS, Range
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.text import TextOptions, choose_weight, text_as_json, with_class_texts, with_text
 from dmgal.recipes.run.text_lora import learns_text, text_lora_of
 from dmgal.recipes.run.weights import load_trained_state, without_folder
@@ -95,7 +96,7 @@ def is_run(folder: Path) -> bool:
 def default_recipe(backbone: str = "tiny-clip", expert: str | None = "tiny-clip-motion") -> Recipe:
     """Return the recipe of `DEFAULT_METHOD` with a backbone and a motion expert, or without one."""
     return from_mapping(
-        Recipe, merged([read_layer(DEFAULT_METHOD), {"backbone": {"name": backbone, "expert": expert}}])
+        Recipe, merge_layers([read_layer(DEFAULT_METHOD), {"backbone": {"name": backbone, "expert": expert}}])
     )
 
 
@@ -141,17 +142,14 @@ def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) 
 
 def samplers(catalog: VideoCatalog, recipe: Recipe, protocol: Protocol) -> dict[str, TaskSampler]:
     """Return samplers by name: random classes, and tasks of reversal pairs if the catalog has any."""
-    k_shot, n_query = protocol.k_shot or recipe.episode.k_shot, protocol.n_query
+    (n_way, k_shot), n_query = protocol.ways_and_shots(recipe), protocol.n_query
     num_episodes = protocol.episodes if protocol.until is None else max(protocol.episodes, MOST_EPISODES)
-    tasks = k_shot, n_query, num_episodes, protocol.seed, catalog.class_names, catalog.groups
-    by_name: dict[str, TaskSampler] = {
-        "accuracy": EpisodeSampler(catalog.labels, protocol.n_way or recipe.episode.n_way, *tasks)
-    }
+    rest = num_episodes, protocol.seed, catalog.class_names, catalog.groups
+    by_name: dict[str, TaskSampler] = {"accuracy": EpisodeSampler(catalog.labels, n_way, k_shot, n_query, *rest)}
     pairs = catalog.reversal_pairs
     for num_pairs, name in ((1, "reversal_two_way"), (2, "reversal_four_way")):
         if len(pairs) >= num_pairs:
-            num_tasks = k_shot, n_query, num_pairs, num_episodes, protocol.seed, catalog.class_names, catalog.groups
-            by_name[name] = ReversalSampler(pairs, catalog.labels, *num_tasks)
+            by_name[name] = ReversalSampler(pairs, catalog.labels, k_shot, n_query, num_pairs, *rest)
     return by_name
 
 
@@ -220,9 +218,9 @@ def encode_with_text(
     encoded = with_class_texts(encode(recognizer, recipe, catalog, protocol, progress, keep), texts)
     accuracies = None
     if is_chosen:
-        k_shot, validation = protocol.k_shot or recipe.episode.k_shot, replace(protocol, split="val", n_way=2)
+        (n_way, k_shot), validation = protocol.ways_and_shots(recipe), replace(protocol, split="val", n_way=2)
         of_validation = with_class_texts(encode(recognizer, recipe, catalog, validation, progress, keep), texts)
-        n_way, episodes = protocol.n_way or recipe.episode.n_way, recipe.train.validation_episodes
+        episodes = recipe.train.validation_episodes
         accuracies = choose_weight(recognizer, of_validation, n_way, k_shot, protocol.n_query, episodes)
     else:
         head.weight = texts.weight
@@ -268,12 +266,12 @@ def exact_tasks(
     Raises:
         DmgalError: scores depend on more than a pair of videos, or there are several shots.
     """
-    catalog, states = encoded.catalog, encoded.states
+    catalog, states, (n_way, _) = encoded.catalog, encoded.states, protocol.ways_and_shots(recipe)
     check_exact(recognizer, recipe, protocol)
     states = states if encoded.dtype is None else states.to(encoded.dtype)
     table = pair_table(recognizer, states, launched_device(), progress)
     groups: dict[str, tuple[Sequence[Sequence[int]], int]] = {
-        "accuracy": ([[c] for c in sorted(set(catalog.labels.tolist()))], protocol.n_way or recipe.episode.n_way),
+        "accuracy": ([[c] for c in sorted(set(catalog.labels.tolist()))], n_way),
         "reversal_two_way": (catalog.reversal_pairs, 1),
         "reversal_four_way": (catalog.reversal_pairs, 2),
     }
@@ -282,7 +280,7 @@ def exact_tasks(
 
 def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protocol) -> None:
     """Raise a DmgalError with the reason if the accuracy has no closed form."""
-    k_shot = protocol.k_shot or recipe.episode.k_shot
+    _, k_shot = protocol.ways_and_shots(recipe)
     reason = f"{k_shot} shots" if k_shot > 1 else why_no_pair_scores(recognizer, k_shot)
     reason = reason if recipe.data.group is None else f"data.group: {recipe.data.group}, which excludes some episodes"
     if reason:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dmgal.backbones import VideoState
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import DmgalError
-from dmgal.files import atomic_write
+from dmgal.files import atomic_write, write_text
 from dmgal.recipes.run.config import Recipe
 
 Format = Literal["onnx", "torch"]
@@ -109,20 +109,7 @@ def export_recognizer(
         DmgalError: the libraries of ONNX are missing, or the model cannot be exported or quantized.
         OSError: the files cannot be written.
     """
-    if int8 and form != "onnx":
-        raise DmgalError(
-            "Only ONNX programs are quantized.",
-            received=f"--int8 with --format {form}",
-            expected="--format onnx",
-            remedy="Remove --int8, or export as ONNX.",
-        )
-    if recipe.backbone.quantize is not None:
-        raise DmgalError(
-            "A quantized backbone cannot be exported.",
-            received=f"backbone.quantize: {recipe.backbone.quantize}",
-            expected="a backbone of floats, which --int8 quantizes after the export",
-            remedy="Set backbone.quantize in the run's recipe.yaml to null and pass --int8. Adapters fit both.",
-        )
+    _check_exportable(recipe, form, int8)
     recognizer = recognizer.eval().cpu()
     for parameter in recognizer.parameters():
         parameter.requires_grad_(False)
@@ -145,10 +132,26 @@ def export_recognizer(
         one = tuple(tensor[5:6] for tensor in tensors)
         differences += [relate.difference(programs[1], parts) for parts in ((support, one), (one, query))]
     description = out / "model.json"
-    with atomic_write(description) as temporary:
-        description_text = json.dumps(_description(recipe, recognizer, names) | {"int8": int8}, indent=2)
-        temporary.write_text(description_text + "\n")
+    content = _description(recipe, recognizer, names) | {"int8": int8}
+    write_text(description, json.dumps(content, indent=2) + "\n")
     return Exported(tuple(programs), description, max(differences))
+
+
+def _check_exportable(recipe: Recipe, form: Format, int8: bool) -> None:
+    if int8 and form != "onnx":
+        raise DmgalError(
+            "Only ONNX programs are quantized.",
+            received=f"--int8 with --format {form}",
+            expected="--format onnx",
+            remedy="Remove --int8, or export as ONNX.",
+        )
+    if recipe.backbone.quantize is not None:
+        raise DmgalError(
+            "A quantized backbone cannot be exported.",
+            received=f"backbone.quantize: {recipe.backbone.quantize}",
+            expected="a backbone of floats, which --int8 quantizes after the export",
+            remedy="Set backbone.quantize in the run's recipe.yaml to null and pass --int8. Adapters fit both.",
+        )
 
 
 def _description(recipe: Recipe, recognizer: FewShotRecognizer, names: Sequence[str]) -> dict[str, Any]:

@@ -27,7 +27,6 @@ import secrets
 import statistics
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
@@ -37,23 +36,10 @@ from typing import Any, NoReturn
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from dmgal import __version__
 from dmgal.errors import DmgalError, differences, refuse_differences
-from dmgal.files import (
-    atomic_write,
-    exclusively,
-    open_regular,
-    parse_json,
-    parse_yaml,
-    read_mapping,
-    read_text,
-    reason,
-    write_text,
-)
+from dmgal.files import exclusively, parse_json, parse_yaml, read_mapping, read_text, write_text
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import SAVED_SPLIT, fingerprint, has_split_file, read_split, split_of
 from dmgal.recipes.run.layers import flat, from_mapping, put_back, set_apart, to_mapping
@@ -117,9 +103,7 @@ class Run:
             DmgalError: the folder holds a run and ``resume`` is off, its recipe or split differs, or the folder cannot
                 be written.
         """
-        data = catalog
-        if has_split_file(recipe.data) and not own_split:
-            catalog = None
+        split = None if has_split_file(recipe.data) and not own_split else catalog
         changes: dict[str, tuple[Any, Any]] = {}
         if (self.folder / "recipe.yaml").exists():
             if not resume:
@@ -129,11 +113,7 @@ class Run:
                     expected="a folder that does not exist yet",
                     remedy="Pass --resume to continue the run, or another --out.",
                 )
-            changes = differences(dict(flat(to_mapping(self.recipe()))), dict(flat(to_mapping(recipe))))
-            saved_split = read_split(self.split) if catalog is not None else {}
-            if saved_split and catalog is not None:
-                saved, current = (dict(flat({"split": split})) for split in (saved_split, split_of(catalog)))
-                changes |= differences(saved, current)
+            changes = self._changes(recipe, split)
             if not changes:
                 return changes
             if not accept_changes:
@@ -144,20 +124,33 @@ class Run:
                 )
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            if catalog is not None:
-                catalog.to_csv(self.split)
-            shared, paths = set_apart(to_mapping(recipe))
+            if split is not None:
+                split.to_csv(self.split)
             known = self._environment()
             if not changes:
                 known = {**environment(), "tracker_id": secrets.token_hex(4)}  # random, because runs share seeds
-            known["data"] = _fingerprints(data)
+            known["data"] = {} if catalog is None else _fingerprints(catalog)
             write_text(self.folder / "environment.json", json.dumps(known, indent=2) + "\n")
-            if paths:
-                write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
-            else:
-                (self.folder / "paths.yaml").unlink(missing_ok=True)
-            write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
+            self._write_recipe(recipe)
         return changes
+
+    def _changes(self, recipe: Recipe, split: VideoCatalog | None) -> dict[str, tuple[Any, Any]]:
+        """Return the saved and the new value of each setting that differs, and of the split of each class."""
+        changes = differences(dict(flat(to_mapping(self.recipe()))), dict(flat(to_mapping(recipe))))
+        saved_split = read_split(self.split) if split is not None else {}
+        if saved_split and split is not None:
+            saved, current = (dict(flat({"split": names})) for names in (saved_split, split_of(split)))
+            changes |= differences(saved, current)
+        return changes
+
+    def _write_recipe(self, recipe: Recipe) -> None:
+        """Write the recipe last, because a folder with one holds a run. Its absolute paths are a file of their own."""
+        shared, paths = set_apart(to_mapping(recipe))
+        if paths:
+            write_text(self.folder / "paths.yaml", yaml.safe_dump(paths))
+        else:
+            (self.folder / "paths.yaml").unlink(missing_ok=True)
+        write_text(self.folder / "recipe.yaml", yaml.safe_dump(shared, sort_keys=False))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -285,10 +278,10 @@ class Run:
         }
 
 
-def _fingerprints(catalog: VideoCatalog | None) -> dict[str, str]:
+def _fingerprints(catalog: VideoCatalog) -> dict[str, str]:
     """Return the fingerprints of the splits that are evaluated."""
-    splits = [split for split in ("val", "test") if catalog is not None and split in (catalog.class_splits or ())]
-    return {split: fingerprint(catalog.split(split)) for split in splits if catalog is not None}
+    splits = [split for split in ("val", "test") if split in (catalog.class_splits or ())]
+    return {split: fingerprint(catalog.split(split)) for split in splits}
 
 
 @contextmanager
@@ -354,34 +347,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [*map(_finite, value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically. Tensors that share memory, such as tied weights, are written as copies."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    memory = Counter(tensor.untyped_storage().data_ptr() for tensor in tensors.values())
-    for name, tensor in tensors.items():
-        if memory[tensor.untyped_storage().data_ptr()] > 1:
-            tensors[name] = tensor.clone()
-    try:
-        with atomic_write(path) as temporary:
-            save_file(tensors, temporary)
-    except SafetensorError as error:  # it wraps the message of the system error
-        raise OSError(str(error)) from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file onto the CPU. Raise a DmgalError if it is damaged."""
-    try:
-        open_regular(path).close()
-        return load_file(path)
-    except (SafetensorError, OSError, MemoryError, ValueError, LookupError, TypeError, RuntimeError) as error:
-        raise DmgalError(
-            "Saved weights cannot be read.",
-            received=f"{path}: {reason(error)[:300]}",
-            expected="an intact safetensors file",
-            remedy="Copy or train the run again.",
-        ) from error
 
 
 def _git_revision() -> str | None:

@@ -267,7 +267,7 @@ class AugmentedViews(Dataset[Tensor]):
     def __getitem__(self, view: int) -> Tensor:
         if not 0 <= view < len(self):
             raise IndexError(f"View {view} is out of range for {len(self)} views.")
-        place, number = divmod(view, self.count)
-        clip, seed = self.seeds[place]
+        index, number = divmod(view, self.count)
+        clip, seed = self.seeds[index]
         frames = replace(self._frames, seed=seed)
         return frames.clip(partial(self._reader.read, clip), number, "view")

@@ -81,7 +81,7 @@ def read_layer(name: str) -> Tree:
     return read_mapping(path, problem, remedy, parse_yaml, may_be_empty=True)
 
 
-def merged(layers: Iterable[Tree]) -> Tree:
+def merge_layers(layers: Iterable[Tree]) -> Tree:
     """Merge layers, later ones on top.
 
     An adapter with another ``peft_type`` or a ``start``, or a head with another ``name``, replaces the earlier one.

@@ -21,7 +21,7 @@ from dmgal.parallel import available_cores
 from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog
-from dmgal.recipes.run.layers import from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer, to_mapping
 from dmgal.videos import READERS, VideoCatalog
 from dmgal.videos.catalog.files import other_files, subfolders, videos_in
 from dmgal.videos.catalog.lists import SPLITS, read_rows, standard_split_file, write_rows
@@ -111,7 +111,7 @@ def prepared_data(
         base = [read_layer(f"data/{dataset}")]
     elif not layers:
         base = [OWN_DATA]
-    data = from_mapping(Recipe, merged([*base, *map(read_layer, layers)])).data
+    data = from_mapping(Recipe, merge_layers([*base, *map(read_layer, layers)])).data
     return replace(
         data,
         root=root or data.root,
@@ -272,15 +272,15 @@ def find_dataset(name: str, root: Path) -> FoundData:
     if not data.found:
         raise DmgalError(
             f"No video of {name} was found.",
-            received=f"{others(data.matches)} in {root}",
+            received=f"{describe_others(data.matches)} in {root}",
             expected=f"files or folders of frames named such as {', '.join(video for *_, video in rows[:3])}",
             remedy="Check --root and --dataset.",
         )
     return data
 
 
-def others(matches: Matches) -> str:
-    """Describe the videos of a folder that the split does not list."""
+def describe_others(matches: Matches) -> str:
+    """Describe the videos of a folder that the split does not list, as the start of a sentence."""
     number, examples = matches.num_other, ", ".join(map(printable, matches.examples))
     verb = "is" if number == 1 else "are"
     return f"{number:,} other video{'' if number == 1 else 's'}{f', such as {examples},' if examples else ''} {verb}"

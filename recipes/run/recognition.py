@@ -22,13 +22,11 @@ from dmgal.episodes.gallery.windows import WindowPlan, sliding_windows
 from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.progress import progress_bar
-from dmgal.recipes.run.data import test_transform
-from dmgal.recipes.run.gallery import GalleryModel, gallery_task, make_ready, with_rejection
+from dmgal.recipes.run.gallery import GalleryModel, gallery_task, make_ready, test_frames, with_rejection
 from dmgal.recipes.run.text import with_gallery_texts
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.catalog.files import SHOWN_EXTENSIONS, content_hash, frame_files, subfolders, videos_in
 from dmgal.videos.decoding.base import OpenVideo, VideoError
-from dmgal.videos.decoding.clip import FrameSampler
 from dmgal.videos.decoding.stream import TimedFrames
 from dmgal.videos.decoding.video import read_clip
 
@@ -117,7 +115,7 @@ class ClipRecognizer:
             gallery = with_rejection(gallery, recognizer, wanted, progress)
         make_ready(recognizer)
         self.gallery = gallery
-        self.frames = FrameSampler(recipe.data.num_frames, test_transform(recipe, recognizer.encoder.image_size))
+        self.frames = test_frames(model)
         self.task: GalleryTask = gallery_task(gallery, recognizer, wanted)
         self.unknown = unknown and gallery.rejection is not None
         self._decoder = recipe.data.decoder

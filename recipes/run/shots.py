@@ -73,10 +73,10 @@ def shot_curve(
         DmgalError: a number of shots is not possible with these videos, or the text cannot be used.
     """
     ranges = {name: parse_shots(name) for name in dict.fromkeys(shots)}
-    most = max(1, *(last for _, last in ranges.values()))
+    (n_way, _), most = protocol.ways_and_shots(recipe), max(1, *(last for _, last in ranges.values()))
     novel = catalog.split(protocol.split)
     tasks = protocol.n_query, protocol.episodes, protocol.seed, novel.class_names
-    EpisodeSampler(novel.labels, protocol.n_way or recipe.episode.n_way, most, *tasks)  # before videos are encoded
+    EpisodeSampler(novel.labels, n_way, most, *tasks)  # before videos are encoded
     points: list[Point] = []
     by_clips: EncodedSplit | None = None
     for name, (least, last) in ranges.items():
@@ -87,7 +87,7 @@ def shot_curve(
             one, encoded, described = encode_with_text(recognizer, recipe, catalog, of_shots, use, progress, keep)
         if use.use == "no":
             by_clips = encoded
-        full = EpisodeSampler(encoded.catalog.labels, protocol.n_way or recipe.episode.n_way, most, *tasks)
+        full = EpisodeSampler(encoded.catalog.labels, n_way, most, *tasks)
         sampler = FewerShots(full, max(1, least), max(1, last))
         device, data = launched_device(), repr((catalog.class_names, tuple(encoded.catalog.videos)))
         evaluation = evaluate_shared(one, encoded.states, sampler, device, progress, data, dtype=encoded.dtype)

@@ -33,6 +33,7 @@ from dmgal.episodes.gallery.texts import no_clips
 from dmgal.episodes.heads import TextFusion
 from dmgal.episodes.recognizer import Head
 from dmgal.errors import DmgalError, differences, refuse_differences
+from dmgal.recipes.run.cli_errors import used_flags
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.encoding import EncodedSplit, launched_device
 from dmgal.recipes.run.ranges import Range
@@ -59,10 +60,11 @@ class TextOptions:
 
     def check_use(self) -> None:
         """Raise a DmgalError for options that have no effect, because text is not used."""
-        if self.use == "no" and (self.weight is not None or self.template or self.descriptions):
+        others = {"weight": self.weight, "template": self.template or None, "descriptions": self.descriptions}
+        if self.use == "no" and (flags := used_flags({f"--text.{name}": value for name, value in others.items()})):
             raise DmgalError(
                 "These options of the text have no effect.",
-                received=f"--text.use no with {'--text.weight' if self.weight is not None else 'prompts'}",
+                received=f"{flags} with --text.use no",
                 expected="--text.use fuse or only, or no other options of the text",
                 remedy="Pass --text.use fuse, or remove the other options.",
             )

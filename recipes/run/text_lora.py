@@ -11,7 +11,7 @@ from dmgal.errors import DmgalError
 from dmgal.recipes.run.adapter import check_adapter_files, check_tensors, construct
 from dmgal.recipes.run.build import count_parameters
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.folder import read_tensors
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.weights import weights_hash, without_folder
 
 

@@ -17,7 +17,8 @@ from dmgal.adapters import is_added
 from dmgal.backbones.quantized import plain_tensors
 from dmgal.episodes import FewShotRecognizer
 from dmgal.errors import differences, refuse_differences
-from dmgal.recipes.run.folder import Run, write_tensors
+from dmgal.recipes.run.folder import Run
+from dmgal.recipes.run.tensors import write_tensors
 from dmgal.recipes.run.whole_folders import replace_folder, restore_folder
 
 BACKBONE, TEXT = "encoder.backbone.", "head.text_tower.model."
@@ -27,7 +28,7 @@ BACKBONE, TEXT = "encoder.backbone.", "head.text_tower.model."
 def trained_state(recognizer: nn.Module) -> dict[str, Tensor]:
     """Return trained parameters and batch norm statistics by name. Every process must call this function."""
     named = dict(recognizer.named_parameters())
-    parameters = {name: whole(p.detach()) for name, p in named.items() if p.requires_grad}
+    parameters = {name: gather_shards(p.detach()) for name, p in named.items() if p.requires_grad}
     unnamed = {name for name, _ in recognizer.named_buffers()}  # not the state of quantized layers
     buffers = {name: value for name, value in recognizer.state_dict().items() if name in unnamed}
     return {**parameters, **buffers}
@@ -46,12 +47,12 @@ def load_trained_state(recognizer: nn.Module, state: Mapping[str, Tensor], sourc
         f"The weights in {source} do not fit the model that the recipe describes.",
         "Use the recipe.yaml that was saved with the weights.",
     )
-    recognizer.load_state_dict(placed_like(state, current), strict=False)
+    recognizer.load_state_dict(shard_all_like(state, current), strict=False)
 
 
 def best_state(recognizer: FewShotRecognizer) -> dict[str, Tensor]:
     """Return the trained state and all adapter weights for ``save_best``. Every process must call this function."""
-    added = {name: whole(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
+    added = {name: gather_shards(p.detach()) for name, p in recognizer.named_parameters() if is_added(name)}
     return {**trained_state(recognizer), **added}
 
 
@@ -105,7 +106,7 @@ def clean_up_best(run: Run) -> None:
 def optimizer_state(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> dict[str, Tensor]:
     """Return the optimizer state by names such as ``exp_avg.head.log_scale``. Every process must call this function."""
     return {
-        f"{kind}.{name}": whole(value)
+        f"{kind}.{name}": gather_shards(value)
         for name, parameter in _optimized(optimizer, recognizer)
         for kind, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
@@ -130,7 +131,7 @@ def load_optimizer_state(
                 if value.numel() > 1 and value.shape != parameter.shape:
                     raise ValueError(f"{kind}.{name} has the shape {tuple(value.shape)}, not {tuple(parameter.shape)}")
             optimizer.state[parameter] = {
-                kind: value if kind == "step" else placed(value, parameter) for kind, value in states[name].items()
+                kind: value if kind == "step" else shard_like(value, parameter) for kind, value in states[name].items()
             }
 
 
@@ -166,17 +167,17 @@ def weights_hash(tensors: Iterable[tuple[str, Tensor]]) -> str:
     return digest.hexdigest() if found else "none"
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_shards(tensor: Tensor) -> Tensor:
     """Return a tensor gathered from all processes. Every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def placed_like(values: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def shard_all_like(values: Mapping[str, Tensor], likes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Shard full tensors like those of the same names in ``likes``."""
-    return {name: placed(value, likes.get(name, value)) for name, value in values.items()}
+    return {name: shard_like(value, likes.get(name, value)) for name, value in values.items()}
 
 
-def placed(value: Tensor, like: Tensor) -> Tensor:
+def shard_like(value: Tensor, like: Tensor) -> Tensor:
     """Move a full tensor to the device and dtype of another one and shard it in the same way."""
     value = value.to(device=like.device, dtype=like.dtype)
     return distribute_tensor(value, like.device_mesh, like.placements) if isinstance(like, DTensor) else value

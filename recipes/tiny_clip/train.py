@@ -3,7 +3,7 @@
     python -m dmgal.recipes.tiny_clip.train --out my_tiny_clip
 
 It is trained without videos: it learns appearance and position, but no motion. The output folder, including the
-tokenizer, loads through open_clip's own factory, ``open_clip.create_model("local-dir:my_tiny_clip")``.
+tokenizer, loads through open_clip's own factory: open_clip.create_model("local-dir:my_tiny_clip").
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Generator, Tensor, nn
 
 from dmgal.backbones.tiny_clip import FOLDER
 from dmgal.progress import progress_bar
-from dmgal.recipes.run.cli_errors import run_recipe
+from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.videos.moving_shapes.drawing import COLORS, SHAPES, TEXTURES, Appearance, Poses, draw, random_appearance
 
 SIZES = ("tiny", "small", "medium", "large")
@@ -125,13 +125,19 @@ class TinyClipRecipe:
     out: Path = Path("tiny_clip")
     """Output folder."""
     steps: int = 3000
+    """Optimizer steps."""
     batch_size: int = 256
+    """Stills per step."""
     learning_rate: float = 1.5e-3
+    """Peak learning rate of AdamW, after a linear warm-up and before a cosine decay to zero."""
     weight_decay: float = 0.05
+    """Weight decay of matrices. Biases, norms and scales have none."""
     warmup_steps: int = 200
+    """Steps of linear learning rate warm-up."""
     keep: float = 0.85
     """Probability that a caption mentions an attribute."""
     seed: int = 0
+    """Seed of the stills, captions and initial weights."""
     held_out_stills: int = 5000
     """Number of new stills on which zero-shot accuracy is measured."""
 
@@ -284,7 +290,7 @@ def run(recipe: TinyClipRecipe) -> dict[str, object]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the recipe of the command line and print the results."""
-    report = run(tyro.cli(TinyClipRecipe, args=argv, description=__doc__))
+    report = run(tyro.cli(TinyClipRecipe, args=argv, description=as_description(__doc__)))
     print(json.dumps({key: report[key] for key in ("parameters", "zero_shot")}, indent=2))
 
 

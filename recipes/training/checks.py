@@ -19,7 +19,7 @@ def check_training(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: A
     """Raise a DmgalError if nothing would be trained, or if the recipe does not suit the processes or the head."""
     _check_division(recipe.train.tasks_per_step, accelerator.num_processes)
     _check_unquantized(recipe, accelerator)
-    _check_whole_text_tower(recipe, accelerator)
+    _check_unsharded_text_tower(recipe, accelerator)
     _check_something_trains(recipe, recognizer)
     _check_other_classes(recipe, recognizer)
 
@@ -44,12 +44,12 @@ def _check_unquantized(recipe: Recipe, accelerator: Accelerator) -> None:
         )
 
 
-def _check_whole_text_tower(recipe: Recipe, accelerator: Accelerator) -> None:
+def _check_unsharded_text_tower(recipe: Recipe, accelerator: Accelerator) -> None:
     if recipe.text.lora is not None and accelerator.distributed_type not in UNSHARDED:
         raise DmgalError(
-            "A text tower is trained with whole weights on every process.",
+            "A text tower is trained with all its weights on every process.",
             received=f"text.lora: {recipe.text.lora} under {accelerator.distributed_type.value}",
-            expected="one process, or several with whole weights (DDP)",
+            expected="one process, or several that hold all weights each (DDP)",
             remedy="Remove text.lora, or launch without FSDP and DeepSpeed.",
         )
 

@@ -25,7 +25,7 @@ _HIDDEN = "not in the module tree"
 """Part of the torch error about weights that a LoRA on nn.MultiheadAttention hides."""
 
 
-def divide_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
+def shard_blocks(accelerator: Accelerator, recognizer: nn.Module) -> None:
     """Shard the weights of each block if the launcher requested FSDP. Accelerate shards the remaining weights.
 
     Blocks that cannot be sharded alone, see `is_sharded_alone`, are left to Accelerate. Call this before creating the
@@ -94,7 +94,7 @@ def optimizer_follows(accelerator: Accelerator, optimizer: Optimizer, model: nn.
 
 
 @contextmanager
-def whole_weights(model: nn.Module) -> Iterator[None]:
+def gathered_weights(model: nn.Module) -> Iterator[None]:
     """Gather all weights on every process for the duration of the context, so that each can run the model alone."""
     shards = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for shard in shards:
@@ -111,7 +111,7 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
 
 def _hidden_weights(error: AssertionError) -> DmgalError:
     return DmgalError(
-        "FSDP cannot divide the blocks of this model.",
+        "FSDP cannot shard the blocks of this model.",
         received=first_line(error)[:200],
         expected="blocks whose weights are all registered in modules. A LoRA on nn.MultiheadAttention hides some",
         remedy="Exclude the attention from the LoRA, for open_clip with --adapter.target_modules '[c_fc, c_proj]', or "

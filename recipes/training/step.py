@@ -28,7 +28,7 @@ from dmgal.episodes.two_pass.two_pass import TwoPass, average_gradients
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import freeze_batch_norm
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.weights import whole
+from dmgal.recipes.run.weights import gather_shards
 from dmgal.recipes.training.optimization import loss_weights, task_loss
 from dmgal.recipes.training.signals import StopSignal
 from dmgal.recipes.training.training_state import TrainingState
@@ -123,7 +123,7 @@ class TrainingStep:
         max_norm = math.inf if self._recipe.train.clip_norm is None else self._recipe.train.clip_norm
         parameters = list(self._recognizer.parameters())  # under FSDP Accelerate identifies a model by all of them
         norm: Tensor | None = self._accelerator.clip_grad_norm_(parameters, max_norm)
-        return 0.0 if norm is None else float(whole(norm))  # DeepSpeed clips by itself
+        return 0.0 if norm is None else float(gather_shards(norm))  # DeepSpeed clips by itself
 
     def _over_processes(self, numbers: Numbers) -> tuple[dict[str, float], bool]:
         """Return means over all processes and whether any was asked to stop, with one exchange per step."""
@@ -208,9 +208,9 @@ def make_two_pass(recipe: Recipe, recognizer: FewShotRecognizer, accelerator: Ac
         return None
     if accelerator.distributed_type not in UNSHARDED:
         raise DmgalError(
-            "Two-pass training needs the whole weights on every process.",
+            "Two-pass training needs all weights on every process.",
             received=f"train.two_pass: {train.two_pass} under {accelerator.distributed_type.value}",
-            expected="one process, or several with whole weights (DDP)",
+            expected="one process, or several that hold all weights each (DDP)",
             remedy="Remove train.two_pass, or launch without FSDP and DeepSpeed.",
         )
     return TwoPass(

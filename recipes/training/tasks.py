@@ -23,7 +23,7 @@ from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog, log_skipped, test_clips
 from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared, ignore_in_worker
 from dmgal.recipes.run.text import with_own_texts
-from dmgal.recipes.training.fsdp import whole_weights
+from dmgal.recipes.training.fsdp import gathered_weights
 from dmgal.videos import VideoCatalog
 from dmgal.videos.bad_videos import BadVideos, without_bad
 from dmgal.videos.dataset import CACHE_BYTES, ClipSource
@@ -147,7 +147,7 @@ class Validation:
         """
         recipe, device = self._recipe, self._accelerator.device
         workers = 0 if recipe.data.keep_in_memory else recipe.data.num_workers
-        with whole_weights(self._recognizer), self._accelerator.autocast():
+        with gathered_weights(self._recognizer), self._accelerator.autocast():
             states = encode_shared(
                 self._recognizer, self._clips, num_workers=workers, device=device, progress=self._progress
             )

@@ -107,10 +107,6 @@ class Tracking:
         if self._main:
             self._run.log(step=step, **entry)
 
-    def say(self, message: str) -> None:
-        """Log a message."""
-        logger.info(message)
-
     def _log(self, step: int, **entry: Any) -> None:
         self._run.log(step=step, **entry)
         if self._accelerator.trackers:

@@ -22,7 +22,7 @@ from dmgal.recipes.run.folder import Run, writing
 from dmgal.recipes.run.weights import best_state, save_best
 from dmgal.recipes.training.checks import check_training
 from dmgal.recipes.training.folds import Training
-from dmgal.recipes.training.fsdp import divide_blocks, optimizer_follows
+from dmgal.recipes.training.fsdp import optimizer_follows, shard_blocks
 from dmgal.recipes.training.launching import compile_blocks, set_precision
 from dmgal.recipes.training.optimization import MovingAverage, Plateau, build_optimizer, build_schedule
 from dmgal.recipes.training.signals import Preempted, StopSignal
@@ -55,7 +55,7 @@ class Trainer:
         check_training(recipe, recognizer, accelerator)
         set_precision(recipe, recognizer, accelerator)
         if recipe.train.steps:
-            divide_blocks(accelerator, recognizer)
+            shard_blocks(accelerator, recognizer)
         optimizer = build_optimizer(recognizer, recipe)
         self.tracking = Tracking(recipe, run, accelerator, quiet)
         self._plateau = Plateau(recipe.episode.n_way)
@@ -160,7 +160,7 @@ class Trainer:
         try:
             yield
         except Preempted as preempted:
-            self.tracking.say(f"{preempted.name}: {self._what_is_saved()}")
+            logger.info("%s: %s", preempted.name, self._what_is_saved())
             raise
         except KeyboardInterrupt as interruption:
             raise KeyboardInterrupt(self._what_is_saved()) from interruption
@@ -258,14 +258,18 @@ class Trainer:
 
 
 def remember_frames(recognizer: FewShotRecognizer, num_bytes: float) -> None:
-    """Let frozen blocks run only once for each frame (see `FrameMemory`)."""
+    """Let frozen blocks run only once for each frame (see `FrameMemory`).
+
+    Raises:
+        DmgalError: the frames go through several backbones.
+    """
     encoder: Any = recognizer.encoder
     if not isinstance(encoder, FrameEncoder):
         raise DmgalError(
             "Only the frames of a single backbone can be remembered.",
-            received=f"train.frame_memory with a {type(encoder).__name__}",
-            expected="a FrameEncoder",
+            received="train.frame_memory with a motion expert beside the backbone",
+            expected="a recipe without backbone.expert",
             remedy="Remove train.frame_memory. Nothing is trained beside a motion expert.",
         )
     encoder.frame_memory = memory = FrameMemory(encoder, num_bytes)
-    logger.info("Frames are remembered after %d of %d blocks", memory.block, encoder.spec.num_blocks)
+    logger.info("frames are remembered after %d of %d blocks", memory.block, encoder.spec.num_blocks)

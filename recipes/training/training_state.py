@@ -24,12 +24,12 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.folder import Run, writing
 from dmgal.recipes.run.weights import (
     clean_up_best,
+    gather_shards,
     load_optimizer_state,
     load_trained_state,
     optimizer_state,
-    placed_like,
+    shard_all_like,
     trained_state,
-    whole,
 )
 from dmgal.recipes.training.optimization import BadLosses, MovingAverage
 from dmgal.recipes.training.tasks import Selection
@@ -92,7 +92,7 @@ class TrainingState:
         if not self.is_under_deepspeed:
             tensors["optimizer"] = optimizer_state(self.optimizer, self._recognizer)
         if self.average is not None:
-            tensors["average"] = {name: whole(value) for name, value in self.average.values.items()}
+            tensors["average"] = {name: gather_shards(value) for name, value in self.average.values.items()}
         if self._accelerator.is_main_process:
             with writing(self._run.folder):
                 self._checkpoints.save(self.progress.step, tensors, self._as_json())
@@ -165,7 +165,7 @@ class TrainingState:
             logger.info("%s cannot use the saved state of %s and starts without state", optimizer, old_optimizer)
         if self.average is not None:
             average = checkpoint.tensors.get("average", checkpoint.tensors["model"])
-            self.average.load(placed_like(average, self.average.values))
+            self.average.load(shard_all_like(average, self.average.values))
 
     def _load_progress(self, saved: dict[str, Any]) -> int:
         _assign(self.progress, saved["progress"])

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 from dmgal import ActionRecognizer
 from dmgal.cli import main
 from dmgal.errors import DmgalError
-from dmgal.recipes import web
+from dmgal.recipes import app, web
 from dmgal.recipes.web import uploads, visit
 from dmgal.recipes.web.markup import actions_markup, answer_markup, attempt, notice_markup
 from dmgal.recipes.web.visit import MOST_ACTIONS, MOST_CLIPS, SAMPLE_ACTIONS, Answer, Visit
@@ -284,6 +285,18 @@ def test_missing_gradio_is_one_message_with_the_command(monkeypatch, capsys) -> 
     assert "The page needs Gradio." in message and "pip install 'dmgal[app]'" in message
 
 
+def test_taken_port_is_one_message(monkeypatch, capsys) -> None:
+    def launch(**options: object) -> None:
+        raise OSError("Cannot find empty port: 7860")
+
+    page = SimpleNamespace(build_page=lambda *parts: SimpleNamespace(launch=launch), launch_options=lambda *parts: {})
+    monkeypatch.setattr(app, "_page_module", lambda: page)
+    monkeypatch.setattr(app, "looking_layer", lambda model: None)
+    monkeypatch.setattr(app, "ActionRecognizer", lambda *run, **options: SimpleNamespace(model=None))
+    assert main(["app", "--port", "7860"]) == 2
+    assert "127.0.0.1, port 7860: Cannot find empty port" in capsys.readouterr().err
+
+
 def test_only_the_page_imports_gradio_and_only_the_running_command_imports_the_page() -> None:
     root = Path(web.__file__).parents[1]
     sources = {path.relative_to(root).as_posix(): path.read_text() for path in root.rglob("*.py")}
@@ -298,6 +311,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 folder = Path(sys.argv[1])
 os.environ["GRADIO_TEMP_DIR"] = str(folder)

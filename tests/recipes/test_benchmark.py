@@ -51,6 +51,7 @@ def test_a_cell_is_trained_tested_and_measured(tree, frame_folders, tmp_path, ca
     assert info["step_seconds"]["count"] == 2 and info["videos_per_second"]["median"] > 0
     assert set(info["results"]["2"]) == {"accuracy", "reversal_two_way", "reversal_four_way", "probe"}
     assert info["tests"]["other"]["1"]["accuracy"] == info["results"]["1"]["accuracy"]
+    assert info["seen_classes"] == {"other": []}
     assert result["run_info"]["recipe"]["data"]["root"] == frame_folders.name  # no path of this machine
     assert str(tmp_path) not in json.dumps(result)
     for shots, one in info["results"].items():  # the numbers of dmgal evaluate

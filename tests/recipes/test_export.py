@@ -100,3 +100,9 @@ def test_missing_libraries_and_unwritable_folders_give_one_message(runs, tmp_pat
     assert "The export cannot be written" in capsys.readouterr().err
     assert main(["export", str(tmp_path / "no run")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_model_that_cannot_be_traced_gives_one_message(tmp_path):
+    program = exported._Program(torch.nn.LSTM(2, 2), "encode", "torch")
+    with pytest.raises(DmgalError, match=r"cannot be exported(.|\n)*encode: "):
+        program.write(tmp_path, ("no tensor",), (None,))

@@ -11,9 +11,10 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from trainings import assert_same_bits, losses, trained_together
 
+from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.training.fsdp import blocks_of, divide_blocks
+from dmgal.recipes.training.fsdp import blocks_of, shard_blocks
 
 
 @pytest.fixture
@@ -31,12 +32,18 @@ def test_mixed_precision_is_left_to_autocast(alone):
     assert plugin.mixed_precision_policy.param_dtype == torch.bfloat16
     state = SimpleNamespace(fsdp_plugin=plugin)
     recognizer = build_recognizer(Recipe())
-    divide_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), recognizer)
+    shard_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), recognizer)
     assert plugin.mixed_precision_policy is None  # for the rest, which Accelerate divides
     blocks = blocks_of(recognizer.encoder)
     assert blocks
     for block in blocks:
         assert fully_shard.state(block)._fsdp_param_group.mp_policy == MixedPrecisionPolicy()
+
+
+def test_version_1_is_refused():
+    state = SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=1))
+    with pytest.raises(DmgalError, match=r"fsdp_version 1\n(.|\n)*launch/fsdp.yaml"):
+        shard_blocks(SimpleNamespace(distributed_type=DistributedType.FSDP, state=state), torch.nn.Identity())
 
 
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -84,7 +91,7 @@ def test_fsdp_resume_is_bit_identical(tmp_path, data_flags):
 def test_lora_with_hidden_weights_raises(tmp_path, data_flags):
     codes, errors = trained_together(job(2, "lora", data_flags, tmp_path / "run"), **FSDP)
     (of_ranks,) = codes  # the second one to stop may find the connection closed
-    assert 2 in of_ranks and 0 not in of_ranks and "FSDP cannot divide the blocks" in errors
+    assert 2 in of_ranks and 0 not in of_ranks and "FSDP cannot shard the blocks" in errors
 
 
 @pytest.mark.slow

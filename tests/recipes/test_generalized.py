@@ -53,7 +53,7 @@ def test_interval_of_the_harmonic_mean_is_that_of_resampled_episodes():
     assert harmonic_mean_of(torch.zeros(3), torch.zeros(3)).mean == 0.0
 
 
-def test_command_reports_both_kinds(tmp_path, save_run, capsys):
+def test_command_reports_both_kinds(tmp_path, save_run, frame_folders, capsys):
     run = save_run(tmp_path / "run", "smga")
     out = tmp_path / "result.json"
     words = ["evaluate", str(run), "--generalized", "--episodes", "20", "--quiet", "--out", str(out)]
@@ -69,3 +69,7 @@ def test_command_reports_both_kinds(tmp_path, save_run, capsys):
     assert result["protocol"]["base_videos"] == "seen in training"
     assert main([*words, "--exact"]) != 0
     assert "on a number of episodes" in capsys.readouterr().err
+    lines = (frame_folders / "split.csv").read_text().splitlines()
+    (tmp_path / "novel.csv").write_text("\n".join(line for line in lines if not line.startswith(("train", "val"))))
+    assert main([*words, "--data.split-file", str(tmp_path / "novel.csv")]) == 2
+    assert "There are no base classes" in capsys.readouterr().err

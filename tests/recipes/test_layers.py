@@ -14,7 +14,7 @@ import dmgal.recipes.run.layers
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_head
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig, parse
-from dmgal.recipes.run.layers import bundled_layers, from_mapping, merged, read_layer, to_mapping
+from dmgal.recipes.run.layers import bundled_layers, from_mapping, merge_layers, read_layer, to_mapping
 from dmgal.recipes.train import Train
 
 CONFIGS = Path(dmgal.recipes.run.layers.__file__).parents[1] / "configs"
@@ -26,7 +26,7 @@ def parsed(*words: str) -> Recipe:
 
 def layered(*names: str) -> Recipe:
     """Return the recipe of some layers, without the slow parser of flags."""
-    return from_mapping(Recipe, merged(map(read_layer, names)))
+    return from_mapping(Recipe, merge_layers(map(read_layer, names)))
 
 
 def test_flags_override_layers_and_later_layers_override_earlier(tmp_path):
@@ -41,13 +41,13 @@ def test_flags_override_layers_and_later_layers_override_earlier(tmp_path):
 
 def test_section_of_another_class_replaces_earlier_one():
     below = {"head": {"name": "OTAM", "relaxation": 0.5}}
-    assert merged([below, {"head": {"name": "BiMHM"}}])["head"] == {"name": "BiMHM"}
-    assert merged([below, {"head": {"eps": 0.0}}])["head"] == {"name": "OTAM", "relaxation": 0.5, "eps": 0.0}
+    assert merge_layers([below, {"head": {"name": "BiMHM"}}])["head"] == {"name": "BiMHM"}
+    assert merge_layers([below, {"head": {"eps": 0.0}}])["head"] == {"name": "OTAM", "relaxation": 0.5, "eps": 0.0}
 
 
 def test_earlier_layer_keeps_values_that_later_ones_omit():
     below = {"backbone": {"pooling": "map", "trainable": True}}
-    assert merged([below, {"backbone": {"name": "x"}}])["backbone"] == {**below["backbone"], "name": "x"}
+    assert merge_layers([below, {"backbone": {"name": "x"}}])["backbone"] == {**below["backbone"], "name": "x"}
     flags = ("--head.center", "both", "--head.name", "OTAM", "--shots=5", "--adapter.peft_type", "DMGAL")
     recipe = parsed("method/dmgal_adapter", *flags)
     assert recipe.head == {"name": "OTAM", "center": "both"} and recipe.episode.k_shot == 5

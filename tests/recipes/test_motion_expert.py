@@ -151,8 +151,10 @@ def test_few_classes_are_warned_of(words, is_warned, flags, caplog):
         (["--backbone.expert", NAME, "--adapter.start", NAME], "stands beside a frozen backbone"),
         (["--backbone.expert", NAME, "--backbone.trainable"], "stands beside a frozen backbone"),
         (["method/motion", "--train.steps", "3"], "There is nothing to train"),
+        (["method/motion", "--train.frame-memory", "1"], "a single backbone"),
+        (["--adapter.start", NAME, "--adapter.peft_type", "LORA"], "an adapter of the type LORA"),
     ],
-    ids=["unknown name", "options", "not a name", "no expert", "expert and adapter", "expert and training", "steps"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_what_does_not_fit_is_one_message(words, message, tmp_path, flags, capsys):
     layers, last = ([words[0]], words[1:]) if "/" in words[0] else ([], words)

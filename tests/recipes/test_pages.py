@@ -8,10 +8,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dmgal.cli import main
+from dmgal.errors import DmgalError
 from dmgal.recipes import demo
 from dmgal.recipes.reports.films import hardest, most_different
 from dmgal.recipes.reports.runs import Comparison, compare_in_depth
@@ -110,9 +112,16 @@ def test_hard_and_different_episodes_are_found(found: Comparison) -> None:
     assert (best - accuracies[0])[most_different(found.rows)] == (best - accuracies[0]).max()
 
 
-def test_a_report_without_runs_is_refused(capsys) -> None:
-    assert main(["report"]) == 2
-    assert "RUN" in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_a_command_without_runs_is_refused(command: str, capsys) -> None:
+    assert main([command]) == 2
+    assert f"Run dmgal {command} RUN" in capsys.readouterr().err
+
+
+def test_a_failed_training_of_the_demo_is_one_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(demo.subprocess, "run", lambda *words, **options: SimpleNamespace(returncode=3))
+    with pytest.raises(DmgalError, match=r"frozen: exit code 3(.|\n)*Run the demo again"):
+        demo._train("frozen", tmp_path, demo.Demo(out=tmp_path))
 
 
 @pytest.fixture

@@ -21,8 +21,9 @@ from dmgal.cli import main
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_recognizer
 from dmgal.recipes.run.config import Recipe
-from dmgal.recipes.run.folder import Run, read_tensors
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.layers import bundled_layers, read_layer
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.weights import best_state, load_trained_state, save_best
 from dmgal.testing import AdapterCase
 
@@ -240,3 +241,9 @@ def test_stock_method_trains_and_evaluates_on_the_command_line(method, data_flag
     saved = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
     assert saved["target_modules"], "the layers are saved with the adapter"
     assert main(["evaluate", run, "--episodes", "10"]) == 0
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    weights = {"weight": torch.zeros(2, 2), "bias": torch.zeros(2), "scale": torch.zeros(1)}
+    with pytest.raises(DmgalError, match=r"do not fit the model(.|\n)*bias=\(2,\), scale=\(1,\), weight=\(2, 2\)"):
+        load_trained_state(torch.nn.Linear(2, 3), weights, tmp_path)

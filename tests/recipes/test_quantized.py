@@ -6,8 +6,10 @@ import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from accelerate.utils import DistributedType
 
 from dmgal.adapters import is_added
 from dmgal.backbones import load_backbone, quantization_of
@@ -22,6 +24,7 @@ from dmgal.recipes.run.exported import export_recognizer
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.gallery import made_with
 from dmgal.recipes.run.layers import bundled_layers, read_layer
+from dmgal.recipes.training.checks import _check_unquantized
 
 METHODS = [name for name in bundled_layers() if name.startswith("method/peft_") or name == "method/lora"]
 
@@ -84,3 +87,5 @@ def test_what_does_not_fit_a_quantized_backbone_is_refused(tmp_path: Path) -> No
     recipe = Recipe(backbone=quantized)
     with pytest.raises(DmgalError, match="cannot be exported"):
         export_recognizer(recipe, build_recognizer(recipe), tmp_path, "torch")
+    with pytest.raises(DmgalError, match=r"trains in one process(.|\n)*under MULTI_CPU"):
+        _check_unquantized(recipe, SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import forked
 import pytest
@@ -14,11 +15,13 @@ import torch
 from trainings import assert_same_bits, log
 
 from dmgal.cli import main
+from dmgal.errors import DmgalError
 from dmgal.recipes.run.checkpoints import Checkpoints
 from dmgal.recipes.run.cli_errors import exit_code
 from dmgal.recipes.train import main as main_of_training
 from dmgal.recipes.training.tracking import Tracking
 from dmgal.recipes.training.trainer import Trainer
+from dmgal.recipes.training.training_state import TrainingState
 
 STEPS = ["--train.steps", "6", "--train.checkpoint-every", "2", "--train.validate-every", "3"]
 AVERAGED = ["--train.ema", "0.9", "--train.schedule", "linear"]
@@ -222,3 +225,17 @@ with Run(Path({str(whole)!r})).locked():
         assert f"process {holder.pids[0]} trains" in capsys.readouterr().err
     finally:
         holder.kill()
+
+
+def test_processes_must_share_the_run_folder():
+    accelerator = SimpleNamespace(device="cpu", gather=lambda step: torch.tensor([4, 2]))
+    state = SimpleNamespace(progress=SimpleNamespace(step=4), _accelerator=accelerator)
+    with pytest.raises(DmgalError, match=r"at steps \[2, 4\](.|\n)*shared disk"):
+        TrainingState._check_shared_folder(state)
+
+
+def test_a_run_beyond_the_step_that_its_folds_choose_is_refused():
+    trainer = SimpleNamespace(_validation=SimpleNamespace(only_step=2), progress=SimpleNamespace(step=4))
+    trainer.state = SimpleNamespace(last_step=2)
+    with pytest.raises(DmgalError, match=r"a checkpoint of step 4(.|\n)*choose step 2"):
+        Trainer._check_last_step(trainer)

@@ -98,3 +98,12 @@ def test_stale_store_raises_with_the_difference(frame_folders, store, data_flags
         frame.write_bytes(content)
     said = capsys.readouterr().err
     assert "is stale" in said and "1 of " in said and "dmgal store" in said
+
+
+def test_store_of_small_frames_is_refused(frame_folders, data_flags, tmp_path, capsys):
+    data = ["--data.root", str(frame_folders), "--data.split-file", str(frame_folders / "split.csv")]
+    small = [*data, "--out", str(tmp_path / "store"), "--short-side", "24", "--workers", "1", "--quiet"]
+    assert main(["store", *small]) == 0
+    flags = [*data_flags, "--data.num-frames", "8", "--data.store", str(tmp_path / "store")]
+    assert main(["train", "method/smga", *flags, "--out", str(tmp_path / "run")]) == 2
+    assert "are too small" in (said := capsys.readouterr().err) and "--short-side 48" in said

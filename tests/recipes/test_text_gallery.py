@@ -108,6 +108,8 @@ def test_clips_and_names_add_their_logits(runs, gallery, clips, capsys):
 def test_clips_are_added_with_the_text_of_their_class(runs, gallery, clips, frame_folders, capsys):
     assert gallery(runs / "smga", clips, "--text.use", "fuse", "--text.template", "{}")[0] == 0
     clip = next(path for path in sorted((frame_folders / "val").iterdir())) / "0"
+    code, printed, _ = gallery(runs / "smga", clip, "--class-name", "white bar", "--text.template", "a {}", "--add")
+    assert code == 2 and "the same prompts and weight" in printed.err
     code, _, path = gallery(runs / "smga", clip, "--class-name", "white bar", "--add")
     assert code == 0 and load_gallery(path).texts.class_names[-1] == "white bar"
     assert main(["recognize", str(runs / "smga"), str(path), str(clip), "--json", "--quiet"]) == 0

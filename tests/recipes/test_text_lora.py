@@ -19,11 +19,12 @@ from dmgal.recipes.run import text_lora
 from dmgal.recipes.run.config import Recipe, TextConfig
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import Protocol, encode, load_run
-from dmgal.recipes.run.folder import Run, read_tensors
+from dmgal.recipes.run.folder import Run
 from dmgal.recipes.run.gallery import GalleryModel
+from dmgal.recipes.run.tensors import read_tensors
 from dmgal.recipes.run.text import TextOptions
 from dmgal.recipes.run.text_lora import encoder_name, num_trained
-from dmgal.recipes.training.checks import _check_whole_text_tower
+from dmgal.recipes.training.checks import _check_unsharded_text_tower
 
 METHOD = ["method/smga", "method/clip_fsar"]
 LORA = ["--backbone.no-trainable", "--text.lora", "2"]
@@ -146,9 +147,9 @@ def test_a_backbone_without_a_text_tower_is_refused(named_flags, tmp_path, capsy
 
 def test_sharded_weights_are_refused():
     recipe = Recipe(text=TextConfig(lora=2))
-    with pytest.raises(DmgalError, match="whole weights on every process"):
-        _check_whole_text_tower(recipe, SimpleNamespace(distributed_type=DistributedType.FSDP))
-    _check_whole_text_tower(recipe, SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
+    with pytest.raises(DmgalError, match="all its weights on every process"):
+        _check_unsharded_text_tower(recipe, SimpleNamespace(distributed_type=DistributedType.FSDP))
+    _check_unsharded_text_tower(recipe, SimpleNamespace(distributed_type=DistributedType.MULTI_CPU))
 
 
 def test_a_run_without_its_lora_is_refused(trained, tmp_path, capsys):

@@ -108,7 +108,7 @@ def test_batch_norms_in_training_mode_raise(tmp_path, data_flags, capsys):
 @pytest.mark.parametrize("launched", [DistributedType.FSDP, DistributedType.DEEPSPEED])
 def test_sharded_weights_raise(launched):
     accelerator = SimpleNamespace(distributed_type=launched)
-    with pytest.raises(DmgalError, match="whole weights"):
+    with pytest.raises(DmgalError, match="all weights on every process"):
         make_two_pass(Recipe(train=TrainConfig(two_pass="auto")), None, accelerator)
     assert make_two_pass(Recipe(), None, accelerator) is None
 

@@ -66,6 +66,7 @@ def test_other_inputs_are_drawn_without_a_run(actions, tmp_path):
         (["STILL"], "at least two frames"),
         ([], "nothing to show"),
         (["CLIP", "CLIP", "CLIP"], "too many paths"),
+        (["g.safetensors", "CLIP", "--out", "a.gif"], "has no film"),
         (["CLIP", "CLIP", "--frame", "99"], "no such frame"),
         (["NOTHING"], "no such file"),
     ],

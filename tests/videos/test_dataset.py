@@ -229,6 +229,8 @@ def test_invalid_indices_and_counts_raise(catalog):
                 data[outside]
     with pytest.raises(DmgalError, match="num_frames=0"):
         fixed_clips(catalog, as_decoded, num_frames=0)
+    with pytest.raises(DmgalError, match=r"cannot be read from the store(.|\n)*a TestTransform"):
+        VideoDataset(ClipSource(catalog, store="store"), FrameSampler(4, as_decoded))
 
 
 def test_real_clips(test_data):

@@ -250,6 +250,11 @@ class TestCommand:
         with pytest.raises(DmgalError, match="Only moving shapes have a look"):
             command.main(["motion_world", "--look", "dark"])
 
+    def test_sheets_in_a_file_raise(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(DmgalError, match="Cannot write contact sheets"):
+            command.main(["motion_world", "--sheet", str(tmp_path / "file"), "--quiet"])
+
 
 def set_small(world: MotionWorld, seed: int) -> None:
     for name, value in {"seed": seed, **SMALL}.items():

@@ -109,7 +109,7 @@ class VideoCatalog:
         list_format: str | None = None,
         on_missing: OnMissing | None = None,
     ) -> VideoCatalog:
-        """Read a list in one of the field's formats, or a folder with one list for each split (see `list_formats`).
+        """Read a list in one of the field's formats, or a folder with one list for each split (see `read_lists`).
 
         The lines name the split (``train8/78687``), or else the name of the list does (``trainlist07.txt``). If neither
         does, the classes have no split. Leading folders of a listed path that are not below ``root`` are dropped.
@@ -117,7 +117,7 @@ class VideoCatalog:
         Args:
             path: a list, plain or gzipped, or a folder of lists.
             root: folder that the videos are relative to.
-            list_format: one of ``list_formats.FORMAT_NAMES``; None detects the format.
+            list_format: one of `FORMAT_NAMES`; None detects the format.
             on_missing: see `from_csv`.
 
         Raises:

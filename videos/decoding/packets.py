@@ -175,9 +175,9 @@ class PacketIndex:
         """Return the presentation time of frame ``index``."""
         return self._entries[self._packet_positions[index]].time
 
-    def shown_times(self, places: Iterable[int]) -> list[int | None]:
-        """Return the sorted presentation times of the frames in the packets at the positions ``places``."""
-        entries = (self._entries[position] for position in places)
+    def shown_times(self, positions: Iterable[int]) -> list[int | None]:
+        """Return the sorted presentation times of the frames in the packets at ``positions``."""
+        entries = (self._entries[position] for position in positions)
         return sorted((entry.time for entry in entries if entry.shown), key=lambda time: time or 0)
 
     def needed(self, indices: Sequence[int]) -> list[int]:
@@ -262,8 +262,8 @@ class PacketStream:
     def packets(self) -> Iterator[av.Packet[VideoStream]]:
         """Yield the non-empty packets in decoding order. Set ``damage`` if they end early."""
         packets = self._container.demux(self._stream)
-        for place in count():
-            if place > MAX_PACKETS:
+        for number in count():
+            if number > MAX_PACKETS:
                 raise VideoError(self.path, f"more than {MAX_PACKETS:,} packets, the limit")
             try:
                 packet = next(packets, None)

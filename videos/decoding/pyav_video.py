@@ -1,7 +1,7 @@
 """The default decoder: PyAV, exact by construction.
 
 Frame ``i`` is the ``i``-th frame in presentation order when decoding from the start. Packets that the wanted frames do
-not need are skipped if the headers allow it (``packet_index``). Each decoded frame must then have the time predicted by
+not need are skipped if the headers allow it (`PacketIndex`). Each decoded frame must then have the time predicted by
 the headers. Otherwise the file is decoded from the start and its frames are counted. This also applies to files without
 times, such as AVI. Damage ends a video, because later frames depend on lost ones.
 """

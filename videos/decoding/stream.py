@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ...errors import DmgalError
 from ...files import printable
-from .base import Image, UprightRGB, VideoDecoder, VideoError, shown_reason
+from .base import UprightRGB, VideoDecoder, VideoError, shown_reason
 from .images import open_images
 from .packets import PacketStream, as_video_error, open_container
 
@@ -164,13 +164,8 @@ def _duration_in_header(path: Path) -> float | None:
 
 def converted(convert: UprightRGB, frame: av.VideoFrame) -> Tensor:
     """Return a decoded frame as uint8 ``(3, H, W)``, upright."""
-    return to_tensor(convert(frame))
+    return torch.from_numpy(np.ascontiguousarray(rearrange(convert(frame), "h w c -> c h w")))
 
 
 def _unchanged(frame: Tensor) -> Tensor:
     return frame
-
-
-def to_tensor(image: Image) -> Tensor:
-    """Return an image ``(H, W, 3)`` as a tensor ``(3, H, W)``."""
-    return torch.from_numpy(np.ascontiguousarray(rearrange(image, "h w c -> c h w")))
