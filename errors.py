@@ -37,7 +37,7 @@ class DmgalError(ValueError):
         self.expected = expected
         self.remedy = remedy
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         """Pickle the message and the attributes, so that subclasses may have other arguments."""
         return _rebuild, (type(self), str(self)), vars(self)
 
@@ -47,13 +47,13 @@ def _rebuild(kind: type[DmgalError], message: str) -> DmgalError:
     return kind.__new__(kind, message)
 
 
-def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def differences(saved: Mapping[str, object], current: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
     """Return the saved and the current value of each entry that differs, by name. A missing entry is None."""
     names = sorted({*saved, *current})
     return {name: (saved.get(name), current.get(name)) for name in names if saved.get(name) != current.get(name)}
 
 
-def refuse_differences(changes: Mapping[str, tuple[Any, Any]], problem: str, remedy: str) -> None:
+def refuse_differences(changes: Mapping[str, tuple[object, object]], problem: str, remedy: str) -> None:
     """Raise a DmgalError that lists the current and the saved values of `differences`, if there are any."""
     if changes:
         listed = list(changes.items())[:MOST_DIFFERENCES]

@@ -260,7 +260,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(None, None, f"more than {MOST_VALUES:,} values, counting aliases", at.start_mark)
 
 
-def _checked(content: Any) -> Any:
+def _checked(content: object) -> object:
     """Return the content of a file, or raise a ValueError if a part of it is of no plain kind."""
     level, depth = [content], 0
     while level:

@@ -23,7 +23,7 @@ SECONDS_BETWEEN_LINES = 10.0
 _bars: weakref.WeakSet[tqdm[Any]] = weakref.WeakSet()
 
 
-def progress_bar(iterable: Iterable[T] | None = None, *, progress: bool = True, **options: Any) -> tqdm[T]:
+def progress_bar(iterable: Iterable[T] | None = None, *, progress: bool = True, **options: object) -> tqdm[T]:
     """Return a `tqdm` bar on stderr. If stderr is no terminal, it prints lines, and none in its first 10 seconds.
 
     Args:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -253,7 +253,7 @@ class AIMLayer(AdapterLayer):
         finally:
             self._in_temporal_pass = False
 
-    def _after_attention(self, attention: nn.Module, inputs: Any, output: Any) -> Any:
+    def _after_attention(self, attention: nn.Module, inputs: object, output: object) -> object:
         if self._in_temporal_pass:  # hides its attention maps from hooks of libraries that record those of the model
             return (output[0], *(None for _ in output[1:])) if isinstance(output, tuple) else output
         return with_tokens(output, self._spatial)

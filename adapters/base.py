@@ -78,7 +78,7 @@ class BlockAdapterConfig(PeftConfig):
         """Return a new adapter for block number ``block``, ``module``, or None if the config excludes the block."""
         raise NotImplementedError
 
-    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str, **kwargs: object) -> None:
         """Save config and weights as PEFT does, and write the model card."""
         self.command = self.command or command_line()
         super().save_pretrained(save_directory, **kwargs)

@@ -87,7 +87,9 @@ class BitFitLayer(AdapterLayer):
                 bias = bias + adapter.deltas[key].to(bias.dtype)
             owner._parameters[attribute] = bias
 
-    def _restore(self, owned: Owned, originals: dict[str, Tensor], reader: nn.Module, inputs: Any, output: Any) -> None:
+    def _restore(
+        self, owned: Owned, originals: dict[str, Tensor], reader: nn.Module, inputs: object, output: object
+    ) -> None:
         for key, (owner, attribute) in owned.items():
             if key in originals:
                 owner._parameters[attribute] = cast(nn.Parameter, originals.pop(key))

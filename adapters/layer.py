@@ -219,8 +219,8 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return module.register_forward_pre_hook(partial(self._enter_part, act, acts), with_kwargs=True)
 
     def _enter_part(
-        self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Any]:
+        self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+    ) -> tuple[object, object]:
         return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts), self.spec.entry.num_dims)
 
 
@@ -249,10 +249,10 @@ class _BlockHooks:
             for handle in self._handles:
                 handle.remove()
 
-    def _enter(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def _enter(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return _change_input(args, kwargs, self._enter_layers, self._layers[0].spec.entry.num_dims)
 
-    def _leave(self, block: nn.Module, inputs: Any, output: Any) -> Any:
+    def _leave(self, block: nn.Module, inputs: object, output: object) -> Any:
         return with_tokens(output, self._leave_layers)
 
     def _enter_layers(self, tokens: Tensor) -> Tensor:
@@ -268,7 +268,7 @@ class _BlockHooks:
 
 def _change_input(
     args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Tensor], Tensor], num_dims: int
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Return the arguments of a call with changed tokens: the first positional one, or the first keyword of tokens."""
     if args:
         return (change(args[0]), *args[1:]), kwargs
@@ -276,7 +276,7 @@ def _change_input(
     return args, {**kwargs, name: change(kwargs[name])}
 
 
-def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def with_tokens(output: Any, change: Callable[[Tensor], Tensor]) -> object:
     """Return the output of a module with changed tokens, which are the first element of a tuple."""
     return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
@@ -352,7 +352,7 @@ class _CallHooks:
         """Return the frames of videos, or the videos themselves if the backbone takes videos."""
         return videos.flatten(0, 1) if self.spec.clip_frames is None else videos
 
-    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after(self, module: nn.Module, args: object, output: object) -> None:
         self.layout.leave()
 
 
@@ -372,5 +372,5 @@ def _wrong_count(name: str, received: str, expected: str) -> DmgalError:
     )
 
 
-def _is_video(value: Any) -> bool:
+def _is_video(value: object) -> bool:
     return isinstance(value, Tensor) and value.ndim == 5

@@ -64,7 +64,7 @@ NEEDS_FLOATS: dict[Quantization, frozenset[str]] = {
 """Methods of PEFT that do not work on a quantized backbone, found by ``dmgal.bench.capabilities``."""
 
 
-def targets(backbone: nn.Module, method: str, **options: Any) -> dict[str, Any]:
+def targets(backbone: nn.Module, method: str, **options: object) -> dict[str, Any]:
     """Return the options of a PEFT config that name the layers of a backbone: ``target_modules``, and IA3's others.
 
     Args:
@@ -101,7 +101,7 @@ def targets(backbone: nn.Module, method: str, **options: Any) -> dict[str, Any]:
     return chosen
 
 
-def check_precision(backbone: nn.Module, method: str, **options: Any) -> None:
+def check_precision(backbone: nn.Module, method: str, **options: object) -> None:
     """Raise a DmgalError if a method of PEFT does not work on the backbone because it is quantized.
 
     Args:

@@ -175,7 +175,7 @@ class BlockTuner(BaseTuner):
             remedy="Keep the adapter in the model, or remove it by unload().",
         )
 
-    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, **_: Any) -> None:
+    def add_weighted_adapter(self, adapters: list[str], weights: list[float], adapter_name: str, **_: object) -> None:
         """Raise a DmgalError, because these adapters are not linear."""
         raise DmgalError(
             "These adapters cannot be combined into a weighted adapter.",

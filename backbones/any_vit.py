@@ -282,7 +282,7 @@ def _path(call: Call | None) -> str | None:
     return None if call is None else call.path
 
 
-def _attend(name: str, others: tuple[Any, ...], named: dict[str, Any], block: nn.Module, tokens: Tensor) -> Tensor:
+def _attend(name: str, others: tuple[object, ...], named: dict[str, Any], block: nn.Module, tokens: Tensor) -> Tensor:
     attention: Any = getattr(block, name)
     if isinstance(_unwrapped(attention), nn.MultiheadAttention):
         return attention(tokens, tokens, tokens, need_weights=False)[0]

@@ -203,7 +203,7 @@ def describe_backbone(
     blocks: str | None = None,
     image_size: tuple[int, int] | None = None,
     run: Run | None = None,
-    **known: Any,
+    **known: object,
 ) -> BackboneSpec:
     """Find the parts of any backbone, with the help of known parts, and store them in ``model.dmgal_spec``.
 

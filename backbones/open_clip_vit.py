@@ -117,7 +117,7 @@ def _describe_tower(tower: Any) -> BackboneSpec | None:
     )
 
 
-def _normalization(tower: Any) -> Any:
+def _normalization(tower: object) -> Any:
     config = getattr(tower, "preprocess_cfg", {})
     return fill_normalization(OPENAI, config.get("mean"), config.get("std"))
 

@@ -28,7 +28,7 @@ IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
-def fill_normalization(default: Normalization, mean: Any, std: Any) -> Normalization:
+def fill_normalization(default: Normalization, mean: object, std: object) -> Normalization:
     """Return the mean and std of a configuration, falling back to ``default`` for missing values.
 
     Raises:
@@ -45,7 +45,7 @@ def fill_normalization(default: Normalization, mean: Any, std: Any) -> Normaliza
     return Normalization(means, stds)
 
 
-def _channels(value: Any) -> Channels | None:
+def _channels(value: object) -> Channels | None:
     """Return a value for each of three channels, or None if the value has another form."""
     values = value if isinstance(value, (list, tuple)) else [value]
     if len(values) not in (1, 3) or not all(_is_number(one) for one in values):

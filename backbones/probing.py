@@ -52,7 +52,7 @@ class Call:
         return all(isinstance(x, Tensor) and x.ndim == 3 for x in tensors) and self.input.shape == self.result.shape
 
     @property
-    def other_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def other_arguments(self) -> tuple[tuple[object, ...], dict[str, object]]:
         """All arguments but the first, positional and named."""
         if self.args:
             return self.args[1:], self.kwargs
@@ -65,7 +65,7 @@ class Call:
         return is_constant((*others, *named.values()))
 
 
-def is_constant(value: Any) -> bool:
+def is_constant(value: object) -> bool:
     """Return True for a number, a string, None, or a sequence of them."""
     if isinstance(value, (tuple, list)):
         return all(map(is_constant, value))
@@ -210,7 +210,7 @@ def image_size_attribute(model: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def _pair(value: Any) -> tuple[int, int] | None:
+def _pair(value: object) -> tuple[int, int] | None:
     if isinstance(value, int):
         return value, value
     if isinstance(value, (tuple, list)) and len(value) == 2 and all(isinstance(edge, int) for edge in value):

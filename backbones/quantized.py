@@ -268,7 +268,7 @@ def _is_convertible(layer: nn.Module, group: int) -> bool:
     return type(layer) is nn.Linear and layer.in_features % group == 0 and not is_hooked(layer)
 
 
-def plain_tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def plain_tensors(state: Mapping[str, object]) -> Iterator[tuple[str, Tensor]]:
     """Yield the entries of a state dict as plain tensors, for hashes and sizes.
 
     A quantized weight becomes the tensors that hold its integers and scales. Other entries are left out.

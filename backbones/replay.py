@@ -22,12 +22,12 @@ from .shape import MAPS, BlockShape, BlockSides
 from .spec import BackboneSpec
 
 
-def call_model(model: nn.Module, images: Tensor) -> Any:
+def call_model(model: nn.Module, images: Tensor) -> object:
     """Run a model in the default way."""
     return model(images)
 
 
-def feature_of(output: Any) -> Tensor | None:
+def feature_of(output: object) -> Tensor | None:
     """Return the feature ``(B, D)`` in a model's output, a tensor or a transformers output, or None."""
     for value in (output, getattr(output, "image_embeds", None), getattr(output, "pooler_output", None)):
         if isinstance(value, Tensor) and (value.ndim == 2 or (value.ndim == 4 and value.shape[2:] == (1, 1))):
@@ -240,12 +240,12 @@ def _stop(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
 class _KnownOutput(nn.Module):
     """A replacement for a block that returns a known output and has the attributes of the block."""
 
-    def __init__(self, output: Any, block: nn.Module) -> None:
+    def __init__(self, output: object, block: nn.Module) -> None:
         super().__init__()
         self.output = output
         self.block = (block,)  # in a tuple, so that it is not registered as a child
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> object:
         """Return the known output, such as ``(V*T, N, C)``, for any input."""
         return self.output
 

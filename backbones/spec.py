@@ -197,7 +197,7 @@ class BackboneSpec:
         return replace(self, **changes)
 
 
-def _inside(path: str, call: Callable[..., Tensor], model: nn.Module, *inputs: Any) -> Tensor:
+def _inside(path: str, call: Callable[..., Tensor], model: nn.Module, *inputs: object) -> Tensor:
     return call(model.get_submodule(path), *inputs)
 
 

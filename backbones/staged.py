@@ -87,7 +87,7 @@ def _verified(model: nn.Module, spec: BackboneSpec, rerun: Rerun, chain: Chain) 
     return spec if is_close(spec.pool(model, tokens), expected, 1e-3) else None
 
 
-def _timm_size(model: Any) -> tuple[int, int] | None:
+def _timm_size(model: object) -> tuple[int, int] | None:
     size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
     return None if size is None else (size[1], size[2])
 
@@ -255,7 +255,7 @@ class Shapes:
         return abs(rows - columns * self._aspect) <= max(1.0, self._aspect)
 
 
-def _reroll(model: Any) -> Reroll | None:
+def _reroll(model: object) -> Reroll | None:
     """Return the function of a Hiera of timm or transformers that sorts its patches, or None for any other model."""
     if hasattr(model, "reroll"):
         reroll: Reroll = model.reroll

@@ -118,7 +118,7 @@ class StreamEncoder(nn.Module):
         return support["features"], query["features"]
 
 
-def remember_recent_frames(encoder: Any, num_bytes: float = 2**26) -> list[FrameMemory]:
+def remember_recent_frames(encoder: object, num_bytes: float = 2**26) -> list[FrameMemory]:
     """Let an encoder that is not trained reuse what it computed for frames alone. Return its memories.
 
     Blocks whose results depend on other frames, those after the first active adapter, are computed for each window.

@@ -155,7 +155,7 @@ class _Pool:
     kind: _Kind
     num_prefix_tokens: int
 
-    def __call__(self, tower: Any, tokens: Tensor) -> Tensor:
+    def __call__(self, tower: object, tokens: Tensor) -> Tensor:
         """Return the mean ``(B, C)`` of the normed patches of each step."""
         return _Norm(self.kind)(tower, tokens)[:, self.num_prefix_tokens :].mean(1)
 

@@ -243,11 +243,11 @@ def _describe_tower(tower: Any, kind: _Kind, preprocessor: Preprocessing) -> Bac
     )
 
 
-def _image_size(configured: Any, kind: _Kind, preprocessor: Preprocessing) -> tuple[int, int]:
+def _image_size(configured: object, kind: _Kind, preprocessor: Preprocessing) -> tuple[int, int]:
     return preprocessor.image_size(height_and_width(configured)) if kind.any_size else height_and_width(configured)
 
 
-def height_and_width(configured: Any) -> tuple[int, int]:
+def height_and_width(configured: object) -> tuple[int, int]:
     """Return height and width from the ``image_size`` of a configuration, a number for a square or a pair."""
     sides = tuple(configured) if isinstance(configured, (list, tuple)) else (configured, configured)
     if len(sides) != 2:

@@ -77,7 +77,7 @@ class Tower(nn.Module):
         return tokens
 
 
-def bare(block: nn.Module, _: Any, tokens: Tensor) -> Tensor:
+def bare(block: nn.Module, _: object, tokens: Tensor) -> Tensor:
     """Apply the block alone."""
     out: Tensor = block(tokens.flatten(0, 1))
     return out.view(tokens.shape)
@@ -141,7 +141,7 @@ def flops() -> dict[str, int]:
     return counts
 
 
-def adapter_costs(options: Options) -> dict[str, Any]:
+def adapter_costs(options: Options) -> dict[str, object]:
     """Return the parameters of 12 adapters, and the relative operations and CPU time that one adds to its block."""
     frozen, *adapted = towers(frozen_blocks(options.blocks)).items()
     tokens = torch.randn(options.videos, FRAMES, TOKENS, WIDTH)

@@ -47,7 +47,7 @@ _SIZES = {"image_size": PIXELS, "patch_size": 8}
 _SWIN = {"image_size": PIXELS, "embed_dim": 32, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
 
 
-def _of_transformers(name: str, **options: Any) -> nn.Module:
+def _of_transformers(name: str, **options: object) -> nn.Module:
     """Return a random frozen model of transformers, with the same weights at each call."""
     import transformers
 

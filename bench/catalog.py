@@ -87,12 +87,12 @@ def episodes(folder: Path) -> dict[str, Any]:
     }
 
 
-def resume_tenth(folder: Path) -> dict[str, Any]:
+def resume_tenth(folder: Path) -> dict[str, object]:
     """Find the remaining videos to check, with a tenth of the videos in the log."""
     return _resume(folder, 0.1)
 
 
-def resume_all(folder: Path) -> dict[str, Any]:
+def resume_all(folder: Path) -> dict[str, object]:
     """Find the remaining videos to check, with all but 1000 videos in the log."""
     return _resume(folder, 1.0)
 
@@ -133,7 +133,7 @@ def peak_memory_mb() -> float:
     return run_folder.peak_memory_mb() if peak is None else peak / 2**20
 
 
-def _in_process(name: str, folder: Path) -> dict[str, Any]:
+def _in_process(name: str, folder: Path) -> dict[str, object]:
     command = [sys.executable, "-m", "dmgal.bench.catalog", "--only", name, "--folder", str(folder)]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return result

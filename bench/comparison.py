@@ -178,7 +178,7 @@ def summary(tables: list[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def run_demo(seed: int, folder: Path) -> dict[str, Any]:
+def run_demo(seed: int, folder: Path) -> dict[str, object]:
     """Run ``dmgal demo`` and return its numbers."""
     command = [sys.executable, "-m", "dmgal", "demo", "--out", str(folder), "--seed", str(seed), "--quiet"]
     subprocess.run(command, check=True)
@@ -186,7 +186,7 @@ def run_demo(seed: int, folder: Path) -> dict[str, Any]:
     return numbers
 
 
-def demo_summary(demos: list[dict[str, Any]]) -> dict[str, Any]:
+def demo_summary(demos: list[dict[str, Any]]) -> dict[str, object]:
     """Return mean and range over data seeds of every table entry, by method."""
     result: dict[str, Any] = {}
     for place, row in enumerate(demos[0]["rows"]):

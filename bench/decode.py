@@ -191,7 +191,7 @@ def measure_speed(
     return report
 
 
-def count_wrong_frames(path: Path, kind: ClipKind, read: Reader) -> dict[str, Any]:
+def count_wrong_frames(path: Path, kind: ClipKind, read: Reader) -> dict[str, object]:
     """Return the number of wrong frames in three reading orders, or the error that prevented reading."""
     numbers = range(kind.first, NUM_FRAMES)
     draw = random.Random(0)

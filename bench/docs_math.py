@@ -16,19 +16,19 @@ INLINE = re.compile(r"\$<code>(.+?)</code>\$")
 """An inline equation in the HTML of a page."""
 
 
-def on_config(config: Any) -> Any:
+def on_config(config: Any) -> object:
     """Convert fenced blocks of the language ``math``."""
     fences = config.mdx_configs.setdefault("pymdownx.superfences", {})
     fences.setdefault("custom_fences", []).append({"name": "math", "class": "math", "format": block})
     return config
 
 
-def on_page_content(content: str, **_: Any) -> str:
+def on_page_content(content: str, **_: object) -> str:
     """Convert the inline equations of a page."""
     return INLINE.sub(lambda match: mathml(html.unescape(match[1])), content)
 
 
-def block(source: str, *_: Any, **__: Any) -> str:
+def block(source: str, *_: object, **__: object) -> str:
     """Return the HTML of a fenced block, which scrolls if it is too wide."""
     return f'<div style="overflow-x: auto; padding-block: 0.6em">{mathml(source, "block")}</div>'
 

@@ -112,7 +112,7 @@ def default_of(field: dataclasses.Field[Any]) -> str:
     return yaml.safe_dump(plain, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
-def range_of(hint: Any) -> str:
+def range_of(hint: object) -> str:
     """Return the bounds in the annotation of a field, or "" if it has none."""
     bounds = [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Range)]
     return "".join(f"{_number(one.least)} to {_number(one.most)}" for one in bounds)

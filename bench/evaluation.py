@@ -194,7 +194,7 @@ def logits_of(model: FewShotRecognizer, states: PrecomputedStates, some: list[Ep
 
 
 @torch.no_grad()
-def pieces(options: Options) -> dict[str, Any]:
+def pieces(options: Options) -> dict[str, object]:
     """Measure the cost of a video and a 5-way task on a random ViT-B/16, and estimate the total."""
     model = recognizer(options.case, "open_clip:ViT-B-16")
     clips = random_clips(2, model.encoder.image_size, options.seed)
@@ -312,7 +312,7 @@ def compared(case: str, shots: int, options: Options) -> dict[str, Any]:
     return result
 
 
-def moving_shapes(folder: Path, options: Options) -> dict[str, Any]:
+def moving_shapes(folder: Path, options: Options) -> dict[str, object]:
     """Time the full command, including the start of its processes, on 720 videos."""
     data, run, processes = options.data or folder / "moving_shapes", folder / "run", options.processes
     recipe = [sys.executable, "-m", "dmgal.recipes.train", "method/dmgal_adapter", "data/moving_shapes"]

@@ -139,7 +139,7 @@ def _change(parent: Any, key: Any, draw: random.Random) -> None:
         parent[key] = _value(parent[key], draw)
 
 
-def _value(value: Any, draw: random.Random) -> Any:
+def _value(value: object, draw: random.Random) -> Any:
     if isinstance(value, bool):
         return draw.choice([not value, *OTHERS])
     if isinstance(value, int | float) and draw.random() < 0.7:

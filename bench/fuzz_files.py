@@ -315,7 +315,7 @@ def main() -> None:
     sys.exit(1 if findings.failures else 0)
 
 
-def _report(options: argparse.Namespace, findings: Findings, seconds: int) -> dict[str, Any]:
+def _report(options: argparse.Namespace, findings: Findings, seconds: int) -> dict[str, object]:
     return {
         "hardware": hardware(),
         "files": options.files,

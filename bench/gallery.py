@@ -92,7 +92,7 @@ def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...])
     return row
 
 
-def against_episodes(split: Split, n_way: int, k_shot: int) -> dict[str, Any]:
+def against_episodes(split: Split, n_way: int, k_shot: int) -> dict[str, object]:
     """Compare logits of a gallery with those of plain episodes from the pixels of the same clips."""
     largest, changed, queries = 0.0, 0, 0
     for episode in split.sampler(n_way, k_shot, PLAIN_EPISODES):

@@ -75,7 +75,7 @@ class NoiseClips(Dataset[Tensor]):
         return self._clips[video % DIFFERENT_CLIPS]
 
 
-def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dict[str, Any]:
+def training_step(options: Options, model: FewShotRecognizer, shots: int) -> dict[str, object]:
     """Measure time, rate and memory of a step on tasks that are on the device."""
     device = torch.device(options.device)
     episodes = [task(shots, 1, options.image_size, options.frames).to(device) for _ in range(options.tasks)]

@@ -95,7 +95,7 @@ def conditions(options: Any) -> dict[str, Any]:
     }
 
 
-def write_report(report: Mapping[str, Any], path: Path, show: bool = True) -> None:
+def write_report(report: Mapping[str, object], path: Path, show: bool = True) -> None:
     """Write a report as JSON, and print it."""
     text = json.dumps(report, indent=2)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -163,7 +163,7 @@ def step_of(
 ) -> Callable[[Episode], object]:
     """Return forward and backward pass of a task, after choosing the two-pass plan as a training does once."""
 
-    def region() -> AbstractContextManager[Any]:
+    def region() -> AbstractContextManager[object]:
         bf16 = options.precision == "bf16"
         return torch.autocast(options.device.partition(":")[0], torch.bfloat16) if bf16 else nullcontext()
 
@@ -277,7 +277,7 @@ def _budget(case: Case, plain: list[dict[str, Any]], options: Options) -> float 
     return 1e9 * case.share * options.card_gb if options.card_gb else None
 
 
-def _medians(results: list[dict[str, Any]]) -> dict[str, Any]:
+def _medians(results: list[dict[str, Any]]) -> dict[str, object]:
     """Return medians over rounds, with the seconds of every round to show their spread."""
     if any("out_of_memory" in result for result in results):
         return {"out_of_memory": True}
@@ -295,7 +295,7 @@ def _beside(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def estimated_table() -> list[dict[str, Any]]:
+def estimated_table() -> list[dict[str, object]]:
     """Return one row for each combination of trained part, precision and task, at 224 pixels and 8 frames."""
     rows = []
     for trained in get_args(Trained):
@@ -316,7 +316,7 @@ def estimated_table() -> list[dict[str, Any]]:
     return rows
 
 
-def _row(sizes: dict[str, int], comparison: int, fixed: int, videos: int) -> dict[str, Any]:
+def _row(sizes: dict[str, int], comparison: int, fixed: int, videos: int) -> dict[str, object]:
     base = fixed + comparison + CONTEXT
     one_pass = {"plain": base + videos * sizes["graph"], "checkpointed": base + videos * sizes["checkpointed"]}
     two_passes = base + videos * sizes["kept"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dmgal.bench.matrix.runner import duration
 from dmgal.bench.reproduction import TITLES
@@ -34,7 +33,7 @@ def is_prepared(folder: Path, root: Path) -> bool:
 
 def prepare_videos(
     dataset: StandardSplit | None, videos: Path, folder: Path, check: bool = True, quiet: bool = False
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     """Match the videos, check them if wanted, and write their recipe layer. Return the content of summary.json."""
     if check and is_prepared(folder, videos):
         return read_json(folder / "summary.json")

@@ -105,7 +105,7 @@ def vit(options: Options, kind: Quantization | None) -> Any:
     return model if kind is None else quantize(model, kind)
 
 
-def costs(options: Options) -> dict[str, Any]:
+def costs(options: Options) -> dict[str, object]:
     """Return bytes of the weights, time and memory of each kind."""
     shape = (2 * WAYS, options.frames, 3, options.pixels, options.pixels)
     videos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -84,7 +84,7 @@ def write_record(runner: Runner, name: str, summary: Mapping[str, Any], command:
 
 
 def reproduction_as_json(
-    results: Sequence[Result], data: str, commands: Sequence[str], videos: Mapping[str, Any]
+    results: Sequence[Result], data: str, commands: Sequence[str], videos: Mapping[str, object]
 ) -> dict[str, Any]:
     """Return the record of a reproduction.
 
@@ -112,7 +112,7 @@ def _rows(row: Row, test_shots: Iterable[int]) -> list[dict[str, Any]]:
     return [_row(row, str(number)) for number in shots]
 
 
-def _row(row: Row, shots: str) -> dict[str, Any]:
+def _row(row: Row, shots: str) -> dict[str, object]:
     cells = [one["run_info"]["cell"] for one in row.results]
     keys = ("results", shots, "accuracy")
     percents = row.values(*keys, "percent")

@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 FRAMES, WAYS, ROUNDS = 8, 5, 15
 
 
-def operations() -> dict[str, Any]:
+def operations() -> dict[str, object]:
     """Return trained parameters and operations by model."""
     adapted: nn.Module = peft.get_peft_model(load_backbone("open_clip:ViT-B-16"), DmgalConfig())
     bare = load_backbone("open_clip:ViT-B-16").requires_grad_(True)
@@ -58,7 +58,7 @@ def teraflops(encoder: FrameEncoder, shots: int) -> float:
     return round(counter.get_total_flops() / 1e12, 3)
 
 
-def batching() -> dict[str, Any]:
+def batching() -> dict[str, object]:
     """Return the time of tasks apart over their time together, alternating in one process."""
     backbone = peft.get_peft_model(load_backbone("tiny-clip"), DmgalConfig())
     encoder = FrameEncoder(use_memory_efficient_gelu(backbone))

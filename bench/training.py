@@ -209,7 +209,7 @@ def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[s
     }
 
 
-def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dict[str, Any]:
+def accuracy_in_bf16(run: Path, videos: Path, episodes: int, device: str) -> dict[str, object]:
     """Return 5-way 1-shot accuracy on novel classes in float32 and under autocast, and the paired difference."""
     import peft
 
@@ -237,7 +237,7 @@ def _flags(options: Options) -> list[str]:
     return [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
-def _conditions(options: Options) -> dict[str, Any]:
+def _conditions(options: Options) -> dict[str, object]:
     names = ("rounds", "steps", "shots", "queries", "image_size", "frames", "threads", "device")
     return {
         "hardware": hardware() | {"threads": options.threads},

@@ -302,7 +302,7 @@ def _threshold_report(found: Sequence[tuple[tuple[Tensor, Tensor], Rejection]]) 
     return {"known_kept": estimate(known), "unknown_accepted": estimate(unknown)}
 
 
-def _probability_report(measured: Sequence[Mapping[str, Any]], validation: float | None) -> dict[str, Any]:
+def _probability_report(measured: Sequence[Mapping[str, Any]], validation: float | None) -> dict[str, object]:
     """Return accuracy and expected calibration errors of known clips in percent, by temperature."""
     logits, truth = (torch.cat([one[name] for one in measured]) for name in ("logits", "truth"))
     own = torch.tensor([one["rejections"][DEFAULT].temperature for one in measured])

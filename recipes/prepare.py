@@ -94,7 +94,9 @@ def run(options: Prepare, suggest: bool = True) -> dict[str, Any]:
         ) from error
 
 
-def _prepare(options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed, suggest: bool) -> dict[str, Any]:
+def _prepare(
+    options: Prepare, data: DataConfig, out: Path, found: FoundData | Listed, suggest: bool
+) -> dict[str, object]:
     if isinstance(found, FoundData):
         print_found(found)
     listed, counts = preparation.write_lists(found, out)

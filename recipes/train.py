@@ -71,7 +71,7 @@ def run(
     resume: bool = False,
     accept_changes: bool = False,
     quiet: bool = False,
-    trackers: Sequence[Any] = (),
+    trackers: Sequence[object] = (),
 ) -> Run:
     """Train by a recipe into a run folder.
 

@@ -187,7 +187,7 @@ HEAD_CHECKS: tuple[Callable[[HeadCase], None], ...] = tuple(
 """All checks of this module, in its order."""
 
 
-def _is_transductive(head: Any) -> bool:
+def _is_transductive(head: object) -> bool:
     return bool(getattr(head, "transductive", False))
 
 

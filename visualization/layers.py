@@ -140,7 +140,7 @@ def require_attention(layer: ShownLayer, layers: dict[str, ShownLayer]) -> None:
     )
 
 
-def _layers_of_encoders(encoder: Any) -> Iterator[ShownLayer]:
+def _layers_of_encoders(encoder: object) -> Iterator[ShownLayer]:
     streams = encoder.streams if isinstance(encoder, StreamEncoder) else [encoder]
     for index, one in enumerate(dict.fromkeys(streams)):
         if not isinstance(one, FrameEncoder):
@@ -194,7 +194,7 @@ def _layers_of_block(block: nn.Module, prefix: str, index: int, class_token_only
         )
 
 
-def _layers_of_head(head: Any) -> Iterator[ShownLayer]:
+def _layers_of_head(head: object) -> Iterator[ShownLayer]:
     parts = head.named_modules() if isinstance(head, nn.Module) else ()
     shown_parts = [(path, part) for path, part in parts if type(part) in IN_HEADS]
     for path, part in shown_parts:

@@ -126,7 +126,7 @@ def _motion(recognizer: FewShotRecognizer, shown: ShownLayer, videos: Tensor, nu
     """Run videos and return the motion in a layer."""
     captured: list[Tensor] = []
 
-    def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
+    def keep(module: object, args: tuple[object, ...], kwargs: dict[str, Any], output: object = None) -> None:
         captured.append(shown.capture(args, kwargs, output).detach())
 
     if shown.name.endswith("embedding"):  # before the adapters that change the input of the block

@@ -85,7 +85,7 @@ class Job:
         return Job(experiment_from(tree["experiment"]), tree["cell"], Path(tree["run"]), Path(tree["result"]))
 
 
-def run_cell(job: Job) -> dict[str, Any]:
+def run_cell(job: Job) -> dict[str, object]:
     """Train, test and measure a cell, and return its ``train_info``."""
     recipe, started = job.find().recipe, time.perf_counter()
     with MemorySamples() as memory:
@@ -143,7 +143,7 @@ def novel_results(
     return results, seen_in_training(run, trained, catalog, most.split)
 
 
-def with_answers(results: dict[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def with_answers(results: dict[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, object]:
     """Add the number of correct queries of each episode as a text, for paired differences between cells."""
     for name, evaluation in evaluations.items():
         queries = len(evaluation.answers.episode) // len(evaluation.accuracies) if evaluation.answers else math.inf
@@ -177,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def write_result(job: Job, info: Mapping[str, Any], error: str, meta: Mapping[str, Any], seconds: float) -> None:
+def write_result(job: Job, info: Mapping[str, object], error: str, meta: Mapping[str, object], seconds: float) -> None:
     """Write the result of a cell. Absolute paths of the recipe are shortened to their last part."""
     cell = job.find()
     run_info = {

@@ -190,7 +190,7 @@ def experiment_from(tree: Mapping[str, Any]) -> Experiment:
     )
 
 
-def _as_tuple(value: Any) -> Any:
+def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 

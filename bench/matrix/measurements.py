@@ -151,7 +151,7 @@ def flops_of(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def encoding_throughput(recognizer: FewShotRecognizer, recipe: Recipe) -> dict[str, Any]:
+def encoding_throughput(recognizer: FewShotRecognizer, recipe: Recipe) -> dict[str, object]:
     """Return the videos that an evaluation encodes per second, without reading them: median and quartiles."""
     device = next(recognizer.parameters()).device
     count = videos_at_a_time(device)

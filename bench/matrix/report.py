@@ -330,7 +330,7 @@ def _mean(row: Row, keys: Sequence[str], digits: int = 0, factor: float = 1.0) -
     return "" if value is None else f"{factor * value:,.{digits}f}"
 
 
-def _at(tree: Any, keys: Sequence[str]) -> Any:
+def _at(tree: object, keys: Sequence[str]) -> Any:
     for key in keys:
         if not isinstance(tree, Mapping) or key not in tree:
             return None

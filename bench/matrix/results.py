@@ -33,23 +33,23 @@ Kind = tuple[str, str, str, int]
 """Backbone, method, variant and shots in training of a cell."""
 
 
-def origin(environment: Mapping[str, Any]) -> dict[str, Any]:
+def origin(environment: Mapping[str, object]) -> dict[str, object]:
     """Return the parts of `environment` that all results of one table share: versions, commit and hardware."""
     return {key: value for key, value in environment.items() if key not in ("date", "command")}
 
 
-def shared_recipe(recipe: Recipe) -> dict[str, Any]:
+def shared_recipe(recipe: Recipe) -> dict[str, object]:
     """Return a recipe for a result. Absolute paths are shortened to their last part."""
     return set_apart(to_mapping(recipe))[0]
 
 
-def test_settings(experiment: Experiment) -> dict[str, Any]:
+def test_settings(experiment: Experiment) -> dict[str, object]:
     """Return the settings of the tests of all cells, without absolute paths."""
     shots, data = list(experiment.test_shots), to_mapping(experiment.tests)
     return {"shots": shots, "episodes": experiment.episodes, "data": set_apart(data)[0]}
 
 
-def folder_for(meta: Mapping[str, Any]) -> str:
+def folder_for(meta: Mapping[str, object]) -> str:
     """Return the folder of results with this ``meta_info``."""
     return TEMPORARY if str(meta.get("git_revision") or "").endswith("-dirty") else RESULTS
 
@@ -76,7 +76,7 @@ def status(result: Mapping[str, Any]) -> Status:
     return found
 
 
-def check_one_origin(results: Mapping[str, Result], current: Mapping[str, Any] | None = None) -> None:
+def check_one_origin(results: Mapping[str, Result], current: Mapping[str, object] | None = None) -> None:
     """Raise a DmgalError that names the differences if results are of several machines or versions of the code.
 
     Args:

@@ -195,7 +195,7 @@ class Runner:
             delete(cancelled)
         return cell, read_result(path), time.perf_counter() - started
 
-    def _ending(self, code: int, log: Path) -> tuple[Any, str]:
+    def _ending(self, code: int, log: Path) -> tuple[object, str]:
         """Return the status of a cell whose process wrote no result, and a message, from its exit code."""
         if self._stopped or code in (PREEMPTED, INTERRUPTED, -signal.SIGTERM, -signal.SIGINT):
             return CANCELLED, f"The process was stopped (exit code {code})."

@@ -72,7 +72,7 @@ class StateCache:
     """
 
     def __init__(
-        self, folder: Path, key: Mapping[str, Any], videos: Sequence[str], block_size: int = 32, half: bool = False
+        self, folder: Path, key: Mapping[str, object], videos: Sequence[str], block_size: int = 32, half: bool = False
     ) -> None:
         storage = {"kept_as": "float16, inexact" if half else "as computed", "block_size": block_size}
         self.key: dict[str, Any] = json.loads(json.dumps({**key, **storage, "num_videos": len(videos)}))

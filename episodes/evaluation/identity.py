@@ -20,7 +20,7 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes of every module, such as ``training`` and hooks, whose ids differ between processes."""
 
 
-def describe(recognizer: FewShotRecognizer, **more: Any) -> dict[str, Any]:
+def describe(recognizer: FewShotRecognizer, **more: object) -> dict[str, Any]:
     """Return everything about a recognizer that shapes its states, as JSON values.
 
     There is one hash of all weights for the backbone, the adapters and the head each. ``settings`` is a hash of the
@@ -92,7 +92,7 @@ def _is_plain(value: object) -> bool:
     return isinstance(value, SETTINGS)
 
 
-def _in_order(value: Any) -> Any:
+def _in_order(value: object) -> object:
     """Convert dictionaries to sorted lists, so that the order of insertion does not matter."""
     if isinstance(value, dict):
         return sorted((repr(key), _in_order(entry)) for key, entry in value.items())

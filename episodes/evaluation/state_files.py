@@ -57,7 +57,7 @@ class StateFiles:
         """Return the blocks that have no record."""
         return [block for block in range(len(self.blocks)) if not self._record(block).exists()]
 
-    def create(self, key: Mapping[str, Any], states: Mapping[str, Tensor]) -> None:
+    def create(self, key: Mapping[str, object], states: Mapping[str, Tensor]) -> None:
         """Create the files for states like those of one block.
 
         Every process that writes calls this, in any order. They write the same bytes, and existing rows do not change.
@@ -180,7 +180,7 @@ def _seek_row(file: BinaryIO, index: int) -> int:
     return size
 
 
-def _is_tensor(name: str, entry: Any) -> bool:
+def _is_tensor(name: str, entry: object) -> bool:
     """Return True for a name that is a file name, and an entry of a dtype and a shape."""
     if not re.fullmatch(r"\w[\w.]*", name) or not isinstance(entry, list) or len(entry) != 2:
         return False
@@ -189,7 +189,7 @@ def _is_tensor(name: str, entry: Any) -> bool:
     return is_shape and isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(exist_ok=True)
     write_text(path, json.dumps(content))
 

@@ -18,13 +18,13 @@ from ..heads.text_fusion import CLASS_TEXT, MEAN_FRAME
 FIELDS = {"encoder": str, "logit_scale": float, "logit_bias": float, "weight": float, "templates": list}
 
 
-def texts_as_json(texts: ClassTexts) -> dict[str, Any]:
+def texts_as_json(texts: ClassTexts) -> dict[str, object]:
     """Return all fields but the names and the features."""
     values = {name: list(vars(texts)[name]) if kind is list else vars(texts)[name] for name, kind in FIELDS.items()}
     return {**values, "descriptions": [list(of_class) for of_class in texts.descriptions]}
 
 
-def _shared(texts: ClassTexts) -> dict[str, Any]:
+def _shared(texts: ClassTexts) -> dict[str, object]:
     """Return the fields that all classes of a gallery share."""
     return {**texts_as_json(texts), "descriptions": bool(texts.descriptions)}
 

@@ -189,7 +189,7 @@ def num_videos(episode: Episode) -> int:
     return episode.num_support + episode.num_query
 
 
-def _least_of_all_processes(choice: Any) -> Any:
+def _least_of_all_processes(choice: object) -> object:
     """Return the `TwoPass` choice that needs the least memory among all processes. Every process must call this."""
     if not (dist.is_available() and dist.is_initialized()):
         return choice

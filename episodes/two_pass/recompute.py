@@ -43,7 +43,7 @@ class CostlyResults(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[Result] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
         outcome = func(*args, **(kwargs or {}))
         if _is_costly(func):
             parts = outcome if isinstance(outcome, (tuple, list)) else (outcome,)
@@ -97,7 +97,7 @@ def keeping_products() -> Contexts:
     return contexts
 
 
-def _is_costly(operator: Any) -> bool:
+def _is_costly(operator: object) -> bool:
     packet = getattr(operator, "_overloadpacket", None)
     return packet in flop_registry or packet is _ATTENTION_ON_CPU
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def signed(difference: Estimate) -> str:
 
 def methods_as_json(
     methods: Sequence[Method], pairings: Sequence[Pairing], catalog: VideoCatalog, sampler: TaskSampler
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the full comparison, including all tables."""
     return {
         "methods": [
@@ -202,7 +201,7 @@ def _answers(method: Method) -> Answers:
     return answers
 
 
-def _pairing_as_json(pairing: Pairing, catalog: VideoCatalog, sampler: TaskSampler) -> dict[str, Any]:
+def _pairing_as_json(pairing: Pairing, catalog: VideoCatalog, sampler: TaskSampler) -> dict[str, object]:
     names, ones, others = catalog.class_names, pairing.method.spread, pairing.first.spread
     return {
         "method": pairing.method.name,

@@ -95,7 +95,7 @@ class EvaluationReport:
     def _name(self) -> str:
         return printable(str(self.run.folder))
 
-    def _tasks(self, results: Mapping[str, Any], lines: Mapping[str, str], extent: str, amount: str) -> None:
+    def _tasks(self, results: Mapping[str, object], lines: Mapping[str, str], extent: str, amount: str) -> None:
         split, ways, shots = self.protocol.split, self.described["n_way"], self.described["k_shot"]
         print(f"{self._name}: {split} classes, {shots}-shot, {extent}")
         if self.described["text"] is not None:
@@ -106,7 +106,7 @@ class EvaluationReport:
         grouped = "_grouped" if "group" in self.described["data"] else ""
         self._write({"results": results}, f"{split}_{ways}way_{shots}shot", amount, grouped)
 
-    def _write(self, content: Mapping[str, Any], start: str, amount: str, kind: str = "") -> None:
+    def _write(self, content: Mapping[str, object], start: str, amount: str, kind: str = "") -> None:
         """Write a result to the run folder, and to ``out``."""
         protocol, suffix = self.protocol, f"{kind}{self.suffix}"
         result: dict[str, Any] = {"protocol": dict(self.described), **content, "environment": environment()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
@@ -38,7 +37,7 @@ NOTES = (
 )
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, **values: object) -> str:
     """Return a complete HTML page of a template in this folder, which loads nothing."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -46,7 +45,7 @@ def render(template: str, **values: Any) -> str:
     return templates.get_template(template).render(film_frames=FRAMES, film_pixels=PIXELS, **values)
 
 
-def results_of(rows: Sequence[Row]) -> dict[str, Any]:
+def results_of(rows: Sequence[Row]) -> dict[str, object]:
     """Return the table and the chart of a comparison, for a template."""
     table = [cells(row, index == 0) for index, row in enumerate(rows)]
     shown = headings(rows)
@@ -60,7 +59,7 @@ def results_of(rows: Sequence[Row]) -> dict[str, Any]:
     }
 
 
-def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, **sections: Any) -> str:
+def as_page(rows: Sequence[Row], title: str, summary: str, notes: str, **sections: object) -> str:
     """Return the page of a comparison with the ``sections`` of its template, ``pairings`` and ``confusions``."""
     values = {"title": title, "summary": summary, "notes": notes, **results_of(rows)}
     return render("comparison.html.j2", **values, **sections)
@@ -84,7 +83,7 @@ def comparison_page(found: Comparison, protocol: Protocol, is_inexact: bool) -> 
     )
 
 
-def pairing_section(pairing: Pairing, catalog: VideoCatalog) -> dict[str, Any]:
+def pairing_section(pairing: Pairing, catalog: VideoCatalog) -> dict[str, object]:
     """Return the paired comparison of a method with the first one, for a template."""
     order = sorted(pairing.by_class.items(), key=lambda item: item[1][1] - item[1][0])
     return {
@@ -108,7 +107,7 @@ def pairing_section(pairing: Pairing, catalog: VideoCatalog) -> dict[str, Any]:
     }
 
 
-def confusion_section(method: Method, names: Sequence[str]) -> dict[str, Any]:
+def confusion_section(method: Method, names: Sequence[str]) -> dict[str, object]:
     """Return the picture of a method's confusions and the most frequent ones, for a template."""
     worst = worst_confusions(method, len(names), CONFUSIONS_SHOWN)
     rows = [(names[c], names[other], f"{100 * share:.0f} %") for c, other, share, _ in worst]

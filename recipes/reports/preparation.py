@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from dmgal.files import listed as listed_names
 from dmgal.files import printable
@@ -58,7 +57,7 @@ def _print_split(split: str, counts: Sequence[tuple[str, int, int]]) -> None:
         print(f"        {more} more {'class lacks' if more == 1 else 'classes lack'} videos: found.csv")
 
 
-def print_verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int, out: Path) -> dict[str, Any]:
+def print_verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames: int, out: Path) -> dict[str, object]:
     """Print and return the results of the check."""
     bad = {video: checked for video, checked in problems.items() if checked.is_bad(num_frames)}
     salvaged = len(problems) - len(bad)
@@ -74,7 +73,7 @@ def print_verdict(problems: dict[str, CheckedVideo], num_videos: int, num_frames
     return {"num_frames": num_frames, "sound": num_videos - len(problems), "salvaged": salvaged, "bad": len(bad)}
 
 
-def print_equal(equal: Sequence[EqualVideos], out: Path) -> dict[str, Any]:
+def print_equal(equal: Sequence[EqualVideos], out: Path) -> dict[str, object]:
     """Print the groups of videos with equal content, and return their number by spread."""
     counts = {spread: sum(videos.spread == spread for videos in equal) for spread in SPREADS}
     if equal:

@@ -28,7 +28,7 @@ def rejection_text(rejection: Rejection | None) -> str:
     return text + f"; of {rejection.unknown} clips of held-out classes {100 * rejection.unknown_accepted:.0f} % pass"
 
 
-def gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
+def gallery_as_json(ready: ClipRecognizer) -> dict[str, object]:
     """Return the classes of a gallery and the threshold in use."""
     gallery, rejection = ready.gallery, ready.gallery.rejection
     names = [printable(name) for name in gallery.class_names]
@@ -45,7 +45,7 @@ def gallery_as_json(ready: ClipRecognizer) -> dict[str, Any]:
     }
 
 
-def video_as_json(gallery: Gallery, one: Recognized) -> dict[str, Any]:
+def video_as_json(gallery: Gallery, one: Recognized) -> dict[str, object]:
     """Return the result of one video."""
     names = [printable(name) for name in gallery.class_names]
     if one.clip is not None:
@@ -56,7 +56,7 @@ def video_as_json(gallery: Gallery, one: Recognized) -> dict[str, Any]:
 
 def timeline_as_json(
     segments: Sequence[Segment], windows: Sequence[WindowScore], names: Sequence[str]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return segments and the windows they were merged from. Times are in seconds."""
     return {
         "segments": [

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -98,7 +97,7 @@ def _environment(one: Run) -> str:
     ).strip()
 
 
-def _attention(found: Comparison, last: Run, protocol: Protocol) -> list[dict[str, Any]]:
+def _attention(found: Comparison, last: Run, protocol: Protocol) -> list[dict[str, object]]:
     """Return a picture of where the last run looks in the hardest episode, if one of its layers has attention."""
     recipe, recognizer = load_run(last)
     model, catalog = GalleryModel(recipe, recognizer), found.catalog

@@ -129,7 +129,7 @@ def _row(
     evaluations: Mapping[str, Evaluation],
     first: Mapping[str, Evaluation],
     probe: Mapping[str, Evaluation],
-    text: Mapping[str, Any] | None,
+    text: Mapping[str, object] | None,
 ) -> Row:
     return Row(
         name=printable(run.folder.name),
@@ -156,7 +156,7 @@ def _check_same_episodes(
         )
 
 
-def comparison_as_json(found: Comparison, protocol: Protocol, is_inexact: bool) -> dict[str, Any]:
+def comparison_as_json(found: Comparison, protocol: Protocol, is_inexact: bool) -> dict[str, object]:
     """Return the comparison for a JSON file. ``is_inexact``: states were stored as float16."""
     described = protocol_as_json(protocol, found.recipe, found.catalog)
     described |= {"text": found.rows[0].text or described["text"], "seen_classes": found.seen}
@@ -166,7 +166,7 @@ def comparison_as_json(found: Comparison, protocol: Protocol, is_inexact: bool) 
     return numbers | ({"inexact": "states were kept as float16"} if is_inexact else {})
 
 
-def rows_as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def rows_as_json(rows: Sequence[Row]) -> list[dict[str, object]]:
     """Return the values of the table."""
     return [
         {

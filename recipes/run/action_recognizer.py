@@ -221,7 +221,7 @@ class ActionRecognizer(ClassifierConventions):
         self._gallery = replace(gallery, negatives=negatives, rejection=None)
         return self
 
-    def fit(self, videos: Iterable[Any], labels: Iterable[Any]) -> Self:
+    def fit(self, videos: Iterable[object], labels: Iterable[object]) -> Self:
         """Replace all classes by those of the labelled clips.
 
         Args:
@@ -252,7 +252,7 @@ class ActionRecognizer(ClassifierConventions):
 
     # ---- answers ----
 
-    def recognize(self, video: Any) -> RecognizedAction:
+    def recognize(self, video: object) -> RecognizedAction:
         """Return the answer for one clip.
 
         Raises:
@@ -266,7 +266,7 @@ class ActionRecognizer(ClassifierConventions):
         """Return the best class of each clip, ``(V,)``. No clip is unknown here, so that `score` is the accuracy."""
         return np.array([answer.best for answer in self._answers(videos)])
 
-    def predict_proba(self, videos: Iterable[Any]) -> NDArray[np.float64]:
+    def predict_proba(self, videos: Iterable[object]) -> NDArray[np.float64]:
         """Return the probability of each class for each clip, ``(V, n_way)``, in the order of ``classes_``."""
         scores = [[score.probability for score in answer.scores.values()] for answer in self._answers(videos)]
         return np.array(scores, dtype=np.float64)
@@ -307,7 +307,7 @@ class ActionRecognizer(ClassifierConventions):
     def __sklearn_is_fitted__(self) -> bool:
         return self._gallery is not None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         """Return the state without the model, which is loaded again by the parameters."""
         return {name: value for name, value in vars(self).items() if name not in ("_loaded", "_prepared")}
 
@@ -330,7 +330,7 @@ class ActionRecognizer(ClassifierConventions):
             )
         return self._gallery
 
-    def _answers(self, videos: Iterable[Any]) -> list[RecognizedAction]:
+    def _answers(self, videos: Iterable[object]) -> list[RecognizedAction]:
         self._enrolled()
         answers = [self.recognize(video) for video in several_clips(videos)]
         check_counts(len(answers))
@@ -380,7 +380,7 @@ def _without_model(recognizer: ActionRecognizer, path: Path, error: DmgalError) 
 
 
 def _options_of(
-    gallery: Gallery, path: Path, run: str | os.PathLike[str] | None, options: Mapping[str, Any]
+    gallery: Gallery, path: Path, run: str | os.PathLike[str] | None, options: Mapping[str, object]
 ) -> dict[str, Any]:
     """Return the constructor's arguments that a gallery was made with."""
     names = () if run is not None else ("backbone", "adapter")

@@ -91,7 +91,7 @@ def _check_adapter(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def check_adapter_files(folder: Path) -> Any:
+def check_adapter_files(folder: Path) -> object:
     """Return the type of a saved adapter. Raise a DmgalError if its files cannot be read.
 
     PEFT would wait for a pipe, and look for a missing file on the hub or for one in a format that can run code.
@@ -166,7 +166,7 @@ def _adapter_config(recipe: Recipe, backbone: nn.Module) -> Any:
 def construct(
     what: str,
     constructor: Callable[..., Any],
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
     errors: type[Exception] | tuple[type[Exception], ...] = (TypeError, ValueError, SafetensorError),
 ) -> Any:
     """Call a constructor. Report its errors as the user's, because the arguments come from files and command lines."""

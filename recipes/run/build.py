@@ -57,7 +57,7 @@ def _encoder(backbone: nn.Module, recipe: Recipe) -> Any:
     return FrameEncoder(backbone, recipe.backbone.pooling, checkpoint_blocks=recipe.backbone.checkpoint_blocks)
 
 
-def _num_steps(encoder: Any, num_frames: int) -> int:
+def _num_steps(encoder: object, num_frames: int) -> int:
     return encoder.spec.num_steps(num_frames) if isinstance(encoder, FrameEncoder) else num_frames
 
 

@@ -61,7 +61,7 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, tensors: Tensors, progress: Mapping[str, Any]) -> None:
+    def save(self, step: int, tensors: Tensors, progress: Mapping[str, object]) -> None:
         """Write a checkpoint and delete the oldest ones beyond ``keep``.
 
         Raises:
@@ -131,7 +131,7 @@ class _DamagedError(Exception):
     """A damaged checkpoint, with a short reason."""
 
 
-def _write(folder: Path, tensors: Tensors, progress: Mapping[str, Any]) -> None:
+def _write(folder: Path, tensors: Tensors, progress: Mapping[str, object]) -> None:
     for name, values in tensors.items():
         write_tensors(folder / f"{name}.safetensors", values)
     _write_index(folder, {path.name: _content(path) for path in sorted(folder.iterdir())}, progress)
@@ -175,18 +175,18 @@ def _read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _is_file(name: str, content: Any) -> bool:
+def _is_file(name: str, content: object) -> bool:
     is_plain = Path(name).name == name and name.endswith(".safetensors")
     return is_plain and isinstance(content, dict) and content.keys() == {"bytes", "blake2b"}
 
 
-def _write_index(folder: Path, files: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
+def _write_index(folder: Path, files: Mapping[str, object], progress: Mapping[str, object]) -> None:
     index = {"format": FORMAT, "dmgal": __version__, "files": dict(files), "progress": dict(progress)}
     text = json.dumps({**index, "checksum": _hash_of_text(index)}, indent=1, allow_nan=False)
     write_text(folder / INDEX, text + "\n")
 
 
-def _hash_of_text(index: Mapping[str, Any]) -> str:
+def _hash_of_text(index: Mapping[str, object]) -> str:
     return blake2b(json.dumps(index, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

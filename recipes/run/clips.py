@@ -79,7 +79,7 @@ def list_negatives(folder: Path) -> VideoCatalog:
     return VideoCatalog.from_folders(folder)
 
 
-def collect_clips(clips: Mapping[str, Any]) -> tuple[VideoCatalog, dict[int, VideoInMemory]]:
+def collect_clips(clips: Mapping[str, object]) -> tuple[VideoCatalog, dict[int, VideoInMemory]]:
     """Return the clips of a mapping as a catalog, and those of its videos that are in memory.
 
     Args:
@@ -136,11 +136,11 @@ def names_of(labels: Iterable[Any]) -> dict[str, Label]:
     return {str(label): label for label in plain}
 
 
-def _hashable(label: Any) -> Any:
+def _hashable(label: object) -> object:
     return label if isinstance(label, str | int | float | None) else repr(label)
 
 
-def several_clips(videos: Iterable[Any]) -> Iterable[Any]:
+def several_clips(videos: Iterable[object]) -> Iterable[object]:
     """Return the clips of a collection. Raise a DmgalError if it is a single clip."""
     if is_clip(videos) or not isinstance(videos, Iterable):
         raise DmgalError(

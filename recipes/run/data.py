@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -190,7 +190,7 @@ def _sample(path: Path) -> bytes:
         return b"unreadable"
 
 
-def data_as_json(data: DataConfig, catalog: VideoCatalog) -> dict[str, Any]:
+def data_as_json(data: DataConfig, catalog: VideoCatalog) -> dict[str, object]:
     """Return what identifies the data of a catalog, without paths of this machine."""
     root, split_file = data.location
     return {

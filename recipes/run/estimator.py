@@ -31,7 +31,7 @@ def _shared_error(theirs: type[Exception]) -> type[NotFittedError]:
     return type("NotFittedError", (NotFittedError, theirs), {"__doc__": NotFittedError.__doc__, "__reduce__": _reduce})
 
 
-def _reduce(error: NotFittedError) -> tuple[Any, ...]:
+def _reduce(error: NotFittedError) -> tuple[object, ...]:
     """Pickle as `NotFittedError`, because a class made at run time cannot be found by its name."""
     return _rebuilt, (str(error), vars(error))
 
@@ -52,15 +52,15 @@ class ClassifierConventions:
     """Attributes that copies share, because they depend on the parameters only and do not change."""
 
     @classmethod
-    def _defaults(cls) -> dict[str, Any]:
+    def _defaults(cls) -> dict[str, object]:
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:
+    def get_params(self, deep: bool = True) -> dict[str, object]:
         """Return the constructor's arguments by name. ``deep`` is ignored, because none of them has parameters."""
         return {name: getattr(self, name) for name in self._defaults()}
 
-    def set_params(self, **params: Any) -> Self:
+    def set_params(self, **params: object) -> Self:
         """Set arguments of the constructor, and return this object.
 
         Raises:
@@ -87,7 +87,7 @@ class ClassifierConventions:
         vars(copy).update({name: vars(self)[name] for name in self._shared_state if name in vars(self)})
         return copy
 
-    def __sklearn_tags__(self) -> Any:
+    def __sklearn_tags__(self) -> object:
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(

@@ -130,7 +130,7 @@ def seen_in_training(run: Run, trained: Recipe, catalog: VideoCatalog, split: st
     return seen_before(catalog, split, seen_classes(trained.data, run.split))
 
 
-def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) -> dict[str, Any]:
+def protocol_as_json(protocol: Protocol, recipe: Recipe, catalog: VideoCatalog) -> dict[str, object]:
     """Return the options of a protocol with the ways and shots in use, and the data of its split."""
     n_way, k_shot = protocol.ways_and_shots(recipe)
     data = data_as_json(recipe.data, catalog.split(protocol.split))
@@ -183,7 +183,7 @@ def encode_with_text(
     options: TextOptions,
     progress: bool = True,
     keep: Keep | None = None,
-) -> tuple[FewShotRecognizer, EncodedSplit, dict[str, Any] | None]:
+) -> tuple[FewShotRecognizer, EncodedSplit, dict[str, object] | None]:
     """Return the recognizer with the text of the classes, the encoded split, and what a report says about the text.
 
     Without text, this is `encode`. If the weight of the text is open, validation classes decide.
@@ -305,7 +305,7 @@ def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     }
 
 
-def exact_as_json(accuracies: Mapping[str, ExactAccuracy], catalog: VideoCatalog) -> dict[str, Any]:
+def exact_as_json(accuracies: Mapping[str, ExactAccuracy], catalog: VideoCatalog) -> dict[str, object]:
     """Return the accuracies in percent, overall and by class."""
     return {
         name: {

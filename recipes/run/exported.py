@@ -154,7 +154,7 @@ def _check_exportable(recipe: Recipe, form: Format, int8: bool) -> None:
         )
 
 
-def _description(recipe: Recipe, recognizer: FewShotRecognizer, names: Sequence[str]) -> dict[str, Any]:
+def _description(recipe: Recipe, recognizer: FewShotRecognizer, names: Sequence[str]) -> dict[str, object]:
     """Return what a program without dmgal needs to know: its inputs, the states, and the head."""
     scale = getattr(recognizer.head, "log_scale", None)
     return {
@@ -177,7 +177,7 @@ class _Program:
         if form == "onnx":
             _require_onnx()
 
-    def write(self, out: Path, inputs: tuple[Any, ...], dynamic: tuple[Any, ...]) -> Path:
+    def write(self, out: Path, inputs: tuple[object, ...], dynamic: tuple[object, ...]) -> Path:
         """Export and write the program, and return its path."""
         path = out / f"{self.name}{SUFFIXES[self.form]}"
         try:
@@ -199,14 +199,14 @@ class _Program:
             ) from error
         return path
 
-    def difference(self, path: Path, inputs: tuple[Any, ...]) -> float:
+    def difference(self, path: Path, inputs: tuple[object, ...]) -> float:
         """Return the largest difference between the written program and the module, relative to the largest value."""
         expected = self.module(*inputs)
         found = self._run(path, inputs)
         pairs = list(zip(found, expected, strict=True))
         return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-12)).item() for a, b in pairs if b.numel())
 
-    def _run(self, path: Path, inputs: tuple[Any, ...]) -> list[Tensor]:
+    def _run(self, path: Path, inputs: tuple[object, ...]) -> list[Tensor]:
         if self.form == "torch":
             return list(torch.export.load(path).module()(*inputs))
         runtime: Any = import_module("onnxruntime")

@@ -134,7 +134,7 @@ class Run:
             self._write_recipe(recipe)
         return changes
 
-    def _changes(self, recipe: Recipe, split: VideoCatalog | None) -> dict[str, tuple[Any, Any]]:
+    def _changes(self, recipe: Recipe, split: VideoCatalog | None) -> dict[str, tuple[object, object]]:
         """Return the saved and the new value of each setting that differs, and of the split of each class."""
         changes = differences(dict(flat(to_mapping(self.recipe()))), dict(flat(to_mapping(recipe))))
         saved_split = read_split(self.split) if split is not None else {}
@@ -190,7 +190,7 @@ class Run:
         data = self._environment().get("data")
         return isinstance(data, dict) and data.get(split) == fingerprint
 
-    def _environment(self) -> dict[str, Any]:
+    def _environment(self) -> dict[str, object]:
         return self._read("environment.json", parse_json) if os.path.lexists(self.folder / "environment.json") else {}
 
     def _read(self, name: str, parse: Callable[[str], Any] = parse_yaml) -> dict[str, Any]:
@@ -245,12 +245,12 @@ class Run:
         write_text(path, "".join(json.dumps(entry) + "\n" for entry in entries))
         return entries
 
-    def log(self, **entry: Any) -> None:
+    def log(self, **entry: object) -> None:
         """Append one entry to the log."""
         with writing(self.folder), (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry, allow_nan=False) + "\n")
 
-    def write_result(self, name: str, result: Mapping[str, Any]) -> Path:
+    def write_result(self, name: str, result: Mapping[str, object]) -> Path:
         """Write a result as JSON and return its path."""
         path = self.folder / "results" / f"{name}.json"
         with writing(self.folder, "Make room, or copy the run to a writable disk. The result is printed above."):
@@ -336,12 +336,12 @@ def peak_memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def json_text(result: Mapping[str, Any]) -> str:
+def json_text(result: Mapping[str, object]) -> str:
     """Return a result as JSON text. Numbers that are not finite, e.g. the interval of one episode, become null."""
     return json.dumps(_finite(result), indent=2, allow_nan=False) + "\n"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, Mapping):
         return {key: _finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -153,7 +153,7 @@ def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list
     return rest, tree
 
 
-def from_mapping(cls: type[T], tree: Mapping[str, Any]) -> T:
+def from_mapping(cls: type[T], tree: Mapping[str, object]) -> T:
     """Return a dataclass built from nested mappings. Unknown keys raise a DmgalError with a suggestion."""
     _check_keys(cls, tree)
     try:
@@ -162,7 +162,7 @@ def from_mapping(cls: type[T], tree: Mapping[str, Any]) -> T:
         raise _bad_value(str(error.field_path), error.value, _described(error.field_type)) from None
 
 
-def _check_keys(cls: type[Any], tree: Mapping[str, Any], where: str = "") -> None:
+def _check_keys(cls: type[object], tree: Mapping[str, object], where: str = "") -> None:
     kinds = typing.get_type_hints(cls)
     for key, value in tree.items():
         if key not in kinds:
@@ -177,7 +177,7 @@ def _check_keys(cls: type[Any], tree: Mapping[str, Any], where: str = "") -> Non
             _check_keys(kinds[key], value, f"{where}{key}.")
 
 
-def _whole_number(value: Any) -> Any:
+def _whole_number(value: object) -> object:
     if isinstance(value, bool):  # an int in Python
         raise dacite.WrongTypeError(int, value)
     return value
@@ -190,7 +190,7 @@ def _number(value: Any, key: str | None = None) -> float:
     raise dacite.WrongTypeError(float, value, key)
 
 
-def _pair(value: Any) -> tuple[Any, ...]:
+def _pair(value: object) -> tuple[object, ...]:
     if isinstance(value, (list, tuple)) and len(value) == 2:
         return tuple(value)
     raise dacite.WrongTypeError(tuple[float, float], value)
@@ -206,7 +206,7 @@ def _path(value: str) -> Path:
     return Path(value)
 
 
-def _options(value: Any) -> Mapping[str, Any]:
+def _options(value: object) -> Mapping[str, Any]:
     if isinstance(value, Mapping):
         return value
     raise dacite.WrongTypeError(Mapping, value)
@@ -224,7 +224,7 @@ TYPE_HOOKS: dict[Any, Callable[[Any], Any]] = {
 PLAIN_TYPES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", Path: "a path"}
 
 
-def _described(kind: Any) -> str:
+def _described(kind: object) -> str:
     """Return the values that a field of this type accepts, for an error message."""
     origin, arguments = typing.get_origin(kind), [one for one in typing.get_args(kind) if one is not type(None)]
     if origin in (types.UnionType, typing.Union):
@@ -239,7 +239,7 @@ def _described(kind: Any) -> str:
     return "a mapping" if dataclasses.is_dataclass(kind) else (texts | PLAIN_TYPES).get(origin or kind, str(kind))
 
 
-def to_mapping(value: Any) -> Any:
+def to_mapping(value: object) -> Any:
     """Return a value as plain YAML types. The inverse of ``from_mapping``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {entry.name: to_mapping(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
@@ -250,7 +250,7 @@ def to_mapping(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _scalar(flag: str, text: str) -> Any:
+def _scalar(flag: str, text: str) -> object:
     try:
         value = parse_yaml(text)
     except ValueError:
@@ -271,7 +271,7 @@ def _is_another(below: Any, above: Any, mark: str) -> bool:
     return both and mark in below and mark in above and below[mark] != above[mark]
 
 
-def _bad_value(where: str, value: Any, expected: str) -> DmgalError:
+def _bad_value(where: str, value: object, expected: str) -> DmgalError:
     return DmgalError(
         "A value in the recipe has the wrong type.",
         received=f"{where}: {textwrap.shorten(repr(value), 200)}",
@@ -280,7 +280,7 @@ def _bad_value(where: str, value: Any, expected: str) -> DmgalError:
     )
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, Any]]:
     """Return the values of nested mappings by dotted key."""
     pairs: list[tuple[str, Any]] = []
     for key, value in tree.items():
@@ -288,7 +288,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return pairs
 
 
-def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
+def set_apart(tree: Mapping[str, object]) -> tuple[Tree, dict[str, str]]:
     """Return the mapping with absolute paths shortened to their last part, and the full paths by dotted key."""
     paths = {
         key: value for key, value in flat(tree) if isinstance(value, str) and os.path.isabs(value) and Path(value).name
@@ -296,7 +296,7 @@ def set_apart(tree: Mapping[str, Any]) -> tuple[Tree, dict[str, str]]:
     return put_back(tree, {key: Path(path).name for key, path in paths.items()}), paths
 
 
-def put_back(tree: Mapping[str, Any], paths: Mapping[str, str]) -> Tree:
+def put_back(tree: Mapping[str, object], paths: Mapping[str, str]) -> Tree:
     """Return a copy of the mapping with its absolute paths restored. The inverse of ``set_apart``.
 
     Raises:

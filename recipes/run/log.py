@@ -40,13 +40,13 @@ def step_seconds(entries: Sequence[Mapping[str, Any]]) -> list[float]:
     return [round(later - earlier, 3) for earlier, later in itertools.pairwise(times) if later > earlier]
 
 
-def validations(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def validations(entries: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
     """Return step, accuracy in percent and half-width of each validation."""
     names = ("step", "validation_accuracy", "half_width")
     return [{name: entry.get(name) for name in names} for entry in entries if "validation_accuracy" in entry]
 
 
-def _has_numbers(entry: Mapping[str, Any]) -> bool:
+def _has_numbers(entry: Mapping[str, object]) -> bool:
     losses = entry.get("losses", {})
     numbers = [entry.get(name, 0) for name in ("step", "seconds", "peak_memory_mb")]
     return isinstance(losses, dict) and all(isinstance(one, int | float) for one in (*numbers, *losses.values()))

@@ -138,7 +138,7 @@ def list_videos(data: DataConfig, progress: bool) -> Listed:
     return Listed(data.root, catalog.videos, catalog, missing)
 
 
-def write_lists(found: FoundData | Listed, out: Path) -> tuple[Listed, dict[str, Any]]:
+def write_lists(found: FoundData | Listed, out: Path) -> tuple[Listed, dict[str, object]]:
     """Write split.csv, found.csv and missing.csv. Return the videos to check, and the counts of the summary."""
     missing = found.missing
     counts: dict[str, Any] = {"videos": 0, "missing": len(missing)}

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 from dmgal.errors import DmgalError
 
@@ -27,7 +27,7 @@ MOST_OF_AN_OPTION = 2**16
 """Largest whole number of an option of an adapter or head, most of which are sizes of tensors."""
 
 
-def check_ranges(section: str, config: Any) -> None:
+def check_ranges(section: str, config: object) -> None:
     """Raise a DmgalError if a value of a section of the recipe, or of the options of a command, is out of its range."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         for bounds in getattr(hint, "__metadata__", ()):
@@ -41,7 +41,7 @@ def check_ranges(section: str, config: Any) -> None:
                     raise out_of_range(section, name, value, f"at most {bounds.most:,}")
 
 
-def check_options(section: str, options: Mapping[str, Any]) -> None:
+def check_options(section: str, options: Mapping[str, object]) -> None:
     """Raise a DmgalError if a number among the options of an adapter, head or loss is too large or not finite."""
     for name, value in options.items():
         if isinstance(value, Mapping):

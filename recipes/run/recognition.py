@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.recognition import (
@@ -175,7 +174,7 @@ def recognize_videos(
     return results, bad
 
 
-def folder_accuracy(gallery: Gallery, results: Sequence[Recognized]) -> dict[str, Any] | None:
+def folder_accuracy(gallery: Gallery, results: Sequence[Recognized]) -> dict[str, object] | None:
     """Return the accuracy on clips in folders named after classes, without enrolled clips. None if there are none."""
     named = [one for one in results if one.clip is not None and one.folder in gallery.class_names]
     counted = [one for one in named if content_hash(one.path) not in gallery.contents]

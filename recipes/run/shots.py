@@ -102,7 +102,7 @@ def paired_gain(evaluation: Evaluation, before: Evaluation) -> Estimate:
     return paired_difference(replace(evaluation, episodes=before.episodes), before)
 
 
-def curve_as_json(points: Sequence[Point]) -> list[dict[str, Any]]:
+def curve_as_json(points: Sequence[Point]) -> list[dict[str, object]]:
     """Return the accuracies and gains in percent and points."""
     return [
         {

@@ -213,7 +213,7 @@ def _starts_with_frozen_features(encoder: Any, recipe: Recipe) -> bool:
     return not is_adapted and not recipe.backbone.trainable and first is _frozen(first, recipe)
 
 
-def _first(encoder: Any) -> Any:
+def _first(encoder: object) -> Any:
     return encoder.streams[0] if isinstance(encoder, StreamEncoder) else encoder
 
 
@@ -259,7 +259,7 @@ def choose_weight(
 
 def text_as_json(
     options: TextOptions, texts: ClassTexts, weight: float | None, validation: Mapping[float, float] | None = None
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what a report says about the text: its use, prompts, weight, and how the weight was chosen."""
     return {
         "use": options.use,

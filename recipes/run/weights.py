@@ -141,7 +141,7 @@ def _optimized(optimizer: torch.optim.Optimizer, recognizer: nn.Module) -> list[
     return [(names[id(parameter)], parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _without_folders(config: Any) -> None:
+def _without_folders(config: object) -> None:
     """Remove folders of this machine from a saved adapter config. The weights identify the backbone."""
     for name in ("base_model_name_or_path", "backbone", "command"):
         text = getattr(config, name, None)

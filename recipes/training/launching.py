@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -32,7 +32,7 @@ REQUESTED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 """Environment variable in which ``accelerate launch`` passes the requested precision."""
 
 
-def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[Any] = ()) -> Accelerator:
+def make_accelerator(recipe: Recipe, project: Path, trackers: Sequence[object] = ()) -> Accelerator:
     """Return the ``Accelerator`` for a recipe, under any launcher.
 
     Args:

@@ -125,7 +125,7 @@ def _workers_end_with_python() -> Iterator[None]:
     """
     others = set(multiprocessing.active_children())
 
-    def living_workers() -> list[Any]:
+    def living_workers() -> list[object]:
         return [child for child in multiprocessing.active_children() if child.daemon and child not in others]
 
     hook: Any = Finalize(None, lambda: _kill(living_workers()), exitpriority=100)

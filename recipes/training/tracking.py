@@ -102,12 +102,12 @@ class Tracking:
             width = {"half_width": result.half_width} if math.isfinite(result.half_width) else {}
             self._log(step, validation_accuracy=result.mean, **width)
 
-    def note(self, step: int, **entry: Any) -> None:
+    def note(self, step: int, **entry: object) -> None:
         """Log other values."""
         if self._main:
             self._run.log(step=step, **entry)
 
-    def _log(self, step: int, **entry: Any) -> None:
+    def _log(self, step: int, **entry: object) -> None:
         self._run.log(step=step, **entry)
         if self._accelerator.trackers:
             numbers = {key: value for key, value in flat(entry) if isinstance(value, (int, float))}

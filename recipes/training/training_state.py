@@ -143,7 +143,7 @@ class TrainingState:
         """True under DeepSpeed. Its optimizers hold flat partitions, whose states match no parameter of the model."""
         return bool(self._accelerator.distributed_type == DistributedType.DEEPSPEED)
 
-    def _as_json(self) -> dict[str, Any]:
+    def _as_json(self) -> dict[str, object]:
         scaler = self._accelerator.scaler
         return {
             "progress": asdict(self.progress),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import jinja2
 
@@ -67,7 +67,7 @@ def _templates() -> jinja2.Environment:
     return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def _part(name: str, **values: Any) -> str:
+def _part(name: str, **values: object) -> str:
     return _templates().get_template(f"{name}.html.j2").render(values).strip()
 
 

@@ -47,7 +47,7 @@ def read_label_studio(path: Path) -> Iterator[Annotation]:
             yield from _segments(result, task, where)
 
 
-def _segments(result: Any, task: dict[str, Any], where: str) -> Iterator[Annotation]:
+def _segments(result: object, task: dict[str, Any], where: str) -> Iterator[Annotation]:
     """Yield the segments of one result, if it is one in time."""
     value = result.get("value") if isinstance(result, dict) else None
     if not isinstance(value, dict):
@@ -74,7 +74,7 @@ def _span_of_frames(ends: Any, where: str) -> Span:
     return Span.of_frames(first - 1, last)
 
 
-def _seconds(value: Any, where: str) -> Fraction:
+def _seconds(value: object, where: str) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{where} has a time that is not a number")
     return parse_time(f"{value:.6f}" if isinstance(value, float) else str(value))
@@ -87,7 +87,7 @@ def _labels(labels: Any, where: str) -> list[str]:
     return [name.strip() for name in names]
 
 
-def _list(value: Any, where: str) -> list[Any]:
+def _list(value: object, where: str) -> list[Any]:
     if not isinstance(value, list):
         raise ValueError(f"{where} has a {type(value).__name__} in place of a list")
     return value
@@ -118,7 +118,7 @@ def write_label_studio(path: Path, videos: Sequence[WrittenVideo]) -> None:
     path.write_text(json.dumps(tasks, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _result(segment: WrittenSegment) -> dict[str, Any]:
+def _result(segment: WrittenSegment) -> dict[str, object]:
     return {
         "type": "timelinelabels",
         "from_name": "timelineLabels",

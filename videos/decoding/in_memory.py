@@ -139,7 +139,7 @@ class ContainerVideo:
         """Return a 64-bit hash of the packets."""
         return self._hash
 
-    def _decode(self, digest: Any = None) -> Iterator[av.VideoFrame]:
+    def _decode(self, digest: object = None) -> Iterator[av.VideoFrame]:
         """Yield all frames from the start up to the end or the first damage, and add the packets to a digest."""
         self._container.seek(0)
         size = None

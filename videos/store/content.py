@@ -162,7 +162,7 @@ def _read_in_passes(video: OpenVideo) -> Iterator[Tensor]:
         count = max(1, BYTES_AT_ONCE // clip[0].nbytes)
 
 
-def _decoder_and_versions(decoder: DecoderName) -> dict[str, Any]:
+def _decoder_and_versions(decoder: DecoderName) -> dict[str, object]:
     """Return the decoder and the versions of all libraries that affect the frames, without torch's device suffix."""
     # For any decoder, PyAV turns frames upright and Pillow decodes single images.
     versions = {**FrameImages.versions(), **PyAVVideo.versions(), **decoder_class(decoder).versions()}
