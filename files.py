@@ -284,7 +284,7 @@ def _checked(content: object) -> object:
 
 
 def read_mapping(
-    path: Path, problem: str, remedy: str, parse: Callable[[str], Any] = parse_json, may_be_empty: bool = False
+    path: Path, problem: str, remedy: str, parse: Callable[[str], object] = parse_json, may_be_empty: bool = False
 ) -> dict[str, Any]:
     """Return the mapping in a small file that others may have made.
 

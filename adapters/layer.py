@@ -219,7 +219,7 @@ class AdapterLayer(nn.Module, BaseTunerLayer):
         return module.register_forward_pre_hook(partial(self._enter_part, act, acts), with_kwargs=True)
 
     def _enter_part(
-        self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]
+        self, act: Act, acts: Acts | None, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> tuple[object, object]:
         return _change_input(args, kwargs, lambda tokens: self.through(tokens, act, acts), self.spec.entry.num_dims)
 
@@ -249,7 +249,7 @@ class _BlockHooks:
             for handle in self._handles:
                 handle.remove()
 
-    def _enter(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def _enter(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Any, Any]:
         return _change_input(args, kwargs, self._enter_layers, self._layers[0].spec.entry.num_dims)
 
     def _leave(self, block: nn.Module, inputs: object, output: object) -> Any:
@@ -356,7 +356,7 @@ class _CallHooks:
         self.layout.leave()
 
 
-def _count(kwargs: dict[str, Any], name: str) -> int | None:
+def _count(kwargs: dict[str, object], name: str) -> int | None:
     value = kwargs.pop(name, None)
     if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
         raise _wrong_count(name, repr(value), "a whole number, at least 1")

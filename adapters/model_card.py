@@ -77,7 +77,7 @@ model = peft.PeftModel.from_pretrained(backbone, "this folder")
 ```"""
 
 
-def _table(header: str, values: dict[str, Any]) -> str:
+def _table(header: str, values: dict[str, object]) -> str:
     rows = (f"| {name} | {'unknown' if value is None else value} |" for name, value in values.items())
     return "\n".join([f"| {header} | |", "| --- | --- |", *rows])
 

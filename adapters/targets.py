@@ -95,7 +95,7 @@ def targets(backbone: nn.Module, method: str, **options: object) -> dict[str, An
             expected=f"blocks with layers that {method} adapts",
             remedy="Use another method, or another backbone.",
         )
-    chosen: dict[str, Any] = {"target_modules": sorted(layers)}
+    chosen: dict[str, object] = {"target_modules": sorted(layers)}
     if method == "IA3":  # it scales the input of a feed-forward layer and the output of the others
         chosen["feedforward_modules"] = sorted(name for name, layer in layers.items() if _contracts(layer))
     return chosen

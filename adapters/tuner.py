@@ -62,7 +62,7 @@ class BlockTuner(BaseTuner):
             config = self.peft_config[adapter_name]
             self._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)  # raises if they differ
 
-    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, Any]) -> PeftConfig:
+    def _prepare_adapter_config(self, peft_config: PeftConfig, model_config: dict[str, object]) -> PeftConfig:
         """Find the parts of the backbone, complete the config from them, and install the layout hooks.
 
         PEFT calls this at every injection, into a new model as well as beside other adapters.

@@ -44,7 +44,7 @@ def describe(
     run: Run = call_model,
     blocks: str | None = None,
     size: tuple[int, int] | None = None,
-    known: dict[str, Any] | None = None,
+    known: dict[str, object] | None = None,
 ) -> BackboneSpec:
     """Return the spec of a model.
 
@@ -72,7 +72,7 @@ def describe(
 
 
 def _describe_plain(
-    model: nn.Module, run: Run, blocks: str | None, size: tuple[int, int] | None, known: dict[str, Any]
+    model: nn.Module, run: Run, blocks: str | None, size: tuple[int, int] | None, known: dict[str, object]
 ) -> BackboneSpec:
     """Return the spec of a model with one stack of equal blocks."""
     candidates = [stack for stack in stacks(model) if blocks in (None, stack.path)]
@@ -207,7 +207,7 @@ def _layout(model: nn.Module, observation: _Observation, known: dict[str, Any]) 
     return dimension == 0, *prefix_and_grid
 
 
-def _check_blocks(model: nn.Module, observation: _Observation, known: dict[str, Any]) -> None:
+def _check_blocks(model: nn.Module, observation: _Observation, known: dict[str, object]) -> None:
     stack, blocks = observation.stack, observation.blocks
     if [call.path for call in blocks] != stack.block_paths or not all(call.keeps_shape for call in blocks):
         raise not_found(model, f"the blocks of {stack.path} are not called once each, in order, from tokens to tokens")
@@ -282,7 +282,9 @@ def _path(call: Call | None) -> str | None:
     return None if call is None else call.path
 
 
-def _attend(name: str, others: tuple[object, ...], named: dict[str, Any], block: nn.Module, tokens: Tensor) -> Tensor:
+def _attend(
+    name: str, others: tuple[object, ...], named: dict[str, object], block: nn.Module, tokens: Tensor
+) -> Tensor:
     attention: Any = getattr(block, name)
     if isinstance(_unwrapped(attention), nn.MultiheadAttention):
         return attention(tokens, tokens, tokens, need_weights=False)[0]

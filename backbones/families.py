@@ -147,7 +147,7 @@ def _check_files(folder: Path) -> None:
         ) from error
 
 
-def _load_or_explain(name: str, load: Callable[[], Any]) -> Any:
+def _load_or_explain(name: str, load: Callable[[], object]) -> Any:
     """Load a model and turn the various errors of libraries, e.g. without a network, into one message."""
     try:
         return load()

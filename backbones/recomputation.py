@@ -96,7 +96,7 @@ class AdapterSettings:
             self._write(now)
 
     def _read(self) -> dict[tuple[Any, str, tuple[str, ...]], Any]:
-        values: dict[tuple[Any, str, tuple[str, ...]], Any] = {
+        values: dict[tuple[object, str, tuple[str, ...]], object] = {
             (module, name, tuple(getattr(module, "merged_adapters", ()))): copy(vars(module)[name])
             for module in self._block.modules()
             for name in ("_active_adapter", "_disable_adapters", "_mixture", "scaling", "training")
@@ -105,6 +105,6 @@ class AdapterSettings:
         # by name, because a LoRA on torch's attention replaces the attention's frozen parameters in each call
         return values | {(name, "requires_grad", ()): p.requires_grad for name, p in self._block.named_parameters()}
 
-    def _write(self, values: dict[tuple[Any, str, tuple[str, ...]], Any]) -> None:
+    def _write(self, values: dict[tuple[object, str, tuple[str, ...]], object]) -> None:
         for (owner, name, _), value in values.items():
             setattr(self._block.get_parameter(owner) if isinstance(owner, str) else owner, name, copy(value))

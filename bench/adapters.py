@@ -149,7 +149,7 @@ def adapter_costs(options: Options) -> dict[str, object]:
     pairs = paired_seconds(works.pop(frozen[0]), works, options.rounds, options.seed)
     operations = flops()
     milliseconds = [1000 * base for cases in pairs.values() for _, base in cases]
-    costs: dict[str, Any] = {
+    costs: dict[str, object] = {
         "frozen": {
             "cpu_milliseconds": median_with_interval(milliseconds),
             "gigaflops_of_one_block": round(operations["frozen"] / 1e9, 2),
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     with torch.no_grad():
-        report: dict[str, Any] = {
+        report: dict[str, object] = {
             "what": "cost of adapters on ViT-B/16, added to the frozen blocks; paired medians with 95 % intervals",
             **conditions(options),
             "adapters": adapter_costs(options),

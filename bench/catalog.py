@@ -116,7 +116,7 @@ def _resume(folder: Path, share: float) -> dict[str, Any]:
     }
 
 
-def timed(work: Callable[[], Any]) -> tuple[dict[str, float], Any]:
+def timed(work: Callable[[], object]) -> tuple[dict[str, float], Any]:
     """Run ``work`` and return wall and CPU seconds, and its result."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = work()
@@ -135,7 +135,9 @@ def peak_memory_mb() -> float:
 
 def _in_process(name: str, folder: Path) -> dict[str, object]:
     command = [sys.executable, "-m", "dmgal.bench.catalog", "--only", name, "--folder", str(folder)]
-    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    result: dict[str, object] = json.loads(
+        subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    )
     return result
 
 

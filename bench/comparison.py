@@ -182,7 +182,7 @@ def run_demo(seed: int, folder: Path) -> dict[str, object]:
     """Run ``dmgal demo`` and return its numbers."""
     command = [sys.executable, "-m", "dmgal", "demo", "--out", str(folder), "--seed", str(seed), "--quiet"]
     subprocess.run(command, check=True)
-    numbers: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    numbers: dict[str, object] = json.loads((folder / "results.json").read_text())
     return numbers
 
 
@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__)
     if options.kind == "demo":
         demos = [run_demo(seed, options.work / "demo" / f"seed{seed}") for seed in options.seeds]
-        report: dict[str, Any] = {"seeds": list(options.seeds), "summary": demo_summary(demos), "demos": demos}
+        report: dict[str, object] = {"seeds": list(options.seeds), "summary": demo_summary(demos), "demos": demos}
         write_report(report, options.out / "demo.json", show=False)
         print(json.dumps(report["summary"], indent=2))
         return

@@ -159,7 +159,7 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Return CPU milliseconds by GOP length, and the time of the other readers relative to ours."""
     indices = uniform_frames(LENGTH, WANTED)
-    report: dict[str, Any] = {}
+    report: dict[str, object] = {}
     for gop_name, gop in GOPS.items():
         pairs: dict[str, list[tuple[float, float]]] = {}  # seconds of a reader, and of ours in the same round
         decoded = []
@@ -200,7 +200,7 @@ def count_wrong_frames(path: Path, kind: ClipKind, read: Reader) -> dict[str, ob
         "random": [draw.randrange(len(numbers)) for _ in range(40)],
         "reverse": list(reversed(range(len(numbers)))),
     }
-    wrong: dict[str, Any] = {}
+    wrong: dict[str, object] = {}
     for name, order in orders.items():
         try:
             found = [read_barcode(image) for image in read(path, order)]

@@ -52,7 +52,7 @@ EFFICIENCY = RESULTS / "efficiency"
 
 def load(root: Path, name: str) -> dict[str, Any]:
     """Return one file of results."""
-    content: dict[str, Any] = json.loads((root / RESULTS / f"{name}.json").read_text())
+    content: dict[str, object] = json.loads((root / RESULTS / f"{name}.json").read_text())
     return content
 
 

@@ -103,7 +103,7 @@ def type_name(hint: Any) -> str:
     return TYPE_NAMES.get(hint, hint.__name__)
 
 
-def default_of(field: dataclasses.Field[Any]) -> str:
+def default_of(field: dataclasses.Field[object]) -> str:
     """Return the default of a field as in a YAML file."""
     value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     if isinstance(value, str | Path):

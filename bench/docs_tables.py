@@ -214,7 +214,7 @@ def decode_table(root: Path) -> str:
     return markdown(["clips", "ours (PyAV)", "decord 0.6.0"], [*rows, [f"{correct} other kinds", *["0, 0, 0"] * 2]])
 
 
-def wrong_counts(report: dict[str, Any]) -> str:
+def wrong_counts(report: dict[str, object]) -> str:
     """Return the numbers of wrong frames in uniform, random and reverse reads."""
     return "unreadable" if "error" in report else ", ".join(str(report[k]) for k in ("uniform", "random", "reverse"))
 

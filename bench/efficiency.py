@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -94,7 +94,7 @@ def experiment_of(options: Bench) -> Experiment:
     assert options.data is not None
     train = {"steps": options.steps, "validate_every": max(1, options.steps // 2)}
     layers, data = data_layer(options.data, options.root, options.group)
-    tree: dict[str, Any] = {
+    tree: dict[str, object] = {
         "name": options.data.stem,
         "layers": layers,
         "recipe": {"train": train, "episode": {"n_way": options.ways}, **data},

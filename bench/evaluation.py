@@ -264,7 +264,7 @@ def in_a_process(options: Options) -> dict[str, Any]:
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environ = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     output = subprocess.run(words, env=environ, check=True, stdout=subprocess.PIPE, text=True).stdout
-    numbers: dict[str, Any] = json.loads(output.splitlines()[-1])
+    numbers: dict[str, object] = json.loads(output.splitlines()[-1])
     return numbers
 
 
@@ -338,7 +338,7 @@ def main() -> None:
     numbers = {
         name: getattr(options, name) for name in ("episodes", "videos", "plain_episodes", "rounds", "threads", "seed")
     }
-    report: dict[str, Any] = {**hardware(), **numbers, "frames": FRAMES, "ways": WAYS, "queries_per_class": 1}
+    report: dict[str, object] = {**hardware(), **numbers, "frames": FRAMES, "ways": WAYS, "queries_per_class": 1}
     report["tiny_clip"] = [compared(case, shots, options) for case, shots in WANTED]
     if options.pieces:
         with tempfile.TemporaryDirectory() as folder:

@@ -128,7 +128,7 @@ def accuracies(
     recognizer: FewShotRecognizer, catalog: VideoCatalog, states: dict[str, VideoState], options: Options
 ) -> dict[str, Any]:
     """Return the accuracy of the run and of the programs, and the paired difference to the run, by shots."""
-    report: dict[str, Any] = {}
+    report: dict[str, object] = {}
     for shots in SHOTS:
         sampler = sampler_of(catalog, shots, options.episodes)
         found = {

@@ -104,7 +104,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
                 )
                 for place, name in enumerate(VARIANTS)
             }
-        result: dict[str, Any] = {
+        result: dict[str, object] = {
             "base": [*drawn.split("train").class_names],
             "novel": [*drawn.split("test").class_names],
         }

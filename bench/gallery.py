@@ -81,7 +81,7 @@ def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...])
             if size is not None:
                 listed[size].append(logits.gather(1, truth[:, None]).isfinite().double().mean().item())
     whole = torch.tensor(right[None])
-    row: dict[str, Any] = {"classes": n_way, "shots": k_shot, "whole_gallery": _estimate(whole)}
+    row: dict[str, object] = {"classes": n_way, "shots": k_shot, "whole_gallery": _estimate(whole)}
     for size in shortlists:
         values = torch.tensor(right[size])
         row[f"shortlist_{size}"] = {

@@ -15,7 +15,6 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -143,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.manual_seed(0)
     model = recognizer("adapters", options.image_size, options.frames).to(options.device)
-    report: dict[str, Any] = {
+    report: dict[str, object] = {
         "what": "DMGAL-Adapters on a frozen ViT-B/16 in bf16, data excluded",
         "device": torch.cuda.get_device_name() if options.device.startswith("cuda") else "cpu: a dry run",
         **conditions(options),

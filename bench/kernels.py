@@ -233,7 +233,7 @@ def measure(name: str, options: Options) -> dict[str, Any]:
     forms = KERNELS[name]()
     cases = {"ours": forms.ours} | ({"products": forms.products} if forms.products else {})
     pairs = paired_seconds(forms.authors, cases, options.rounds, options.seed)
-    result: dict[str, Any] = {
+    result: dict[str, object] = {
         "largest_difference": largest_difference(forms),
         "speedup": median_with_interval([authors / ours for ours, authors in pairs["ours"]]),
         "authors_ms": median_with_interval([1000 * authors for _, authors in pairs["ours"]]),
@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(options.threads)
     names = [name for name in KERNELS if name.startswith(options.only)]
-    report: dict[str, Any] = {
+    report: dict[str, object] = {
         "what": "CPU time and extra memory of kernels, ours against the authors' forms; paired medians, 95 % intervals",
         "sizes": f"{QUERIES} queries, {SUPPORTS} supports, {FRAMES} frames; adapter {ADAPTER}, full width {FULL_WIDTH}",
         **conditions(options),

@@ -184,7 +184,7 @@ def living(session: int) -> list[int]:
 
 def contents(out: Path) -> dict[str, Any]:
     """Return what must be equal, by file."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name = path.relative_to(out).as_posix()
         if path.name in ("environment.json", "checked.jsonl", DATA) or path.name.endswith(".lock"):
@@ -213,7 +213,7 @@ def _comparable(path: Path, out: Path) -> object:
     return path.read_bytes().replace(str(out).encode(), b"OUT")
 
 
-def kill(command: Command, work: Path, after: float, expected: dict[str, Any]) -> dict[str, Any]:
+def kill(command: Command, work: Path, after: float, expected: dict[str, object]) -> dict[str, Any]:
     """Kill a command after some seconds, run it again, and return what was found."""
     out = place(command, work, "killed")
     process = start(command, work, out)

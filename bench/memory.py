@@ -244,10 +244,10 @@ def gradient_difference(one: Path, other: Path) -> float:
 
 def measured(options: Options) -> list[dict[str, Any]]:
     """Measure all cases, each next to the plain one of its task."""
-    rows: list[dict[str, Any]] = []
+    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory() as name:
         for ways in tasks(options):
-            found: dict[Case, list[dict[str, Any]]] = {case: [] for case in ways}
+            found: dict[Case, list[dict[str, object]]] = {case: [] for case in ways}
             for number in range(options.rounds):
                 for case in ways if number % 2 == 0 else reversed(ways):
                     budget = _budget(case, found[ways[0]], options)

@@ -122,7 +122,7 @@ def check(options: Options) -> dict[str, Any]:
     features = frame_features(world, novel)
     generator = torch.Generator().manual_seed(options.seed)
     moments = torch.randint(world.frames, (len(novel), options.clips_per_class), generator=generator)
-    by_feature: dict[str, Callable[[Tensor], Any]] = {
+    by_feature: dict[str, Callable[[Tensor], object]] = {
         "reversal_pairs_averaged_over_time": lambda frames: pair_accuracy(frames.mean(2), pairs),
         "reversal_pairs_in_order": lambda frames: pair_accuracy(frames[:, :, -4:].mean(2) - frames.mean(2), pairs),
         "one_random_frame": lambda frames: class_accuracy(

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train and write the report."""
     options = tyro.cli(Processes, args=argv, description=__doc__)
     generate_moving_shapes(options.work / "videos", clips_per_class=options.clips_per_class)
-    report: dict[str, Any] = {
+    report: dict[str, object] = {
         "what": "largest difference of training losses to one process",
         "hardware": hardware(),
         "steps": options.steps,

@@ -78,7 +78,7 @@ def curves(method: str, validation: Classes, novel: Classes, options: Options) -
 def main() -> None:
     """Measure and write the report."""
     options = tyro.cli(Options, description=__doc__)
-    results: dict[str, Any] = {}
+    results: dict[str, object] = {}
     for name, data in (("motions", motions), ("looks", looks)):
         validation, novel = data("val", options.clips), data("test", options.clips)
         method = "motion" if name == "motions" else "frozen, not centered"

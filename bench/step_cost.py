@@ -18,7 +18,7 @@ import statistics
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import peft
 import torch
@@ -40,7 +40,7 @@ def operations() -> dict[str, object]:
     """Return trained parameters and operations by model."""
     adapted: nn.Module = peft.get_peft_model(load_backbone("open_clip:ViT-B-16"), DmgalConfig())
     bare = load_backbone("open_clip:ViT-B-16").requires_grad_(True)
-    report: dict[str, Any] = {"backbone": "ViT-B/16, 224 px"}
+    report: dict[str, object] = {"backbone": "ViT-B/16, 224 px"}
     for name, backbone in {"dmgal_adapter": adapted, "full_fine_tuning": bare}.items():
         encoder = FrameEncoder(backbone).to("meta").train()
         trained = sum(p.numel() for p in encoder.parameters() if p.requires_grad)
@@ -72,7 +72,7 @@ def batching() -> dict[str, object]:
         for task in tasks:
             together([task])
 
-    report: dict[str, Any] = {"threads": torch.get_num_threads()}
+    report: dict[str, object] = {"threads": torch.get_num_threads()}
     for count in (1, 2, 4):
         tasks = [random_task(seed) for seed in range(count)]
         rounds = [(seconds(partial(apart, tasks)), seconds(partial(together, tasks))) for _ in range(ROUNDS + 2)][2:]
@@ -94,7 +94,7 @@ def random_task(seed: int) -> Episode:
 
 def main(what: tyro.conf.Positional[Literal["operations", "batching"]]) -> None:
     """Measure and write the report."""
-    report: dict[str, Any] = {"date": date.today().isoformat(), "torch": torch.__version__}
+    report: dict[str, object] = {"date": date.today().isoformat(), "torch": torch.__version__}
     report |= operations() if what == "operations" else batching()
     write_report(report, RESULTS / {"operations": "step_cost.json", "batching": "task_batching.json"}[what])
 

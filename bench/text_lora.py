@@ -91,7 +91,7 @@ def captioned(catalog: VideoCatalog) -> VideoCatalog:
 
 def recipe_of(options: Options, rank: int | None) -> Recipe:
     """Return the recipe of a run, with or without LoRA."""
-    changes: dict[str, Any] = {
+    changes: dict[str, object] = {
         "backbone": {"trainable": False},
         "data": {"root": options.data},
         "train": {

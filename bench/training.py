@@ -270,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     if options.part == "one case":
         print(json.dumps(measure_case(options)))
         return
-    report: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    report: dict[str, object] = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.part == "steps":
         report |= {
             "what": "training step of one 5-way task, ViT-B/16 shapes: DMGAL-Adapters on a frozen backbone, and full "

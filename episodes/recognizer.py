@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ class FewShotRecognizer(nn.Module):
 
         A `FrameEncoder` can resume the encoding of these videos from ``start``.
         """
-        options: dict[str, Any] = {} if start is None else {"start": start}
+        options: dict[str, object] = {} if start is None else {"start": start}
         state = self.encoder.encode(videos, **options)
         frames = videos if getattr(self.head, "wants_frames", False) else None
         if not self.encoder.has_task_layer:
@@ -84,12 +84,12 @@ class FewShotRecognizer(nn.Module):
             related = self.encoder.relate(support, query)
             frames = support.get("frames"), query.get("frames")
             support, query = (self._prepare(*video_inputs) for video_inputs in zip(related, frames, strict=True))
-        options: dict[str, Any] = {"targets": targets} if targets is not None and takes_targets(self.head) else {}
+        options: dict[str, object] = {"targets": targets} if targets is not None and takes_targets(self.head) else {}
         return self.head.compare(support, labels, query, **options)
 
     def _prepare(self, features: Tensor, frames: Tensor | None) -> VideoState:
         """Return the head's state of each video; pass frames on to a head that wants them."""
-        options: dict[str, Any] = {} if frames is None else {"frames": frames}
+        options: dict[str, object] = {} if frames is None else {"frames": frames}
         return self.head.prepare(features, **options)
 
     def forward(self, episodes: Episode | Sequence[Episode]) -> EpisodeOutput | list[EpisodeOutput]:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -108,7 +108,7 @@ def run(options: Enroll) -> Gallery:
     Raises:
         DmgalError: the clips, the gallery or the run cannot be used.
     """
-    settings: dict[str, Any] = {"views": options.views, "verbose": not options.quiet, "text": options.text}
+    settings: dict[str, object] = {"views": options.views, "verbose": not options.quiet, "text": options.text}
     if options.shortlist is not None:
         settings["shortlist"] = options.shortlist
     return update_gallery(options.out, options.run, options.make_change(), settings)

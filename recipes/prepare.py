@@ -100,7 +100,7 @@ def _prepare(
     if isinstance(found, FoundData):
         print_found(found)
     listed, counts = preparation.write_lists(found, out)
-    summary: dict[str, Any] = {"dataset": options.dataset, **counts}
+    summary: dict[str, object] = {"dataset": options.dataset, **counts}
     if options.check:
         problems, equal = preparation.check(
             listed, out, options.workers, options.seconds_per_video, options.recheck, progress=not options.quiet

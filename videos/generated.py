@@ -291,7 +291,7 @@ def _bad_root(root: Path, settings: ClipSettings, received: str, expected: str) 
     )
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def _write_json(path: Path, content: dict[str, object]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from einops import rearrange
@@ -126,7 +126,7 @@ def _motion(recognizer: FewShotRecognizer, shown: ShownLayer, videos: Tensor, nu
     """Run videos and return the motion in a layer."""
     captured: list[Tensor] = []
 
-    def keep(module: object, args: tuple[object, ...], kwargs: dict[str, Any], output: object = None) -> None:
+    def keep(module: object, args: tuple[object, ...], kwargs: dict[str, object], output: object = None) -> None:
         captured.append(shown.capture(args, kwargs, output).detach())
 
     if shown.name.endswith("embedding"):  # before the adapters that change the input of the block

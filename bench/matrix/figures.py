@@ -239,7 +239,7 @@ def _label(axes: Any, points: Sequence[Point], taken: list[Any], **style: Any) -
         taken.append(box)
 
 
-def _around(axes: Any, point: Point) -> Any:
+def _around(axes: Any, point: Point) -> object:
     """Return the box of a marker in pixels."""
     from matplotlib.transforms import Bbox
 

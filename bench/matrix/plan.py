@@ -75,7 +75,7 @@ def estimates(cells: Sequence[Cell], experiment: Experiment, results: Mapping[st
         kind: statistics.median([result["run_info"]["total_time"] for result in found])
         for kind, found in by_kind(result for result in results.values() if status(result) == DONE).items()
     }
-    of_kind: dict[tuple[Any, ...], Estimate] = {}
+    of_kind: dict[tuple[object, ...], Estimate] = {}
     videos: dict[str, Videos] = {}
     for cell in cells:
         if cell.kind in of_kind:

@@ -12,7 +12,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ class StateCache:
         self, folder: Path, key: Mapping[str, object], videos: Sequence[str], block_size: int = 32, half: bool = False
     ) -> None:
         storage = {"kept_as": "float16, inexact" if half else "as computed", "block_size": block_size}
-        self.key: dict[str, Any] = json.loads(json.dumps({**key, **storage, "num_videos": len(videos)}))
+        self.key: dict[str, object] = json.loads(json.dumps({**key, **storage, "num_videos": len(videos)}))
         self.folder, self.half = folder, half
         self.files = StateFiles(folder, videos, block_size)
 

@@ -82,7 +82,7 @@ class Planner:
         self.plan = None if chunk is None or memory_budget is not None else Plan(chunk, keep_products)
         self._options = (chunk, memory_budget, keep_products)
         self._task_sizes: list[int] = []
-        self._previous_choice: dict[str, Any] | None = None
+        self._previous_choice: dict[str, object] | None = None
         self._notify = notify
 
     @property
@@ -93,7 +93,7 @@ class Planner:
         positions = None if self.plan.positions is None else sorted(self.plan.positions)
         return {"chunk": self.plan.chunk, "kept": positions, "of": [*self._options, *self._task_sizes]}
 
-    def take_up(self, choice: dict[str, Any] | None) -> None:
+    def take_up(self, choice: dict[str, object] | None) -> None:
         """Reuse a previous choice for equal task sizes and options."""
         self._previous_choice = choice
 

@@ -117,7 +117,7 @@ class TwoPass:
         """The choice made from the free memory, as JSON values. None before. Other choices change the order of sums."""
         return self.planner.choice
 
-    def take_up(self, choice: dict[str, Any] | None) -> None:
+    def take_up(self, choice: dict[str, object] | None) -> None:
         """Reuse a previous choice for equal task sizes and options, so that results are bit-identical."""
         self.planner.take_up(choice)
 

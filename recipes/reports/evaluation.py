@@ -109,7 +109,7 @@ class EvaluationReport:
     def _write(self, content: Mapping[str, object], start: str, amount: str, kind: str = "") -> None:
         """Write a result to the run folder, and to ``out``."""
         protocol, suffix = self.protocol, f"{kind}{self.suffix}"
-        result: dict[str, Any] = {"protocol": dict(self.described), **content, "environment": environment()}
+        result: dict[str, object] = {"protocol": dict(self.described), **content, "environment": environment()}
         if self.is_inexact:
             print(f"  {INEXACT}")
             result["inexact"] = "states were kept as float16"

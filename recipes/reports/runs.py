@@ -161,7 +161,7 @@ def comparison_as_json(found: Comparison, protocol: Protocol, is_inexact: bool) 
     described = protocol_as_json(protocol, found.recipe, found.catalog)
     described |= {"text": found.rows[0].text or described["text"], "seen_classes": found.seen}
     sampler = samplers(found.catalog, found.recipe, protocol)["accuracy"]
-    numbers: dict[str, Any] = {"protocol": described, "rows": rows_as_json(found.rows)}
+    numbers: dict[str, object] = {"protocol": described, "rows": rows_as_json(found.rows)}
     numbers |= methods_as_json(found.methods, found.pairings, found.catalog, sampler)
     return numbers | ({"inexact": "states were kept as float16"} if is_inexact else {})
 

@@ -234,7 +234,7 @@ class ActionRecognizer(ClassifierConventions):
         videos, given = list(several_clips(videos)), list(labels)
         check_counts(len(videos), len(given))
         known = names_of(given)
-        clips: dict[str, list[Any]] = {str(label): [] for label in sorted(known.values())}
+        clips: dict[str, list[object]] = {str(label): [] for label in sorted(known.values())}
         for video, label in zip(videos, given, strict=True):
             clips[str(label)].append(video)
         self._set_gallery(self._encode(*collect_clips(clips)), known)

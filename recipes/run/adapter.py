@@ -165,7 +165,7 @@ def _adapter_config(recipe: Recipe, backbone: nn.Module) -> Any:
 
 def construct(
     what: str,
-    constructor: Callable[..., Any],
+    constructor: Callable[..., object],
     arguments: Mapping[str, object],
     errors: type[Exception] | tuple[type[Exception], ...] = (TypeError, ValueError, SafetensorError),
 ) -> Any:

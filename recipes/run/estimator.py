@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from functools import cache
-from typing import Any, Self
+from typing import Self
 
 from dmgal.errors import DmgalError
 
@@ -36,7 +36,7 @@ def _reduce(error: NotFittedError) -> tuple[object, ...]:
     return _rebuilt, (str(error), vars(error))
 
 
-def _rebuilt(message: str, parts: dict[str, Any]) -> NotFittedError:
+def _rebuilt(message: str, parts: dict[str, object]) -> NotFittedError:
     known = sys.modules.get("sklearn.exceptions")
     kind = NotFittedError if known is None else _shared_error(known.NotFittedError)
     error = kind.__new__(kind, message)

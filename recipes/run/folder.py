@@ -104,7 +104,7 @@ class Run:
                 be written.
         """
         split = None if has_split_file(recipe.data) and not own_split else catalog
-        changes: dict[str, tuple[Any, Any]] = {}
+        changes: dict[str, tuple[object, object]] = {}
         if (self.folder / "recipe.yaml").exists():
             if not resume:
                 raise DmgalError(
@@ -193,7 +193,7 @@ class Run:
     def _environment(self) -> dict[str, object]:
         return self._read("environment.json", parse_json) if os.path.lexists(self.folder / "environment.json") else {}
 
-    def _read(self, name: str, parse: Callable[[str], Any] = parse_yaml) -> dict[str, Any]:
+    def _read(self, name: str, parse: Callable[[str], object] = parse_yaml) -> dict[str, Any]:
         """Return the mapping in a file of this folder. Raise a DmgalError if it cannot be read."""
         return read_mapping(self.folder / name, "A file of this run cannot be read.", "Copy the run again.", parse)
 

@@ -60,7 +60,7 @@ class Generalized:
     def as_json(self) -> dict[str, Any]:
         """Return means and half-widths in percent."""
         estimates = {"base": self.base, "novel": self.novel, "harmonic_mean": self.harmonic_mean}
-        numbers: dict[str, Any] = {
+        numbers: dict[str, object] = {
             name: {"percent": round(one.mean, 3), "half_width": round(one.half_width, 3)}
             for name, one in estimates.items()
         }

@@ -282,7 +282,7 @@ def _bad_value(where: str, value: object, expected: str) -> DmgalError:
 
 def flat(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, Any]]:
     """Return the values of nested mappings by dotted key."""
-    pairs: list[tuple[str, Any]] = []
+    pairs: list[tuple[str, object]] = []
     for key, value in tree.items():
         pairs += flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(f"{prefix}{key}", value)]
     return pairs

@@ -141,7 +141,7 @@ def list_videos(data: DataConfig, progress: bool) -> Listed:
 def write_lists(found: FoundData | Listed, out: Path) -> tuple[Listed, dict[str, object]]:
     """Write split.csv, found.csv and missing.csv. Return the videos to check, and the counts of the summary."""
     missing = found.missing
-    counts: dict[str, Any] = {"videos": 0, "missing": len(missing)}
+    counts: dict[str, object] = {"videos": 0, "missing": len(missing)}
     if isinstance(found, FoundData):
         counts["found"] = found.per_split
         catalog = found.write(out)
@@ -204,7 +204,7 @@ def checked_before(listed: Listed, out: Path) -> bool:
 
 def write_layer(data: DataConfig, listed: Listed, out: Path, with_report: bool) -> None:
     """Write data.yaml, a layer with all data settings. Its paths are absolute, so that it works from any folder."""
-    layer: dict[str, Any] = {"name": data.name} if data.name else {}
+    layer: dict[str, object] = {"name": data.name} if data.name else {}
     layer |= {"root": str(listed.root.resolve()), "generate": "no"}
     if listed.split is not None:
         layer["split_file"] = str((out / "split.csv").resolve())

@@ -192,7 +192,7 @@ class Trainer:
     def _log_step(self, result: StepResult, seconds: float) -> None:
         means = result.means
         losses = {name: value for name, value in means.items() if name not in ("loss", "accuracy")}
-        entry: dict[str, Any] = {"loss": means["loss"], "losses": losses, "accuracy": means["accuracy"]}
+        entry: dict[str, object] = {"loss": means["loss"], "losses": losses, "accuracy": means["accuracy"]}
         if math.isfinite(result.gradient_norm):
             entry["gradient_norm"] = result.gradient_norm
         else:

@@ -194,7 +194,7 @@ class TrainingState:
             )
 
 
-def _assign(target: object, values: dict[str, Any]) -> None:
+def _assign(target: object, values: dict[str, object]) -> None:
     """Set attributes. Raise an AttributeError or a TypeError for a name or kind of value that the target lacks."""
     for name, value in values.items():
         if not _is_like(value, getattr(target, name)):

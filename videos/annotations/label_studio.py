@@ -47,7 +47,7 @@ def read_label_studio(path: Path) -> Iterator[Annotation]:
             yield from _segments(result, task, where)
 
 
-def _segments(result: object, task: dict[str, Any], where: str) -> Iterator[Annotation]:
+def _segments(result: object, task: dict[str, object], where: str) -> Iterator[Annotation]:
     """Yield the segments of one result, if it is one in time."""
     value = result.get("value") if isinstance(result, dict) else None
     if not isinstance(value, dict):
@@ -93,7 +93,7 @@ def _list(value: object, where: str) -> list[Any]:
     return value
 
 
-def _video(task: dict[str, Any], where: str) -> str:
+def _video(task: dict[str, object], where: str) -> str:
     """Return the path in the task's URL. Uploads have it in the URL, local files in its query ``d``."""
     data = task.get("data")
     names = [data[key] for key in VIDEO_KEYS if key in data] if isinstance(data, dict) else []

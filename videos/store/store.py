@@ -128,7 +128,7 @@ def read_key(part: Path) -> dict[str, Any]:
     )
 
 
-def require_key(part: Path, wanted: dict[str, Any]) -> None:
+def require_key(part: Path, wanted: dict[str, object]) -> None:
     """Raise a DmgalError that names all differences between the key of a part and the wanted key."""
     refuse_differences(
         differences(read_key(part), wanted),
