@@ -37,7 +37,7 @@ class Loader(DataLoader[Any]):
         options: those of ``DataLoader``.
     """
 
-    def __init__(self, dataset: Any, collate_fn: Callable[[Any], Any] = default_collate, **options: Any) -> None:
+    def __init__(self, dataset: Any, collate_fn: Callable[[Any], object] = default_collate, **options: Any) -> None:
         if options.get("num_workers"):
             problem = little_shared_memory()
             if problem:
@@ -115,19 +115,19 @@ class _ErrorsAsItems(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: Any) -> object:
         try:
             return self._dataset[index]
         except DmgalError as error:
             return error
 
 
-def _collate_or_error(collate: Callable[[Any], Any], items: Any) -> Any:
+def _collate_or_error(collate: Callable[[object], object], items: object) -> object:
     errors = [item for item in (items if isinstance(items, list) else [items]) if isinstance(item, DmgalError)]
     return errors[0] if errors else collate(items)
 
 
-def _raise_error(batch: Any) -> Any:
+def _raise_error(batch: object) -> object:
     if isinstance(batch, DmgalError):
         raise batch
     return batch

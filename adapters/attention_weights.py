@@ -20,13 +20,13 @@ def keep_attention_weights(model: nn.Module) -> None:
             module.register_forward_hook(_restore, always_call=True)
 
 
-def _remember(layer: Any, inputs: tuple[Any, ...]) -> None:
+def _remember(layer: Any, inputs: tuple[object, ...]) -> None:
     if not layer.merged:  # otherwise a call with disabled adapters takes the LoRA out of the weights for good
         attention = layer.get_base_layer()
         layer.weights_before = attention.in_proj_weight, attention.out_proj.get_base_layer().weight
 
 
-def _restore(layer: Any, inputs: tuple[Any, ...], output: object) -> None:
+def _restore(layer: Any, inputs: tuple[object, ...], output: object) -> None:
     if "weights_before" in vars(layer):
         attention = layer.get_base_layer()
         attention.in_proj_weight, attention.out_proj.get_base_layer().weight = layer.weights_before

@@ -165,7 +165,7 @@ def _down_gradients(
     return of_tokens, of_weight, of_bias
 
 
-def _current_autocast(device: str) -> Callable[[], AbstractContextManager[Any]]:
+def _current_autocast(device: str) -> Callable[[], AbstractContextManager[object]]:
     """Return a context manager that restores the current autocast state in the backward pass.
 
     Backward passes run without autocast, or inside a region whose cache holds casts of the forward pass.

@@ -249,10 +249,10 @@ class _BlockHooks:
             for handle in self._handles:
                 handle.remove()
 
-    def _enter(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[Any, Any]:
+    def _enter(self, block: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, Any]:
         return _change_input(args, kwargs, self._enter_layers, self._layers[0].spec.entry.num_dims)
 
-    def _leave(self, block: nn.Module, inputs: object, output: object) -> Any:
+    def _leave(self, block: nn.Module, inputs: object, output: object) -> object:
         return with_tokens(output, self._leave_layers)
 
     def _enter_layers(self, tokens: Tensor) -> Tensor:
@@ -330,7 +330,7 @@ class _CallHooks:
             module.register_forward_hook(self.after, always_call=True),
         )
 
-    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[object, object]:
         self.layout.enter()  # first, because torch calls ``after`` even if the rest fails
         num_frames, num_support = _count(kwargs, "num_frames"), _count(kwargs, "num_support")
         requested_frames = num_frames

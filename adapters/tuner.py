@@ -119,7 +119,7 @@ class BlockTuner(BaseTuner):
         super().set_adapter(adapter_name, inference_mode)
 
     @contextmanager
-    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+    def _enable_peft_forward_hooks(self, *args: object, **kwargs: Any) -> Iterator[None]:
         """Apply ``adapter_names``, one name for each video, to the calls inside the context.
 
         The result of each adapter equals that of a call with its videos alone. ``"__base__"`` is the backbone.

@@ -47,7 +47,7 @@ def embed_images(tower: Any, images: Tensor) -> Tensor:
     return tokens + embeddings.resize_positional_embeddings(positions, shape, patches.shape[1])
 
 
-def check_patches(spec: BackboneSpec, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_patches(spec: BackboneSpec, args: Sequence[Any], kwargs: Mapping[str, object]) -> None:
     """Raise a DmgalError if the arguments of a call are patches of images that do not all have the grid of the spec.
 
     These are SigLIP 2's ``spatial_shapes`` and ``pixel_attention_mask``, and timm's batches of patches.

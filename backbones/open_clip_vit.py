@@ -145,7 +145,7 @@ def _run_block(tower: nn.Module, block: Any, tokens: Tensor) -> Tensor:
         handle.remove()
 
 
-def _tokens_first(attention: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+def _tokens_first(attention: object, inputs: tuple[Any, ...]) -> tuple[object, ...] | None:
     """Return the same ``(B, N, C)`` tokens with the memory layout of ``(N, B, C)``, for self-attention only."""
     is_self_attention = bool(inputs) and all(tensor is inputs[0] for tensor in inputs)
     if not is_self_attention or not getattr(attention, "batch_first", False):

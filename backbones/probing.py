@@ -95,7 +95,7 @@ def watch(model: nn.Module, run: Run, images: Tensor, paths: Sequence[str]) -> t
     calls: list[Call] = []
 
     def recorder(path: str) -> Callable[..., None]:
-        def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        def record(module: nn.Module, args: Any, kwargs: Any, output: object) -> None:
             calls.append(Call(path, module, args, dict(kwargs), output))
 
         return record

@@ -183,7 +183,7 @@ def _missing_weights(source: str, missing: Collection[str]) -> DmgalError:
     )
 
 
-def _preprocessing(source: str) -> dict[str, Any]:
+def _preprocessing(source: str) -> dict[str, object]:
     """Return the content of ``preprocessor_config.json``: image size, mean and standard deviation."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError

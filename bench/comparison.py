@@ -162,7 +162,7 @@ class Comparison:
         return Training(method, rate, seed, self.options[method])
 
 
-def summary(tables: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(tables: list[dict[str, Any]]) -> dict[str, object]:
     """Return mean and range over seeds of accuracy and of the paired difference to the first, by method."""
     result: dict[str, Any] = {}
     for place, row in enumerate(tables[0]["rows"]):
@@ -188,7 +188,7 @@ def run_demo(seed: int, folder: Path) -> dict[str, object]:
 
 def demo_summary(demos: list[dict[str, Any]]) -> dict[str, object]:
     """Return mean and range over data seeds of every table entry, by method."""
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     for place, row in enumerate(demos[0]["rows"]):
         rows = [demo["rows"][place] for demo in demos]
         differences = [row["difference_to_first"] for row in rows]

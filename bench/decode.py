@@ -156,7 +156,7 @@ def decoding_alone(path: Path, indices: Sequence[int]) -> tuple[Callable[[], Non
 
 def measure_speed(
     folder: Path, found: dict[str, Reader], rounds: int = ROUNDS, contents: int = CONTENTS
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return CPU milliseconds by GOP length, and the time of the other readers relative to ours."""
     indices = uniform_frames(LENGTH, WANTED)
     report: dict[str, object] = {}

@@ -107,7 +107,7 @@ def changed_tree(tree: Tree, draw: random.Random) -> Tree:
     return tree
 
 
-def _places(tree: Tree) -> list[tuple[Any, Any]]:
+def _places(tree: Tree) -> list[tuple[object, object]]:
     places, waiting = [], [tree]
     while waiting:
         node = waiting.pop()
@@ -139,7 +139,7 @@ def _change(parent: Any, key: Any, draw: random.Random) -> None:
         parent[key] = _value(parent[key], draw)
 
 
-def _value(value: object, draw: random.Random) -> Any:
+def _value(value: object, draw: random.Random) -> object:
     if isinstance(value, bool):
         return draw.choice([not value, *OTHERS])
     if isinstance(value, int | float) and draw.random() < 0.7:

@@ -74,7 +74,7 @@ def watched(folder: Path, seconds: float) -> dict[str, Any]:
     return {**asdict(watcher.counts), "processor_seconds_per_second": (time.process_time() - before) / seconds}
 
 
-def answered(folder: Path, answers: int) -> dict[str, Any]:
+def answered(folder: Path, answers: int) -> dict[str, object]:
     """Return the seconds of the page's answers to a clip of three seconds."""
     visit = Visit(ActionRecognizer(), folder)
     visit.sample()  # enrolls the actions

@@ -281,14 +281,14 @@ def _medians(results: list[dict[str, Any]]) -> dict[str, object]:
     """Return medians over rounds, with the seconds of every round to show their spread."""
     if any("out_of_memory" in result for result in results):
         return {"out_of_memory": True}
-    medians: dict[str, Any] = {}
+    medians: dict[str, object] = {}
     for key in results[0]:
         values = [result[key] for result in results if result.get(key) is not None]
         medians[key] = round(statistics.median(values), 3) if values else None
     return medians | {"all_seconds": [result["seconds"] for result in results]}
 
 
-def _beside(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, float]:
+def _beside(result: dict[str, object], plain: dict[str, Any]) -> dict[str, float]:
     names = {"peak_extra_mb": "memory_share", "peak_extra_tensor_mb": "tensor_memory_share", "seconds": "time_ratio"}
     return {
         share: round(result[key] / plain[key], 3) for key, share in names.items() if result.get(key) and plain.get(key)

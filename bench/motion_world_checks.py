@@ -108,7 +108,7 @@ def pair_accuracy(features: Tensor, pairs: Sequence[tuple[int, int]]) -> dict[st
     }
 
 
-def check(options: Options) -> dict[str, Any]:
+def check(options: Options) -> dict[str, object]:
     """Measure everything on the novel classes."""
     world, motions = MotionWorld(seed=options.seed, clips_per_class=options.clips_per_class), all_motions()
     novel = split_motions(options.seed)["test"]

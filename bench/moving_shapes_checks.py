@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -158,7 +157,7 @@ def joined(poses: list[Poses]) -> Poses:
     return Poses(*(torch.cat([getattr(p, name) for p in poses]) for name in ("x", "y", "size", "angle")))
 
 
-def check(options: Options, root: Path) -> dict[str, Any]:
+def check(options: Options, root: Path) -> dict[str, object]:
     """Make the data set in an empty ``root`` and measure accuracies in percent."""
     shapes = MovingShapes(seed=options.seed, clips_per_class=options.clips_per_class)
     start = time.perf_counter()

@@ -106,7 +106,7 @@ def reproduction_as_json(
     }
 
 
-def _rows(row: Row, test_shots: Iterable[int]) -> list[dict[str, Any]]:
+def _rows(row: Row, test_shots: Iterable[int]) -> list[dict[str, object]]:
     """Return a row per number of shots: all of them if nothing was trained, else that of the training."""
     shots = test_shots if is_untrained(row) else [row.shots]
     return [_row(row, str(number)) for number in shots]
@@ -142,7 +142,7 @@ def reproduction_table(records: Iterable[Mapping[str, Any]], listed: Sequence[st
     published, by_data = read_published(), {record["data"]: record for record in records}
     lines = []
     for data in dict.fromkeys([*listed, *by_data]):
-        rows: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+        rows: dict[tuple[str, str], dict[str, Mapping[str, object]]] = {}
         for row in by_data.get(data, {}).get("rows", ()):
             rows.setdefault((row["method"], row["backbone"]), {})[row["shots"]] = row
         if data in listed:

@@ -87,7 +87,7 @@ def cases(catalog: VideoCatalog, folder: Path) -> dict[str, Callable[[], object]
     }
 
 
-def _each(read: Callable[[Any], object], items: Iterable[Any]) -> None:
+def _each(read: Callable[[Any], object], items: Iterable[object]) -> None:
     """Read items in sequence and drop them, like a loader that copies every clip into its batch."""
     for item in items:
         read(item)

@@ -282,11 +282,11 @@ def report(data: Clips, galleries: int, names: Sequence[str] = (), temperature: 
     }
 
 
-def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: str) -> dict[str, Any]:
+def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: str) -> dict[str, object]:
     """Return the measures of a score over galleries, and their paired differences to scores in use."""
     measures: dict[str, Any] = {"area_under_roc": area_under_roc}
     measures |= {measure: lambda k, u, kept=kept: accepted_unknown(k, u, kept) for measure, kept in KEPT.items()}
-    row: dict[str, Any] = {}
+    row: dict[str, object] = {}
     for measure, of in measures.items():
         values = {score: torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, *IN_USE)}
         row[measure] = estimate(values[name])

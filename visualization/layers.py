@@ -217,21 +217,21 @@ def _no_grid(received: str) -> DmgalError:
 # ---- captures of a call ----
 
 
-def _captured_input(shape: BlockShape, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+def _captured_input(shape: BlockShape, args: tuple[Any, ...], kwargs: dict[str, object], output: object) -> Tensor:
     tokens = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor) and v.ndim == shape.num_dims)
     return shape.tokens(tokens)
 
 
-def _captured_output(shape: BlockShape, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+def _captured_output(shape: BlockShape, args: tuple[object, ...], kwargs: dict[str, object], output: Any) -> Tensor:
     return shape.tokens(output[0] if isinstance(output, tuple) else output)
 
 
-def _first_argument(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+def _first_argument(args: tuple[Any, ...], kwargs: dict[str, object], output: object) -> Tensor:
     tokens: Tensor = args[0]
     return tokens
 
 
-def _head_motion(args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+def _head_motion(args: tuple[object, ...], kwargs: dict[str, object], output: Any) -> Tensor:
     return rearrange(output, "d v t c h w -> v d t c h w")
 
 

@@ -55,7 +55,7 @@ def drawing(dark: bool = False) -> Iterator[Any]:
     from matplotlib import pyplot
 
     colors = DARK if dark else LIGHT
-    settings: dict[Any, Any] = {
+    settings: dict[Any, object] = {
         "svg.hashsalt": "dmgal",
         "svg.fonttype": "path",
         "font.family": "DejaVu Sans",
@@ -87,7 +87,7 @@ def cost_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> 
     with drawing(dark) as pyplot:
         size = (PANEL[0] * len(COSTS), PANEL[1])
         figure, panels = pyplot.subplots(1, len(COSTS), figsize=size, layout="constrained", sharey=True)
-        to_label: list[tuple[Any, list[Point], list[Point]]] = []
+        to_label: list[tuple[object, list[Point], list[Point]]] = []
         for axes, (label, keys) in zip(panels, COSTS.items(), strict=True):
             points = points_of(rows, shots, keys)
             front = pareto_front(points)

@@ -107,7 +107,7 @@ class LiveBytes(TorchDispatchMode):
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         for tensor in _tensors((args, kwargs)):
             self._seen.add(tensor.untyped_storage())  # a result that shares this storage is not an allocation
         result = func(*args, **(kwargs or {}))

@@ -86,7 +86,7 @@ class Planner:
         self._notify = notify
 
     @property
-    def choice(self) -> dict[str, Any] | None:
+    def choice(self) -> dict[str, object] | None:
         """The plan as JSON values, with the options and task sizes that it is for. None without a plan."""
         if self.plan is None:
             return None

@@ -43,7 +43,7 @@ class CostlyResults(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.results: list[Result] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> object:
+    def __torch_dispatch__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         outcome = func(*args, **(kwargs or {}))
         if _is_costly(func):
             parts = outcome if isinstance(outcome, (tuple, list)) else (outcome,)
@@ -70,7 +70,7 @@ def keeping(positions: Collection[int]) -> Callable[[], Contexts]:
     def contexts() -> Contexts:
         num_seen = {False: 0, True: 0}  # costly operations, in the forward pass and in the recomputation
 
-        def policy(context: Any, operator: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+        def policy(context: Any, operator: object, *arguments: object, **options: object) -> CheckpointPolicy:
             if not _is_costly(operator):
                 return CheckpointPolicy.PREFER_RECOMPUTE
             position = num_seen[context.is_recompute]
@@ -86,7 +86,7 @@ def keeping(positions: Collection[int]) -> Callable[[], Contexts]:
 def keeping_products() -> Contexts:
     """Return contexts for torch's checkpoint that save matrix products with fewer columns than terms in their sums."""
 
-    def policy(context: object, operator: object, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    def policy(context: object, operator: object, *arguments: Any, **options: object) -> CheckpointPolicy:
         if operator in _PRODUCTS:
             terms, columns = arguments[-1].shape
             if terms > columns:
@@ -102,7 +102,7 @@ def _is_costly(operator: object) -> bool:
     return packet in flop_registry or packet is _ATTENTION_ON_CPU
 
 
-def _count_operations(operator: Any, args: Any, kwargs: Any, outcome: Any) -> float:
+def _count_operations(operator: Any, args: Any, kwargs: Any, outcome: object) -> float:
     if operator._overloadpacket is _ATTENTION_ON_CPU:  # missing in torch's table
         query, key, value = args[:3]
         return float(2 * query.numel() * key.shape[-2] + 2 * query.numel() // query.shape[-1] * value[0, 0].numel())

@@ -113,7 +113,7 @@ class TwoPass:
         return outputs
 
     @property
-    def choice(self) -> dict[str, Any] | None:
+    def choice(self) -> dict[str, object] | None:
         """The choice made from the free memory, as JSON values. None before. Other choices change the order of sums."""
         return self.planner.choice
 

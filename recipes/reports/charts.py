@@ -113,7 +113,7 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     left.set_title(f"training loss, mean of {SMOOTHED} steps", loc="left", fontsize=10)
     right.set_title("validation accuracy, %", loc="left", fontsize=10)
     for index, name in enumerate(logs):
-        look: dict[str, Any] = {"color": CURVES[index % len(CURVES)], "linestyle": STYLES[index % len(STYLES)]}
+        look: dict[str, object] = {"color": CURVES[index % len(CURVES)], "linestyle": STYLES[index % len(STYLES)]}
         look |= {"linewidth": 2, "clip_on": False, "label": name.replace("$", r"\$")}
         for part, points, axes in (("loss", _smooth(losses[name]), left), ("validation", accuracies[name], right)):
             if points:

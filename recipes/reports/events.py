@@ -47,7 +47,7 @@ class EventLines:
         """Write the last line, and return it."""
         return self._write({"type": "summary", **asdict(counts)})
 
-    def _write(self, content: Mapping[str, object]) -> dict[str, Any]:
+    def _write(self, content: Mapping[str, object]) -> dict[str, object]:
         """Write a line with numbers rounded to thousandths, and return it."""
         line = {name: round(value, 3) if isinstance(value, float) else value for name, value in content.items()}
         print(json.dumps(line, allow_nan=False), file=self._file, flush=True)

@@ -156,7 +156,7 @@ class ActionRecognizer(ClassifierConventions):
 
     def enroll(
         self,
-        clips: Mapping[Any, Any] | str | os.PathLike[str],
+        clips: Mapping[Any, object] | str | os.PathLike[str],
         *,
         on_bad_video: OnBadVideo = "error",
         num_workers: int = 0,
@@ -262,7 +262,7 @@ class ActionRecognizer(ClassifierConventions):
         recognizer = self.clip_recognizer()
         return RecognizedAction.by_name(recognizer.clip(as_video(video)), self.classes_.tolist())
 
-    def predict(self, videos: Iterable[Any]) -> NDArray[Any]:
+    def predict(self, videos: Iterable[object]) -> NDArray[Any]:
         """Return the best class of each clip, ``(V,)``. No clip is unknown here, so that `score` is the accuracy."""
         return np.array([answer.best for answer in self._answers(videos)])
 
@@ -271,7 +271,7 @@ class ActionRecognizer(ClassifierConventions):
         scores = [[score.probability for score in answer.scores.values()] for answer in self._answers(videos)]
         return np.array(scores, dtype=np.float64)
 
-    def score(self, videos: Iterable[Any], labels: Iterable[Any], sample_weight: Any = None) -> float:
+    def score(self, videos: Iterable[object], labels: Iterable[object], sample_weight: Any = None) -> float:
         """Return the share of clips whose best class is their label."""
         predicted, expected = self.predict(videos), list(labels)
         check_counts(len(predicted), len(expected))
@@ -381,7 +381,7 @@ def _without_model(recognizer: ActionRecognizer, path: Path, error: DmgalError) 
 
 def _options_of(
     gallery: Gallery, path: Path, run: str | os.PathLike[str] | None, options: Mapping[str, object]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the constructor's arguments that a gallery was made with."""
     names = () if run is not None else ("backbone", "adapter")
     if run is None and "run" in gallery.model and not options.keys() & {"backbone", "adapter"}:

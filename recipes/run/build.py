@@ -85,7 +85,7 @@ def with_base_classes(recipe: Recipe, catalog: VideoCatalog) -> Recipe:
     return replace(recipe, head={"num_base_classes": num_base_classes, **recipe.head})
 
 
-def build_head(options: Mapping[str, Any], **known: Any) -> nn.Module:
+def build_head(options: Mapping[str, Any], **known: object) -> nn.Module:
     """Build a head from its name in ``dmgal.episodes.heads.HEADS`` and its arguments.
 
     Values in ``known`` fill in the parameters that the class has.

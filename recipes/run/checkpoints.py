@@ -80,7 +80,7 @@ class Checkpoints:
         _to_disk(self.folder)
         self._prune(step)
 
-    def amend(self, step: int, progress: Mapping[str, Any]) -> None:
+    def amend(self, step: int, progress: Mapping[str, object]) -> None:
         """Replace the progress of the checkpoint of a step."""
         folder = self._folder(step)
         _write_index(folder, _read_index(folder)["files"], progress)
@@ -190,7 +190,7 @@ def _hash_of_text(index: Mapping[str, object]) -> str:
     return blake2b(json.dumps(index, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> dict[str, object]:
     """Return the size and hash of a file."""
     hashed = blake2b(digest_size=16)
     with path.open("rb") as file:

@@ -34,7 +34,7 @@ class TolerantOutput:
         """Flush the stream, unless a write has failed."""
         self._attempt(self._stream.flush)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
     def _attempt(self, action: Any) -> None:

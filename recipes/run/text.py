@@ -198,7 +198,7 @@ def gallery_of_names(texts: ClassTexts, made_with: Mapping[str, str]) -> Gallery
     return Gallery(texts.class_names, nothing, (), (), states, states, nothing, made_with, texts=texts)
 
 
-def _frozen(encoder: Any, recipe: Recipe) -> Any:
+def _frozen(encoder: Any, recipe: Recipe) -> object:
     """Return an encoder of the frozen backbone with its own pooling, once its adapters are switched off."""
     first = _first(encoder)
     if recipe.backbone.trainable:

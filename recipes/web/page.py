@@ -88,7 +88,7 @@ def build_page(recognizer: ActionRecognizer, folder: Path) -> gr.Blocks:
         gr.on([add.click, name.submit], _add, [visit, *form], [*shown, *form], show_progress_on=actions, **options)
         actions.click(_remove, visit, shown, show_progress="hidden", **options)
         clear.click(_clear, visit, [*shown, answer], **options)
-        show_answer: dict[str, Any] = {"fn": None, "js": SCROLL, "api_visibility": "private"}
+        show_answer: dict[str, object] = {"fn": None, "js": SCROLL, "api_visibility": "private"}
         sample.click(_sample, visit, [*shown, answer], show_progress_on=answer, **options).then(**show_answer)
         gr.on(
             [query.upload, query_camera.stop_recording],
@@ -176,23 +176,23 @@ def _sources(label: str, count: Literal["single", "multiple"]) -> tuple[gr.File,
     return clips, camera
 
 
-async def _no_download(move: Callable[[Any], Awaitable[Any]], source: Any) -> Any:
+async def _no_download(move: Callable[[Any], Awaitable[object]], source: object) -> Any:
     """Put an upload in its place, but refuse an address, which Gradio would download."""
     if "://" in str(source):
         raise gr.Error("Only files from your device can be used.")
     return await move(source)
 
 
-def _paths(payload: Any) -> list[Path]:
+def _paths(payload: object) -> list[Path]:
     """Return the paths of what a component holds, which Gradio has checked to be uploads."""
     return [] if payload is None else [Path(file.path) for file in getattr(payload, "root", [payload])]
 
 
-def _shown(visit: Visit, notice: Notice | None) -> list[Any]:
+def _shown(visit: Visit, notice: Notice | None) -> list[object]:
     return [visit, actions_markup(visit.actions, notice), gr.update(value=NEXT_SAMPLE if visit.is_sample else SAMPLE)]
 
 
-def _add(visit: Visit, name: str | None, clips: list[Path], camera: list[Path]) -> list[Any]:
+def _add(visit: Visit, name: str | None, clips: list[Path], camera: list[Path]) -> list[object]:
     text, notice = attempt(lambda: visit.add(name or "", clips + camera))
     if text is None:  # the form keeps its files; after `gr.skip`, Gradio would make new components without `_paths`
         discard(camera, visit.folder)
@@ -201,7 +201,7 @@ def _add(visit: Visit, name: str | None, clips: list[Path], camera: list[Path]) 
     return [*_shown(visit, Notice("done", text)), "", None, None]
 
 
-def _remove(visit: Visit, event: gr.EventData) -> list[Any]:
+def _remove(visit: Visit, event: gr.EventData) -> list[object]:
     name = getattr(event, "name", None)
     if name is None:  # a click beside the buttons
         return [gr.skip()] * 3
@@ -209,17 +209,17 @@ def _remove(visit: Visit, event: gr.EventData) -> list[Any]:
     return _shown(visit, notice)
 
 
-def _clear(visit: Visit) -> list[Any]:
+def _clear(visit: Visit) -> list[object]:
     visit.clear()
     return [*_shown(visit, None), ""]
 
 
-def _sample(visit: Visit) -> list[Any]:
+def _sample(visit: Visit) -> list[object]:
     answer, notice = attempt(visit.sample)
     return [*_shown(visit, notice), "" if answer is None else answer_markup(answer)]
 
 
-def _recognize(folder: Path, visit: Visit, clips: list[Path], camera: list[Path]) -> list[Any]:
+def _recognize(folder: Path, visit: Visit, clips: list[Path], camera: list[Path]) -> list[object]:
     paths = clips + camera
     if not paths:
         return [gr.skip(), None, None]
