@@ -123,6 +123,13 @@ VARIANTS: Mapping[str, Mapping[str, Variant]] = {
     "classes": {str(n): Variant(classes=n) for n in (10, 30, 100)},
     "clips of a class": {str(n): Variant(clips=n) for n in (3, 15, 30)},
     "steps": {str(n): Variant(steps=n) for n in (100, 1500)},
+    "rate, tasks per step, seed": {
+        f"{rate}, {tasks}, {seed}": Variant(
+            ("--train.learning-rate", rate, "--train.tasks-per-step", tasks, "--train.seed", seed)
+        )
+        for rate, tasks, seeds in (("1e-3", "1", "012"), ("2e-3", "1", "012"), ("4e-3", "1", "12"), ("4e-3", "3", "01"))
+        for seed in seeds
+    },
     "motions left out": {
         "bodies": Variant(families=("solo", "duo")),
         "two bodies": Variant(families=("duo",)),
