@@ -80,6 +80,8 @@ class RecognizedAction:
             lines.append(f"  and {len(ranked) - max(1, top)} more classes")
         if self.margin is not None:
             lines.append(f"margin: {self.margin:.2f}")
+        if self.recognized is None:  # its logit may be above the threshold, which is not always one of logits
+            lines.append(f"score: {self.score:.2f}, below the threshold")
         return "\n".join(lines)
 
     def __str__(self) -> str:

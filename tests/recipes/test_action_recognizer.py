@@ -154,6 +154,7 @@ def test_unknown_is_the_answer_of_recognize_only(recognizer, clips):
     strict._gallery, strict._prepared = replace(recognizer.gallery, rejection=rejection), None
     unknown = strict.recognize(path)
     assert unknown.recognized is None and unknown.best == answer.best and str(unknown).startswith("(unknown)\n")
+    assert f"score: {unknown.score:.2f}, below the threshold" in str(unknown)
     assert strict.set_params(unknown=False).recognize(path).recognized == answer.best
     assert strict.predict([path]) == [answer.best]
 
