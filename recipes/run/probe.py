@@ -5,31 +5,44 @@ A trained head is worth little if a plain probe of the same features does as wel
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dmgal.backbones import VideoState
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation
-from dmgal.episodes.evaluation.states import PrecomputedStates, SupportStates
+from dmgal.episodes.evaluation.states import PrecomputedStates, SupportStates, with_prefix
 from dmgal.episodes.heads import RidgeProbe
+from dmgal.episodes.recognizer import Head
 from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.encoding import EncodedSplit, Keep
 from dmgal.recipes.run.evaluation import Protocol, encode, evaluate_tasks
 from dmgal.recipes.run.text_lora import learns_text
 from dmgal.videos import VideoCatalog
 
+OF_PROBE = "of_probe."
+"""Start of the names of the probe's states beside those of a head."""
 
-class KeptFeatures(nn.Module):
-    """In place of a head: keeps the features, from which `prepared_for` makes the states of any head."""
 
-    def prepare(self, features: Tensor) -> VideoState:
-        """Return features ``(V, T, D)`` as a state."""
-        return VideoState(features=features)
+class HeadWithProbe(nn.Module):
+    """In place of a head: prepares the states of the head and, beside them, those of the probe."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__()
+        self.head, self.probe = head, RidgeProbe()
+
+    @property
+    def wants_frames(self) -> bool:
+        """True if the head receives the videos, too."""
+        return bool(getattr(self.head, "wants_frames", False))
+
+    def prepare(self, features: Tensor, **options: Tensor) -> VideoState:
+        """Return the states of features ``(V, T, D)``, those of the probe under names that begin with `OF_PROBE`."""
+        of_probe = {OF_PROBE + name: tensor for name, tensor in self.probe.prepare(features).items()}
+        return VideoState(self.head.prepare(features, **options), **of_probe)
 
 
 def probe_of(recognizer: FewShotRecognizer) -> FewShotRecognizer:
@@ -56,29 +69,31 @@ def encode_for_both(
 ) -> tuple[EncodedSplit, EncodedSplit]:
     """Return the split encoded for the run's head and for the probe. Each video is read and encoded once.
 
-    A head that learns from pixels or text needs more than features. Then each of the two encodes the videos.
+    A head that learns from text needs the names of the classes as well. Then each of the two encodes the videos.
     """
-    if getattr(recognizer.head, "wants_frames", False) or learns_text(recognizer):
+    if learns_text(recognizer):
         separate = encode(recognizer, recipe, catalog, protocol, False, keep)
         return separate, encode_for_probe(recognizer, recipe, catalog, protocol, False, keep)
-    no_head: Any = KeptFeatures()  # compares nothing
-    kept = FewShotRecognizer(recognizer.encoder, no_head).eval()
-    encoded = encode(kept, recipe, catalog, protocol, False, keep)
-    own, of_probe = (prepared_for(one, encoded.states) for one in (recognizer.eval(), probe_of(recognizer)))
+    both: Any = HeadWithProbe(recognizer.head)  # compares nothing
+    encoded = encode(FewShotRecognizer(recognizer.encoder, both), recipe, catalog, protocol, False, keep)
+    own, of_probe = (_select(encoded.states, part) for part in (_own, _of_probe))
     return replace(encoded, states=own), replace(encoded, states=of_probe)
 
 
-@torch.no_grad()
-def prepared_for(recognizer: FewShotRecognizer, kept: PrecomputedStates) -> PrecomputedStates:
-    """Return the states of a recognizer's videos from those that `KeptFeatures` has kept of the same encoder."""
-    device = next(recognizer.parameters()).device
-    recognizer.to(device)
-    if kept.support.attended is not None:
-        state = recognizer.head.prepare(kept.support.state["features"].to(device)).to("cpu")
-        return PrecomputedStates(SupportStates(state, kept.support.attended), kept.query)
-    if recognizer.encoder.has_task_layer:
-        return kept
-    return PrecomputedStates.undivided(recognizer.head.prepare(kept.query["features"].to(device)).to("cpu"))
+def _select(states: PrecomputedStates, part: Callable[[VideoState], VideoState]) -> PrecomputedStates:
+    """Return the states with a part of what `HeadWithProbe` has prepared."""
+    support = states.support
+    if support.attended is None:
+        return PrecomputedStates.undivided(part(states.query))
+    return PrecomputedStates(SupportStates(part(support.state), support.attended), states.query)
+
+
+def _own(state: VideoState) -> VideoState:
+    return VideoState({name: tensor for name, tensor in state.items() if not name.startswith(OF_PROBE)})
+
+
+def _of_probe(state: VideoState) -> VideoState:
+    return with_prefix(state, OF_PROBE) or state  # with undivided task layers, no head has prepared anything yet
 
 
 def evaluate_probe(
