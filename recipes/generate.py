@@ -23,7 +23,7 @@ from dmgal.recipes.run.config import GeneratedSet
 from dmgal.recipes.run.data import generated_settings
 from dmgal.recipes.run.ranges import SEEDS, WORKERS, Range
 from dmgal.videos.contact_sheet import write_sheets
-from dmgal.videos.generated import generate
+from dmgal.videos.generated import CLIPS, FRAMES, PIXELS, generate
 from dmgal.videos.moving_shapes.clips import LookName, MovingShapes
 
 
@@ -39,11 +39,11 @@ class Generate:
     """Write contact sheets and films of all classes into this folder, and no data set."""
     seed: Annotated[int, Range(0, SEEDS)] = 0
     """Seed of the split and of all clips."""
-    clips_per_class: Annotated[int, Range(1, 10**5)] = 30
+    clips_per_class: Annotated[int, Range(*CLIPS)] = 30
     """Number of clips in each class."""
-    frames: Annotated[int, Range(8, 64)] = 16
+    frames: Annotated[int, Range(*FRAMES)] = 16
     """Number of frames per clip, 8 to 64, at 10 per second."""
-    pixels: Annotated[int | None, Range(16, 512)] = None
+    pixels: Annotated[int | None, Range(*PIXELS)] = None
     """Height and width of the frames in pixels, even, 16 to 512. None: 64 for moving shapes, 112 for motion world."""
     look: LookName = "any"
     """Look of moving shapes. any: all shapes, textures and colors. dark and bright share none of them and show the same

@@ -33,6 +33,8 @@ from .decoding.video import read_clip
 
 SPLIT_FILE = "split.csv"
 CLIPS_PER_TASK = 10
+CLIPS, FRAMES, PIXELS = (1, 10**5), (8, 64), (16, 512)
+"""Least and most clips of a class, frames of a clip, and height and width of a frame."""
 
 Clip = tuple[int, int, str]
 """Index of the class, number of the clip in it, and path relative to the root."""
@@ -78,9 +80,9 @@ class ClipSettings(ABC):
 
     def __post_init__(self) -> None:
         self._check("seed", 0, 2**63 - 1)
-        self._check("clips_per_class", 1, 10**5)
-        self._check("frames", 8, 64)
-        self._check("pixels", 16, 512)
+        self._check("clips_per_class", *CLIPS)
+        self._check("frames", *FRAMES)
+        self._check("pixels", *PIXELS)
         if self.pixels % 2:
             raise self.bad_value("pixels", self.pixels, "an even number: H.264 halves the resolution of color")
 
