@@ -34,13 +34,16 @@ from dmgal.recipes.run.ranges import STEPS, TASKS, WORKERS, Range
 METHODS = ("frozen", "lora", "dmgal_adapter")
 """Methods of a benchmark on a user's data, unless the user names others."""
 
+DESCRIBED = ("root", "group", "backbone", "methods", "steps", "ways", "shots", "seeds", "test_shots", "episodes")
+"""Options that describe an experiment on a user's data."""
+
 
 @dataclass(frozen=True)
 class Bench:
     """Options of the command."""
 
     experiment: tyro.conf.Positional[Path | None] = None
-    """JSON file of an experiment, which replaces the options from --data to --episodes. None: these describe it."""
+    """JSON file of an experiment. None: the options from --data to --episodes describe it."""
     out: Path = Path("benchmark")
     """Folder of results, runs and logs."""
     data: Path | None = None
@@ -90,6 +93,7 @@ def experiment_of(options: Bench) -> Experiment:
             remedy="Run dmgal bench EXPERIMENT.json, or dmgal bench --data FOLDER.",
         )
     if options.experiment is not None:
+        _refuse_described(options)
         return read_experiment(options.experiment)
     assert options.data is not None
     train = {"steps": options.steps, "validate_every": max(1, options.steps // 2)}
@@ -103,6 +107,19 @@ def experiment_of(options: Bench) -> Experiment:
     }
     names = ("shots", "seeds", "test_shots", "episodes")
     return experiment_from(tree | {name: getattr(options, name) for name in names})
+
+
+def _refuse_described(options: Bench) -> None:
+    """Raise if options describe an experiment beside its file."""
+    described = [field for field in DESCRIBED if getattr(options, field) != getattr(Bench(), field)]
+    if described:
+        flags = ", ".join(f"--{field.replace('_', '-')}" for field in described)
+        raise DmgalError(
+            "The experiment is described twice.",
+            received=f"a JSON file and {flags}",
+            expected="the file alone, with options such as --out and --processes that do not describe the experiment",
+            remedy=f"Omit {flags}, or change a copy of the file.",
+        )
 
 
 def run(options: Bench) -> int:

@@ -155,6 +155,9 @@ def test_users_data_are_an_experiment(tmp_path: Path) -> None:
     for both_or_neither in (replace(options, data=None), replace(options, experiment=split)):
         with pytest.raises(DmgalError, match="needs one experiment"):
             efficiency.experiment_of(both_or_neither)
+    with pytest.raises(DmgalError, match="described twice") as twice:
+        efficiency.experiment_of(replace(options, data=None, experiment=EXPERIMENTS / "ablations.json"))
+    assert "--methods, --steps, --ways, --test-shots" in str(twice.value)
 
 
 ENDINGS = {
