@@ -58,6 +58,7 @@ def _section(config: Any) -> str:
         for field in dataclasses.fields(config)
         if field.name not in _NOT_OPTIONS and getattr(config, field.name) is not None
     }
+    options["peft_type"] = config.peft_type.value
     return f"""Method: {config.title}.
 
 {_table("Backbone", {name: getattr(config, name) for name in _BACKBONE})}

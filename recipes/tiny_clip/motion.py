@@ -37,6 +37,8 @@ class Options:
     """Backbone to train the adapter for."""
     steps: int = 1500
     """Training steps, of three 5-way 1-shot tasks each."""
+    seed: int = 2
+    """Seed of the training. Of 0, 1 and 2, this one was best on real validation clips for tiny-clip."""
     resume: bool = False
     """Continue the run in the folder."""
     quiet: bool = False
@@ -51,6 +53,7 @@ def main(argv: list[str] | None = None) -> int | None:
         words = ["method/smga", "data/motion_world", "--data.generate", "no", "--data.root", str(options.data)]
         words += ["--data.keep-in-memory", "--data.num-workers", "0", "--backbone.name", options.backbone, *FLAGS]
         words += ["--train.steps", str(options.steps), "--train.validate-every", str(max(1, options.steps))]
+        words += ["--train.seed", str(options.seed)]
         recipe = parse(words, prog="motion", description="", wrapper=Train)[0].recipe
         folder = run(recipe, options.out, resume=options.resume, quiet=options.quiet)
     print(f"adapter: {folder.adapter}\nnext: dmgal train method/motion --backbone.expert {folder.folder}")

@@ -23,7 +23,13 @@ def test_card_has_method_backbone_shapes_and_command(tmp_path, monkeypatch):
     card = saved_card(config, tmp_path)
     assert config.command is None, "the user's own config is left alone"
     assert "DMGAL-Adapter" in card and "arXiv 2411.11335" in card and "our reconstruction" in card
-    for row in ("| width | 32 |", "| grid | [4, 4] |", "| smga_blocks | [0, 1] |", "| bottleneck | 8 |"):
+    for row in (
+        "| width | 32 |",
+        "| grid | [4, 4] |",
+        "| smga_blocks | [0, 1] |",
+        "| bottleneck | 8 |",
+        "| peft_type | DMGAL |",
+    ):
         assert row in card, row
     assert "    my_train.py --shots 1\n" in card and "/somewhere" not in card
     assert "library_name: peft" in card and "base_model: owner/some-vit" in card
