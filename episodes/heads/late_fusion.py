@@ -59,8 +59,8 @@ class LateFusion(nn.Module):
     Args:
         widths: number of channels of each stream, in the order of the features. None: one stream of any width.
         prior: weights without knowledge of the task: of the first stream as it is, of the same centered, of its frames
-            of the same index, then of each further stream. None: all are equal. A second stream of the same backbone,
-            adapted to motion, sees more than the frozen one: ``(0.25, 0.125, 0.125, 0.5)`` works better.
+            of the same index, then of each further stream. None: all are equal. `dmgal.recipes.run.build` has those
+            that were chosen on validation classes.
         concentration: strength of the prior.
         tau: scale of the logits.
         trust: exponent of a query's own weights. 0: the weights of the task for every query.
@@ -73,9 +73,9 @@ class LateFusion(nn.Module):
         self,
         widths: Sequence[int] | None = None,
         prior: Sequence[float] | None = None,
-        concentration: float = 4.0,
+        concentration: float = 8.0,
         tau: float = 2.0,
-        trust: float = 2.0,
+        trust: float = 1.0,
     ) -> None:
         super().__init__()
         self.widths = None if widths is None else tuple(widths)

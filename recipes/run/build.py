@@ -22,8 +22,10 @@ from dmgal.recipes.run.adapter import adapted, check_adapter_files, check_tensor
 from dmgal.recipes.run.config import Recipe
 from dmgal.videos import VideoCatalog
 
-PRIOR = (0.25, 0.125, 0.125, 0.5)
+PRIOR = (0.1, 0.1, 0.2, 0.6)
 """Weights of the parts of `LateFusion` for a frozen backbone and the same with its motion adapter."""
+PRIOR_BESIDE = (0.2, 0.3, 0.3, 0.2)
+"""The same for a frozen backbone and a smaller one with a motion adapter."""
 
 
 def build_recognizer(
@@ -47,7 +49,8 @@ def build_recognizer(
     if head is None:
         known = {"channels": encoder.feature_width, "num_frames": _num_steps(encoder, recipe.data.num_frames)}
         if isinstance(encoder, StreamEncoder):
-            known |= {"widths": encoder.widths, "prior": PRIOR if encoder.streams[0] is encoder.streams[1] else None}
+            is_shared = encoder.streams[0] is encoder.streams[1]
+            known |= {"widths": encoder.widths, "prior": PRIOR if is_shared else PRIOR_BESIDE}
         head = build_head(recipe.head, **known)
     return FewShotRecognizer(encoder, cast(Head, head))
 

@@ -16,7 +16,7 @@ from dmgal.backbones import load_backbone
 from dmgal.cli import main
 from dmgal.episodes.gallery.gallery_file import load_gallery
 from dmgal.errors import DmgalError
-from dmgal.recipes.run.build import build_recognizer
+from dmgal.recipes.run.build import PRIOR, build_recognizer
 from dmgal.recipes.run.config import parse
 from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import load_run
@@ -237,4 +237,4 @@ def test_backbone_is_shared_by_its_weights_whatever_its_name():
     recipe = recipe_of("method/motion", "--backbone.name", "mine")
     recognizer = build_recognizer(recipe, backbone=backbone)
     assert recognizer.encoder.streams[0] is recognizer.encoder.streams[1]
-    assert recognizer.head.prior == (0.25, 0.125, 0.125, 0.5)
+    assert recognizer.head.prior == PRIOR
