@@ -109,7 +109,7 @@ def direction(degrees: int) -> str:
 
 
 def motions(split: str, clips: int) -> Classes:
-    """Return moving shapes of one split of seed 0. The motion adapter that ships has only seen base classes."""
+    """Return moving shapes of one split of seed 0. The motion adapter that ships has seen none of them."""
     shapes = MovingShapes(seed=0, clips_per_class=clips, frames=FRAMES, pixels=PIXELS)
     numbers = shapes.split()[split]
     videos = [shapes.clip(number, clip) for number in numbers for clip in range(clips)]
