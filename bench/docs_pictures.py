@@ -50,8 +50,7 @@ def main() -> None:
         query = write_clips(folder)
         for name, paths in (("motion_maps", (query,)), ("task", (folder / "actions", query))):
             drawn, out = folder / f"{name}.png", FIGURES / f"{name}.webp"
-            drawing = Drawing(layer="smga.0" if name == "motion_maps" else "smga.1")
-            run(Visualize(paths, out=drawn, drawing=drawing))
+            run(Visualize(paths, out=drawn, drawing=Drawing(layer="smga.0")))
             shrink(drawn, out)
             print(f"{out.name}: {out.stat().st_size / 1024:.0f} KB")
 

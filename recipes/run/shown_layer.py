@@ -1,8 +1,8 @@
 """Choice of the layer whose attention is worth a picture: the one that looks at what moves.
 
-Layers differ. In the motion adapter that ships with dmgal, one looks at moving shapes nine times as much as at an even
-share of the frame, and the next one looks away from them. Generated clips tell where the motion is, so the choice is
-measured, the same for every clip, and needs no training.
+Layers differ. In the motion adapter that ships with dmgal, two look at moving shapes more than at an even share of the
+frame, and the other two look away from them. Generated clips tell where the motion is, so the choice is measured, the
+same for every clip, and needs no training.
 """
 
 from __future__ import annotations
