@@ -123,7 +123,7 @@ def test_answer_is_that_of_the_recognizer_and_uploads_are_deleted(taught, clips,
         assert [bar.is_best for bar in answer.bars] == [True, False]
         assert answer.film.startswith("data:image/jpeg;base64,") and answer.heat.startswith("data:image/jpeg;base64,")
         assert answer.film != answer.heat and answer.heat_title == "Where the model looks"
-        assert answer.layer == "Smga-Adapter after block 2"  # the one that looks at moving shapes
+        assert answer.layer == "Smga-Adapter after block 1"  # the one that looks at moving shapes
     assert [*folder.iterdir()] == []
 
 
