@@ -27,7 +27,7 @@ from dmgal.recipes.web.visit import MOST_ACTIONS, MOST_CLIPS, SAMPLE_ACTIONS, An
 from dmgal.videos.generated import write_video as write_frames
 from dmgal.videos.moving_shapes.clips import MovingShapes
 
-CLASSES = {"down": 6, "circle": 38}
+CLASSES = {"down": 18, "circle": 36}
 HOSTILE = "<img src=x onerror=alert(1)>${alert(2)}{{ 7 * 7 }}\"'"
 
 
