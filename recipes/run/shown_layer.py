@@ -1,7 +1,7 @@
 """Choice of the layer whose attention is worth a picture: the one that looks at what moves.
 
-Layers differ. In the motion adapter that ships with dmgal, two look at moving shapes twice as much as at an even
-share of the frame, and one looks away from them. Generated clips tell where the motion is, so the choice is measured, the
+Layers differ. In the motion adapter that ships with dmgal, two look at moving shapes twice as much as at an even share
+of the frame, and one looks away from them. Generated clips tell where the motion is, so the choice is measured, the
 same for every clip, and needs no training.
 """
 

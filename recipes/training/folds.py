@@ -22,7 +22,7 @@ from dmgal.recipes.run.config import Recipe
 from dmgal.recipes.run.data import split_of
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.training.launching import requested_processes
-from dmgal.recipes.training.tasks import Selection, Validation
+from dmgal.recipes.training.tasks import Accuracies, Selection, Validation
 from dmgal.videos import VideoCatalog
 
 logger = logging.getLogger(__name__)
@@ -139,13 +139,14 @@ def _dealt(catalog: VideoCatalog, seed: int) -> list[list[str]]:
 
 
 class _LoggedValidation(Validation):
-    """A validation that also logs the accuracy of each task."""
+    """A validation that also logs the accuracies of tasks and classes."""
 
     run: Run
 
-    def accuracies(self, step: int) -> torch.Tensor:
+    def accuracies(self, step: int) -> Accuracies:
         accuracies = super().accuracies(step)
-        self.run.log(step=step, task_accuracies=accuracies.tolist())
+        tasks, classes = (part.tolist() for part in accuracies)
+        self.run.log(step=step, task_accuracies=tasks, class_accuracies=classes)
         return accuracies
 
 
@@ -160,7 +161,7 @@ class ChosenStep:
 
     only_step: int
     tasks_hash: str
-    _accuracies: tuple[float, ...]
+    _accuracies: Accuracies
 
     @classmethod
     def by(cls, folds: Sequence[Fold]) -> ChosenStep:
@@ -168,20 +169,21 @@ class ChosenStep:
 
         A step that a fold did not validate, because of a bad loss, is no candidate.
         """
-        found = [_task_accuracies(Run(fold.folder)) for fold in folds]
+        found = [_logged_accuracies(Run(fold.folder)) for fold in folds]
         selection, chosen = Selection(), 0
         for step in sorted(set.intersection(*(set(of_fold) for of_fold in found))):
-            pooled = torch.tensor([value for of_fold in found for value in of_fold[step]], dtype=torch.float64)
-            better, line = selection.take(step, pooled)
+            parts = zip(*(of_fold[step] for of_fold in found), strict=True)
+            better, line = selection.take(step, Accuracies(*(_pooled(part) for part in parts)))
             chosen = step if better else chosen
             logger.info("all folds: %s", line)
         logger.info("the training on all classes ends at step %d", chosen)
         digest = blake2b(repr([sorted(of_fold.items()) for of_fold in found]).encode(), digest_size=8)
-        return cls(chosen, digest.hexdigest(), tuple(selection.accuracies))
+        best = Accuracies(_pooled([selection.accuracies]), _pooled([selection.by_class]))
+        return cls(chosen, digest.hexdigest(), best)
 
-    def accuracies(self, step: int) -> torch.Tensor:
+    def accuracies(self, step: int) -> Accuracies:
         """Return the accuracies of all folds at the chosen step."""
-        return torch.tensor(self._accuracies, dtype=torch.float64)
+        return self._accuracies
 
     def report_skipped(self) -> None:
         """Report nothing, because this training reads no validation video."""
@@ -220,6 +222,11 @@ Training = Fold | FullTraining
 """A training of a run."""
 
 
-def _task_accuracies(run: Run) -> Mapping[int, list[float]]:
-    """Return the accuracies of each validation by step. If a kill made the run repeat one, the last counts."""
-    return {entry["step"]: entry["task_accuracies"] for entry in run.log_entries() if "task_accuracies" in entry}
+def _logged_accuracies(run: Run) -> Mapping[int, tuple[list[float], list[float]]]:
+    """Return the accuracies of tasks and classes by step. If a kill made the run repeat one, the last counts."""
+    entries = [entry for entry in run.log_entries() if "task_accuracies" in entry]
+    return {entry["step"]: (entry["task_accuracies"], entry.get("class_accuracies", [])) for entry in entries}
+
+
+def _pooled(parts: Sequence[list[float]]) -> torch.Tensor:
+    return torch.tensor([value for part in parts for value in part], dtype=torch.float64)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -113,6 +114,13 @@ def _as_list(episodes: list[Episode]) -> list[Episode]:
     return episodes
 
 
+class Accuracies(NamedTuple):
+    """Accuracies of a validation in ``[0, 1]``: by task ``(E,)``, and over all queries of each class ``(C,)``."""
+
+    tasks: torch.Tensor
+    classes: torch.Tensor
+
+
 class Validation:
     """Fixed tasks of a recipe on the validation classes. Impossible tasks raise an error here, before the first step.
 
@@ -139,8 +147,8 @@ class Validation:
         self._tasks(catalog)
         self.tasks_hash = self._hash_of_tasks()
 
-    def accuracies(self, step: int) -> torch.Tensor:
-        """Return the accuracies of all tasks ``(E,)`` in ``[0, 1]`` on every process. Every process must call this.
+    def accuracies(self, step: int) -> Accuracies:
+        """Return the accuracies of all tasks on every process. Every process must call this.
 
         Args:
             step: number of steps that the weights were trained for.
@@ -154,7 +162,11 @@ class Validation:
             readable, states = without_bad(self._catalog, states, _met_anywhere(self._clips.bad_videos))
             states = with_own_texts(self._recognizer, states, readable)
             evaluation = evaluate_shared(self._recognizer, states, self._tasks(readable), device, self._progress)
-            return evaluation.accuracies
+        assert evaluation.answers is not None
+        truth, right = evaluation.answers.truth.long(), evaluation.answers.right
+        counts = torch.bincount(truth)
+        by_class = torch.bincount(truth, weights=right)[counts > 0] / counts[counts > 0]
+        return Accuracies(evaluation.accuracies, by_class)
 
     def report_skipped(self) -> None:
         """Log the number of unreadable videos that any process met. Every process must call this."""
@@ -190,7 +202,9 @@ class Selection:
         since_best: number of validations since the best one.
         tasks: hash of the tasks; empty in older checkpoints.
         is_start: True if the best weights are those of a trained adapter that the run started from. Only a gain whose
-            interval is above zero replaces them.
+            intervals over tasks and over classes are both above zero replaces them. New classes are other classes, and
+            few validation classes say little of them.
+        by_class: accuracy of the best validation by class; empty in older checkpoints.
     """
 
     best: float | None = None
@@ -199,25 +213,33 @@ class Selection:
     since_best: int = 0
     tasks: str = ""
     is_start: bool = False
+    by_class: list[float] = field(default_factory=list)
 
-    def take(self, step: int, accuracies: torch.Tensor) -> tuple[bool, str]:
+    def take(self, step: int, accuracies: Accuracies) -> tuple[bool, str]:
         """Add a validation and return whether it is the best so far, and a line for the log."""
-        result, gain = Estimate.of(accuracies), ""
+        result, gain = Estimate.of(accuracies.tasks), ""
         better = self.best is None or result.mean > self.best
-        if len(self.accuracies) == len(accuracies):
-            change = Estimate.of(accuracies - torch.tensor(self.accuracies, dtype=torch.float64))
+        if len(self.accuracies) == len(accuracies.tasks):
+            change = _change(accuracies.tasks, self.accuracies)
             if self.is_start:
                 better = change.mean > change.half_width
+                if 0 < len(self.by_class) == len(accuracies.classes):
+                    over_classes = _change(accuracies.classes, self.by_class)
+                    better = better and over_classes.mean > over_classes.half_width
             of_what = "start" if self.is_start else "previous best"
             gain = f", {change.mean:+.1f} ± {change.half_width:.1f} over the {of_what}" if better else ""
         self.step = step
         self.is_start = step == 0 or (self.is_start and not better)
         self.since_best = 0 if better else self.since_best + 1
         if better:
-            self.best, self.accuracies = result.mean, accuracies.tolist()
+            self.best, self.accuracies, self.by_class = result.mean, *(part.tolist() for part in accuracies)
         half_width = "" if math.isinf(result.half_width) else f" ± {result.half_width:.1f}"
         note = f" (best so far{gain})" if better else ""
         return better, f"step {step}: validation {result.mean:.1f}{half_width} %{note}"
+
+
+def _change(values: torch.Tensor, before: list[float]) -> Estimate:
+    return Estimate.of(values - torch.tensor(before, dtype=torch.float64))
 
 
 def warn_of_few_classes(recipe: Recipe, catalog: VideoCatalog) -> None:

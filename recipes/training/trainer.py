@@ -216,7 +216,7 @@ class Trainer:
         step = self.progress.step
         better, line = self.selection.take(step, accuracies)
         weights = best_state(self.recognizer) if better else {}  # every process takes part
-        self.tracking.validation(step, Estimate.of(accuracies))  # first: a later kill only repeats the validation
+        self.tracking.validation(step, Estimate.of(accuracies.tasks))  # first: a later kill only repeats the validation
         if self.main:
             with writing(self.run.folder):
                 if better:

@@ -97,7 +97,18 @@ def test_step_is_chosen_over_all_folds(tmp_path, catalog, first, second, chosen)
             run.log(step=step, task_accuracies=of_tasks)
     choice = ChosenStep.by([Fold(recipe(2), catalog, 2, tmp_path / str(number)) for number in range(2)])
     assert choice.only_step == chosen
-    assert choice.accuracies(chosen).tolist() == [*first[chosen], *second[chosen]]
+    assert choice.accuracies(chosen).tasks.tolist() == [*first[chosen], *second[chosen]]
+
+
+@pytest.mark.parametrize(("gains", "chosen"), [((0.2, 0.2, 0.2, 0.2), 2), ((0.8, 0.0, 0.0, 0.0), 0)], ids=str)
+def test_a_gain_in_one_class_alone_does_not_replace_the_start(tmp_path, catalog, gains, chosen) -> None:
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+        run, better = Run(tmp_path / str(number)), [0.2 + gain for gain in gains[2 * number : 2 * number + 2]]
+        run.log(step=0, task_accuracies=[0.2] * 50, class_accuracies=[0.2, 0.2])
+        run.log(step=2, task_accuracies=[sum(better) / 2] * 50, class_accuracies=better)
+    choice = ChosenStep.by([Fold(recipe(2), catalog, 2, tmp_path / str(number)) for number in range(2)])
+    assert choice.only_step == chosen
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from dmgal.recipes.run.data import build_catalog
 from dmgal.recipes.run.evaluation import load_run
 from dmgal.recipes.run.folder import Run
 from dmgal.recipes.train import Train, run
-from dmgal.recipes.training.tasks import Validation, warn_of_few_classes
+from dmgal.recipes.training.tasks import Accuracies, Validation, warn_of_few_classes
 
 NAME = "tiny-clip-motion"
 START = ["method/smga", "--adapter.start", NAME]
@@ -97,20 +97,23 @@ def test_training_starts_from_the_bundled_adapter(tmp_path, flags):
 
 def test_start_is_kept_unless_validation_is_surely_better(tmp_path, flags, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    words = [*START, *flags, "--train.steps", "3", "--train.validate-every", "1"]
-    rising = iter([0.5, 0.55, 0.9, 0.95])
+    words = [*START, *flags, "--train.steps", "4", "--train.validate-every", "1"]
+    rising = iter([0.5, 0.55, 0.7, 0.9, 0.95])
     halves = torch.tensor([0.0, 1.0] * 50, dtype=torch.float64)
+    classes = torch.full((5,), 0.5, dtype=torch.float64)
 
     def accuracies(self, step):
-        """A second validation within the noise of the first, and a third one that is better in all tasks."""
+        """The start, a gain within the noise of tasks, one in a single class, and two in all tasks and classes."""
         value = next(rising)
-        return halves if value == 0.5 else torch.full((100,), value, dtype=torch.float64)
+        if value == 0.7:
+            return Accuracies(torch.full((100,), value, dtype=torch.float64), classes + torch.eye(5)[0])
+        return Accuracies(halves if value == 0.5 else torch.full((100,), value, dtype=torch.float64), classes + value)
 
     monkeypatch.setattr(Validation, "accuracies", accuracies)
     folder = run(recipe_of(*words), tmp_path / "run", quiet=True)
     lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step")]
-    assert [("best so far" in line) for line in lines] == [True, False, True, True]
-    assert "over the start" in lines[2] and "over the previous best" in lines[3]
+    assert [("best so far" in line) for line in lines] == [True, False, False, True, True]
+    assert "over the start" in lines[3] and "over the previous best" in lines[4]
     saved = peft.load_peft_weights(str(folder.adapter), device="cpu")
     bundled = peft.load_peft_weights(dmgal.adapters.pretrained(NAME), device="cpu")
     assert any(not torch.equal(saved[name], bundled[name]) for name in saved)
