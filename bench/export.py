@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def logits(
 
 
 @torch.no_grad()
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, object]:
     """Return the agreement on recognized clips and the difference in episodes of both programs."""
     recipe = default_recipe()
     recognizer = build_recognizer(recipe).eval()
@@ -112,7 +112,7 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, Any]:
+def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, object]:
     """Return the rate of equal best classes and the largest difference of logits, over the logits of all folders."""
     pairs = list(zip(found, expected, strict=True))
     is_same = torch.cat([ours.argmax(1) == theirs.argmax(1) for ours, theirs in pairs])
@@ -126,7 +126,7 @@ def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, 
 
 def accuracies(
     recognizer: FewShotRecognizer, catalog: VideoCatalog, states: dict[str, VideoState], options: Options
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the accuracy of the run and of the programs, and the paired difference to the run, by shots."""
     report: dict[str, object] = {}
     for shots in SHOTS:
@@ -144,7 +144,7 @@ def accuracies(
 
 
 def _clips(recipe: Recipe, recognizer: FewShotRecognizer, catalog: VideoCatalog) -> list[Tensor]:
-    clips = cast(Any, test_clips(catalog, recipe, recognizer.encoder.image_size))
+    clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
     return [clips[index] for index in range(len(clips))]
 
 

@@ -209,7 +209,9 @@ def _logits(head: Head, support: Tensor, labels: Tensor, query: Tensor) -> Tenso
 
 def _compare_with_targets(head: Head, support: Tensor, labels: Tensor, query: Tensor, answers: Tensor) -> EpisodeOutput:
     """Compare as in training: with losses, if the head has some. Base classes are the labels plus 1."""
-    targets: dict[str, object] = {"targets": TaskTargets(answers, labels + 1, answers + 1)} if takes_targets(head) else {}
+    targets: dict[str, object] = (
+        {"targets": TaskTargets(answers, labels + 1, answers + 1)} if takes_targets(head) else {}
+    )
     return head.compare(_prepare_with_frames(head, support), labels, _prepare_with_frames(head, query), **targets)
 
 
