@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ class Options:
 
 def program(path: Path, names: Sequence[str], clips: Sequence[Tensor]) -> VideoState:
     """Return the states of clips ``(T, 3, H, W)`` by an exported program, one at a time."""
-    runtime: Any = import_module("onnxruntime")
+    runtime = import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0].name
     rows = [session.run(None, {entry: clip[None].numpy()}) for clip in clips]
