@@ -97,8 +97,8 @@ class AdapterCase:
 
     def is_added(self, name: str) -> bool:
         """Return True if the parameter belongs to the adapter."""
-        kind = self.config.peft_type
-        return kind is not None and peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING[peft.PeftType(kind)] in name
+        prefixes: dict[str, str] = dict(peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING.items())  # also of external types
+        return prefixes[self.config.peft_type or ""] in name
 
     def perturb(self, model: nn.Module) -> None:
         """Move every weight of the adapter away from its initial value."""

@@ -22,7 +22,7 @@ LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
 """Labels of the six support videos of most checks."""
 
 
-class HeadModule(Head, Protocol):
+class _HeadModule(Head, Protocol):
     """Interface of a head that is a module of torch, as far as the checks use it."""
 
     def eval(self) -> Self: ...
@@ -43,16 +43,16 @@ class HeadCase:
         video: shape of one video's features, ``(T, D)``, or ``(T, C, H, W)`` for a head that reads maps.
     """
 
-    make_head: Callable[[], HeadModule]
+    make_head: Callable[[], _HeadModule]
     video: tuple[int, ...]
 
-    def seeded(self) -> HeadModule:
+    def seeded(self) -> _HeadModule:
         """Return a head in evaluation mode and float64, whose initial weights do not depend on earlier calls."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.make_head().eval().double()
 
-    def perturbed(self) -> HeadModule:
+    def perturbed(self) -> _HeadModule:
         """Return a seeded head with all weights moved away from their initial values."""
         head = self.seeded()
         generator = torch.Generator().manual_seed(1)
@@ -65,7 +65,7 @@ class HeadCase:
         """Return random features of some videos, in float64."""
         return torch.randn(count, *self.video, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    def task(self) -> tuple[HeadModule, Tensor, Tensor]:
+    def task(self) -> tuple[_HeadModule, Tensor, Tensor]:
         """Return a perturbed head, and the features of six support and four query videos."""
         return self.perturbed(), self.videos(6, 1), self.videos(4, 2)
 
