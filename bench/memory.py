@@ -124,14 +124,7 @@ def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: boo
 
     from dmgal.adapters import DmgalConfig
 
-    config = CLIPVisionConfig(
-        hidden_size=768,
-        intermediate_size=3072,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        image_size=image_size,
-        patch_size=16,
-    )
+    config = CLIPVisionConfig(image_size=image_size, patch_size=16)  # the other sizes are those of a ViT-B
     model: nn.Module = CLIPVisionModel(config)
     model.requires_grad_(trained == "everything")
     if trained == "adapters":
