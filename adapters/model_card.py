@@ -7,10 +7,7 @@ import re
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .base import BlockAdapterConfig
+from typing import Any
 
 _SECRET = re.compile(r"token|secret|password|api.?key", re.IGNORECASE)
 _BEGIN, _END = "<!-- dmgal: replaced at every save -->", "<!-- dmgal: end -->"
@@ -20,7 +17,7 @@ _BACKBONE = ("backbone", "width", "num_blocks", "num_prefix_tokens", "grid", "nu
 _NOT_OPTIONS = (*_BACKBONE, "fingerprint", "command", "inference_mode", "peft_version", "auto_mapping")
 
 
-def write_model_card(folder: str | Path, config: BlockAdapterConfig) -> None:
+def write_model_card(folder: str | Path, config: Any) -> None:
     """Fill in the card that PEFT wrote. In a card with the user's text, replace only dmgal's section."""
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -55,7 +52,7 @@ def _replace_section(text: str, section: str) -> str:
     return f"{text.rstrip()}\n\n{section}\n"
 
 
-def _section(config: BlockAdapterConfig) -> str:
+def _section(config: Any) -> str:
     options = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
