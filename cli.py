@@ -11,7 +11,8 @@ import sys
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import NamedTuple
 
 from . import __version__
 from .errors import DmgalError
@@ -114,7 +115,7 @@ def _dispatch(argv: list[str] | None) -> int | None:
     return run(arguments)
 
 
-def _imported(module: str) -> Any:
+def _imported(module: str) -> ModuleType:
     """Import a command without garbage collection, which took a quarter of the time from the start to an answer.
 
     Imported modules are used until the process ends, so there is little to collect. Collections that visit them again,

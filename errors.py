@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 MOST_DIFFERENCES = 20
 """Maximum number of differences listed in a message."""
@@ -47,7 +46,7 @@ def _rebuild(kind: type[DmgalError], message: str) -> DmgalError:
     return kind.__new__(kind, message)
 
 
-def differences(saved: Mapping[str, object], current: Mapping[str, object]) -> dict[str, tuple[Any, Any]]:
+def differences(saved: Mapping[str, object], current: Mapping[str, object]) -> dict[str, tuple[object, object]]:
     """Return the saved and the current value of each entry that differs, by name. A missing entry is None."""
     names = sorted({*saved, *current})
     return {name: (saved.get(name), current.get(name)) for name in names if saved.get(name) != current.get(name)}

@@ -240,13 +240,13 @@ class _Loader(yaml.SafeLoader):
         self._depth = self._num_values = 0
         self._sizes: dict[int, int] = {}  # values within each node
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         before, is_alias = self._num_values, self.check_event(yaml.AliasEvent)
         self._depth += 1
         self._num_values += 1
         self._check(self.peek_event())  # type: ignore[no-untyped-call]
         node = super().compose_node(parent, index)
-        if is_alias:  # an alias inside of its own value has no size yet
+        if is_alias and node is not None:  # an alias inside of its own value has no size yet
             self._num_values += self._sizes.get(id(node), MOST_VALUES)
             self._check(node)
         self._sizes[id(node)] = self._num_values - before

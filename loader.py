@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from typing import Any, Protocol, TypedDict, TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -19,13 +19,34 @@ from .files import reason
 from .parallel import end_with_parent
 
 logger = logging.getLogger(__name__)
+Item = TypeVar("Item")
+Item_co = TypeVar("Item_co", covariant=True)
 SHARED_MEMORY = "/dev/shm"
 LITTLE_MEMORY, FEW_FILES = 2**30, 512
 """Bytes of shared memory and number of open files below which workers send tensors through pipes. Containers have 64 MB
 by default, and a batch that does not fit would end or block the worker."""
 
 
-class Loader(DataLoader[Any]):
+class Items(Protocol[Item_co]):
+    """Interface of a data set: a number of items, by index."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Item_co: ...
+
+
+class LoaderOptions(TypedDict, total=False):
+    """Options of a torch ``DataLoader`` that `Loader` passes on."""
+
+    batch_size: int | None
+    batch_sampler: Sequence[list[int]]
+    num_workers: int
+    pin_memory: bool
+    prefetch_factor: int | None
+    multiprocessing_context: str | None
+    worker_init_fn: Callable[[int], None] | None
+
+
+class Loader(DataLoader[object]):
     """A torch ``DataLoader`` that raises the DmgalError of a worker unchanged.
 
     torch raises a new error with the traceback of the worker as its text. Here the worker returns the error as a value
@@ -37,14 +58,20 @@ class Loader(DataLoader[Any]):
         options: those of ``DataLoader``.
     """
 
-    def __init__(self, dataset: Any, collate_fn: Callable[[Any], object] = default_collate, **options: Any) -> None:
+    def __init__(
+        self,
+        dataset: Items[Item],
+        collate_fn: Callable[[list[Item]], object] = default_collate,
+        **options: Unpack[LoaderOptions],
+    ) -> None:
+        collate: Callable[..., object] = collate_fn
         if options.get("num_workers"):
             problem = little_shared_memory()
             if problem:
                 _say(problem)
-                collate_fn = torch.stack if collate_fn is default_collate else collate_fn  # the default allocates there
+                collate = torch.stack if collate_fn is default_collate else collate_fn  # the default allocates there
             options["worker_init_fn"] = partial(_set_up_worker, options.get("worker_init_fn"), problem is not None)
-        super().__init__(_ErrorsAsItems(dataset), collate_fn=partial(_collate_or_error, collate_fn), **options)
+        super().__init__(_ErrorsAsItems(dataset), collate_fn=partial(_collate_or_error, collate), **options)
 
     def __iter__(self) -> Any:
         """Start the workers, and return the batches.
@@ -106,16 +133,16 @@ def _from_bytes(data: bytearray, dtype: torch.dtype, shape: torch.Size) -> Tenso
     return torch.frombuffer(data, dtype=dtype).view(shape)
 
 
-class _ErrorsAsItems(Dataset[Any]):
+class _ErrorsAsItems(Dataset[object]):
     """A data set that returns a DmgalError instead of raising it."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Items[object]) -> None:
         self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitem__(self, index: Any) -> object:
+    def __getitem__(self, index: int) -> object:
         try:
             return self._dataset[index]
         except DmgalError as error:

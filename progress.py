@@ -13,14 +13,14 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 T = TypeVar("T")
 SECONDS_BETWEEN_LINES = 10.0
-_bars: weakref.WeakSet[tqdm[Any]] = weakref.WeakSet()
+_bars: weakref.WeakSet[tqdm[object]] = weakref.WeakSet()
 
 
 def progress_bar(iterable: Iterable[T] | None = None, *, progress: bool = True, **options: object) -> tqdm[T]:

@@ -20,12 +20,15 @@ from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.library import Library
 
 NAME = "dmgal_torchvision"
 """Name of the copy."""
 _SCHEMAS = ("nms", "qnms")
-_definitions: Any = None  # torch removes the schemas when this object is deleted
+_definitions: Library | None = None  # torch removes the schemas when this object is deleted
 
 
 def make_torchvision_importable() -> bool:

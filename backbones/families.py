@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
@@ -21,6 +21,8 @@ from .probing import Run
 from .replay import call_model
 from .spec import BackboneSpec, base_model
 from .text import TextEncoder
+
+Loaded = TypeVar("Loaded")
 
 
 class Family(NamedTuple):
@@ -66,10 +68,9 @@ def load_backbone(name: str) -> nn.Module:
         DmgalError: the name is unknown, or the weights cannot be reached or read.
     """
     family, rest = _resolve(name)
-    model: Any = _load_or_explain(name, lambda: family.load(rest))
-    model.dmgal_name = name  # saved with an adapter, to record which backbone it belongs to
-    backbone: nn.Module = model
-    return backbone
+    model = _load_or_explain(name, lambda: family.load(rest))
+    vars(model)["dmgal_name"] = name  # saved with an adapter, to record which backbone it belongs to
+    return model
 
 
 def load_text_encoder(name: str) -> TextEncoder:
@@ -147,7 +148,7 @@ def _check_files(folder: Path) -> None:
         ) from error
 
 
-def _load_or_explain(name: str, load: Callable[[], object]) -> Any:
+def _load_or_explain(name: str, load: Callable[[], Loaded]) -> Loaded:
     """Load a model and turn the various errors of libraries, e.g. without a network, into one message."""
     try:
         return load()
@@ -174,7 +175,7 @@ def find_spec(model: nn.Module, store: bool = True) -> BackboneSpec:
         DmgalError: the parts were not found. The message lists the stacks of equal blocks in the model and explains
             how to describe it by hand.
     """
-    inner: Any = base_model(model)
+    inner = base_model(model)
     spec = getattr(inner, "dmgal_spec", None)
     if spec is not None:
         _check_depth(inner, spec)
@@ -230,6 +231,7 @@ def describe_backbone(
             expected=", ".join(names),
             remedy="Check the names.",
         )
-    inner: Any = base_model(model)
-    inner.dmgal_spec = any_vit.describe(inner, run or call_model, blocks, image_size, known)
-    return inner.dmgal_spec
+    inner = base_model(model)
+    spec = any_vit.describe(inner, run or call_model, blocks, image_size, known)
+    vars(inner)["dmgal_spec"] = spec
+    return spec

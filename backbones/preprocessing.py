@@ -118,7 +118,7 @@ class Preprocessing:
         )
 
 
-def normalization_of(model: Any) -> Normalization:
+def normalization_of(model: nn.Module) -> Normalization:
     """Return the normalization that timm or ``load_backbone`` stored on a model, or ImageNet's."""
     timm = getattr(model, "pretrained_cfg", None) or {}
     return Preprocessing(model).normalization(fill_normalization(IMAGENET, timm.get("mean"), timm.get("std")))

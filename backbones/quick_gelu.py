@@ -7,10 +7,11 @@ sigmoid, which is cheaper than writing it to new memory and reading it again.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from .spec import is_hooked
 
@@ -46,11 +47,11 @@ class _QuickGELU(torch.autograd.Function):
         return _value(x)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+    def backward(ctx: BackwardCFunction, gradient: Tensor) -> Tensor:
         """Return the gradient by the kernel for silu, which rounds once: the value is ``silu(1.702 x) / 1.702``."""
         (x,) = ctx.saved_tensors
         scaled = SLOPE * x

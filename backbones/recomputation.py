@@ -95,7 +95,7 @@ class AdapterSettings:
         finally:
             self._write(now)
 
-    def _read(self) -> dict[tuple[Any, str, tuple[str, ...]], Any]:
+    def _read(self) -> dict[tuple[object, str, tuple[str, ...]], object]:
         values: dict[tuple[object, str, tuple[str, ...]], object] = {
             (module, name, tuple(getattr(module, "merged_adapters", ()))): copy(vars(module)[name])
             for module in self._block.modules()

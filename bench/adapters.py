@@ -10,15 +10,16 @@ way. Writes ``bench/results/adapters.json``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
 from einops import rearrange
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -35,7 +36,7 @@ WIDTH, DEPTH, FRAMES, PREFIX, GRID = 768, 12, 8, 1, (14, 14)
 TOKENS = PREFIX + GRID[0] * GRID[1]
 WANTED_OF_SMGA = {"parameters": 4_000_000, "flops_percent": 6.0, "cpu_time_percent": 7.0}
 
-Place = Callable[[nn.Module, Any, Tensor], Tensor]
+Place = Callable[[nn.Module, nn.Module, Tensor], Tensor]
 """Function that applies a block and its adapter to tokens ``(V, T, N, C)``."""
 
 
@@ -94,8 +95,9 @@ def before(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
     return bare(block, None, adapter(tokens))
 
 
-def around(block: Any, adapter: AIMAdapter, tokens: Tensor) -> Tensor:
+def around(block: nn.Module, adapter: nn.Module, tokens: Tensor) -> Tensor:
     """Apply a block with AIM: attention over frames, attention over patches, MLP."""
+    assert isinstance(block, ResidualAttentionBlock) and isinstance(adapter, AIMAdapter)
     num_videos = len(tokens)
     sequences = rearrange(tokens, "v t n c -> (v n) t c")
     temporal = adapter.temporal(block.attention(block.ln_1(sequences)))
@@ -124,8 +126,8 @@ def towers(blocks: nn.ModuleList) -> dict[str, Tower]:
 
 def frozen_blocks(number: int) -> nn.ModuleList:
     """Return the first blocks of the backbone."""
-    backbone: Any = load_backbone(BACKBONE)
-    return nn.ModuleList(backbone.transformer.resblocks[:number]).requires_grad_(False)
+    blocks = load_backbone(BACKBONE).get_submodule("transformer.resblocks").children()
+    return nn.ModuleList(itertools.islice(blocks, number)).requires_grad_(False)
 
 
 def flops() -> dict[str, int]:
@@ -165,7 +167,7 @@ def adapter_costs(options: Options) -> dict[str, object]:
     return costs
 
 
-def encoder_cost(options: Options) -> dict[str, Any]:
+def encoder_cost(options: Options) -> dict[str, object]:
     """Return the CPU time that `FrameEncoder` without adapters adds to the backbone."""
     backbone = load_backbone(BACKBONE).eval().requires_grad_(False)
     encoder = FrameEncoder(backbone).eval()

@@ -22,7 +22,6 @@ from functools import cache, partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 from unittest import mock
 
 import peft
@@ -53,12 +52,11 @@ def _of_transformers(name: str, **options: object) -> nn.Module:
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**options)
-    model: Any = getattr(transformers, f"{name}Model")(config).eval().requires_grad_(False)
+    model: nn.Module = getattr(transformers, f"{name}Model")(config).eval().requires_grad_(False)
     for parameter in model.parameters():
-        parameter += 0.05 * torch.randn_like(parameter)
-    model.dmgal_preprocessing = {"size": {"height": PIXELS, "width": PIXELS}}
-    backbone: nn.Module = model
-    return backbone
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    vars(model)["dmgal_preprocessing"] = {"size": {"height": PIXELS, "width": PIXELS}}
+    return model
 
 
 BACKBONES: dict[str, Callable[[], nn.Module]] = {
@@ -90,16 +88,17 @@ class Subject:
 
     def config(self, backbone: nn.Module) -> peft.PeftConfig:
         """Return a new config for a backbone."""
-        kind: Any = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[self.kind]  # type: ignore[index]
+        kind: Callable[..., peft.PeftConfig] = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING[self.kind]  # type: ignore[index]
         chosen = targets(backbone, self.kind, **self.options) if self.kind in METHODS else {"num_frames": FRAMES}
-        config: peft.PeftConfig = kind(**self.options, **chosen)
-        return config
+        return kind(**self.options, **chosen)
 
-    def inject(self, backbone: nn.Module | None = None, names: tuple[str, ...] = ("one",), perturb: bool = True) -> Any:
+    def inject(
+        self, backbone: nn.Module | None = None, names: tuple[str, ...] = ("one",), perturb: bool = True
+    ) -> peft.PeftModel:
         """Return a backbone, the plain ViT by default, with adapters of other weights each. The first is active."""
         backbone = BACKBONES["plain ViT"]() if backbone is None else backbone
         configs = [self.config(backbone) for _ in names]
-        model: Any = peft.get_peft_model(backbone, configs[0], adapter_name=names[0])
+        model = peft.get_peft_model(backbone, configs[0], adapter_name=names[0])
         for name, config in zip(names[1:], configs[1:], strict=True):
             model.add_adapter(name, config)
         generator = torch.Generator().manual_seed(2)
@@ -279,8 +278,8 @@ def _cells_of_a_group() -> dict[str, str]:
 
 def _cells_of_a_process(rank: int, address: str) -> dict[str, str]:
     torch.set_num_threads(1)
-    options: Any = {"rank": rank, "world_size": PROCESSES, "timeout": timedelta(minutes=5)}
-    distributed.init_process_group("gloo", init_method=address, **options)
+    limit = timedelta(minutes=5)
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=PROCESSES, timeout=limit)
     try:
         return {name: probe(name, FSDP) for name in subjects()}
     finally:
@@ -358,22 +357,22 @@ class Options:
     out: Path = Path(__file__).parent / "results" / "capabilities.json"
 
 
-def measure(options: Options, cells: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """Return the report, with earlier cells of what is not probed."""
+def measure(options: Options, cells: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, str]]:
+    """Return the cells of all recipes, with earlier cells of what is not probed."""
     columns, rows = options.columns or tuple(PROBES), options.rows or tuple(subjects())
     probed = {name: {column: probe(name, column) for column in columns} for name in rows}
     merged = {name: {**cells.get(name, {}), **probed.get(name, {})} for name in subjects()}
-    ordered = {name: {column: row[column] for column in PROBES if column in row} for name, row in merged.items()}
-    return {"versions": {"torch": torch.__version__.split("+")[0], "peft": peft.__version__}, "cells": ordered}
+    return {name: {column: row[column] for column in PROBES if column in row} for name, row in merged.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Probe and write the report. Return 1 if a cell fails."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     earlier = json.loads(options.out.read_text())["cells"] if options.out.is_file() else {}
-    report = measure(options, earlier)
-    write_report(report, options.out, show=False)
-    failing = [(name, *cell) for name, row in report["cells"].items() for cell in row.items() if "fails" in cell[1]]
+    cells = measure(options, earlier)
+    versions = {"torch": torch.__version__.split("+")[0], "peft": peft.__version__}
+    write_report({"versions": versions, "cells": cells}, options.out, show=False)
+    failing = [(name, *cell) for name, row in cells.items() for cell in row.items() if "fails" in cell[1]]
     for cell in failing:
         print(*cell)
     return 1 if failing else 0

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from dmgal.videos.checking import CheckedVideo
 OUT = Path(__file__).parent / "results" / "catalog.json"
 CLASSES = 700
 EPISODES = 2000
+Result = TypeVar("Result")
 
 
 def make_data_set(folder: Path, num_videos: int) -> None:
@@ -53,24 +54,24 @@ def make_data_set(folder: Path, num_videos: int) -> None:
     (folder / "split.csv").write_text("\n".join(["split,class_name,video", *rows, ""]))
 
 
-def nothing(folder: Path) -> dict[str, Any]:
+def nothing(folder: Path) -> dict[str, object]:
     """Do nothing, to measure the cost of the imports alone."""
     return {}
 
 
-def from_csv(folder: Path) -> dict[str, Any]:
+def from_csv(folder: Path) -> dict[str, object]:
     """Load the split file and look up every listed video on the disk."""
     seconds, catalog = timed(lambda: VideoCatalog.from_csv(folder / "split.csv", folder / "videos"))
     return {"videos": len(catalog), "classes": len(catalog.class_names), **seconds}
 
 
-def from_folders(folder: Path) -> dict[str, Any]:
+def from_folders(folder: Path) -> dict[str, object]:
     """Load the class folders."""
     seconds, catalog = timed(lambda: VideoCatalog.from_folders(folder / "videos"))
     return {"videos": len(catalog), "classes": len(catalog.class_names), **seconds}
 
 
-def episodes(folder: Path) -> dict[str, Any]:
+def episodes(folder: Path) -> dict[str, object]:
     """Draw the indices of episodes of 5 ways, 5 shots and 5 queries per class from the whole catalog."""
     catalog = VideoCatalog.from_folders(folder / "videos")
     seconds, sampler = timed(lambda: EpisodeSampler(catalog.labels, 5, 5, 5, EPISODES, 0, catalog.class_names))
@@ -97,7 +98,7 @@ def resume_all(folder: Path) -> dict[str, object]:
     return _resume(folder, 1.0)
 
 
-def _resume(folder: Path, share: float) -> dict[str, Any]:
+def _resume(folder: Path, share: float) -> dict[str, object]:
     catalog = VideoCatalog.from_folders(folder / "videos")
     log = CheckLog(folder / f"{share}.jsonl", folder / "videos", catalog.videos)
     checked = range(int(share * len(catalog)) - (1000 if share == 1 else 0))
@@ -116,7 +117,7 @@ def _resume(folder: Path, share: float) -> dict[str, Any]:
     }
 
 
-def timed(work: Callable[[], object]) -> tuple[dict[str, float], Any]:
+def timed(work: Callable[[], Result]) -> tuple[dict[str, float], Result]:
     """Run ``work`` and return wall and CPU seconds, and its result."""
     start, cpu_start = time.perf_counter(), time.process_time()
     result = work()

@@ -20,7 +20,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import peft
 import timm
@@ -59,8 +58,8 @@ class Options:
 def recognizer(options: Options, config: peft.PeftConfig, remembers: bool = False) -> FewShotRecognizer:
     """Return a recognizer with a new adapter in training mode, all with the same random backbone."""
     torch.manual_seed(0)
-    size: dict[str, Any] = {"img_size": options.pixels, "depth": options.depth, "num_classes": 0}
-    backbone: Any = timm.create_model("vit_small_patch16_224", **size)
+    name = "vit_small_patch16_224"
+    backbone = timm.create_model(name, img_size=options.pixels, depth=options.depth, num_classes=0)
     encoder = FrameEncoder(peft.get_peft_model(backbone, config))
     if remembers:
         encoder.frame_memory = FrameMemory(encoder, 1e10)
@@ -83,7 +82,7 @@ def loss_of(output: EpisodeOutput, episode: Episode) -> torch.Tensor:
 def step(model: FewShotRecognizer, task: Episode) -> None:
     """Run forward and backward of a task."""
     model.zero_grad(set_to_none=True)
-    output: Any = model(task)
+    output: EpisodeOutput = model(task)
     loss_of(output, task).backward()
 
 
@@ -121,12 +120,12 @@ def live_megabytes(work: Callable[[], None]) -> float:
     return round(live.peak / 1e6, 1)
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, dict[str, object]]:
     """Return time and memory of each case, and their ratios to Smga in all blocks."""
     steps = steps_of(options)
     memory = {name: live_megabytes(work) for name, work in steps.items() if name != "two passes"}
     pairs = paired_seconds(steps[BASE], {n: work for n, work in steps.items() if n != BASE}, options.rounds)
-    report: dict[str, Any] = {BASE: {"live_mb": memory[BASE]}}
+    report: dict[str, dict[str, object]] = {BASE: {"live_mb": memory[BASE]}}
     for name, measured in pairs.items():
         report[name] = {"time_ratio": median_with_interval([one / base for one, base in measured])}
         if name in memory:

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import tyro
 import yaml
@@ -129,7 +129,7 @@ class Comparison:
 
     def run(
         self, workshop: Workshop, seeds: Sequence[int], episodes: int, shots: Sequence[int] = (1,)
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         """Choose rates, train, compare, and return a JSON-ready report."""
         workshop.make_data(seeds)
         found = self._validate(workshop, seeds[0], self.rates)
@@ -162,9 +162,19 @@ class Comparison:
         return Training(method, rate, seed, self.options[method])
 
 
-def summary(tables: list[dict[str, Any]]) -> dict[str, object]:
+class MethodSummary(TypedDict):
+    """Mean and range over seeds of the numbers of a method, and the half-width of its difference for each seed."""
+
+    trained_parameters: int
+    accuracy: dict[str, float]
+    reversal_two_way: dict[str, float]
+    difference_to_first: dict[str, float]
+    half_widths: list[float]
+
+
+def summary(tables: list[dict[str, Any]]) -> dict[str, MethodSummary]:
     """Return mean and range over seeds of accuracy and of the paired difference to the first, by method."""
-    result: dict[str, Any] = {}
+    result: dict[str, MethodSummary] = {}
     for place, row in enumerate(tables[0]["rows"]):
         rows = [table["rows"][place] for table in tables]
         method = row["run"].rpartition("_")[0].rpartition("_")[0]

@@ -18,7 +18,6 @@ from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -210,9 +209,11 @@ def count_wrong_frames(path: Path, kind: ClipKind, read: Reader) -> dict[str, ob
     return {"of": {name: len(order) for name, order in orders.items()}, **wrong}
 
 
-def table_of_wrong_frames(folder: Path, found: dict[str, Reader], kinds: dict[str, ClipKind] = KINDS) -> dict[str, Any]:
+def table_of_wrong_frames(
+    folder: Path, found: dict[str, Reader], kinds: dict[str, ClipKind] = KINDS
+) -> dict[str, dict[str, dict[str, object]]]:
     """Count wrong frames by clip kind and reader, and check that our frames equal those of plain decoding."""
-    table: dict[str, Any] = {}
+    table: dict[str, dict[str, dict[str, object]]] = {}
     for name, kind in kinds.items():
         path = write_clip(folder, f"clip{len(table)}", kind)
         everything = range(NUM_FRAMES - kind.first)

@@ -13,7 +13,7 @@ import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -32,7 +32,7 @@ A recipe consists of the defaults below, YAML files and flags, see [Training](..
 outside of its range raises an error. `null` in a file is `None` as a flag.
 """
 HEADER = ("field", "type", "default", "range", "meaning")
-TYPE_NAMES: dict[Any, str] = {str: "text", Path: "path", type(None): "`null`"}
+TYPE_NAMES: dict[object, str] = {str: "text", Path: "path", type(None): "`null`"}
 SPECIAL = re.compile(r"([\\*\[\]<>|`]|(?<!\w)_|_(?!\w))")
 DOCS_PAGE = re.compile(r"\bdocs/(\w+)\.md")
 
@@ -87,7 +87,7 @@ def field_docs(config: type) -> dict[str, str]:
     }
 
 
-def type_name(hint: Any) -> str:
+def type_name(hint: object) -> str:
     """Return a type in the words of a YAML file: ``Literal["a", "b"] | None`` is ``a`` or ``b`` or ``null``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -100,7 +100,10 @@ def type_name(hint: Any) -> str:
         return f"list of {len(arguments)} {type_name(arguments[0])}s"
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return "mapping"
-    return TYPE_NAMES.get(hint, hint.__name__)
+    if hint in TYPE_NAMES:
+        return TYPE_NAMES[hint]
+    assert isinstance(hint, type)
+    return hint.__name__
 
 
 def default_of(field: dataclasses.Field[object]) -> str:

@@ -11,21 +11,20 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from dmgal.bench import docs_recipe
 from dmgal.bench.capability_table import capability_rows
+from dmgal.bench.comparison import MethodSummary
 from dmgal.bench.docs_figures import FIGURES, HEAD_SCALE, NAMES, RESULTS, load
 from dmgal.bench.matrix import report as matrix_report
 from dmgal.bench.matrix.report import markdown
 from dmgal.bench.matrix.report_folder import generate_docs
 from dmgal.bench.quantized import table as quantized_table
-from dmgal.bench.reproduction import TITLES, reproduction_table, sources
-from dmgal.files import read_json
+from dmgal.bench.reproduction import TITLES, read_record, reproduction_table, sources
 
 DOCS = Path("docs")
 PAGES = (
@@ -103,7 +102,7 @@ def method_table(root: Path) -> str:
     return markdown(header, rows)
 
 
-def comparison_row(name: str, row: dict[str, Any], uncounted: int = 0) -> list[str]:
+def comparison_row(name: str, row: MethodSummary, uncounted: int = 0) -> list[str]:
     """Return the columns that adapters and methods share. ``uncounted`` parameters are not of the adapter."""
     return [
         NAMES[name],
@@ -114,7 +113,7 @@ def comparison_row(name: str, row: dict[str, Any], uncounted: int = 0) -> list[s
     ]
 
 
-def best_first(summary: dict[str, Any]) -> list[tuple[str, Any]]:
+def best_first(summary: dict[str, MethodSummary]) -> list[tuple[str, MethodSummary]]:
     """Sort methods by their mean accuracy."""
     return sorted(summary.items(), key=lambda item: -item[1]["accuracy"]["mean"])
 
@@ -290,7 +289,7 @@ def matrix_table(root: Path, matrix: str, table: MatrixTable = matrix_report.oth
 def reproduction_rows(root: Path) -> str:
     """Show our accuracies on the standard data sets beside the published ones. Those without a run are empty."""
     paths = [root / RESULTS / "reproduce" / f"{data}.json" for data in TITLES]
-    records = [read_json(path) for path in paths if path.exists()]
+    records = [read_record(path) for path in paths if path.exists()]
     return f"{reproduction_table(records, list(TITLES))}\n{sources(TITLES)}"
 
 
@@ -315,7 +314,7 @@ def unknown_table(root: Path, method: str, data: dict[str, str], measures: Seque
     )
 
 
-def _with_interval(measures: dict[str, Any] | None, name: str) -> str:
+def _with_interval(measures: Mapping[str, Mapping[str, float]] | None, name: str) -> str:
     return "" if measures is None else f"{fixed(measures[name]['percent'])} ± {fixed(measures[name]['half_width'])}"
 
 

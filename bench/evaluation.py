@@ -27,7 +27,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -98,8 +98,7 @@ def recognizer(case: str, backbone: str = "tiny-clip") -> FewShotRecognizer:
     import peft
 
     torch.manual_seed(0)
-    model: Any = load_backbone(backbone)
-    model = peft.get_peft_model(model, CASES[case](num_frames=FRAMES))
+    model = peft.get_peft_model(load_backbone(backbone), CASES[case](num_frames=FRAMES))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "dmgal_" in name:
@@ -120,7 +119,7 @@ def tasks(options: Options) -> EpisodeSampler:
 
 
 @torch.no_grad()
-def plain(options: Options) -> dict[str, Any]:
+def plain(options: Options) -> dict[str, object]:
     """Evaluate by encoding the videos of every episode."""
     model = recognizer(options.case)
     clips = random_clips(options.videos, model.encoder.image_size, options.seed)
@@ -139,7 +138,7 @@ def plain(options: Options) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def kept(options: Options) -> dict[str, Any]:
+def kept(options: Options) -> dict[str, object]:
     """Evaluate by encoding every video once into a cache."""
     model = recognizer(options.case)
     clips = random_clips(options.videos, model.encoder.image_size, options.seed)
@@ -151,7 +150,7 @@ def kept(options: Options) -> dict[str, Any]:
     cache = StateCache(options.work / "cache", describe(model), names, videos_at_a_time("cpu"))
     parts = {"hash_weights": clock.seconds()["cpu_seconds"]}
     clock = Clock()
-    states = cache.fill(model, list(clips), progress=False).states  # type: ignore[arg-type]
+    states = cache.fill(model, clips, progress=False).states
     parts["encode_and_write"] = clock.seconds()["cpu_seconds"]
     clock = Clock()
     answers = evaluate(model, states, sampler, progress=False).answers
@@ -257,18 +256,18 @@ def cpu_seconds(work: Callable[[], object], rounds: int) -> float:
     return min(measuring.cpu_seconds(work) for _ in range(rounds))
 
 
-def in_a_process(options: Options) -> dict[str, Any]:
+def in_a_process(options: Options) -> dict[str, float]:
     """Measure one part in a fresh process."""
     words = [sys.executable, "-m", "dmgal.bench.evaluation"]
     for name in ("episodes", "videos", "plain_episodes", "threads", "seed", "part", "case", "shots", "work"):
         words += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     environ = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     output = subprocess.run(words, env=environ, check=True, stdout=subprocess.PIPE, text=True).stdout
-    numbers: dict[str, object] = json.loads(output.splitlines()[-1])
+    numbers: dict[str, float] = json.loads(output.splitlines()[-1])
     return numbers
 
 
-def agreement(work: Path) -> dict[str, Any]:
+def agreement(work: Path) -> dict[str, object]:
     """Compare the logits and answers of both evaluations on the plain one's episodes."""
     plain_way, kept_way = (load_file(work / f"{name}.safetensors") for name in ("plain", "kept"))
     one, other = plain_way["logits"], kept_way["logits"]
@@ -286,7 +285,7 @@ def agreement(work: Path) -> dict[str, Any]:
     }
 
 
-def compared(case: str, shots: int, options: Options) -> dict[str, Any]:
+def compared(case: str, shots: int, options: Options) -> dict[str, object]:
     """Measure both evaluations of one case in turn."""
     with tempfile.TemporaryDirectory() as folder:
         options = replace(options, case=case, shots=shots, work=Path(folder))  # type: ignore[arg-type]

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -55,7 +54,7 @@ class Options:
 
 def program(path: Path, names: Sequence[str], clips: Sequence[Tensor]) -> VideoState:
     """Return the states of clips ``(T, 3, H, W)`` by an exported program, one at a time."""
-    runtime: Any = import_module("onnxruntime")
+    runtime = import_module("onnxruntime")
     session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     entry = session.get_inputs()[0].name
     rows = [session.run(None, {entry: clip[None].numpy()}) for clip in clips]
@@ -80,7 +79,7 @@ def logits(
 
 
 @torch.no_grad()
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, object]:
     """Return the agreement on recognized clips and the difference in episodes of both programs."""
     recipe = default_recipe()
     recognizer = build_recognizer(recipe).eval()
@@ -112,7 +111,7 @@ def measure(options: Options) -> dict[str, Any]:
     }
 
 
-def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, Any]:
+def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, object]:
     """Return the rate of equal best classes and the largest difference of logits, over the logits of all folders."""
     pairs = list(zip(found, expected, strict=True))
     is_same = torch.cat([ours.argmax(1) == theirs.argmax(1) for ours, theirs in pairs])
@@ -126,7 +125,7 @@ def agreement(found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, 
 
 def accuracies(
     recognizer: FewShotRecognizer, catalog: VideoCatalog, states: dict[str, VideoState], options: Options
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the accuracy of the run and of the programs, and the paired difference to the run, by shots."""
     report: dict[str, object] = {}
     for shots in SHOTS:
@@ -144,7 +143,7 @@ def accuracies(
 
 
 def _clips(recipe: Recipe, recognizer: FewShotRecognizer, catalog: VideoCatalog) -> list[Tensor]:
-    clips = cast(Any, test_clips(catalog, recipe, recognizer.encoder.image_size))
+    clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
     return [clips[index] for index in range(len(clips))]
 
 

@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -90,7 +89,7 @@ def evaluations_of(folder: Run, catalog: VideoCatalog, options: Options) -> dict
     return evaluated(*load_run(folder), novel, options.episodes, min(5, len(novel.class_names)), progress=False)
 
 
-def measure(options: Options) -> list[dict[str, Any]]:
+def measure(options: Options) -> list[dict[str, object]]:
     """Return the accuracies of all variants and their paired differences to the start, by draw."""
     catalog, results = catalog_of(options.root), []
     for draw in range(options.draws):

@@ -20,7 +20,7 @@ import yaml
 
 from dmgal.bench.fuzz import damaged
 
-Tree = Any
+Tree = object
 NUMBERS = (0, 1, -1, 2, 3, 7, 255, 1024, 10**6, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**30, 1e-9, 0.5, 1e308, -0.0)
 TEXTS = (
     *(
@@ -55,7 +55,20 @@ TEXTS = (
     ),
 )
 INFINITE = float("inf")
-OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [1, 2], ["a"], {"a": 1}, float("nan"), INFINITE, -INFINITE)
+OTHERS: tuple[object, ...] = (
+    None,
+    True,
+    False,
+    [],
+    {},
+    [[]],
+    [1, 2],
+    ["a"],
+    {"a": 1},
+    float("nan"),
+    INFINITE,
+    -INFINITE,
+)
 
 
 def mutated(data: bytes, name: str, other: bytes, draw: random.Random) -> bytes:

@@ -24,7 +24,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -37,6 +36,7 @@ from dmgal.bench.file_mutations import become_special, changed_tree, mutated
 from dmgal.bench.fuzz import Findings, parse, read_damaged, search
 from dmgal.bench.measuring import hardware, process_bytes, write_report
 from dmgal.bench.small_files import CLIPS, backbone, cache_of, recipe_of, write_sources
+from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.gallery.gallery_file import checksum, load_gallery
 from dmgal.errors import DmgalError
 from dmgal.recipes import train
@@ -100,7 +100,7 @@ def _read_cache(folder: Path) -> None:
     try:
         cache = cache_of(folder).open()
     except DmgalError:
-        cache_of(folder).fill(_recognizer(), torch.zeros(4, 2, 3, 48, 48, dtype=torch.uint8), progress=False)  # type: ignore[arg-type]
+        cache_of(folder).fill(_recognizer(), torch.zeros(4, 2, 3, 48, 48, dtype=torch.uint8), progress=False)
         raise
     for tensor in cache.states.tensors().values():
         tensor.double().sum()
@@ -260,7 +260,7 @@ def _saved_recipe() -> Recipe:
 
 
 @cache
-def _recognizer() -> Any:
+def _recognizer() -> FewShotRecognizer:
     return load_run(Run(_sources() / "run"), backbone=deepcopy(backbone()))[1]
 
 

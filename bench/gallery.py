@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +67,7 @@ class Split:
         return EpisodeSampler(self.catalog.labels, n_way, k_shot, 1, episodes, 0, self.catalog.class_names)
 
 
-def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...]) -> dict[str, Any]:
+def accuracy(split: Split, n_way: int, k_shot: int, shortlists: tuple[int, ...]) -> dict[str, object]:
     """Return accuracy of ``n_way``-class galleries in percent, and how often the right class was on the shortlist."""
     right: dict[int | None, list[float]] = {size: [] for size in (None, *shortlists)}
     listed: dict[int, list[float]] = {size: [] for size in shortlists}
@@ -109,7 +108,7 @@ def against_episodes(split: Split, n_way: int, k_shot: int) -> dict[str, object]
     return {"classes": n_way, "queries": queries, "largest_relative_difference": largest, "changed": changed}
 
 
-def rejection(split: Split, k_shot: int) -> dict[str, Any]:
+def rejection(split: Split, k_shot: int) -> dict[str, object]:
     """Measure the rejection of unknown clips: galleries of half of the classes, five queries of every class."""
     generator, count = torch.Generator().manual_seed(0), len(split.catalog.class_names)
     known, unknown, right = [], [], []
@@ -142,7 +141,7 @@ def rejection(split: Split, k_shot: int) -> dict[str, Any]:
     }
 
 
-def seconds() -> dict[str, Any]:
+def seconds() -> dict[str, object]:
     """Return CPU time of a comparison with 100 classes in percent of encoding one 8-frame clip, on ViT-B/16 shapes."""
     import peft
 
@@ -209,15 +208,16 @@ def trained(folder: Path, data: Path) -> Path:
     return folder
 
 
-def report(run: Path) -> dict[str, Any]:
+def report(run: Path) -> dict[str, object]:
     """Measure everything except the times."""
-    result: dict[str, Any] = {"episodes": EPISODES, "chosen_on_val": {"shortlist": CHOSEN_SHORTLIST}}
+    result: dict[str, object] = {"episodes": EPISODES, "chosen_on_val": {"shortlist": CHOSEN_SHORTLIST}}
     for name, sizes in SIZES.items():
         split, shortlists = Split(run, name), SHORTLISTS if name == "val" else (CHOSEN_SHORTLIST,)
         rows = [accuracy(split, n_way, k_shot, shortlists) for k_shot in (1, 5) for n_way in sizes]
-        result[name] = {"accuracy": rows, "unknown": [rejection(split, k_shot) for k_shot in (1, 2)]}
+        part: dict[str, object] = {"accuracy": rows, "unknown": [rejection(split, k_shot) for k_shot in (1, 2)]}
         if name == "test":
-            result[name]["against_plain_episodes"] = [against_episodes(split, n_way, 1) for n_way in (5, 24)]
+            part["against_plain_episodes"] = [against_episodes(split, n_way, 1) for n_way in (5, 24)]
+        result[name] = part
     return {**result, "hardware": hardware()}
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -227,7 +227,7 @@ KERNELS: dict[str, Callable[[], Forms]] = {
 
 
 @torch.no_grad()
-def measure(name: str, options: Options) -> dict[str, Any]:
+def measure(name: str, options: Options) -> dict[str, object]:
     """Check that both versions of a kernel agree, and measure the gain of ours in time and memory."""
     torch.manual_seed(options.seed)
     forms = KERNELS[name]()

@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
@@ -60,7 +59,7 @@ def camera(path: Path, seconds: float) -> Iterator[LiveFrame]:
         yield LiveFrame(Fraction(number, RATE), read, number == 0)
 
 
-def watched(folder: Path, seconds: float) -> dict[str, Any]:
+def watched(folder: Path, seconds: float) -> dict[str, object]:
     """Return the counts of a live video, and the processor time for each of its seconds."""
     recognizer = ActionRecognizer(unknown=False)
     clips = {name: [MovingShapes(pixels=128).clip(motion, 0)] for name, motion in SAMPLE_ACTIONS.items()}
@@ -91,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and write the report."""
     options = tyro.cli(Live, args=argv, description=__doc__)
     with tempfile.TemporaryDirectory() as name:
-        report: dict[str, Any] = {
+        report: dict[str, object] = {
             "what": "tiny-clip with tiny-clip-motion: a live video at 25 frames per second, and answers of the page",
             "hardware": hardware(),
             "window": WINDOW,

@@ -11,17 +11,27 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
 from scipy import stats
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RESAMPLES = 2000
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
 """Names in Linux of x86 extensions for bf16 products: vectors twice as wide as float32, and tiles."""
 Work = Callable[[], object]
 CPU = torch.device("cpu")
+
+
+class Interval(TypedDict):
+    """A median with its 95 % bootstrap interval."""
+
+    median: float
+    interval_95: list[float]
 
 
 def paired_seconds(
@@ -50,12 +60,12 @@ def paired_seconds(
     return pairs
 
 
-def extra_percent(pairs: list[tuple[float, float]]) -> dict[str, Any]:
+def extra_percent(pairs: list[tuple[float, float]]) -> Interval:
     """Return the cost that a case adds to the base, in percent of the base."""
     return median_with_interval([100 * (one / other - 1) for one, other in pairs])
 
 
-def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
+def median_with_interval(values: list[float], seed: int = 0) -> Interval:
     """Return the median and its 95 % bootstrap interval."""
     median = low = high = float(np.median(values))
     if len(values) > 1:
@@ -64,7 +74,7 @@ def median_with_interval(values: list[float], seed: int = 0) -> dict[str, Any]:
     return {"median": round(median, 3), "interval_95": [round(float(low), 3), round(float(high), 3)]}
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> dict[str, object]:
     """Describe the hardware and library versions."""
     fields = _cpu_fields()
     flags = fields.get("flags", "").split()
@@ -87,7 +97,7 @@ def _cpu_fields() -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
-def conditions(options: Any) -> dict[str, Any]:
+def conditions(options: DataclassInstance) -> dict[str, dict[str, object]]:
     """Return the hardware, and the options of a command except for the path of its report."""
     return {
         "hardware": hardware(),

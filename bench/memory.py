@@ -45,7 +45,7 @@ import torch
 import torch.nn.functional as F
 import tyro
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dmgal.backbones import FrameEncoder, VideoState, use_memory_efficient_gelu
@@ -124,8 +124,8 @@ def recognizer(trained: Trained, image_size: int, frames: int, checkpointed: boo
 
     from dmgal.adapters import DmgalConfig
 
-    sizes: Any = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-    model: Any = CLIPVisionModel(CLIPVisionConfig(**sizes, image_size=image_size, patch_size=16))
+    config = CLIPVisionConfig(image_size=image_size, patch_size=16)  # the other sizes are those of a ViT-B
+    model: nn.Module = CLIPVisionModel(config)
     model.requires_grad_(trained == "everything")
     if trained == "adapters":
         model = peft.get_peft_model(model, DmgalConfig(num_frames=frames))

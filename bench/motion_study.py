@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -267,7 +266,7 @@ class Study:
             ).items()
         }
 
-    def row(self, found: Evaluations) -> dict[str, Any]:
+    def row(self, found: Evaluations) -> dict[str, dict[str, dict[str, float]]]:
         """Return accuracies, and paired differences to the frozen backbone and to the reference."""
         return {
             name: {

@@ -17,7 +17,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -129,7 +128,7 @@ def evaluations_of(
     return found
 
 
-def summary(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def summary(evaluations: Mapping[str, Evaluation]) -> dict[str, object]:
     """Return the accuracies, and the paired differences of the adapter and of the fusion to everything else."""
     differences = {
         f"{first} - {second}": as_json(paired_difference(evaluations[first], evaluations[second]))
@@ -145,7 +144,7 @@ def as_json(estimate: Estimate) -> dict[str, float]:
     return {"percent": round(estimate.mean, 2), "half_width": round(estimate.half_width, 2)}
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, object]:
     """Return the result of one data set and backbone."""
     catalog = catalog_of(options.root)
     recipe = default_recipe(options.backbone, options.expert)

@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -34,6 +34,14 @@ from dmgal.videos.motion_world.motions import all_motions, split_motions
 RESULT = Path(__file__).parent / "results" / "motion_world_checks.json"
 LONGEST = 16
 """Length of arrays that count as parameters. Longer ones are pictures of textures."""
+
+
+class ClassAccuracy(TypedDict):
+    """Result of a ridge regression, and the 95 % interval of the accuracy by chance."""
+
+    accuracy_percent: float
+    chance_percent: float
+    interval_of_chance_percent: list[float]
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ def frame_features(world: MotionWorld, classes: Sequence[int], quiet: bool = Fal
     return {name: torch.stack(features) for name, features in found.items()}
 
 
-def class_accuracy(features: Tensor) -> dict[str, Any]:
+def class_accuracy(features: Tensor) -> ClassAccuracy:
     """Return how well a ridge regression tells the classes of features ``(classes, clips, D)``, in percent."""
     classes, clips, _ = features.shape
     labels = torch.arange(classes).repeat_interleave(clips)
@@ -98,7 +106,7 @@ def class_accuracy(features: Tensor) -> dict[str, Any]:
     }
 
 
-def pair_accuracy(features: Tensor, pairs: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def pair_accuracy(features: Tensor, pairs: Sequence[tuple[int, int]]) -> dict[str, object]:
     """Return the mean accuracy within the pairs of classes, in percent, from features ``(classes, clips, D)``."""
     each = [class_accuracy(features[list(pair)])["accuracy_percent"] for pair in pairs]
     trials = len(pairs) * 2 * (features.shape[1] // 2)

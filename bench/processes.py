@@ -15,7 +15,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -55,7 +54,7 @@ def losses(options: Processes, precision: str, processes: int) -> list[float]:
     return [entry["loss"] for entry in entries if "loss" in entry]
 
 
-def differences(options: Processes, precision: str) -> dict[str, Any]:
+def differences(options: Processes, precision: str) -> dict[str, dict[str, float]]:
     """Return the largest difference from one process up to several steps, by number of processes."""
     one, *others = (losses(options, precision, processes) for processes in PROCESSES)
     return {

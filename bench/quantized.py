@@ -22,6 +22,7 @@ from typing import Any, cast
 import peft
 import torch
 import tyro
+from torch import nn
 
 from dmgal.adapters import DmgalConfig
 from dmgal.backbones import FrameEncoder, Quantization, quantize
@@ -63,14 +64,14 @@ class Options:
     """Where the result goes."""
 
 
-def accuracies(options: Options) -> dict[str, Any]:
+def accuracies(options: Options) -> dict[str, object]:
     """Return the accuracy of each kind by shots, and its paired difference to floats."""
     novel = motions("test", options.clips)
     found: dict[str, dict[int, Evaluation]] = {}
     for kind in (None, *options.kinds):
         layers = [read_layer("method/motion"), {"backbone": {"quantize": kind}}]
         recognizer = build_recognizer(from_mapping(Recipe, merge_layers(layers))).eval()
-        states = encode_videos(recognizer, cast(Any, novel.videos), progress=False)
+        states = encode_videos(recognizer, novel.videos, progress=False)
         found[kind or FLOAT] = {
             shots: evaluate(
                 recognizer,
@@ -90,28 +91,29 @@ def accuracies(options: Options) -> dict[str, Any]:
     }
 
 
-def vit(options: Options, kind: Quantization | None) -> Any:
+def vit(options: Options, kind: Quantization | None) -> nn.Module:
     """Return a frozen ViT-S/16 of transformers, the same for each kind."""
     from transformers import ViTConfig, ViTModel
 
     torch.manual_seed(0)
-    size: dict[str, Any] = {
-        "hidden_size": 384,
-        "num_attention_heads": 6,
-        "intermediate_size": 1536,
-        "image_size": options.pixels,
-    }
-    model = ViTModel(ViTConfig(**size, num_hidden_layers=options.depth)).eval().requires_grad_(False)
+    config = ViTConfig(
+        hidden_size=384,
+        num_attention_heads=6,
+        intermediate_size=1536,
+        image_size=options.pixels,
+        num_hidden_layers=options.depth,
+    )
+    model = ViTModel(config).eval().requires_grad_(False)
     return model if kind is None else quantize(model, kind)
 
 
-def costs(options: Options) -> dict[str, object]:
+def costs(options: Options) -> dict[str, dict[str, object]]:
     """Return bytes of the weights, time and memory of each kind."""
     shape = (2 * WAYS, options.frames, 3, options.pixels, options.pixels)
     videos = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(WAYS)
     task = Episode(videos[:WAYS], labels, videos[WAYS:], labels, tuple("abcde"))
-    report: dict[str, Any] = {}
+    report: dict[str, dict[str, object]] = {}
     encodings: dict[str, Callable[[], object]] = {}
     steps: dict[str, Callable[[], None]] = {}
     for kind in (None, *cast(tuple[Quantization, ...], options.kinds)):

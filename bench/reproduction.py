@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from dmgal.bench.matrix.report import Row, is_untrained, markdown, rows_of
 from dmgal.bench.matrix.results import Result, check_one_origin, read_results
 from dmgal.bench.matrix.runner import Runner, duration
 from dmgal.episodes.evaluation.statistics import interval_of_mean
-from dmgal.files import parse_yaml, read_json, read_mapping, write_text
+from dmgal.files import parse_json, parse_yaml, read_json, read_mapping, read_text, write_text
 from dmgal.recipes.run.folder import json_text
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -55,13 +55,43 @@ class Published:
     percent: Mapping[str, Mapping[str, float]]
 
 
+class RecordRow(TypedDict):
+    """Row of a record: accuracy and cost of a method with some shots, over the seeds of its trainings."""
+
+    method: str
+    backbone: str
+    shots: str
+    percent: float | None
+    interval_over_seeds: list[float] | None
+    by_seed: dict[str, float]
+    half_widths_over_episodes: list[float]
+    statuses: list[str]
+    steps: float | None
+    trained_parameters: float | None
+    peak_mb: float | None
+    seconds: float
+    runs: list[str]
+
+
+class Record(TypedDict):
+    """Content of reproduction.json. Its ``meta`` is the origin of the results."""
+
+    data: str
+    commands: list[str]
+    dates: list[str]
+    episodes: int
+    videos: Mapping[str, object]
+    rows: list[RecordRow]
+    meta: Mapping[str, Any]
+
+
 def read_published(path: Path = PUBLISHED) -> dict[str, Published]:
     """Return the published accuracies by method. Raise a DmgalError if the file cannot be read."""
     tree = read_mapping(path, "The published accuracies cannot be read.", "Install dmgal again.", parse_yaml)
     return {method: Published(**entry) for method, entry in tree.items()}
 
 
-def write_record(runner: Runner, name: str, summary: Mapping[str, Any], command: str) -> str:
+def write_record(runner: Runner, name: str, summary: Mapping[str, object], command: str) -> str:
     """Write reproduction.json and reproduction.md, also with the rows of earlier commands, and return the page.
 
     Args:
@@ -83,9 +113,15 @@ def write_record(runner: Runner, name: str, summary: Mapping[str, Any], command:
     return page
 
 
+def read_record(path: Path) -> Record:
+    """Return a record of this repository."""
+    record: Record = parse_json(read_text(path))
+    return record
+
+
 def reproduction_as_json(
     results: Sequence[Result], data: str, commands: Sequence[str], videos: Mapping[str, object]
-) -> dict[str, Any]:
+) -> Record:
     """Return the record of a reproduction.
 
     Args:
@@ -106,13 +142,13 @@ def reproduction_as_json(
     }
 
 
-def _rows(row: Row, test_shots: Iterable[int]) -> list[dict[str, object]]:
+def _rows(row: Row, test_shots: Iterable[int]) -> list[RecordRow]:
     """Return a row per number of shots: all of them if nothing was trained, else that of the training."""
     shots = test_shots if is_untrained(row) else [row.shots]
     return [_row(row, str(number)) for number in shots]
 
 
-def _row(row: Row, shots: str) -> dict[str, object]:
+def _row(row: Row, shots: str) -> RecordRow:
     cells = [one["run_info"]["cell"] for one in row.results]
     keys = ("results", shots, "accuracy")
     percents = row.values(*keys, "percent")
@@ -134,7 +170,7 @@ def _row(row: Row, shots: str) -> dict[str, object]:
     }
 
 
-def reproduction_table(records: Iterable[Mapping[str, Any]], listed: Sequence[str] = ()) -> str:
+def reproduction_table(records: Iterable[Record], listed: Sequence[str] = ()) -> str:
     """Return the Markdown table of records, with empty rows for the data sets ``listed`` that have none.
 
     A row has both numbers of shots, our accuracy and the published one.
@@ -142,8 +178,8 @@ def reproduction_table(records: Iterable[Mapping[str, Any]], listed: Sequence[st
     published, by_data = read_published(), {record["data"]: record for record in records}
     lines = []
     for data in dict.fromkeys([*listed, *by_data]):
-        rows: dict[tuple[str, str], dict[str, Mapping[str, object]]] = {}
-        for row in by_data.get(data, {}).get("rows", ()):
+        rows: dict[tuple[str, str], dict[str, RecordRow]] = {}
+        for row in by_data[data]["rows"] if data in by_data else ():
             rows.setdefault((row["method"], row["backbone"]), {})[row["shots"]] = row
         if data in listed:
             for backbone, methods in METHODS.items():
@@ -161,7 +197,7 @@ def _by_shots(kind: str) -> list[str]:
 
 
 def _line(
-    data: str, method: str, backbone: str, by_shots: Mapping[str, Mapping[str, Any]], published: Published | None
+    data: str, method: str, backbone: str, by_shots: Mapping[str, RecordRow], published: Published | None
 ) -> list[str]:
     theirs = {} if published is None else published.percent.get(data, {})
     shown = BACKBONES.get(backbone, backbone)
@@ -182,7 +218,7 @@ def _line(
     ]
 
 
-def _accuracy(row: Mapping[str, Any]) -> str:
+def _accuracy(row: RecordRow) -> str:
     """Return an accuracy with its interval over seeds, and the statuses of trainings without success."""
     failed = sorted(set(row["statuses"]) - {"done"})
     if row["percent"] is None:
@@ -202,7 +238,7 @@ def sources(data: Iterable[str]) -> str:
     )
 
 
-def as_page(record: Mapping[str, Any]) -> str:
+def as_page(record: Record) -> str:
     """Return a record as a Markdown page: conditions, command, table and sources."""
     meta, videos = record["meta"], record["videos"]
     first, last = record["dates"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import tyro
 
@@ -45,7 +45,7 @@ class Options:
     out: Path = Path(__file__).parent / "results" / "shots.json"
 
 
-def curves(method: str, validation: Classes, novel: Classes, options: Options) -> dict[str, Any]:
+def curves(method: str, validation: Classes, novel: Classes, options: Options) -> dict[str, object]:
     """Return the curves of clips alone and of clips and text for one method."""
     layer, changes = METHODS[method]
     recipe = from_mapping(Recipe, {**read_layer(f"method/{layer}"), **changes})

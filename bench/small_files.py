@@ -7,7 +7,6 @@ import shutil
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -65,7 +64,7 @@ def write_sources(folder: Path) -> Path:
     gallery = make_gallery(source, GalleryModel(recipe, recognizer), progress=False)
     save_gallery(gallery, folder / "gallery/a.safetensors")
     build_store(catalog, folder / "store", CLIPS, workers=1, progress=False)
-    cache_of(folder / "cache").fill(recognizer, torch.zeros(4, 2, 3, 48, 48, dtype=torch.uint8), progress=False)  # type: ignore[arg-type]
+    cache_of(folder / "cache").fill(recognizer, torch.zeros(4, 2, 3, 48, 48, dtype=torch.uint8), progress=False)
     _write_lists(folder / "lists", catalog)
     _write_checks(folder / "checks", catalog)
     (folder / "layer").mkdir()
@@ -110,10 +109,11 @@ def _write_backbones(folder: Path) -> None:
     import transformers
 
     shutil.copytree(tiny_clip.FOLDER, folder / "open_clip", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 8}
     torch.manual_seed(0)
-    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=16, intermediate_size=32))
-    vit.save_pretrained(folder / "hf")
+    config = transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=8, image_size=16, intermediate_size=32
+    )
+    transformers.ViTModel(config).save_pretrained(folder / "hf")
     processing = {"size": {"height": 16, "width": 16}, "crop_size": 16, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     processing |= {
         "do_normalize": True,

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import tyro
+from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmgal.adapters import DmgalConfig
 from dmgal.bench.measuring import hardware, write_report
 from dmgal.bench.motion_transfer import as_json
 from dmgal.episodes import EpisodeSampler, FewShotRecognizer
@@ -77,13 +78,16 @@ def cost_of(recognizer: FewShotRecognizer, recipe: Recipe) -> dict[str, float]:
     return {"gflop": round(counter.get_total_flops() / 1e9, 3), "added": added, "backbone": total - added}
 
 
-def measure(options: Options) -> dict[str, Any]:
+def measure(options: Options) -> dict[str, object]:
     """Return accuracies, paired differences and costs."""
     recipe, recognizer = load_run(Run(options.run))
     recipe = replace(recipe, data=replace(recipe.data, num_workers=0))
     catalog = build_catalog(recipe.data).split("test")
     clips = test_clips(catalog, recipe, recognizer.encoder.image_size)
-    backbone: Any = recognizer.encoder.backbone
+    backbone = recognizer.encoder.backbone
+    assert isinstance(backbone, PeftModel)
+    config = backbone.peft_config["default"]
+    assert isinstance(config, DmgalConfig)
     states = {ADAPTED: encode_videos(recognizer, clips, num_workers=0)}
     costs = {ADAPTED: cost_of(recognizer, recipe)}
     with backbone.disable_adapter():
@@ -94,7 +98,7 @@ def measure(options: Options) -> dict[str, Any]:
     return {
         "backbone": Path(recipe.backbone.name).name,
         "image_size": list(recognizer.encoder.image_size),
-        "smga_blocks": list(backbone.peft_config["default"].smga_blocks),
+        "smga_blocks": list(config.smga_blocks or []),
         "steps": recipe.train.steps,
         "classes": len(catalog.class_names),
         "episodes": options.episodes,

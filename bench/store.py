@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import av
 import decord
@@ -31,6 +31,7 @@ from dmgal.videos.store.build import build_store
 from dmgal.videos.store.content import EvaluationClips
 from dmgal.videos.store.store import StoredClips, StoredFrames
 
+Item = TypeVar("Item")
 OUT = Path(__file__).parent / "results" / "store.json"
 CLIPS, LENGTH, HEIGHT, WIDTH, FRAMES = 24, 100, 240, 320, 8
 ROUNDS = 15
@@ -87,7 +88,7 @@ def cases(catalog: VideoCatalog, folder: Path) -> dict[str, Callable[[], object]
     }
 
 
-def _each(read: Callable[[Any], object], items: Iterable[object]) -> None:
+def _each(read: Callable[[Item], object], items: Iterable[Item]) -> None:
     """Read items in sequence and drop them, like a loader that copies every clip into its batch."""
     for item in items:
         read(item)
@@ -107,7 +108,7 @@ def transforms(clip: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(root: Path) -> dict[str, Any]:
+def measure(root: Path) -> dict[str, object]:
     """Write clips and a store into a folder, and time reading them."""
     write_clips(root)
     catalog, folder = VideoCatalog.from_folders(root), root / "store"

@@ -15,17 +15,17 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
 import tyro
 from torch import Generator, Tensor
 
-from dmgal.backbones import encode_class_names, load_text_encoder
+from dmgal.backbones import ClassTexts, encode_class_names, load_text_encoder
 from dmgal.bench.measuring import write_report
 from dmgal.bench.motion_transfer import as_json
-from dmgal.episodes import EpisodeSampler
+from dmgal.episodes import EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.evaluation import Evaluation, encode_videos, evaluate, paired_difference
 from dmgal.episodes.heads import TextFusion
 from dmgal.recipes.run.build import build_recognizer
@@ -39,7 +39,7 @@ from dmgal.videos.moving_shapes.clips import MovingShapes
 from dmgal.videos.moving_shapes.drawing import COLORS, SHAPES, draw, random_appearance
 from dmgal.videos.moving_shapes.motions import all_motions
 
-METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+METHODS: Mapping[str, tuple[str, Mapping[str, object]]] = {
     "frozen": ("frozen", {}),
     "frozen, not centered": ("frozen", {"head": {"name": "BiMHM", "logit_scale": 10.0, "eps": 0.0}}),
     "motion": ("motion", {}),
@@ -144,17 +144,17 @@ def _classes(videos: Sequence[Tensor], names: Sequence[str], captions: Sequence[
     return Classes(torch.stack(list(videos)), catalog, tuple(captions))
 
 
-def encoded(recognizer: Any, classes: Classes, texts: Any) -> EncodedSplit:
+def encoded(recognizer: FewShotRecognizer, classes: Classes, texts: ClassTexts) -> EncodedSplit:
     """Return the states of all clips with the text of their classes."""
-    states = encode_videos(recognizer, cast(Any, classes.videos), progress=False)
+    states = encode_videos(recognizer, classes.videos, progress=False)
     return with_class_texts(EncodedSplit(classes.catalog, states), texts)
 
 
-def measure(method: str, validation: Classes, novel: Classes, options: Options) -> dict[str, Any]:
+def measure(method: str, validation: Classes, novel: Classes, options: Options) -> dict[str, object]:
     """Return accuracies by clips, text and both, and the paired differences to clips alone, by shots."""
     layer, changes = METHODS[method]
     recipe = from_mapping(Recipe, {**read_layer(f"method/{layer}"), **changes})
-    encoder, results = load_text_encoder("tiny-clip"), dict[str, Any]()
+    encoder, results = load_text_encoder("tiny-clip"), dict[str, object]()
     texts = encode_class_names(encoder, (*validation.captions, *novel.captions), TEMPLATES)
     texts = replace(texts, class_names=(*validation.catalog.class_names, *novel.catalog.class_names))
     recognizer = with_text(build_recognizer(recipe).eval(), recipe, texts, is_only=False)
@@ -180,7 +180,7 @@ def measure(method: str, validation: Classes, novel: Classes, options: Options) 
 def main(argv: list[str] | None = None) -> None:
     """Measure both data sets with both methods and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, object]] = {}
     for name, make in (("motions", motions), ("looks", looks)):
         validation, novel = make("val", options.clips), make("test", options.clips)
         results[name] = {method: measure(method, validation, novel, options) for method in METHODS}

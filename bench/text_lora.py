@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import tyro
@@ -130,7 +130,7 @@ def evaluations(name: str, catalog: VideoCatalog, options: Options) -> tuple[dic
 def main(argv: list[str] | None = None) -> None:
     """Train and compare all runs and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
-    catalog, results = captioned(build_catalog(recipe_of(options, None).data)), dict[str, Any]()
+    catalog, results = captioned(build_catalog(recipe_of(options, None).data)), dict[str, dict[str, object]]()
     found: dict[str, dict[str, Evaluation]] = {}
     for name in (FROZEN, TASK_LOSS, LORA):
         found[name], num = evaluations(name, catalog, options)

@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import tyro
@@ -187,7 +187,7 @@ def measure_case(options: Options) -> dict[str, float]:
     return result
 
 
-def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[str, str, str]]) -> dict[str, Any]:
+def measure(options: Options, cases: Iterable[str], ratios: Mapping[str, tuple[str, str, str]]) -> dict[str, object]:
     """Measure every case in turn, round by round."""
     found: dict[str, list[dict[str, float]]] = {name: [] for name in cases}
     for _ in range(options.rounds):

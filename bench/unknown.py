@@ -248,20 +248,32 @@ def _flat(states: PrecomputedStates) -> Tensor:
     return torch.cat([tensor / tensor.norm(dim=1, keepdim=True).clamp_min(1e-9) for tensor in tensors], dim=1)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Scores of the known and the unknown queries of a gallery, its thresholds, and the logits of the known ones."""
+
+    scores: Mapping[str, tuple[Tensor, Tensor]]
+    rejections: Mapping[str, Rejection]
+    logits: Tensor
+    truth: Tensor
+
+
 @torch.no_grad()
-def measure(data: Clips, sample: Sample, names: Sequence[str] = ()) -> dict[str, Any]:
-    """Return scores of the known and unknown queries of a gallery, and the gallery's thresholds."""
+def measure(data: Clips, sample: Sample, names: Sequence[str] = ()) -> Measured:
+    """Measure one gallery."""
     trial = Trial(data, sample)
     parts = [trial.scores(videos, names) for videos in (sample.known, sample.unknown)]
-    return {
-        "scores": {name: (parts[0][name], parts[1][name]) for name in parts[0]},
-        "rejections": trial.rejections,
-        "logits": trial.plain.logits(data.states.select(sample.known)),
-        "truth": torch.arange(trial.plain.n_way).repeat_interleave(QUERIES),
-    }
+    return Measured(
+        scores={name: (parts[0][name], parts[1][name]) for name in parts[0]},
+        rejections=trial.rejections,
+        logits=trial.plain.logits(data.states.select(sample.known)),
+        truth=torch.arange(trial.plain.n_way).repeat_interleave(QUERIES),
+    )
 
 
-def report(data: Clips, galleries: int, names: Sequence[str] = (), temperature: float | None = None) -> dict[str, Any]:
+def report(
+    data: Clips, galleries: int, names: Sequence[str] = (), temperature: float | None = None
+) -> dict[str, object]:
     """Return the measures of all scores, or of some, and those of the galleries' thresholds and probabilities.
 
     ``temperature`` is that of validation classes. None: these are the validation classes.
@@ -269,12 +281,12 @@ def report(data: Clips, galleries: int, names: Sequence[str] = (), temperature: 
     drawn = samples(data.labels, galleries, data.groups)
     measured = [measure(data, sample, names) for sample in drawn]
     return {
-        "classes": measured[0]["logits"].shape[1],
+        "classes": measured[0].logits.shape[1],
         "shots": SHOTS,
         "galleries": galleries,
-        "scores": {name: _score_report([one["scores"] for one in measured], name) for name in measured[0]["scores"]},
+        "scores": {name: _score_report([one.scores for one in measured], name) for name in measured[0].scores},
         "thresholds": {
-            name: _threshold_report([(one["scores"][name], one["rejections"][name]) for one in measured])
+            name: _threshold_report([(one.scores[name], one.rejections[name]) for one in measured])
             for name in (DEFAULT, WITH_NEGATIVES)
         },
         "probabilities": _probability_report(measured, temperature),
@@ -284,8 +296,8 @@ def report(data: Clips, galleries: int, names: Sequence[str] = (), temperature: 
 
 def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: str) -> dict[str, object]:
     """Return the measures of a score over galleries, and their paired differences to scores in use."""
-    measures: dict[str, Any] = {"area_under_roc": area_under_roc}
-    measures |= {measure: lambda k, u, kept=kept: accepted_unknown(k, u, kept) for measure, kept in KEPT.items()}
+    measures: dict[str, Callable[[Tensor, Tensor], float]] = {"area_under_roc": area_under_roc}
+    measures |= {measure: partial(accepted_unknown, kept=kept) for measure, kept in KEPT.items()}
     row: dict[str, object] = {}
     for measure, of in measures.items():
         values = {score: torch.tensor([of(*pair[score]) for pair in pairs]) for score in (name, *IN_USE)}
@@ -296,16 +308,16 @@ def _score_report(pairs: Sequence[Mapping[str, tuple[Tensor, Tensor]]], name: st
     return row
 
 
-def _threshold_report(found: Sequence[tuple[tuple[Tensor, Tensor], Rejection]]) -> dict[str, Any]:
+def _threshold_report(found: Sequence[tuple[tuple[Tensor, Tensor], Rejection]]) -> dict[str, object]:
     passes = [[(part >= one.threshold).double().mean() for part in pair] for pair, one in found]
     known, unknown = (torch.stack(values) for values in zip(*passes, strict=True))
     return {"known_kept": estimate(known), "unknown_accepted": estimate(unknown)}
 
 
-def _probability_report(measured: Sequence[Mapping[str, Any]], validation: float | None) -> dict[str, object]:
+def _probability_report(measured: Sequence[Measured], validation: float | None) -> dict[str, object]:
     """Return accuracy and expected calibration errors of known clips in percent, by temperature."""
-    logits, truth = (torch.cat([one[name] for one in measured]) for name in ("logits", "truth"))
-    own = torch.tensor([one["rejections"][DEFAULT].temperature for one in measured])
+    logits, truth = torch.cat([one.logits for one in measured]), torch.cat([one.truth for one in measured])
+    own = torch.tensor([one.rejections[DEFAULT].temperature for one in measured])
     chosen = validation or find_temperature(logits, truth)
     right, errors = logits.argmax(dim=1) == truth, {}
     for name, values in (("1", torch.ones_like(own)), ("gallery", own), ("validation", torch.full_like(own, chosen))):
@@ -318,12 +330,12 @@ def _probability_report(measured: Sequence[Mapping[str, Any]], validation: float
     }
 
 
-def _by_class(data: Clips, drawn: Sequence[Sample], measured: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _by_class(data: Clips, drawn: Sequence[Sample], measured: Sequence[Measured]) -> dict[str, float]:
     """Return how many clips of each class pass in percent while it is unknown, by the galleries' thresholds."""
     names = data.catalog.class_names
     counts, passed = torch.zeros(len(names)), torch.zeros(len(names))
     for sample, one in zip(drawn, measured, strict=True):
-        is_accepted = one["scores"][DEFAULT][1] >= one["rejections"][DEFAULT].threshold
+        is_accepted = one.scores[DEFAULT][1] >= one.rejections[DEFAULT].threshold
         counts.index_add_(0, data.labels[sample.unknown], torch.ones(len(sample.unknown)))
         passed.index_add_(0, data.labels[sample.unknown], is_accepted.float().cpu())
     shares = 100 * passed / counts.clamp(min=1)

@@ -16,7 +16,9 @@ from .episode import Episode, EpisodeOutput, TaskTargets
 class Encoder(Protocol):
     """Interface of an encoder from frames to features; ``encode`` sees each video alone (see ``FrameEncoder``)."""
 
-    backbone: nn.Module
+    @property
+    def backbone(self) -> nn.Module:
+        """The backbone, with its adapters."""
 
     @property
     def has_task_layer(self) -> bool:

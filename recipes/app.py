@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from threading import Event
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated
 
 import tyro
 
@@ -79,7 +80,7 @@ def _gradio_settings(folder: str) -> dict[str, str]:
     return {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 
-def _page_module() -> Any:
+def _page_module() -> ModuleType:
     """Import the page, which imports Gradio."""
     try:
         import_module("gradio")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -64,7 +64,7 @@ class Prepare:
     """Hide the progress bar."""
 
 
-def run(options: Prepare, suggest: bool = True) -> dict[str, Any]:
+def run(options: Prepare, suggest: bool = True) -> dict[str, object]:
     """Match, list, check and write. Return the content of summary.json. Print the next command if ``suggest``.
 
     Raises:

@@ -82,7 +82,7 @@ class Recognize:
         return self.paths[1:] if self.run is None else self.paths[2:]
 
 
-def run(options: Recognize) -> dict[str, Any]:
+def run(options: Recognize) -> dict[str, object]:
     """Recognize the videos and print the results. Return the content of ``--json``.
 
     Raises:

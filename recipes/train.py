@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from accelerate import PartialState
@@ -102,7 +102,12 @@ def run(
 
 
 def _make_trainer(
-    training: Training, stop: StopSignal, quiet: bool, backbone: Any, head: Any, trackers: Any
+    training: Training,
+    stop: StopSignal,
+    quiet: bool,
+    backbone: nn.Module | None,
+    head: nn.Module | None,
+    trackers: Sequence[object],
 ) -> Trainer:
     """Build the model of a training, for which ``backbone`` and ``head`` may be given, and its trainer."""
     recipe = with_base_classes(training.recipe, training.catalog) if head is None else training.recipe

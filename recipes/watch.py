@@ -21,7 +21,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -79,7 +79,7 @@ class Watch:
     """Hide the progress bar."""
 
 
-def run(options: Watch) -> dict[str, Any]:
+def run(options: Watch) -> dict[str, object]:
     """Watch the source, and write its events. Return the summary.
 
     Raises:

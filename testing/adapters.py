@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
 
 import peft
 import torch
@@ -56,22 +55,31 @@ class AdapterCase:
         """
         return self.make_backbone().eval().requires_grad_(False)
 
-    def inject(self, model: nn.Module | None = None, name: str = "default") -> Any:
+    def inject(self, model: nn.Module | None = None, name: str = "default") -> peft.PeftModel:
         """Inject the adapter into a new backbone, or into ``model``, with the same initial weights at each call."""
         with ignored_warnings(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = self.backbone() if model is None else model
             return peft.get_peft_model(model, copy.deepcopy(self.config), adapter_name=name).eval()
 
-    def load(self, folder: Path, model: nn.Module | None = None, **options: Any) -> Any:
+    def load(
+        self,
+        folder: Path,
+        model: nn.Module | None = None,
+        adapter_name: str = "default",
+        is_trainable: bool = True,
+        low_cpu_mem_usage: bool = False,
+    ) -> peft.PeftModel:
         """Load a saved adapter into a new backbone, or into ``model``.
 
         The adapter is trainable by default, because torch selects its kernels accordingly.
         """
-        options.setdefault("is_trainable", True)
         with ignored_warnings():
             model = self.backbone() if model is None else model
-            return peft.PeftModel.from_pretrained(model, str(folder), **options).eval()
+            loaded = peft.PeftModel.from_pretrained(
+                model, str(folder), adapter_name, is_trainable, low_cpu_mem_usage=low_cpu_mem_usage
+            )
+        return loaded.eval()
 
     def answer(self, model: nn.Module) -> Tensor:
         """Return the features ``(V*T, D)`` of the videos' frames from one call of the model."""
@@ -89,8 +97,8 @@ class AdapterCase:
 
     def is_added(self, name: str) -> bool:
         """Return True if the parameter belongs to the adapter."""
-        prefixes = cast(dict[Any, str], peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING)
-        return prefixes[self.config.peft_type] in name
+        prefixes: dict[str, str] = dict(peft.mapping.PEFT_TYPE_TO_PREFIX_MAPPING.items())  # also of external types
+        return prefixes[self.config.peft_type or ""] in name
 
     def perturb(self, model: nn.Module) -> None:
         """Move every weight of the adapter away from its initial value."""
@@ -99,11 +107,11 @@ class AdapterCase:
             if self.is_added(name) or "lora_" in name:
                 parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
 
-    def awake(self, model: nn.Module | None = None, name: str = "default") -> Any:
+    def awake(self, model: nn.Module | None = None, name: str = "default") -> peft.PeftModel:
         """Inject the adapter and perturb its weights."""
-        model = self.inject(model, name)
-        self.perturb(model)
-        return model
+        injected = self.inject(model, name)
+        self.perturb(injected)
+        return injected
 
 
 @torch.no_grad()  # with gradients, torch selects different attention kernels for frozen and for trainable models
@@ -176,7 +184,7 @@ def check_saved_adapter_holds_only_itself_and_loads_anywhere(case: AdapterCase) 
     expected = case.answer(model)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        model.save_pretrained(folder)
+        model.save_pretrained(name)
         saved = load_file(folder / "adapter_model.safetensors")
         num_saved, num_trained = sum(map(Tensor.numel, saved.values())), model.get_nb_trainable_parameters()[0]
         if getattr(case.config, "save_projection", False):  # VeRA and RandLoRA save their random matrices too
@@ -205,7 +213,7 @@ def check_lora_stands_below_and_above(case: AdapterCase) -> None:
             for model, name in ((inner, "inner"), (outer, "outer")):
                 with ignored_warnings():
                     model.save_pretrained(f"{folder}/{name}", selected_adapters=[name])
-            loaded: Any = case.backbone()
+            loaded = case.backbone()
             for name in ("inner", "outer"):
                 loaded = case.load(Path(folder, name, name), loaded, adapter_name=name)
             assert torch.equal(case.answer(loaded), expected), order
@@ -217,7 +225,7 @@ def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase) -> None:
     for order in ("lora first", "adapter first"):
         inner, outer = _stacked(case, order)
         expected = case.answer(outer)
-        (inner if order == "lora first" else outer).base_model.merge_adapter()
+        (inner if order == "lora first" else outer).merge_adapter()
         assert_close(case.answer(outer), expected)
     inner, outer = _stacked(case, "lora first")
     expected = case.answer(outer)
@@ -231,10 +239,9 @@ def check_lora_is_merged_while_the_adapter_stays(case: AdapterCase) -> None:
 @torch.no_grad()
 def check_modules_to_save_are_saved(case: AdapterCase) -> None:
     """Check PEFT's ``modules_to_save``: a trained part of the backbone is saved and unloaded with the adapter."""
-    config: Any = copy.deepcopy(case.config)
-    backbone = case.backbone()
+    config, backbone = copy.deepcopy(case.config), case.backbone()
     norms = [name for name, module in backbone.named_modules() if isinstance(module, nn.LayerNorm)]
-    config.modules_to_save = [norms[-1] if norms else find_spec(backbone).patch_embedding]
+    vars(config)["modules_to_save"] = [norms[-1] if norms else find_spec(backbone).patch_embedding]
     with ignored_warnings():
         model = peft.get_peft_model(backbone, config).eval()
     case.perturb(model)
@@ -300,7 +307,7 @@ def ignored_warnings() -> Iterator[None]:
         yield
 
 
-def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
+def _stacked(case: AdapterCase, order: str) -> tuple[peft.PeftModel, peft.PeftModel]:
     """Return the inner and the outer of two nested PEFT models, one of which is a LoRA."""
     if order == "lora first":
         inner = _lora(case, case.backbone(), "inner")
@@ -313,14 +320,14 @@ def _stacked(case: AdapterCase, order: str) -> tuple[Any, Any]:
     return inner, outer
 
 
-def _lora(case: AdapterCase, model: nn.Module, name: str = "default") -> Any:
+def _lora(case: AdapterCase, model: nn.Module, name: str = "default") -> peft.PeftModel:
     """Add a LoRA with nonzero weights to the linear layers of the blocks' MLPs, or to the blocks' convolutions."""
     linear = _layers_in_blocks(case, model, nn.Linear, ("mlp", "fc", "intermediate"))
     linear = linear or _layers_in_blocks(case, model, nn.Conv2d, ("",))
     with ignored_warnings():
-        model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear), adapter_name=name).eval()
-    _reseed_lora(model)
-    return model
+        lora = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=linear), adapter_name=name).eval()
+    _reseed_lora(lora)
+    return lora
 
 
 def _layers_in_blocks(case: AdapterCase, model: nn.Module, kind: type[nn.Module], names: tuple[str, ...]) -> list[str]:

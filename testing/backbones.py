@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +19,7 @@ TOLERANCE = 1e-5
 
 def image_features(model: nn.Module, images: Tensor, **layout: int) -> Tensor:
     """Return a model's own image features from the output of its ``forward``: a tensor, or a transformers output."""
-    output: Any = model(images, **layout)
+    output: Tensor = model(images, **layout)
     for name in ("image_embeds", "pooler_output"):
         if getattr(output, name, None) is not None:
             return getattr(output, name)

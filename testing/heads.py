@@ -7,19 +7,31 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones.state import VideoState
 from ..episodes.episode import EpisodeOutput, TaskTargets
-from ..episodes.recognizer import takes_targets
+from ..episodes.recognizer import Head, takes_targets
 
 LABELS = torch.tensor([0, 1, 2, 1, 0, 2])
 """Labels of the six support videos of most checks."""
+
+
+class _HeadModule(Head, Protocol):
+    """Interface of a head that is a module of torch, as far as the checks use it."""
+
+    def eval(self) -> Self: ...
+    def double(self) -> Self: ...
+    def float(self) -> Self: ...
+    def bfloat16(self) -> Self: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
 
 
 @dataclass(frozen=True)
@@ -31,16 +43,16 @@ class HeadCase:
         video: shape of one video's features, ``(T, D)``, or ``(T, C, H, W)`` for a head that reads maps.
     """
 
-    make_head: Callable[[], nn.Module]
+    make_head: Callable[[], _HeadModule]
     video: tuple[int, ...]
 
-    def seeded(self) -> Any:
+    def seeded(self) -> _HeadModule:
         """Return a head in evaluation mode and float64, whose initial weights do not depend on earlier calls."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return self.make_head().eval().double()
 
-    def perturbed(self) -> Any:
+    def perturbed(self) -> _HeadModule:
         """Return a seeded head with all weights moved away from their initial values."""
         head = self.seeded()
         generator = torch.Generator().manual_seed(1)
@@ -53,7 +65,7 @@ class HeadCase:
         """Return random features of some videos, in float64."""
         return torch.randn(count, *self.video, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    def task(self) -> tuple[Any, Tensor, Tensor]:
+    def task(self) -> tuple[_HeadModule, Tensor, Tensor]:
         """Return a perturbed head, and the features of six support and four query videos."""
         return self.perturbed(), self.videos(6, 1), self.videos(4, 2)
 
@@ -191,22 +203,25 @@ def _is_transductive(head: object) -> bool:
     return bool(getattr(head, "transductive", False))
 
 
-def _logits(head: Any, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
+def _logits(head: Head, support: Tensor, labels: Tensor, query: Tensor) -> Tensor:
     return head.compare(head.prepare(support), labels, head.prepare(query)).logits
 
 
-def _compare_with_targets(head: Any, support: Tensor, labels: Tensor, query: Tensor, answers: Tensor) -> EpisodeOutput:
+def _compare_with_targets(head: Head, support: Tensor, labels: Tensor, query: Tensor, answers: Tensor) -> EpisodeOutput:
     """Compare as in training: with losses, if the head has some. Base classes are the labels plus 1."""
-    targets = {"targets": TaskTargets(answers, labels + 1, answers + 1)} if takes_targets(head) else {}
+    targets: dict[str, object] = (
+        {"targets": TaskTargets(answers, labels + 1, answers + 1)} if takes_targets(head) else {}
+    )
     return head.compare(_prepare_with_frames(head, support), labels, _prepare_with_frames(head, query), **targets)
 
 
-def _prepare_with_frames(head: Any, features: Tensor) -> VideoState:
+def _prepare_with_frames(head: Head, features: Tensor) -> VideoState:
     """Prepare as in training: a head that learns from frames receives some."""
     if "frames" not in inspect.signature(head.prepare).parameters:
         return head.prepare(features)
     frames = torch.randn(*features.shape[:2], 3, 12, 20, generator=torch.Generator().manual_seed(3))
-    return head.prepare(features, frames.to(features.dtype))
+    options: dict[str, object] = {"frames": frames.to(features.dtype)}
+    return head.prepare(features, **options)
 
 
 def _assert_equal(actual: object, expected: object) -> None:

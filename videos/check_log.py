@@ -17,7 +17,7 @@ from dataclasses import asdict
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO, TypedDict
 
 import numpy as np
 
@@ -31,6 +31,16 @@ LINES_AT_ONCE = 8192
 REPORT_COLUMNS = ("video", "frames", "problem")
 ENTRY_KEYS = {*REPORT_COLUMNS, "stamp", "content"}
 """A line without one of these, as of an earlier version, does not count as checked."""
+
+
+class Entry(TypedDict):
+    """Line of the log: the result of a video."""
+
+    video: str
+    frames: int
+    problem: str | None
+    content: int
+    stamp: list[int]
 
 
 class CheckLog:
@@ -113,7 +123,7 @@ class CheckLog:
         elif self.problems:
             self.problems.pop(video, None)
 
-    def _entries(self) -> Iterator[tuple[np.ndarray, list[dict[str, Any]]]]:
+    def _entries(self) -> Iterator[tuple[np.ndarray, list[Entry]]]:
         """Yield indices of the catalog's videos and their log entries, in chunks of ``LINES_AT_ONCE`` lines."""
         if not self.is_of_root or not len(self._videos):
             return
@@ -158,10 +168,10 @@ def _hash(video: str) -> int:
     return int.from_bytes(blake2b(video.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: str) -> Entry | None:
     """Return the entry of a log line, or None if the line is invalid, such as one cut short by a kill."""
     try:
-        entry = json.loads(line)
+        entry: Entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
     if not isinstance(entry, dict) or not entry.keys() >= ENTRY_KEYS:

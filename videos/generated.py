@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import av
 from einops import rearrange
@@ -118,7 +118,7 @@ class ClipSettings(ABC):
         """Name of the lock file."""
         return f".{self.slug}.lock"
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return what identifies the dataset."""
         return {"data_set": self.DATA_SET, "version": self.VERSION, **asdict(self)}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
-from typing import Any
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -40,8 +41,10 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _layout(figure: Figure) -> Any:
-    return figure.get_layout_engine()
+def _layout(figure: Figure) -> ConstrainedLayoutEngine:
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)  # as in `new_figure`
+    return engine
 
 
 def heading(figure: Figure, title: str, text: str) -> None:
@@ -54,7 +57,7 @@ def heading(figure: Figure, title: str, text: str) -> None:
     figure.text(0.01, top, lines, ha="left", va="top", fontsize=9.5, color=SOFT, linespacing=1.35)
 
 
-def pixels(frame: Tensor) -> Any:
+def pixels(frame: Tensor) -> np.ndarray:
     """Return a frame ``(3, H, W)`` for ``imshow``."""
     return rearrange(frame, "c h w -> h w c").numpy()
 
@@ -135,10 +138,18 @@ def mark_largest(axes: Axes, values: Tensor) -> tuple[int, int]:
     return row, column
 
 
-def color_bar(figure: Figure, norm: Normalize, cmap: str, axes: Iterable[Axes], label: str, **options: Any) -> None:
+def color_bar(
+    figure: Figure,
+    norm: Normalize,
+    cmap: str,
+    axes: Iterable[Axes],
+    label: str,
+    aspect: float = 28,
+    location: Literal["left", "right"] = "right",
+) -> None:
     """Add the one color bar of a figure beside or below some axes."""
-    options = {"aspect": 28, "extend": "max", **options}
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=list(axes), **options)
+    mapped = ScalarMappable(norm, cmap)
+    bar = figure.colorbar(mapped, ax=list(axes), aspect=aspect, extend="max", location=location)
     bar.set_label(label, fontsize=9, color=SOFT)
     bar.ax.tick_params(labelsize=8, colors=SOFT, length=2)
     bar.outline.set_visible(False)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from einops import rearrange
@@ -31,7 +31,10 @@ from ..backbones.spec import base_model
 from ..episodes import FewShotRecognizer
 from ..errors import DmgalError
 
+MotionPart = SelfMotionGuidedAttention | CrossMotionGuidedAttention | TDSAM
 Attention = Literal["none", "within", "across"]
+Output = Tensor | tuple[Tensor, ...]
+"""Output of a module: tokens, or a tuple that begins with them."""
 IN_HEADS: dict[type[nn.Module], tuple[str, str, Attention]] = {
     SelfMotionGuidedAttention: ("s_mga", "S-MGA of the head", "within"),
     CrossMotionGuidedAttention: ("c_mga", "C-MGA of the head", "across"),
@@ -72,7 +75,7 @@ class ShownLayer:
     title: str
     attention: Attention
     hooked: nn.Module
-    capture: Callable[[tuple[Any, ...], dict[str, Any], Any], Tensor]
+    capture: Callable[[tuple[Tensor, ...], dict[str, object], Output], Tensor]
     read: Callable[[Tensor], MotionTokens]
     per_frame: bool = False
     class_token_only: bool = False
@@ -217,21 +220,21 @@ def _no_grid(received: str) -> DmgalError:
 # ---- captures of a call ----
 
 
-def _captured_input(shape: BlockShape, args: tuple[Any, ...], kwargs: dict[str, object], output: object) -> Tensor:
+def _captured_input(shape: BlockShape, args: tuple[Tensor, ...], kwargs: dict[str, object], output: object) -> Tensor:
     tokens = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor) and v.ndim == shape.num_dims)
     return shape.tokens(tokens)
 
 
-def _captured_output(shape: BlockShape, args: tuple[object, ...], kwargs: dict[str, object], output: Any) -> Tensor:
+def _captured_output(shape: BlockShape, args: tuple[object, ...], kwargs: dict[str, object], output: Output) -> Tensor:
     return shape.tokens(output[0] if isinstance(output, tuple) else output)
 
 
-def _first_argument(args: tuple[Any, ...], kwargs: dict[str, object], output: object) -> Tensor:
-    tokens: Tensor = args[0]
-    return tokens
+def _first_argument(args: tuple[Tensor, ...], kwargs: dict[str, object], output: object) -> Tensor:
+    return args[0]
 
 
-def _head_motion(args: tuple[object, ...], kwargs: dict[str, object], output: Any) -> Tensor:
+def _head_motion(args: tuple[object, ...], kwargs: dict[str, object], output: Output) -> Tensor:
+    assert isinstance(output, Tensor)
     return rearrange(output, "d v t c h w -> v d t c h w")
 
 
@@ -253,7 +256,7 @@ def _motion_of_adapter(adapter: SmgaAdapter | CmgaAdapter, hidden: Tensor) -> Mo
     return MotionTokens(torch.stack(motion), torch.stack(attended), shape.num_prefix_tokens, shape.grid)
 
 
-def _motion_of_head(part: Any, captured: Tensor) -> MotionTokens:
+def _motion_of_head(part: MotionPart, captured: Tensor) -> MotionTokens:
     motion = rearrange(captured, "v d t c h w -> d v t c h w")
     grid = motion.shape[-2], motion.shape[-1]
     return MotionTokens(rearrange(motion, "d v t c h w -> d v t (h w) c"), part.attention_tokens(motion), 0, grid)

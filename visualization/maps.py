@@ -19,7 +19,7 @@ from ..episodes import FewShotRecognizer
 from ..episodes.heads.frame_distance import at_least_float32
 from ..errors import DmgalError
 from ..videos.decoding.clip import one_frame
-from .layers import Attention, MotionTokens, ShownLayer, choose_layer
+from .layers import Attention, MotionTokens, Output, ShownLayer, choose_layer
 
 Direction = Literal["both", "forward", "backward"]
 
@@ -126,7 +126,7 @@ def _motion(recognizer: FewShotRecognizer, shown: ShownLayer, videos: Tensor, nu
     """Run videos and return the motion in a layer."""
     captured: list[Tensor] = []
 
-    def keep(module: object, args: tuple[object, ...], kwargs: dict[str, object], output: object = None) -> None:
+    def keep(module: object, args: tuple[Tensor, ...], kwargs: dict[str, object], output: Output = ()) -> None:
         captured.append(shown.capture(args, kwargs, output).detach())
 
     if shown.name.endswith("embedding"):  # before the adapters that change the input of the block

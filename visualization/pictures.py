@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import av
 import matplotlib
@@ -19,8 +19,11 @@ from PIL import Image
 from ..errors import DmgalError
 from ..files import atomic_write, printable
 
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
 PICTURES, FILMS = (".png", ".svg"), (".gif", ".mp4")
-SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dmgal"}
+SVG: dict[RcKeyType, object] = {"svg.fonttype": "none", "svg.hashsalt": "dmgal"}
 """Text stays text, and the same values give the same file."""
 NO_METADATA: dict[str, dict[str, None]] = {
     ".svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),

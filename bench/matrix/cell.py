@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -123,7 +122,7 @@ def novel_results(
     recognizer: FewShotRecognizer,
     data: DataOverrides,
     name: str = "own",
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[dict[str, object], list[str]]:
     """Return the results on novel classes by number of shots, and the names of those that the training has seen.
 
     The results are of the run's own head and of the probe. All cells share the classes of other data. The states of the
@@ -133,17 +132,19 @@ def novel_results(
     most = Protocol(episodes=experiment.episodes, k_shot=max(experiment.test_shots))
     recipe, catalog = evaluation_data(run, trained, data, most.split, progress=False, same_for_all=True)
     encoded, for_probe = encode_for_both(recognizer, recipe, catalog, most, Keep("disk", folder))
-    results = {}
+    results: dict[str, object] = {}
     for shots in experiment.test_shots:
         protocol = Protocol(episodes=experiment.episodes, k_shot=shots)
         evaluations = evaluate_tasks(recognizer, recipe, encoded, protocol, progress=False)
-        results[str(shots)] = with_answers(as_json(evaluations), evaluations)
+        found = with_answers(as_json(evaluations), evaluations)
         probe = evaluate_probe(recognizer, recipe, for_probe, protocol, progress=False, reversal=False)
-        results[str(shots)]["probe"] = as_json(probe)["accuracy"]
+        results[str(shots)] = {**found, "probe": as_json(probe)["accuracy"]}
     return results, seen_in_training(run, trained, catalog, most.split)
 
 
-def with_answers(results: dict[str, Any], evaluations: Mapping[str, Evaluation]) -> dict[str, object]:
+def with_answers(
+    results: dict[str, dict[str, object]], evaluations: Mapping[str, Evaluation]
+) -> dict[str, dict[str, object]]:
     """Add the number of correct queries of each episode as a text, for paired differences between cells."""
     for name, evaluation in evaluations.items():
         queries = len(evaluation.answers.episode) // len(evaluation.accuracies) if evaluation.answers else math.inf

@@ -26,7 +26,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dmgal.errors import DmgalError
 from dmgal.files import listed, read_mapping
@@ -137,7 +136,7 @@ class Cell:
         """Return a line for messages."""
         return f"{self.backbone} {self.method}{f' {self.variant}' if self.variant else ''}, seed {self.seed}"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return the position of the cell in the matrix."""
         names = ("backbone", "method", "variant", "shots", "seed")
         return {name: getattr(self, name) for name in names}
@@ -169,14 +168,15 @@ def read_experiment(path: Path) -> Experiment:
     return experiment_from({"name": path.stem, **tree})
 
 
-def experiment_from(tree: Mapping[str, Any]) -> Experiment:
+def experiment_from(tree: Mapping[str, object]) -> Experiment:
     """Return the experiment of nested mappings and lists. Raise a DmgalError if a key or value is not valid."""
     plain = {key: _as_tuple(value) for key, value in tree.items() if key not in ("variants", "tests")}
     variants, tests = tree.get("variants", ()), tree.get("tests", {})
-    has_roots = isinstance(tests, Mapping) and all(
-        isinstance(one, Mapping) and one.get("root") for one in tests.values()
-    )
-    if not isinstance(variants, list | tuple) or not has_roots:
+    if (
+        not isinstance(variants, list | tuple)
+        or not isinstance(tests, Mapping)
+        or not all(isinstance(one, Mapping) and one.get("root") for one in tests.values())
+    ):
         raise DmgalError(
             "The experiment is not valid.",
             received=f"variants: {variants!r}, tests: {tests!r}",

@@ -12,9 +12,16 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from dmgal.bench.matrix.report import Row, labels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
+    from matplotlib.typing import RcKeyType
 
 Form = Literal["svg", "png"]
 COSTS = {
@@ -47,7 +54,7 @@ class Point:
 
 
 @contextmanager
-def drawing(dark: bool = False) -> Iterator[Any]:
+def drawing(dark: bool = False) -> Iterator[ModuleType]:
     """Return Matplotlib's pyplot with settings under which a figure does not depend on the user's."""
     import matplotlib
 
@@ -55,7 +62,7 @@ def drawing(dark: bool = False) -> Iterator[Any]:
     from matplotlib import pyplot
 
     colors = DARK if dark else LIGHT
-    settings: dict[Any, object] = {
+    settings: dict[RcKeyType, object] = {
         "svg.hashsalt": "dmgal",
         "svg.fonttype": "path",
         "font.family": "DejaVu Sans",
@@ -63,14 +70,21 @@ def drawing(dark: bool = False) -> Iterator[Any]:
         "backend": "Agg",
     }
     if dark:
-        names = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
+        names: tuple[RcKeyType, ...] = (
+            "text.color",
+            "axes.labelcolor",
+            "axes.edgecolor",
+            "axes.titlecolor",
+            "xtick.color",
+            "ytick.color",
+        )
         settings |= dict.fromkeys(names, colors["text"])
         settings |= dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colors["background"])
     with pyplot.rc_context({**matplotlib.rcParamsDefault, **settings}):
         yield pyplot
 
 
-def saved(figure: Any, form: Form) -> bytes:
+def saved(figure: Figure, form: Form) -> bytes:
     """Return the bytes of a figure, and close it. An SVG has no date."""
     from matplotlib import pyplot
 
@@ -87,7 +101,7 @@ def cost_figure(rows: Sequence[Row], form: Form = "svg", dark: bool = False) -> 
     with drawing(dark) as pyplot:
         size = (PANEL[0] * len(COSTS), PANEL[1])
         figure, panels = pyplot.subplots(1, len(COSTS), figsize=size, layout="constrained", sharey=True)
-        to_label: list[tuple[object, list[Point], list[Point]]] = []
+        to_label: list[tuple[Axes, list[Point], list[Point]]] = []
         for axes, (label, keys) in zip(panels, COSTS.items(), strict=True):
             points = points_of(rows, shots, keys)
             front = pareto_front(points)
@@ -212,7 +226,7 @@ FIGURES: dict[str, Draw] = {"figure": cost_figure, "learning": learning_figure, 
 """Figures of a report by the first part of their file names."""
 
 
-def _label(axes: Any, points: Sequence[Point], taken: list[Any], **style: Any) -> None:
+def _label(axes: Any, points: Sequence[Point], taken: list[Bbox], **style: str) -> None:
     """Name the points where the names overlap nothing, or as far away as allowed. ``taken`` has the boxes so far."""
     from matplotlib.text import Text
 
@@ -239,7 +253,7 @@ def _label(axes: Any, points: Sequence[Point], taken: list[Any], **style: Any) -
         taken.append(box)
 
 
-def _around(axes: Any, point: Point) -> object:
+def _around(axes: Axes, point: Point) -> Bbox:
     """Return the box of a marker in pixels."""
     from matplotlib.transforms import Bbox
 

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmgal.adapters import is_added
-from dmgal.episodes import Episode, FewShotRecognizer
+from dmgal.episodes import Episode, EpisodeOutput, FewShotRecognizer
 from dmgal.episodes.evaluation.states import precompute_states, videos_at_a_time
 from dmgal.recipes.run.build import count_parameters, freeze_batch_norm, visual_tower_parameters
 from dmgal.recipes.run.config import Recipe
@@ -50,7 +49,7 @@ class MemorySamples:
         self._ended.set()
         self._thread.join()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, float | None]:
         """Return peak, 99th percentile and mean in MB. On a GPU its memory, else the process's resident memory."""
         values = sorted(self.megabytes)
         p99 = round(values[min(len(values) - 1, int(0.99 * len(values)))], 1) if values else None
@@ -116,7 +115,7 @@ def noise_task(recipe: Recipe, image_size: tuple[int, int], n_query: int | None 
 
 def training_task(recognizer: FewShotRecognizer, task: Episode) -> None:
     """Run forward and backward of one training task, without an optimizer. Gradients are set to None at the end."""
-    output: Any = recognizer(task)
+    output: EpisodeOutput = recognizer(task)
     loss = functional.cross_entropy(output.logits, task.query_labels.to(output.logits.device))
     total = loss + sum(value for name, value in output.losses.items() if name != "cross_entropy")
     if total.requires_grad:
@@ -171,7 +170,7 @@ def encoding_throughput(recognizer: FewShotRecognizer, recipe: Recipe) -> dict[s
     return spread(rates, digits=2)
 
 
-def spread(values: Sequence[float], digits: int = 4) -> dict[str, Any]:
+def spread(values: Sequence[float], digits: int = 4) -> dict[str, object]:
     """Return median, quartiles and number of values. Without values, None."""
     if not values:
         return {"median": None, "quartiles": None, "count": 0}

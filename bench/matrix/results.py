@@ -70,7 +70,7 @@ def read_result(path: Path) -> Result:
     return read_mapping(path, "A result of the benchmark cannot be read.", remedy)
 
 
-def status(result: Mapping[str, Any]) -> Status:
+def status(result: Result) -> Status:
     """Return the status of a result."""
     found: Status = result.get("train_info", {}).get("status", FAILED)
     return found

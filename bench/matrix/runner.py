@@ -14,11 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from dmgal.bench.matrix.cell import Job, write_result
 from dmgal.bench.matrix.experiment import Cell, Experiment
@@ -50,10 +50,10 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 60.0
 """Time of a stopped cell to save its training before it is killed."""
 LAST_LINES = 5
-Start = Callable[[Path, Path, Mapping[str, str]], "subprocess.Popen[Any]"]
+Start = Callable[[Path, Path, Mapping[str, str]], "subprocess.Popen[bytes]"]
 
 
-def start_process(job: Path, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[Any]:
+def start_process(job: Path, log: Path, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """Start the process of a cell, with its output in a file."""
     with log.open("w", encoding="utf-8") as file:
         words = [sys.executable, "-m", "dmgal.bench.matrix.cell", str(job)]
@@ -78,7 +78,7 @@ class Runner:
     retry: bool = False
     quiet: bool = False
     start: Start = start_process
-    _running: list[subprocess.Popen[Any]] = field(default_factory=list)
+    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _stopped: bool = False
 
@@ -129,9 +129,8 @@ class Runner:
         done = len(self.experiment.cells()) - len(cells)
         bar = progress_bar(progress=not self.quiet, total=done + len(cells), initial=done, desc="cells", unit="cell")
         clock = _Clock(len(cells), self.processes)
-        handler = _raise_on_sigterm()
         try:
-            with ThreadPoolExecutor(self.processes) as pool:
+            with _sigterm_as_interrupt(), ThreadPoolExecutor(self.processes) as pool:
                 try:
                     for cell, result, seconds in pool.map(self._run, cells):
                         clock.seconds.append(seconds)
@@ -144,8 +143,6 @@ class Runner:
                     raise
         finally:
             bar.close()
-            if handler is not None:
-                signal.signal(signal.SIGTERM, handler)
         return self.results()
 
     def stop(self) -> None:
@@ -226,7 +223,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def outcome(result: Mapping[str, Any]) -> str:
+def outcome(result: Result) -> str:
     """Return a result in one line."""
     info = result["train_info"]
     if info["status"] != DONE:
@@ -239,15 +236,22 @@ def outcome(result: Mapping[str, Any]) -> str:
     return f"{', '.join(percents)}, {duration(result['run_info']['total_time'])}"
 
 
-def _raise_on_sigterm() -> Any:
-    """Treat SIGTERM like Ctrl-C, so that running cells are stopped. Return the earlier handler, if it was replaced."""
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Treat SIGTERM like Ctrl-C, so that running cells are stopped. Only the main thread can do so."""
     if threading.current_thread() is not threading.main_thread():
-        return None
+        yield
+        return
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    return signal.signal(signal.SIGTERM, interrupt)
+    handler = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def notices(runner: Runner, results: Sequence[Result]) -> list[str]:

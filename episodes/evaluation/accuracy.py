@@ -16,10 +16,9 @@ from itertools import islice
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...backbones.state import VideoState
-from ...loader import Loader
+from ...loader import Items, Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from ..sampler import EpisodeIndices, IndexSampler
@@ -152,7 +151,7 @@ class Evaluation:
 @torch.no_grad()
 def encode_videos(
     recognizer: FewShotRecognizer,
-    videos: Dataset[Tensor],
+    videos: Items[Tensor],
     batch_size: int | None = None,
     num_workers: int = 0,
     device: torch.device | str = "cpu",

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from ...errors import DmgalError, differences, refuse_differences
 from ...files import exclusively, listed, printable
-from ...loader import Loader
+from ...loader import Items, Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from .state_files import StateFiles
@@ -81,7 +80,7 @@ class StateCache:
     def fill(
         self,
         recognizer: FewShotRecognizer,
-        clips: Dataset[Tensor],
+        clips: Items[Tensor],
         num_workers: int = 0,
         device: torch.device | str = "cpu",
         progress: bool = True,
@@ -143,7 +142,7 @@ class StateCache:
     def _encode_missing(
         self,
         recognizer: FewShotRecognizer,
-        clips: Dataset[Tensor],
+        clips: Items[Tensor],
         num_workers: int,
         device: torch.device | str,
         progress: bool,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 """Attributes of every module, such as ``training`` and hooks, whose ids differ between processes."""
 
 
-def describe(recognizer: FewShotRecognizer, **more: object) -> dict[str, Any]:
+def describe(recognizer: FewShotRecognizer, **more: object) -> dict[str, object]:
     """Return everything about a recognizer that shapes its states, as JSON values.
 
     There is one hash of all weights for the backbone, the adapters and the head each. ``settings`` is a hash of the

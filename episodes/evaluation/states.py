@@ -21,9 +21,11 @@ from torch import Tensor, nn
 from ...backbones.state import VideoState
 from ...errors import DmgalError
 from ...progress import progress_bar
+from ..episode import EpisodeOutput
 from ..heads.frame_distance import class_members
 from ..recognizer import FewShotRecognizer
 
+Compare = Callable[[VideoState, Tensor, VideoState], EpisodeOutput]
 NORMALIZES_BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -160,7 +162,7 @@ def compare_tasks(
     encoder: Any = getattr(recognizer, "encoder", None)
     if support.attended is not None:
         query = recognizer.head.prepare(encoder.relate_query(support.attended, query, num_tasks, places))
-        compare = recognizer.head.compare
+        compare: Compare = recognizer.head.compare
     else:
         compare = recognizer.compare
         if getattr(encoder, "has_task_layer", False):
@@ -196,13 +198,17 @@ def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> VideoState:
     return VideoState({n.removeprefix(prefix): tensor for n, tensor in tensors.items() if n.startswith(prefix)})
 
 
-def _compare_one_by_one(compare: Any, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int) -> Tensor:
+def _compare_one_by_one(
+    compare: Compare, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int
+) -> Tensor:
     supports, queries = (state.split([state.num_videos // num_tasks] * num_tasks) for state in (support, query))
     tasks = zip(supports, queries, strict=True)
     return torch.stack([compare(task_support, labels, task_query).logits for task_support, task_query in tasks])
 
 
-def _compare_vectorized(compare: Any, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int) -> Tensor:
+def _compare_vectorized(
+    compare: Compare, support: VideoState, labels: Tensor, query: VideoState, num_tasks: int
+) -> Tensor:
     """Compare all tasks with `torch.vmap`, or one by one if the head does not support it."""
 
     def logits(support: dict[str, Tensor], query: dict[str, Tensor]) -> Tensor:
@@ -230,7 +236,7 @@ def why_no_pair_scores(recognizer: FewShotRecognizer, k_shot: int) -> str | None
     """Return the reason why tasks cannot be looked up in a table of pairs, or None if they can."""
     if getattr(getattr(recognizer, "encoder", None), "has_task_layer", False):
         return "a task layer (a Cmga) makes a query's features depend on the whole support"
-    head: Any = getattr(recognizer, "head", None)
+    head: object = getattr(recognizer, "head", None)
     kind: PairScores | None = getattr(head, "pair_scores", None)
     if kind is None:
         return f"{type(head).__name__} relates all support videos of a task, or does not set pair_scores"

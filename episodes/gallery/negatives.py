@@ -58,7 +58,7 @@ class Negatives:
                 remedy="Remove them from the folder of negatives, or enroll them in another gallery.",
             )
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, list[str]]:
         """Return all fields but the tensors."""
         return {"class_names": list(self.class_names), "contents": [f"{content:016x}" for content in self.contents]}
 

@@ -7,7 +7,7 @@ probabilities of both in the same way, as a product with exponents.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from ...backbones.state import VideoState
 from ...backbones.text import ClassTexts, cosine_logits, mean_frame
 from ...errors import DmgalError
 from ..episode import EpisodeOutput
+from ..recognizer import Head
 from .frame_distance import check_frames, class_means
 
 MEAN_FRAME, CLASS_TEXT = "mean_frame", "class_text"
@@ -37,7 +38,7 @@ class TextFusion(nn.Module):
     """
 
     def __init__(
-        self, head: Any | None, texts: ClassTexts, weight: float | None = None, has_own_stream: bool = False
+        self, head: Head | None, texts: ClassTexts, weight: float | None = None, has_own_stream: bool = False
     ) -> None:
         super().__init__()
         self.head = head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch.distributed as dist
 
@@ -37,6 +37,15 @@ class Plan:
         if not self.save_results:
             return {}
         return {"context_fn": keeping_products if self.positions is None else keeping(self.positions)}
+
+
+class Choice(TypedDict):
+    """The numbers of a plan, which a checkpoint keeps."""
+
+    chunk: int
+    kept: list[int] | None
+    of: list[object]
+    """Options and task sizes that the plan is for."""
 
 
 class VideoCost(NamedTuple):
@@ -82,18 +91,18 @@ class Planner:
         self.plan = None if chunk is None or memory_budget is not None else Plan(chunk, keep_products)
         self._options = (chunk, memory_budget, keep_products)
         self._task_sizes: list[int] = []
-        self._previous_choice: dict[str, object] | None = None
+        self._previous_choice: Choice | None = None
         self._notify = notify
 
     @property
-    def choice(self) -> dict[str, object] | None:
+    def choice(self) -> Choice | None:
         """The plan as JSON values, with the options and task sizes that it is for. None without a plan."""
         if self.plan is None:
             return None
         positions = None if self.plan.positions is None else sorted(self.plan.positions)
         return {"chunk": self.plan.chunk, "kept": positions, "of": [*self._options, *self._task_sizes]}
 
-    def take_up(self, choice: dict[str, object] | None) -> None:
+    def take_up(self, choice: Choice | None) -> None:
         """Reuse a previous choice for equal task sizes and options."""
         self._previous_choice = choice
 
@@ -129,7 +138,9 @@ class Planner:
         recomputed_videos = videos - chunk
         results = cost.results if recomputed_videos > 0 else []
         self.plan = Plan(chunk, keep_products, most_expensive(results, max(left, 0) / max(recomputed_videos, 1)))
-        plan = self._adopt(_least_of_all_processes(self.choice))
+        choice = self.choice
+        assert choice is not None
+        plan = self._adopt(_least_of_all_processes(choice))
         self._log_plan(plan, videos, cost.peak, budget, results, suffices=left >= 0)
         return plan
 
@@ -162,7 +173,7 @@ class Planner:
         )
         return self.plan
 
-    def _adopt(self, choice: Any) -> Plan:
+    def _adopt(self, choice: Choice) -> Plan:
         positions = None if choice["kept"] is None else frozenset(choice["kept"])
         self.plan = Plan(choice["chunk"], self._options[2], positions)
         return self.plan
@@ -189,10 +200,10 @@ def num_videos(episode: Episode) -> int:
     return episode.num_support + episode.num_query
 
 
-def _least_of_all_processes(choice: object) -> object:
+def _least_of_all_processes(choice: Choice) -> Choice:
     """Return the `TwoPass` choice that needs the least memory among all processes. Every process must call this."""
     if not (dist.is_available() and dist.is_initialized()):
         return choice
-    choices: list[Any] = [None] * dist.get_world_size()
+    choices: list[Choice] = [choice] * dist.get_world_size()
     dist.all_gather_object(choices, choice)
     return min(choices, key=lambda candidate: (candidate["chunk"], len(candidate["kept"] or ())))

@@ -30,7 +30,7 @@ from ...errors import DmgalError
 from ..episode import Episode, EpisodeOutput
 from ..recognizer import FewShotRecognizer
 from .memory import give_back_free_memory, memory_of
-from .plan import Plan, Planner, VideoCost
+from .plan import Choice, Plan, Planner, VideoCost
 from .recompute import CostlyResults, RandomState, count_frozen_blocks
 
 logger = logging.getLogger(__name__)
@@ -113,11 +113,11 @@ class TwoPass:
         return outputs
 
     @property
-    def choice(self) -> dict[str, object] | None:
+    def choice(self) -> Choice | None:
         """The choice made from the free memory, as JSON values. None before. Other choices change the order of sums."""
         return self.planner.choice
 
-    def take_up(self, choice: dict[str, object] | None) -> None:
+    def take_up(self, choice: Choice | None) -> None:
         """Reuse a previous choice for equal task sizes and options, so that results are bit-identical."""
         self.planner.take_up(choice)
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
+    from matplotlib.typing import RcKeyType
 
-SVG: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "dmgal", "font.size": 10}
+SVG: dict[RcKeyType, object] = {"svg.fonttype": "none", "svg.hashsalt": "dmgal", "font.size": 10}
 """Text stays text, and the same values give the same file."""
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 CURVES = ("#2e86c9", "#e08a00", "#009e73", "#cc79a7", "#8c6d31", "#7a5bd0")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self, TextIO
+from typing import Self, TextIO
 
 from dmgal.episodes.gallery.events import Event
 from dmgal.errors import DmgalError
@@ -43,7 +43,7 @@ class EventLines:
             line |= {"end": event.end, "windows": event.windows}
         self._write({**line, "probability": event.probability})
 
-    def summary(self, counts: WatchCounts) -> dict[str, Any]:
+    def summary(self, counts: WatchCounts) -> dict[str, object]:
         """Write the last line, and return it."""
         return self._write({"type": "summary", **asdict(counts)})
 

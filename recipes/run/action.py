@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from dmgal.episodes.gallery.recognition import Recognition
 from dmgal.files import printable
@@ -87,7 +86,7 @@ class RecognizedAction:
     def __str__(self) -> str:
         return self.text()
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return all attributes as plain values."""
         return asdict(self)
 

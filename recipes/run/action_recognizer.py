@@ -150,7 +150,7 @@ class ActionRecognizer(ClassifierConventions):
     # ---- classes ----
 
     @property
-    def classes_(self) -> NDArray[Any]:
+    def classes_(self) -> NDArray[np.generic]:
         """Names of the classes, ``(n_way,)``, in the order of enrollment."""
         return np.array([self._labels[name] for name in self._enrolled().class_names])
 
@@ -262,7 +262,7 @@ class ActionRecognizer(ClassifierConventions):
         recognizer = self.clip_recognizer()
         return RecognizedAction.by_name(recognizer.clip(as_video(video)), self.classes_.tolist())
 
-    def predict(self, videos: Iterable[object]) -> NDArray[Any]:
+    def predict(self, videos: Iterable[object]) -> NDArray[np.generic]:
         """Return the best class of each clip, ``(V,)``. No clip is unknown here, so that `score` is the accuracy."""
         return np.array([answer.best for answer in self._answers(videos)])
 

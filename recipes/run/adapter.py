@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -17,6 +17,11 @@ from dmgal.backbones import find_spec
 from dmgal.errors import DmgalError
 from dmgal.files import listed, open_regular, read_mapping, reason
 from dmgal.recipes.run.config import Recipe
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+Built = TypeVar("Built")
 
 PROMPTS = {
     "PROMPT_TUNING",
@@ -48,7 +53,7 @@ def adapted(backbone: nn.Module, recipe: Recipe, folder: Path | None) -> nn.Modu
         check_tensors(model, folder)
     else:
         config = _adapter_config(recipe, backbone)
-        model = construct("adapter", peft.get_peft_model, {"model": backbone, "peft_config": config}, Exception)
+        model = construct("adapter", lambda: peft.get_peft_model(backbone, config), {}, Exception)
     keep_attention_weights(model)
     if recipe.train.steps and hasattr(model.base_model, "update_and_allocate"):
         raise DmgalError(
@@ -131,11 +136,11 @@ def check_tensors(model: nn.Module, folder: Path) -> None:
         )
 
 
-def _adapter_config(recipe: Recipe, backbone: nn.Module) -> Any:
+def _adapter_config(recipe: Recipe, backbone: nn.Module) -> PeftConfig:
     import peft
 
     options = dict(recipe.adapter or {})
-    known: Any = peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING
+    known: dict[str, type[PeftConfig]] = dict(peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items())
     kind = options.pop("peft_type", None)
     if not isinstance(kind, str) or kind not in known:
         raise DmgalError(
@@ -165,10 +170,10 @@ def _adapter_config(recipe: Recipe, backbone: nn.Module) -> Any:
 
 def construct(
     what: str,
-    constructor: Callable[..., object],
+    constructor: Callable[..., Built],
     arguments: Mapping[str, object],
     errors: type[Exception] | tuple[type[Exception], ...] = (TypeError, ValueError, SafetensorError),
-) -> Any:
+) -> Built:
     """Call a constructor. Report its errors as the user's, because the arguments come from files and command lines."""
     try:
         return constructor(**arguments)

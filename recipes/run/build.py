@@ -43,11 +43,13 @@ def build_recognizer(
         backbone = quantize(backbone, recipe.backbone.quantize)
     if recipe.adapter is not None:
         backbone = adapted(backbone, recipe, adapter)
-    encoder = _encoder(backbone, recipe)
-    if recipe.backbone.expert is not None:
-        encoder = _with_expert(encoder, recipe)
+    own = _encoder(backbone, recipe)
+    encoder: FrameEncoder | StreamEncoder = own if recipe.backbone.expert is None else _with_expert(own, recipe)
     if head is None:
-        known = {"channels": encoder.feature_width, "num_frames": _num_steps(encoder, recipe.data.num_frames)}
+        known: dict[str, object] = {
+            "channels": encoder.feature_width,
+            "num_frames": _num_steps(encoder, recipe.data.num_frames),
+        }
         if isinstance(encoder, StreamEncoder):
             is_shared = encoder.streams[0] is encoder.streams[1]
             known |= {"widths": encoder.widths, "prior": PRIOR if is_shared else PRIOR_BESIDE}
@@ -55,7 +57,7 @@ def build_recognizer(
     return FewShotRecognizer(encoder, cast(Head, head))
 
 
-def _encoder(backbone: nn.Module, recipe: Recipe) -> Any:
+def _encoder(backbone: nn.Module, recipe: Recipe) -> FrameEncoder:
     use_memory_efficient_gelu(backbone)
     return FrameEncoder(backbone, recipe.backbone.pooling, checkpoint_blocks=recipe.backbone.checkpoint_blocks)
 
@@ -64,7 +66,7 @@ def _num_steps(encoder: object, num_frames: int) -> int:
     return encoder.spec.num_steps(num_frames) if isinstance(encoder, FrameEncoder) else num_frames
 
 
-def _with_expert(encoder: Any, recipe: Recipe) -> StreamEncoder:
+def _with_expert(encoder: FrameEncoder, recipe: Recipe) -> StreamEncoder:
     """Return the encoder beside that of a motion expert. Both share the backbone if it is the same."""
     folder = pretrained(recipe.backbone.expert or "")
     check_adapter_files(Path(folder))

@@ -110,12 +110,13 @@ def collect_clips(clips: Mapping[str, object]) -> tuple[VideoCatalog, dict[int, 
     return VideoCatalog(Path(), names, np.array(labels, dtype=np.int64), tuple(clips)), in_memory
 
 
-def _videos(class_name: str, value: Any) -> list[Path | VideoInMemory]:
+def _videos(class_name: str, value: object) -> list[Path | VideoInMemory]:
     if isinstance(value, str | os.PathLike):
         catalog = list_clips(Path(value), class_name)
         return [catalog.path(video) for video in range(len(catalog))]
-    is_one = is_clip(value) or not isinstance(value, Iterable)
-    return [as_video(clip) for clip in ([value] if is_one else value)]
+    if is_clip(value) or not isinstance(value, Iterable):
+        return [as_video(value)]
+    return [as_video(clip) for clip in value]
 
 
 def names_of(labels: Iterable[Any]) -> dict[str, Label]:

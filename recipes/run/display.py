@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 from einops import rearrange
@@ -34,7 +34,7 @@ class Display:
     def __init__(self) -> None:
         import cv2  # takes a moment, and only --display needs it
 
-        self._cv2: Any = cv2
+        self._cv2: ModuleType = cv2
         if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
             raise _no_window("neither DISPLAY nor WAYLAND_DISPLAY is set")  # Qt would end the process
         try:

@@ -292,7 +292,7 @@ def check_exact(recognizer: FewShotRecognizer, recipe: Recipe, protocol: Protoco
         )
 
 
-def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
+def as_json(evaluations: Mapping[str, Evaluation]) -> dict[str, dict[str, object]]:
     """Return means and half-widths in percent."""
     return {
         name: {

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +71,8 @@ def quantize_program(path: Path) -> None:
         OSError: the program cannot be written.
     """
     _require_onnx()
-    quantization: Any = import_module("onnxruntime.quantization")
-    preprocessing: Any = import_module("onnxruntime.quantization.shape_inference")
+    quantization = import_module("onnxruntime.quantization")
+    preprocessing = import_module("onnxruntime.quantization.shape_inference")
     with TemporaryDirectory() as folder, atomic_write(path) as temporary, _silence():
         folded = Path(folder) / path.name
         preprocessing.quant_pre_process(path, folded, skip_symbolic_shape=True, skip_onnx_shape=True)
@@ -186,7 +186,8 @@ class _Program:
                 if self.form == "torch":
                     torch.export.save(program, path)
                 else:
-                    onnx: Any = torch.onnx.export(program, dynamo=True, verbose=False)
+                    onnx = torch.onnx.export(program, dynamo=True, verbose=False)
+                    assert onnx is not None
                     onnx.save(str(path))
         except (OSError, DmgalError):
             raise
@@ -209,7 +210,7 @@ class _Program:
     def _run(self, path: Path, inputs: tuple[object, ...]) -> list[Tensor]:
         if self.form == "torch":
             return list(torch.export.load(path).module()(*inputs))
-        runtime: Any = import_module("onnxruntime")
+        runtime = import_module("onnxruntime")
         session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         flat = [tensor for part in inputs for tensor in (part if isinstance(part, tuple) else (part,))]
         feed = {entry.name: tensor.numpy() for entry, tensor in zip(session.get_inputs(), flat, strict=True)}

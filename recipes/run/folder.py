@@ -32,7 +32,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 import torch
 import yaml
@@ -86,7 +86,7 @@ class Run:
         accept_changes: bool = False,
         catalog: VideoCatalog | None = None,
         own_split: bool = False,
-    ) -> dict[str, tuple[Any, Any]]:
+    ) -> dict[str, tuple[object, object]]:
         """Create the folder and write recipe, paths, split and environment.
 
         Args:
@@ -300,7 +300,17 @@ def writing(
         ) from error
 
 
-def environment() -> dict[str, Any]:
+class Environment(TypedDict):
+    """Command, versions and hardware of a run."""
+
+    date: str
+    command: list[str]
+    versions: dict[str, str]
+    git_revision: str | None
+    hardware: dict[str, object]
+
+
+def environment() -> Environment:
     """Return command, versions and hardware, to judge or repeat a run. No paths or names of people or machines."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

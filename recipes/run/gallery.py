@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -185,9 +184,7 @@ def gallery_task(gallery: Gallery, recognizer: FewShotRecognizer, shortlist: int
         task.scores(first, task.logits(first), gallery.rejection)
         return task
 
-    return cast(
-        GalleryTask, construct("task of the gallery", compared, {}, (LookupError, TypeError, ValueError, RuntimeError))
-    )
+    return construct("task of the gallery", compared, {}, (LookupError, TypeError, ValueError, RuntimeError))
 
 
 def make_ready(recognizer: FewShotRecognizer) -> torch.device:

@@ -57,7 +57,7 @@ class Generalized:
         of_base, of_novel = Estimate.of_accuracies(base), Estimate.of_accuracies(novel)
         return Generalized(of_base, of_novel, harmonic_mean_of(base, novel), num_base, evaluation)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, object]:
         """Return means and half-widths in percent."""
         estimates = {"base": self.base, "novel": self.novel, "harmonic_mean": self.harmonic_mean}
         numbers: dict[str, object] = {

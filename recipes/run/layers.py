@@ -146,8 +146,9 @@ def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list
         value = value if equals else next(words, "--")
         if path in sections or value.startswith("--"):
             raise _bad_value(word, "nothing", "an option and its value, e.g. --head.center video")
-        node: Any = _scalar(word, value)
-        for part in reversed(path.split(".")):
+        *parents, name = path.split(".")
+        node: Tree = {name: _scalar(word, value)}
+        for part in reversed(parents):
             node = {part: node}
         tree = _on_top(tree, node)
     return rest, tree
@@ -266,9 +267,10 @@ def _options_of(layer: Tree, section: str) -> Tree:
     return options if isinstance(options, dict) else {}
 
 
-def _is_another(below: Any, above: Any, mark: str) -> bool:
-    both = isinstance(below, dict) and isinstance(above, dict)
-    return both and mark in below and mark in above and below[mark] != above[mark]
+def _is_another(below: object, above: object, mark: str) -> bool:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return False
+    return mark in below and mark in above and below[mark] != above[mark]
 
 
 def _bad_value(where: str, value: object, expected: str) -> DmgalError:
@@ -280,7 +282,7 @@ def _bad_value(where: str, value: object, expected: str) -> DmgalError:
     )
 
 
-def flat(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, Any]]:
+def flat(tree: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
     """Return the values of nested mappings by dotted key."""
     pairs: list[tuple[str, object]] = []
     for key, value in tree.items():

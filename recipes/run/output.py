@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import TextIO
 
 
 class TolerantOutput:
@@ -37,7 +37,7 @@ class TolerantOutput:
     def __getattr__(self, name: str) -> object:
         return getattr(self._stream, name)
 
-    def _attempt(self, action: Any) -> None:
+    def _attempt(self, action: Callable[[], object]) -> None:
         if self.error is not None:
             return
         try:
@@ -53,7 +53,7 @@ class TolerantOutput:
 @contextmanager
 def tolerant_output() -> Iterator[TolerantOutput]:
     """Replace standard output inside the context. Characters that its encoding lacks are printed as escapes."""
-    before: Any = sys.stdout
+    before = sys.stdout
     if isinstance(before, TolerantOutput):
         yield before
         return

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -21,7 +20,7 @@ from dmgal.parallel import available_cores
 from dmgal.progress import progress_bar
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog
-from dmgal.recipes.run.layers import from_mapping, merge_layers, read_layer, to_mapping
+from dmgal.recipes.run.layers import Tree, from_mapping, merge_layers, read_layer, to_mapping
 from dmgal.videos import READERS, VideoCatalog
 from dmgal.videos.catalog.files import other_files, subfolders, videos_in
 from dmgal.videos.catalog.lists import SPLITS, read_rows, standard_split_file, write_rows
@@ -106,7 +105,7 @@ def prepared_data(
             expected="one of the two",
             remedy="Remove one of them.",
         )
-    base: list[Any] = []
+    base: list[Tree] = []
     if dataset:
         base = [read_layer(f"data/{dataset}")]
     elif not layers:

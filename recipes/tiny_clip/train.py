@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ from dmgal.backbones.tiny_clip import FOLDER
 from dmgal.progress import progress_bar
 from dmgal.recipes.run.cli_errors import as_description, run_recipe
 from dmgal.videos.moving_shapes.drawing import COLORS, SHAPES, TEXTURES, Appearance, Poses, draw, random_appearance
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
 
 SIZES = ("tiny", "small", "medium", "large")
 SIZE_LIMITS = (0.20, 0.27, 0.36)
@@ -176,7 +179,7 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def train(recipe: TinyClipRecipe, model: Any, tokenize: Tokenize, normalize: Normalize) -> list[dict[str, float]]:
+def train(recipe: TinyClipRecipe, model: CLIP, tokenize: Tokenize, normalize: Normalize) -> list[dict[str, float]]:
     """Train contrastively and return the log of losses."""
     from open_clip.loss import ClipLoss
 
@@ -215,7 +218,7 @@ def _warmup_then_cosine(step: int, recipe: TinyClipRecipe) -> float:
 
 @torch.no_grad()
 def zero_shot(
-    model: Any, tokenize: Tokenize, normalize: Normalize, seed: int, count: int
+    model: CLIP, tokenize: Tokenize, normalize: Normalize, seed: int, count: int
 ) -> dict[str, dict[str, float]]:
     """Return the zero-shot accuracy per attribute on new stills, with chance level.
 
@@ -241,7 +244,7 @@ def zero_shot(
     }
 
 
-def _prompts(attribute: Attribute, model: Any, tokenize: Tokenize, generator: Generator) -> Tensor:
+def _prompts(attribute: Attribute, model: CLIP, tokenize: Tokenize, generator: Generator) -> Tensor:
     """Return one embedding per word ``(words, D)``, from the same random captions with this word replaced."""
     words = {other.name: torch.randint(len(other.words), (PROMPTS,), generator=generator) for other in ATTRIBUTES}
     embeddings = []

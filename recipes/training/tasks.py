@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import Dataset
 
 from dmgal.episodes import Episode, EpisodeSampler, FewShotRecognizer
 from dmgal.episodes.episode_dataset import AlternatingEpisodes, EpisodeDataset
 from dmgal.episodes.evaluation import Estimate
-from dmgal.loader import Loader
+from dmgal.loader import Items, Loader
 from dmgal.recipes.run.config import DataConfig, Recipe
 from dmgal.recipes.run.data import list_catalog, log_skipped, test_clips
 from dmgal.recipes.run.distributed import any_process, encode_shared, evaluate_shared, ignore_in_worker
@@ -45,7 +44,7 @@ class TrainingData:
     def __init__(self, recipe: Recipe, catalog: VideoCatalog, image_size: Size) -> None:
         self._recipe = recipe
         self._real = _episodes(recipe, catalog, image_size)
-        self._dataset: Dataset[Episode] = self._real
+        self._dataset: Items[Episode] = self._real
         if recipe.data.motion_world is not None and recipe.train.steps:
             world = replace(recipe, data=motion_world(recipe.data))
             generated = _episodes(world, list_catalog(world.data).split("train"), image_size)

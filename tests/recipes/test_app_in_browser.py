@@ -11,14 +11,18 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from dmgal.videos.generated import write_video
 from dmgal.videos.moving_shapes.clips import MovingShapes
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,7 +74,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser() -> Iterator[Browser]:
     sync = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
@@ -82,7 +86,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def page(browser: Any, served: Served) -> Iterator[Any]:
+def page(browser: Browser, served: Served) -> Iterator[Page]:
     """The loaded page. Afterwards, nothing may have asked another server, opened a dialog or failed."""
     tab = browser.new_page(viewport={"width": 1180, "height": 900})
     tab.set_default_timeout(SLOW)
@@ -99,7 +103,7 @@ def page(browser: Any, served: Served) -> Iterator[Any]:
     assert wrong == []
 
 
-def teach(page: Any, name: str, paths: list[Path]) -> str:
+def teach(page: Page, name: str, paths: list[Path]) -> str:
     """Fill in the form, add the action, and return the message."""
     page.get_by_label("Name of the action").fill(name)
     if paths:
@@ -115,14 +119,14 @@ def teach(page: Any, name: str, paths: list[Path]) -> str:
     return page.inner_text("#actions .dm-notice")
 
 
-def ask(page: Any, path: Path) -> str:
+def ask(page: Page, path: Path) -> str:
     """Show a clip and return the text of the answer to it."""
     page.set_input_files("#ask input[type=file]", path)
     page.wait_for_selector(f"#answer :text('{path.name}')")
     return page.inner_text("#answer")
 
 
-def fits(page: Any) -> bool:
+def fits(page: Page) -> bool:
     """Return True if the page cannot be scrolled sideways."""
     return bool(page.evaluate("document.documentElement.scrollWidth <= innerWidth"))
 
@@ -172,7 +176,7 @@ def test_sample_task_on_a_phone(page) -> None:
 # ---- without a browser ----
 
 
-def status(url: str, **headers: str) -> tuple[int, Any]:
+def status(url: str, **headers: str) -> tuple[int, Message]:
     """Return the status and the headers of the response to a request."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as response:

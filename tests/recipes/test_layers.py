@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -215,7 +215,7 @@ def test_every_pair_of_method_and_data_set_builds_a_head():
     methods = [name for name in bundled_layers() if name.startswith("method/")]
     data = [name for name in bundled_layers() if name.startswith("data/")]
     assert (len(methods), len(data)) == (41, 7)
-    heads: list[Mapping[str, Any]] = []
+    heads: list[Mapping[str, object]] = []
     for method, data_set in itertools.product(methods, data):
         recipe = layered(method, data_set)
         assert recipe.data.name == data_set.removeprefix("data/")

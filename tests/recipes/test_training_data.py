@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 from torch.utils.data import DataLoader
@@ -19,9 +19,9 @@ from dmgal.videos import VideoCatalog
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_pin_memory_is_passed_to_loader(frame_folders: Path, monkeypatch, pinned: bool) -> None:
-    given: dict[str, Any] = {}
+    given: dict[str, object] = {}
 
-    def loader(*arguments: Any, **options: Any) -> DataLoader[Any]:
+    def loader(*arguments, **options) -> DataLoader:
         given.update(options)
         return DataLoader(*arguments, **{**options, "pin_memory": False})  # a machine without a GPU has no such memory
 
@@ -54,7 +54,7 @@ def test_every_second_task_is_one_of_motion_world(frame_folders: Path, monkeypat
 
 
 @pytest.mark.parametrize("head", [{"name": "Hyrsm", "num_base_classes": 3}, {"name": "ClipFsar"}])
-def test_motion_world_is_refused_beside_heads_that_know_the_base_classes(head: dict[str, Any]) -> None:
+def test_motion_world_is_refused_beside_heads_that_know_the_base_classes(head: dict[str, object]) -> None:
     recipe = Recipe(data=DataConfig(motion_world=Path("world")), head=head, train=TrainConfig(steps=1))
     recognizer = SimpleNamespace(head=SimpleNamespace(learns_text=head["name"] == "ClipFsar"))
     with pytest.raises(DmgalError, match=r"data\.motion_world"):

@@ -14,8 +14,8 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import av
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,9 +25,9 @@ from dmgal.episodes.sampler import EpisodeSampler
 from dmgal.parallel import completed
 from dmgal.videos import VideoCatalog
 from dmgal.videos.dataset import ClipSource
-from dmgal.videos.decoding.base import UprightRGB
+from dmgal.videos.decoding.base import Image, UprightRGB
 from dmgal.videos.decoding.clip import FrameSampler, TrainTransform
-from dmgal.videos.decoding.video import read_clip
+from dmgal.videos.decoding.video import DecoderName, read_clip
 
 Counts = tuple[int, int, int]
 """Process ID, maximum number of threads while decoding, and number of Python threads among them."""
@@ -39,7 +39,7 @@ def threads() -> int:
     return len(os.listdir("/proc/self/task"))
 
 
-def converting(self: UprightRGB, frame: Any) -> Any:
+def converting(self: UprightRGB, frame: av.VideoFrame) -> Image:
     global most
     most = max(most, threads())
     return convert(self, frame)
@@ -64,7 +64,7 @@ class Counted(Dataset[tuple[Counts, Episode]]):
         return counted(), episode
 
 
-def decode(decoder: Any, path: Path) -> Counts:
+def decode(decoder: DecoderName, path: Path) -> Counts:
     UprightRGB.__call__ = converting  # type: ignore[method-assign]  # a spawned process has the original class
     read_clip(path, lambda count: [0, count - 1], decoder=decoder)
     torch.rand(200, 200) @ torch.rand(200, 200)
@@ -77,7 +77,7 @@ def largest(counts: list[Counts]) -> list[list[int]]:
     return [[max(row[i] for row in counts if row[0] == process) for i in (1, 2)] for process in sorted(processes)]
 
 
-def main(videos: str, workers: int, decoder: Any) -> dict[str, object]:
+def main(videos: str, workers: int, decoder: DecoderName) -> dict[str, object]:
     UprightRGB.__call__ = converting  # type: ignore[method-assign]
     catalog = VideoCatalog.from_folders(videos)
     sampler = EpisodeSampler(catalog.labels, 2, 1, 1, 8 * workers, seed=0)

@@ -64,11 +64,10 @@ def _segments(result: object, task: dict[str, object], where: str) -> Iterator[A
     yield from (Annotation(video, label, span) for label in labels for span in spans)
 
 
-def _span_of_frames(ends: Any, where: str) -> Span:
-    try:
-        first, last = (ends[key] for key in ("start", "end"))
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{where} has a range without start and end") from error
+def _span_of_frames(ends: object, where: str) -> Span:
+    if not isinstance(ends, dict) or not ends.keys() >= {"start", "end"}:
+        raise ValueError(f"{where} has a range without start and end")
+    first, last = ends["start"], ends["end"]
     if not all(isinstance(frame, int) and not isinstance(frame, bool) for frame in (first, last)) or first < 1:
         raise ValueError(f"{where} has a range from {str(first)[:20]} to {str(last)[:20]}, not of frames from 1")
     return Span.of_frames(first - 1, last)
@@ -80,11 +79,11 @@ def _seconds(value: object, where: str) -> Fraction:
     return parse_time(f"{value:.6f}" if isinstance(value, float) else str(value))
 
 
-def _labels(labels: Any, where: str) -> list[str]:
-    names = _list(labels, where)
-    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+def _labels(labels: object, where: str) -> list[str]:
+    names = [name.strip() if isinstance(name, str) else "" for name in _list(labels, where)]
+    if not names or not all(names):
         raise ValueError(f"{where} has a segment without a label")
-    return [name.strip() for name in names]
+    return names
 
 
 def _list(value: object, where: str) -> list[Any]:

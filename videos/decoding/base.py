@@ -80,8 +80,10 @@ class VideoDecoder(OpenVideo, Protocol):
     """An open video of a path.
 
     To add a decoder, add a module ``NAME_video.py`` and its name in ``video.DecoderName``. The module's ``Decoder`` is
-    a class that implements this protocol and takes a path and a number of threads.
+    a class that implements this protocol.
     """
+
+    def __init__(self, path: Path, threads: int = 1) -> None: ...
 
     @staticmethod
     def versions() -> dict[str, str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import av
 import numpy as np
@@ -139,7 +139,7 @@ class ContainerVideo:
         """Return a 64-bit hash of the packets."""
         return self._hash
 
-    def _decode(self, digest: object = None) -> Iterator[av.VideoFrame]:
+    def _decode(self, digest: blake2b | None = None) -> Iterator[av.VideoFrame]:
         """Yield all frames from the start up to the end or the first damage, and add the packets to a digest."""
         self._container.seek(0)
         size = None
@@ -151,7 +151,7 @@ class ContainerVideo:
                 return
             yield frame
 
-    def _packets(self, digest: Any) -> Iterator[av.Packet[VideoStream]]:
+    def _packets(self, digest: blake2b | None) -> Iterator[av.Packet[VideoStream]]:
         packets = self._container.demux(self._stream)
         while True:
             try:

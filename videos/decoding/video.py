@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...errors import DmgalError
 from ..annotations.segment import file_and_span
-from .base import OpenVideo, StaleFrameCountError, VideoError, VideoProbe
+from .base import OpenVideo, StaleFrameCountError, VideoDecoder, VideoError, VideoProbe
 from .images import open_images
 from .segments import VideoSegment
 
@@ -51,9 +51,10 @@ def open_video(path: str | os.PathLike[str], decoder: DecoderName = "pyav", thre
     return video if span is None else VideoSegment(Path(path), video, file, span)
 
 
-def decoder_class(decoder: DecoderName) -> Any:
+def decoder_class(decoder: DecoderName) -> type[VideoDecoder]:
     """Return the class that implements `VideoDecoder` in a decoder's module."""
-    return import_module(f".{decoder}_video", __package__).Decoder
+    decoder_of_module: type[VideoDecoder] = import_module(f".{decoder}_video", __package__).Decoder
+    return decoder_of_module
 
 
 def read_clip(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -42,7 +42,7 @@ class MovingShapes(ClipSettings):
         if self.look not in LOOKS:
             raise self.bad_value("look", self.look, f"one of {', '.join(get_args(LookName))}")
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return what identifies the dataset. That of the look ``any`` is the one of earlier versions."""
         description = {name: value for name, value in super().description().items() if name != "look"}
         return description if self.look == "any" else {**description, "data_set": f"{self.DATA_SET}, {self.look}"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class EvaluationClips:
         """Shape of a clip."""
         return self.num_frames, 3, *height_and_width(self.transform.size)
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return JSON-compatible names and values that identify this content."""
         resize = self.transform.resize or 1.0  # None means 1
         size = self.transform.size if isinstance(self.transform.size, int) else list(self.transform.size)
@@ -98,7 +98,7 @@ class TrainingFrames:
                 remedy="Use the usual values 256 and 90.",
             )
 
-    def description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, object]:
         """Return JSON-compatible names and values that identify this content."""
         return {"short_side": self.short_side, "quality": self.quality, **_decoder_and_versions(self.decoder)}
 
