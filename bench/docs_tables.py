@@ -330,7 +330,12 @@ MOTION_BACKBONES = {
     OWN_SMGA: "ResNet-50 at 112 pixels with its own Smga",
 }
 MOTION_DIFFERENCES = {
-    "tiny-clip": ("motion adapter - frozen", "weighted per task - frozen", "weighted per task - motion adapter"),
+    "tiny-clip": (
+        "motion adapter - frozen",
+        "motion adapter - ft",
+        "weighted per task - frozen",
+        "weighted per task - motion adapter",
+    ),
     "resnet50-imagenet": ("weighted per task - frozen as it is", "weighted per task - frozen"),
     OWN_SMGA: ("motion adapter - frozen", "weighted per task - frozen as it is", "weighted per task - frozen"),
 }
