@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	if $$python -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then echo $$python; break; fi; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs figures dist sbom clean
+.PHONY: help demo test test-all bench lint docs figures dist sbom clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(INSTALLED)  ## run the tests; PYTEST_FLAGS are handed on to pytest
 
 test-all: $(INSTALLED)  ## run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "" --timeout 3600 $(PYTEST_FLAGS)
+
+bench: $(INSTALLED)  ## run short benchmarks and compare their ratios with those of bench/results
+	$(BIN)/python -m dmgal.bench.smoke
 
 # mypy looks for a package by its folder's name, so it runs in a folder that holds the checkout under the name dmgal. In
 # the checkout it would take __main__.py for the module __main__, which some libraries import.

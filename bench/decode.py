@@ -14,6 +14,7 @@ import json
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+import tyro
 from numpy.typing import NDArray
 
 from dmgal.bench.barcode_clips import KINDS, NUM_FRAMES, ClipKind, read_barcode, write_clip
@@ -31,10 +33,23 @@ from dmgal.videos.decoding.packets import PacketIndex, PacketStream
 from dmgal.videos.decoding.video import read_clip
 
 OUT = Path(__file__).parent / "results" / "decode.json"
-ROUNDS = 40
 WIDTH, HEIGHT, LENGTH, WANTED = 320, 240, 100, 8
 GOPS = {"GOP 12": "12", "GOP 250": "250"}
-CONTENTS = 3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    rounds: int = 40
+    """Number of paired measurements of each video."""
+    contents: int = 3
+    """Number of videos for each length of a GOP."""
+    wrong_frames: bool = True
+    """Count wrong frames as well."""
+    out: Path = OUT
+    """Where the result goes."""
+
 
 Frames = NDArray[np.uint8]
 """A clip, RGB ``(T, H, W, 3)``."""
@@ -153,9 +168,7 @@ def decoding_alone(path: Path, indices: Sequence[int]) -> tuple[Callable[[], Non
     return decode, len(needed)
 
 
-def measure_speed(
-    folder: Path, found: dict[str, Reader], rounds: int = ROUNDS, contents: int = CONTENTS
-) -> dict[str, object]:
+def measure_speed(folder: Path, found: dict[str, Reader], rounds: int, contents: int) -> dict[str, object]:
     """Return CPU milliseconds by GOP length, and the time of the other readers relative to ours."""
     indices = uniform_frames(LENGTH, WANTED)
     report: dict[str, object] = {}
@@ -224,22 +237,23 @@ def table_of_wrong_frames(
     return table
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure and write the report."""
+    options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(1)
     found, missing = readers()
     with tempfile.TemporaryDirectory() as folder:
-        speed = measure_speed(Path(folder), found)
-        wrong = table_of_wrong_frames(Path(folder), found)
+        speed = measure_speed(Path(folder), found, options.rounds, options.contents)
+        wrong = table_of_wrong_frames(Path(folder), found) if options.wrong_frames else {}
     report = {
         **hardware(),
         "versions": {name: version(name) for name in ("av", "decord", "torchcodec") if name in found or name == "av"},
         "not_measured": missing,
-        "rounds": ROUNDS,
+        "rounds": options.rounds,
         "speed": speed,
         "wrong_frames": wrong,
     }
-    write_report(report, OUT, show=False)
+    write_report(report, options.out, show=False)
     print(json.dumps(report["speed"], indent=2))
     for name, row in wrong.items():
         print(name, *(f"{reader}: {counts}" for reader, counts in row.items()), sep="\n    ")

@@ -73,6 +73,8 @@ class Options:
     """Number of torch threads of each process."""
     seed: int = 0
     """Seed of the clips and of the episodes."""
+    only: str = ""
+    """Cases on tiny-clip whose names begin so, such as smga-1 (1-shot). All if empty."""
     pieces: bool = True
     """Estimate ViT-B/16 as well, which takes some minutes."""
     moving_shapes: bool = True
@@ -338,7 +340,8 @@ def main() -> None:
         name: getattr(options, name) for name in ("episodes", "videos", "plain_episodes", "rounds", "threads", "seed")
     }
     report: dict[str, object] = {**hardware(), **numbers, "frames": FRAMES, "ways": WAYS, "queries_per_class": 1}
-    report["tiny_clip"] = [compared(case, shots, options) for case, shots in WANTED]
+    cases = [(case, shots) for case, shots in WANTED if f"{case}-{shots}".startswith(options.only)]
+    report["tiny_clip"] = [compared(case, shots, options) for case, shots in cases]
     if options.pieces:
         with tempfile.TemporaryDirectory() as folder:
             part = replace(options, part="pieces", work=Path(folder))

@@ -56,13 +56,15 @@ class Options:
         rounds: of each kernel.
         threads: of torch; with more than one, CPU time counts the waiting of each.
         only: kernels whose names begin so; all if empty.
+        memory: measure extra memory too, in two processes per kernel.
         seed: of inputs and orders.
         out: where the result goes.
     """
 
     rounds: int = 21
     threads: int = 1
-    only: str = ""
+    only: tuple[str, ...] = ()
+    memory: bool = True
     seed: int = 0
     out: Path = Path(__file__).parent / "results" / "kernels.json"
 
@@ -239,11 +241,12 @@ def measure(name: str, options: Options) -> dict[str, object]:
         "authors_ms": median_with_interval([1000 * authors for _, authors in pairs["ours"]]),
     }
     result |= {f"{form}_ms": median_with_interval([1000 * one for one, _ in times]) for form, times in pairs.items()}
-    memory = {form: extra_memory_mb(name, form, options.seed) for form in ("authors", "ours")}
-    result |= {"extra_memory_mb": memory, "wanted": WANTED.get(name)}
-    ours, authors = memory["ours"], memory["authors"]
-    if ours and authors:
-        result["memory_share"] = round(ours / authors, 3)
+    if options.memory:
+        memory = {form: extra_memory_mb(name, form, options.seed) for form in ("authors", "ours")}
+        result |= {"extra_memory_mb": memory, "wanted": WANTED.get(name)}
+        ours, authors = memory["ours"], memory["authors"]
+        if ours and authors:
+            result["memory_share"] = round(ours / authors, 3)
     return result
 
 
@@ -275,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     """Measure and write the report."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(options.threads)
-    names = [name for name in KERNELS if name.startswith(options.only)]
+    names = [name for name in KERNELS if name.startswith(options.only or ("",))]
     report: dict[str, object] = {
         "what": "CPU time and extra memory of kernels, ours against the authors' forms; paired medians, 95 % intervals",
         "sizes": f"{QUERIES} queries, {SUPPORTS} supports, {FRAMES} frames; adapter {ADAPTER}, full width {FULL_WIDTH}",

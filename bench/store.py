@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,7 @@ import av
 import decord
 import numpy as np
 import torch
+import tyro
 from torch import Tensor
 
 from dmgal.bench.measuring import hardware, median_with_interval, paired_seconds, write_report
@@ -33,15 +35,26 @@ from dmgal.videos.store.store import StoredClips, StoredFrames
 
 Item = TypeVar("Item")
 OUT = Path(__file__).parent / "results" / "store.json"
-CLIPS, LENGTH, HEIGHT, WIDTH, FRAMES = 24, 100, 240, 320, 8
-ROUNDS = 15
+LENGTH, HEIGHT, WIDTH, FRAMES = 100, 240, 320, 8
 TRANSFORM = TestTransform(224, resize=256 / 224)
 CHOOSE = partial(uniform_frames, num_wanted=FRAMES)
 
 
-def write_clips(root: Path) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Options of the command."""
+
+    clips: int = 24
+    """Number of clips."""
+    rounds: int = 15
+    """Number of paired measurements of each case."""
+    out: Path = OUT
+    """Where the result goes."""
+
+
+def write_clips(root: Path, count: int) -> None:
     """Write clips of a camera that pans over a texture, with a few moving shapes and a little noise."""
-    for number in range(CLIPS):
+    for number in range(count):
         generator = np.random.default_rng(number)
         path = root / "class" / f"{number}.mp4"
         path.parent.mkdir(exist_ok=True)
@@ -73,12 +86,12 @@ def _decord_clip(path: Path) -> np.ndarray:
     return frames
 
 
-def cases(catalog: VideoCatalog, folder: Path) -> dict[str, Callable[[], object]]:
+def cases(catalog: VideoCatalog, folder: Path, rounds: int) -> dict[str, Callable[[], object]]:
     """Return functions that read all clips once, by name."""
     videos, paths = range(len(catalog)), [catalog.path(video) for video in range(len(catalog))]
     content = EvaluationClips(FRAMES, TRANSFORM)
     clips, frames = StoredClips(folder, catalog, content), StoredFrames(folder, catalog)
-    fresh = iter([StoredClips(folder, catalog, content) for _ in range(ROUNDS + 1)])
+    fresh = iter([StoredClips(folder, catalog, content) for _ in range(rounds + 1)])
     return {
         "store_test_clips": lambda: _each(clips.read, videos),
         "store_test_clips_first_read_in_a_process": lambda: _each(next(fresh).read, videos),
@@ -108,23 +121,23 @@ def transforms(clip: Tensor) -> dict[str, Callable[[], object]]:
     }
 
 
-def measure(root: Path) -> dict[str, object]:
+def measure(root: Path, options: Options) -> dict[str, object]:
     """Write clips and a store into a folder, and time reading them."""
-    write_clips(root)
+    write_clips(root, options.clips)
     catalog, folder = VideoCatalog.from_folders(root), root / "store"
     reports = build_store(catalog, folder, EvaluationClips(FRAMES, TRANSFORM), workers=1, progress=False)
-    exact = [TRANSFORM(read_clip(catalog.path(video), CHOOSE)) for video in range(CLIPS)]
+    exact = [TRANSFORM(read_clip(catalog.path(video), CHOOSE)) for video in range(options.clips)]
     stored = StoredClips(folder, catalog, EvaluationClips(FRAMES, TRANSFORM))
-    paths = [catalog.path(video) for video in range(CLIPS)]
-    pairs = paired_seconds(lambda: _each(_decord_clip, paths), cases(catalog, folder), ROUNDS)
-    alone = paired_seconds(lambda: None, transforms(read_clip(paths[0], CHOOSE)), ROUNDS)
+    paths = [catalog.path(video) for video in range(options.clips)]
+    pairs = paired_seconds(lambda: _each(_decord_clip, paths), cases(catalog, folder, options.rounds), options.rounds)
+    alone = paired_seconds(lambda: None, transforms(read_clip(paths[0], CHOOSE)), options.rounds)
     return {
-        "clips": f"{CLIPS} H.264 clips of {LENGTH} frames, {WIDTH} x {HEIGHT}, {FRAMES} uniform frames of each",
+        "clips": f"{options.clips} H.264 clips of {LENGTH} frames, {WIDTH} x {HEIGHT}, {FRAMES} uniform frames of each",
         "bit_equal_test_clips": sum(torch.equal(stored.read(video), clip) for video, clip in enumerate(exact)),
-        "store_bytes_per_clip": {report.name: report.size // CLIPS for report in reports},
-        "video_bytes_per_clip": sum(path.stat().st_size for path in paths) // CLIPS,
-        "decord_ms_per_clip": _milliseconds((base for rows in pairs.values() for _, base in rows), CLIPS),
-        "ms_per_clip": {name: _milliseconds((case for case, _ in rows), CLIPS) for name, rows in pairs.items()},
+        "store_bytes_per_clip": {report.name: report.size // options.clips for report in reports},
+        "video_bytes_per_clip": sum(path.stat().st_size for path in paths) // options.clips,
+        "decord_ms_per_clip": _milliseconds((base for rows in pairs.values() for _, base in rows), options.clips),
+        "ms_per_clip": {name: _milliseconds((case for case, _ in rows), options.clips) for name, rows in pairs.items()},
         "times_decord": {name: median_with_interval([b / a for a, b in rows]) for name, rows in pairs.items()},
         "transform_ms_per_clip": {name: _milliseconds((case for case, _ in rows), 10) for name, rows in alone.items()},
     }
@@ -134,12 +147,13 @@ def _milliseconds(seconds: Iterable[float], clips: int) -> float:
     return round(1000 * statistics.median(seconds) / clips, 4)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure and write the report."""
+    options = tyro.cli(Options, args=argv, description=__doc__)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        report = {**hardware(), "decord": decord.__version__, "av": av.__version__, **measure(Path(folder))}
-    write_report(report, OUT)
+        report = {**hardware(), "decord": decord.__version__, "av": av.__version__, **measure(Path(folder), options)}
+    write_report(report, options.out)
 
 
 if __name__ == "__main__":
