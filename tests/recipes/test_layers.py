@@ -14,7 +14,14 @@ import dmgal.recipes.run.layers
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_head
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig, parse
-from dmgal.recipes.run.layers import bundled_layers, from_mapping, merge_layers, read_layer, to_mapping
+from dmgal.recipes.run.layers import (
+    bundled_layers,
+    from_mapping,
+    merge_layers,
+    read_layer,
+    split_open_flags,
+    to_mapping,
+)
 from dmgal.recipes.train import Train
 
 CONFIGS = Path(dmgal.recipes.run.layers.__file__).parents[1] / "configs"
@@ -37,6 +44,16 @@ def test_flags_override_layers_and_later_layers_override_earlier(tmp_path):
     assert (recipe.train.learning_rate, recipe.train.steps, recipe.train.seed) == (1e-3, 2, 3)
     assert recipe.adapter == {"peft_type": "DMGAL", "bottleneck": 6, "signed": False}
     assert recipe.episode.k_shot == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [(["0", "-1"], [0, -1]), (["[0, -1]"], [0, -1]), (["-1"], -1), (["a", "b"], ["a", "b"])]
+)
+def test_open_flag_takes_a_list_as_several_words(words, value):
+    rest, tree = split_open_flags(["--adapter.blocks", *words, "--shots", "5"], ["adapter"])
+    assert rest == ["--shots", "5"] and tree == {"adapter": {"blocks": value}}
+    assert split_open_flags(["--adapter.blocks=0", "-h"], ["adapter"]) == (["-h"], {"adapter": {"blocks": 0}})
+    assert split_open_flags(["--adapter.blocks", *words, "-h"], ["adapter"]) == (["-h"], tree)
 
 
 def test_section_of_another_class_replaces_earlier_one():
@@ -138,7 +155,9 @@ def test_recipe_round_trips_through_yaml_types():
     ("options", "message"),
     [
         ({"name": "Nobody"}, "BiMHM"),
-        ({"name": "BiMHM", "centre": "video"}, r"head\.centre"),
+        ({"name": "BiMHM", "centre": "video"}, r"head\.centre(.|\n)*did you mean head\.center\?"),
+        ({"name": "BiMHM", "zzz": "video"}, r"head\.zzz(.|\n)*Remove"),
+        ({"name": "MyHead"}, "DMGAL_PLUGINS"),
         ({"name": "otam"}, "OTAM"),
         ({"name": "TemporalMixer"}, "one of BiMHM, OTAM"),
         ({"name": "FrameDistanceHead"}, "one of BiMHM, OTAM"),
