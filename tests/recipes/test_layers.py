@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -54,6 +55,21 @@ def test_open_flag_takes_a_list_as_several_words(words, value):
     assert rest == ["--shots", "5"] and tree == {"adapter": {"blocks": value}}
     assert split_open_flags(["--adapter.blocks=0", "-h"], ["adapter"]) == (["-h"], {"adapter": {"blocks": 0}})
     assert split_open_flags(["--adapter.blocks", *words, "-h"], ["adapter"]) == (["-h"], tree)
+
+
+def test_help_shows_every_option_once_and_rare_ones_last(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parsed("--help")
+    usual, heading, rare = capsys.readouterr().out.partition("advanced:")
+    assert exit_.value.code == 0 and heading
+    assert "--data.root" in usual and "--train.steps" in usual and "--out" in usual
+    assert "--train.frame-memory" in rare and "--data.list-format" in rare and "--out" not in rare
+    for section in ("data", "backbone", "text", "episode", "train"):
+        for name in get_type_hints(get_type_hints(Recipe)[section]):
+            flag = f"--{section}.{name.replace('_', '-')}"
+            shown = [len(re.findall(rf"^\S? +{flag}\b(?!-)", part, re.MULTILINE)) for part in (usual, rare)]
+            assert sum(shown) == (name != "loss_weights"), flag
+    assert parsed("--train.max-bad-losses", "3").train.max_bad_losses == 3
 
 
 def test_section_of_another_class_replaces_earlier_one():
