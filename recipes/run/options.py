@@ -11,12 +11,14 @@ from contextlib import redirect_stdout, suppress
 from typing import Annotated, Any, TypeVar, get_origin
 
 import tyro
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+from tyro.constructors import MISSING, MISSING_NONPROP, ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 Options = TypeVar("Options")
 RARE = "rare"
 """Mark of an option that few users need, in the annotation of its field."""
 HEADING = "advanced:"
+REQUIRED = (MISSING, MISSING_NONPROP)
+"""Defaults of arguments without one, which tyro cannot hide."""
 
 
 def read_options(kind: type[Options], words: Sequence[str], prog: str, description: str, **arguments: Any) -> Options:
@@ -67,7 +69,7 @@ def _only(rare: bool) -> ConstructorRegistry:
             return spec
         fields = [
             one
-            if _is_section(one.type) or is_rare(one.type) == rare
+            if _is_section(one.type) or is_rare(one.type) == rare or one.default in REQUIRED
             else dataclasses.replace(one, type=Annotated[one.type, tyro.conf.Suppress])
             for one in spec.fields
         ]
