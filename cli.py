@@ -93,7 +93,7 @@ def usage() -> str:
 
 def _listed(summaries: dict[str, str]) -> str:
     width = max(map(len, summaries))
-    return "\n".join(f"  {name:<{width}}  {summary}" for name, summary in summaries.items())
+    return "\n".join(f"  {name:<{width}}  {summary}".rstrip() for name, summary in summaries.items())
 
 
 def _dispatch(argv: list[str] | None) -> int | None:

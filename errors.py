@@ -11,6 +11,9 @@ MOST_SHOWN = 100
 MOST_OF_A_PART = 2000
 """Maximum number of characters of each part of a message."""
 
+FROM_OUTSIDE = "If a package of yours adds it, import its module first; for commands, set DMGAL_PLUGINS=MODULE."
+"""Advice for a name that is in no registry."""
+
 
 class DmgalError(ValueError):
     """A mistake that the user can correct. The command line prints it without a traceback and exits with 2.

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import nn
 
-from ..errors import DmgalError
+from ..errors import FROM_OUTSIDE, DmgalError
 from ..files import check_regular, read_mapping, reason
 from . import any_vit, open_clip_vit, timm_vit, tiny_clip, transformers_video, transformers_vit
 from .probing import Run
@@ -110,7 +110,7 @@ def _resolve(name: str) -> tuple[Family, str]:
         "Unknown backbone.",
         received=name,
         expected=f"{', '.join(['tiny-clip', *forms])}, or a folder with a model",
-        remedy="Check the name, or that the folder exists.",
+        remedy=f"Check the name, or that the folder exists. {FROM_OUTSIDE}",
     )
 
 

@@ -19,6 +19,7 @@ import yaml
 
 from dmgal.bench.matrix.report import markdown
 from dmgal.recipes.run.config import Recipe
+from dmgal.recipes.run.options import is_rare
 from dmgal.recipes.run.ranges import Range
 
 PAGE = Path("docs", "reference", "recipe.md")
@@ -49,8 +50,13 @@ def recipe_page() -> str:
 
 
 def section_part(name: str, config: type) -> str:
-    """Return the heading, the first line of the docstring and the table of a section."""
-    return _part(name, inspect.getdoc(config) or "", rows_of(config, f"{name}."))
+    """Return the heading, the first line of the docstring and the tables of a section, rare fields in the second."""
+    hints = get_type_hints(config, include_extras=True)
+    usual, rare = ([one for one, hint in hints.items() if is_rare(hint) == wanted] for wanted in (False, True))
+    part = _part(name, inspect.getdoc(config) or "", rows_of(config, f"{name}.", excluded=rare))
+    if not rare:
+        return part
+    return f"{part}\nAdvanced:\n\n{markdown(HEADER, rows_of(config, f'{name}.', excluded=usual))}"
 
 
 def rows_of(config: type, prefix: str, excluded: list[str] | None = None) -> list[list[str]]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from doc_blocks import ROOT, Block, blocks, inline_code, pages, prose
 
-LANGUAGES = {"", "bash", "bibtex", "json", "math", "python", "sh", "text", "yaml"}
+LANGUAGES = {"", "bash", "bibtex", "json", "math", "python", "sh", "text", "toml", "yaml"}
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FOLDERS = (
     "adapters",

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from dmgal.adapters import METHODS, check_precision, is_added, load_adapter, pretrained, targets
+from dmgal.adapters import METHODS, BlockAdapterConfig, check_precision, is_added, load_adapter, pretrained, targets
 from dmgal.adapters.attention_weights import keep_attention_weights
 from dmgal.adapters.model_card import command_line
 from dmgal.backbones import find_spec
-from dmgal.errors import DmgalError
+from dmgal.errors import FROM_OUTSIDE, DmgalError
 from dmgal.files import listed, open_regular, read_mapping, reason
 from dmgal.recipes.run.config import Recipe
 
@@ -147,7 +148,7 @@ def _adapter_config(recipe: Recipe, backbone: nn.Module) -> PeftConfig:
             "This adapter is unknown.",
             received=f"adapter.peft_type: {kind!r}",
             expected=f"one of {', '.join(sorted({*known} - PROMPTS))}",
-            remedy="Correct adapter.peft_type.",
+            remedy=f"Correct adapter.peft_type. {FROM_OUTSIDE}",
         )
     if kind in PROMPTS:
         raise DmgalError(
@@ -157,7 +158,9 @@ def _adapter_config(recipe: Recipe, backbone: nn.Module) -> PeftConfig:
             remedy="Choose another adapter.peft_type.",
         )
     parameters = inspect.signature(known[kind]).parameters
-    refuse_unknown("adapter", kind, options, parameters)
+    base = BlockAdapterConfig if issubclass(known[kind], BlockAdapterConfig) else peft.PeftConfig
+    own = [name for name in parameters if name not in inspect.signature(base).parameters]
+    refuse_unknown("adapter", kind, [name for name in options if name not in parameters], own)
     check_precision(backbone, kind, **options)
     if kind in METHODS and options.get("target_modules") is None:
         options |= targets(backbone, kind, **options)
@@ -192,9 +195,10 @@ def refuse_unknown(section: str, kind: object, options: Iterable[str], parameter
     """Raise a DmgalError if a class lacks one of the options of a section of the recipe."""
     unknown = [key for key in options if key not in parameters]
     if unknown:
+        nearest = get_close_matches(unknown[0], parameters, n=1)
         raise DmgalError(
             f"The {section} has no such options.",
             received=", ".join(f"{section}.{key}" for key in unknown),
             expected=f"for {kind}: {', '.join(parameters)}",
-            remedy="Remove these options.",
+            remedy=f"Check the name: did you mean {section}.{nearest[0]}?" if nearest else "Remove these options.",
         )

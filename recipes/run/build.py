@@ -17,7 +17,7 @@ from dmgal.backbones.quantized import num_parameters
 from dmgal.episodes import FewShotRecognizer
 from dmgal.episodes.heads import HEADS
 from dmgal.episodes.recognizer import Head
-from dmgal.errors import DmgalError
+from dmgal.errors import FROM_OUTSIDE, DmgalError
 from dmgal.recipes.run.adapter import adapted, check_adapter_files, check_tensors, construct, refuse_unknown
 from dmgal.recipes.run.config import Recipe
 from dmgal.videos import VideoCatalog
@@ -110,7 +110,7 @@ def _head_class(name: object) -> type[nn.Module]:
             "This head is unknown.",
             received=repr(name),
             expected=f"one of {', '.join(HEADS)}",
-            remedy="Correct head.name.",
+            remedy=f"Correct head.name. {FROM_OUTSIDE}",
         )
     return HEADS[name]
 

@@ -124,10 +124,10 @@ def parse_options(kind: type[Options], argv: list[str] | None, command: str, doc
 
     The module's ``docstring`` is shown by ``--help``.
     """
-    import tyro  # slow to import, and not needed by ``dmgal --help``
+    from dmgal.recipes.run.options import read_options  # tyro is slow to import, and not needed by ``dmgal --help``
 
     words = sys.argv[1:] if argv is None else argv
-    options = tyro.cli(kind, prog=f"dmgal {command}", args=words, description=as_description(docstring))
+    options = read_options(kind, words, f"dmgal {command}", as_description(docstring))
     check_ranges("", options)
     for name, section in vars(options).items():
         if is_dataclass(section):

@@ -20,6 +20,7 @@ import tyro
 from dmgal.backbones import Quantization
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.layers import bundled_layers, from_mapping, merge_layers, read_layer, split_open_flags
+from dmgal.recipes.run.options import RARE, read_options
 from dmgal.recipes.run.ranges import SEEDS, STEPS, TASKS, Range, check_options, check_ranges, out_of_range
 from dmgal.videos.bad_videos import OnBadVideo
 from dmgal.videos.decoding.video import DecoderName
@@ -39,7 +40,7 @@ GeneratedSet = Literal["moving_shapes", "motion_world"]
 class DataConfig:
     """Location of the videos, and how clips are sampled from them."""
 
-    name: str | None = None
+    name: Annotated[str | None, RARE] = None
     """Name of the data set. Method layers use it to look up their per_data values. A plug-in may read the root of
     its own data set by it."""
     root: Path = Path("data/moving_shapes")
@@ -47,19 +48,19 @@ class DataConfig:
     split_file: Path | None = None
     """CSV with the columns split, class_name and video, a list file, or a folder with one list per split. None: the
     folder names define the classes."""
-    list_format: str | None = None
+    list_format: Annotated[str | None, RARE] = None
     """Format of the lists, needed only if it cannot be detected. The error message then names the candidates."""
     group: str | None = None
     """Support and query of a task never share a group, such as a person or sequence. Name of a column of the split
     file, or a pattern of the video's path with parentheses around the group, such as "([^/_]+)_[^/]*$". None: no
     groups."""
-    report: Path | None = None
+    report: Annotated[Path | None, RARE] = None
     """The report.csv of dmgal prepare. Videos listed there as bad are treated as such from the start."""
-    on_bad_video: OnBadVideo = "error"
+    on_bad_video: Annotated[OnBadVideo, RARE] = "error"
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     generate: Literal["no"] | GeneratedSet = "no"
     """Generate this data set in root, which must be absent, empty or this data set. It has its own split file."""
-    motion_world: Path | None = None
+    motion_world: Annotated[Path | None, RARE] = None
     """Every second training task is one of the base classes of motion world, generated in this folder if they are not
     there yet. For an adapter that continues on few classes, see adapter.start. None: no such tasks."""
     seed: Annotated[int, Range(0, SEEDS)] = 0
@@ -68,19 +69,19 @@ class DataConfig:
     """Frames per clip."""
     flip: bool = False
     """Mirror half of the training clips. Not allowed if classes differ by left and right."""
-    may_flip: bool = True
+    may_flip: Annotated[bool, RARE] = True
     """A mirrored clip keeps its label. Set to false by data sets with left and right in their labels."""
     crop_scale: Annotated[tuple[float, float], Range(1e-3, 1)] = (1.0, 1.0)
     """Smallest and largest share of the frame's area in a training crop. 1 1: center crop."""
     color_jitter: Annotated[float, Range(0, 1)] = 0.0
     """Brightness, contrast and saturation of a training clip are each multiplied by a random factor, 1 ± this number.
     0: none."""
-    test_resize: Annotated[float, Range(1, 8)] = 1.0
+    test_resize: Annotated[float, Range(1, 8), RARE] = 1.0
     """Short side of test frames before the center crop, as a multiple of the backbone's input size."""
     keep_in_memory: bool = False
     """Keep videos in memory once they are decoded: for training up to 1 GiB in each loading process, for validation and
     test all clips. For small data sets."""
-    decoder: DecoderName = "pyav"
+    decoder: Annotated[DecoderName, RARE] = "pyav"
     """Decoder of video files. decord returns wrong frames for some videos, see docs/performance.md."""
     store: Path | None = None
     """Folder of decoded frames, written by dmgal store. None: decode the videos each time."""
@@ -124,11 +125,11 @@ class BackboneConfig:
     """How the tokens of a frame become its feature. None: the backbone's own pooling."""
     trainable: bool = False
     """Fine-tune the whole backbone instead of freezing it."""
-    freeze_batch_norm: bool = True
+    freeze_batch_norm: Annotated[bool, RARE] = True
     """Keep the batch norm statistics of a trained backbone or head fixed."""
-    checkpoint_blocks: bool = False
+    checkpoint_blocks: Annotated[bool, RARE] = False
     """Save only the input of each block and recompute the rest in the backward pass. Less memory, more time."""
-    dtype: Literal["float32", "bf16"] = "float32"
+    dtype: Annotated[Literal["float32", "bf16"], RARE] = "float32"
     """Precision of frozen backbone weights during training. Trained weights stay in float32."""
     quantize: Quantization | None = None
     """Bits of the linear layers of a frozen backbone, see docs/backbones.md. Adapters keep their precision. None: as
@@ -180,24 +181,24 @@ class TrainConfig:
     """Optimizer steps. 0: train nothing and evaluate the frozen backbone."""
     tasks_per_step: Annotated[int, Range(1, TASKS)] = 1
     """Tasks per optimizer step, summed over all processes. The result does not depend on the number of processes."""
-    tasks_per_pass: Annotated[int | None, Range(1, TASKS)] = None
+    tasks_per_pass: Annotated[int | None, Range(1, TASKS), RARE] = None
     """Tasks per forward and backward pass on each process. Fewer tasks need less memory. None: all tasks of a step."""
     two_pass: Literal["no", "auto"] | int = "no"
     """The same gradients with less memory and more time: the videos of a task are encoded in chunks, and again in the
     backward pass. A number: videos per chunk. auto: all videos at once if memory_budget allows, else the largest chunk
     that fits. 1 with a tiny memory_budget needs the least memory. Requires frozen batch norms and unsharded weights
     (no FSDP)."""
-    memory_budget: Annotated[float | None, Range(0, 10**6)] = None
+    memory_budget: Annotated[float | None, Range(0, 10**6), RARE] = None
     """GB for encoding the videos of a task if two_pass is auto or a number. What the chunks leave free caches results
     for the backward pass. The savings are logged at the start. None: with auto most of the free memory, otherwise only
     the most expensive results are cached. Weights, gradients and optimizer state are not included."""
-    frame_memory: Annotated[float | None, Range(0, 10**6)] = None
+    frame_memory: Annotated[float | None, Range(0, 10**6), RARE] = None
     """GB on each process for what the frozen blocks before the first adapter make of each frame. A frame that was seen
     before then costs only the blocks from there on, and with a side network no block at all. Of no use for crops and
     colors that change. None: no memory."""
     optimizer: Optimizer = "adamw"
     """Optimizer of torch.optim. Older papers use adam and sgd."""
-    momentum: Annotated[float, Range(0, 1)] = 0.0
+    momentum: Annotated[float, Range(0, 1), RARE] = 0.0
     """Momentum of sgd, less than 1."""
     learning_rate: Annotated[float, Range(0, 1e38)] = 4e-3
     """Peak learning rate of adapter and head."""
@@ -205,21 +206,21 @@ class TrainConfig:
     """Peak learning rate of the backbone's own parameters if they are trained."""
     weight_decay: Annotated[float, Range(0, 10**3)] = 0.01
     """Applied to matrices only, not to biases, norms, gains and scales. adam and sgd add it to the gradient."""
-    pull_to_start: Annotated[float, Range(0, 10**6)] = 0.0
+    pull_to_start: Annotated[float, Range(0, 10**6), RARE] = 0.0
     """Decay of the trained weights towards their initial values, times the learning rate as for weight_decay. For an
     adapter that continues on few classes, see adapter.start. 0: none."""
     warmup_steps: Annotated[int, Range(0, STEPS)] = 30
     """Steps of linear learning rate warm-up."""
     schedule: Schedule = "cosine"
     """Learning rate schedule after the warm-up. cosine decays to zero. The others are those of transformers."""
-    clip_norm: Annotated[float | None, Range(0, 10**9)] = 1.0
+    clip_norm: Annotated[float | None, Range(0, 10**9), RARE] = 1.0
     """Maximum gradient norm, more than 0. None: no clipping."""
     ema: float | None = None
     """Decay of an exponential moving average of the trained weights, between 0 and 1, such as 0.999. The average is
     validated and saved. None: no average."""
     loss_weights: Annotated[Mapping[str, float], tyro.conf.Suppress] = field(default_factory=dict)
     """Weights of the head's losses by name, e.g. {base_classes: 0.5}. Other losses keep the weights of the paper."""
-    measure_head_norms: bool = False
+    measure_head_norms: Annotated[bool, RARE] = False
     """Initialize the frozen batch norms of a new head with the statistics of the first task. Otherwise they have unit
     variance."""
     precision: Precision = "float32"
@@ -232,13 +233,13 @@ class TrainConfig:
     """Episodes per validation."""
     patience: Annotated[int | None, Range(1, STEPS)] = None
     """Stop after this many validations without improvement. None: never stop early."""
-    checkpoint_every: Annotated[int, Range(1, STEPS)] = 100
+    checkpoint_every: Annotated[int, Range(1, STEPS), RARE] = 100
     """Steps between checkpoints."""
-    keep_checkpoints: Annotated[int, Range(1, STEPS)] = 2
+    keep_checkpoints: Annotated[int, Range(1, STEPS), RARE] = 2
     """Number of newest checkpoints to keep. An older one is the fallback if the newest is damaged."""
-    on_bad_loss: Literal["skip", "stop"] = "skip"
+    on_bad_loss: Annotated[Literal["skip", "stop"], RARE] = "skip"
     """What to do if a loss or gradient is not finite, or a loss explodes. skip: skip the step and count it."""
-    max_bad_losses: Annotated[int, Range(1, STEPS)] = 10
+    max_bad_losses: Annotated[int, Range(1, STEPS), RARE] = 10
     """Stop after this many skipped steps in a row."""
     tracker: Tracker | None = None
     """Also send the log to this tracker through Accelerate. Its package must be installed."""
@@ -326,16 +327,16 @@ def parse(argv: Sequence[str] | None, *, prog: str, description: str, wrapper: t
     names, flags = words[:first_flag], words[first_flag:]
     flags, open_options = split_open_flags([_expand_short_flag(flag) for flag in flags], OPEN_SECTIONS)
     tree = merge_layers([*(read_layer(name) for name in names), open_options])
-    options = tyro.cli(
+    options = read_options(
         wrapper,
-        prog=prog,
-        args=flags,
-        default=wrapper(recipe=from_mapping(Recipe, tree)),
-        description=f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
+        flags,
+        prog,
+        f"{description}\n\nBundled layers: {', '.join(bundled_layers())}.\n\n"
         "Short flags for episode options: --ways, --shots, --queries. "
         "Adapters and heads have options of their own: --adapter.OPTION VALUE, --head.OPTION VALUE. "
         "--adapter.start NAME continues a trained adapter. "
         "Weights of a head's losses: --train.loss-weights.LOSS WEIGHT.",
+        default=wrapper(recipe=from_mapping(Recipe, tree)),
         config=(tyro.conf.AvoidSubcommands,),
     )
     check_ranges("", options)
@@ -352,11 +353,11 @@ class DataOverrides:
     """CSV with the columns split, class_name and video, a list file, or a folder of lists."""
     group: str | None = None
     """Support and query of a task never share a group: a column of the split file, or a pattern with parentheses."""
-    report: Path | None = None
+    report: Annotated[Path | None, RARE] = None
     """The report.csv of dmgal prepare."""
     store: Path | None = None
     """Folder of decoded frames, written by dmgal store."""
-    on_bad_video: OnBadVideo | None = None
+    on_bad_video: Annotated[OnBadVideo | None, RARE] = None
     """What to do if a video is missing or unreadable. error: stop. skip: continue without it and report it."""
     num_workers: Annotated[int | None, Range(0, 256)] = None
     """Number of data loading processes."""

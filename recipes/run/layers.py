@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import functools
 import os
+import re
 import textwrap
 import types
 import typing
@@ -38,6 +39,10 @@ START = "start"
 """Option of an adapter that names a trained one, which has its own options."""
 LONGEST_PATH, LONGEST_NAME = 4096, 255
 """Largest numbers of characters of a path and of bytes of a name that file systems have."""
+OPTION = re.compile("-[^0-9.]")
+"""Beginning of an option on the command line. A negative number is a value."""
+NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
+"""Further value of an option, unlike the name of a layer."""
 PER_DATA = "per_data"
 """Section of a method layer with its values for each data set, by ``data.name``."""
 
@@ -133,21 +138,28 @@ def _on_top(below: Tree, above: Tree) -> Tree:
 
 
 def split_open_flags(argv: Sequence[str], sections: Sequence[str]) -> tuple[list[str], Tree]:
-    """Split flags such as ``--adapter.bottleneck 24`` off a command line and parse their values as YAML."""
+    """Split flags such as ``--adapter.bottleneck 24`` off a command line and parse their values as YAML.
+
+    Several numbers after a flag are a list.
+    """
     rest: list[str] = []
     tree: Tree = {}
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         key, equals, value = word.removeprefix("--").partition("=")
         path = key.replace("-", "_")
         if not word.startswith("--") or not any(f"{path}.".startswith(f"{section}.") for section in sections):
             rest.append(word)
             continue
-        value = value if equals else next(words, "--")
-        if path in sections or value.startswith("--"):
+        values = [value] if equals else [words.pop(0)] if words and not OPTION.match(words[0]) else []
+        while not equals and values and words and NUMBER.fullmatch(words[0]):
+            values.append(words.pop(0))
+        if path in sections or not values:
             raise _bad_value(word, "nothing", "an option and its value, e.g. --head.center video")
+        scalars = [_scalar(word, one) for one in values]
         *parents, name = path.split(".")
-        node: Tree = {name: _scalar(word, value)}
+        node: Tree = {name: scalars[0] if len(scalars) == 1 else scalars}
         for part in reversed(parents):
             node = {part: node}
         tree = _on_top(tree, node)

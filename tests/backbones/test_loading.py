@@ -231,6 +231,7 @@ class TestOpenClip:
     [
         ("resnet", "tiny-clip, open_clip:MODEL"),
         ("open_clip:", "tiny-clip, open_clip:MODEL"),
+        ("mine:model", "import its module"),
         ("open_clip:ViT-Z-99", "no such model"),
         ("open_clip:ViT-B-16/mine", "no such weights of ViT-B-16.\n.*mine\n.*openai, "),
         ("open_clip:ViT-B-32/laion400m_e32", "go online once"),

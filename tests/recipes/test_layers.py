@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import get_type_hints
@@ -14,7 +15,14 @@ import dmgal.recipes.run.layers
 from dmgal.errors import DmgalError
 from dmgal.recipes.run.build import build_head
 from dmgal.recipes.run.config import DataConfig, EpisodeConfig, Recipe, TrainConfig, parse
-from dmgal.recipes.run.layers import bundled_layers, from_mapping, merge_layers, read_layer, to_mapping
+from dmgal.recipes.run.layers import (
+    bundled_layers,
+    from_mapping,
+    merge_layers,
+    read_layer,
+    split_open_flags,
+    to_mapping,
+)
 from dmgal.recipes.train import Train
 
 CONFIGS = Path(dmgal.recipes.run.layers.__file__).parents[1] / "configs"
@@ -37,6 +45,31 @@ def test_flags_override_layers_and_later_layers_override_earlier(tmp_path):
     assert (recipe.train.learning_rate, recipe.train.steps, recipe.train.seed) == (1e-3, 2, 3)
     assert recipe.adapter == {"peft_type": "DMGAL", "bottleneck": 6, "signed": False}
     assert recipe.episode.k_shot == 5
+
+
+@pytest.mark.parametrize(
+    ("words", "value"), [(["0", "-1"], [0, -1]), (["[0, -1]"], [0, -1]), (["-1"], -1), (["0.5", "2."], [0.5, 2.0])]
+)
+def test_open_flag_takes_several_numbers(words, value):
+    rest, tree = split_open_flags(["--adapter.blocks", *words, "--shots", "5"], ["adapter"])
+    assert rest == ["--shots", "5"] and tree == {"adapter": {"blocks": value}}
+    assert split_open_flags(["--adapter.blocks=0", "-h"], ["adapter"]) == (["-h"], {"adapter": {"blocks": 0}})
+    assert split_open_flags(["--adapter.blocks", *words, "demo"], ["adapter"]) == (["demo"], tree)
+
+
+def test_help_shows_every_option_once_and_rare_ones_last(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parsed("--help")
+    usual, heading, rare = capsys.readouterr().out.partition("advanced:")
+    assert exit_.value.code == 0 and heading
+    assert "--data.root" in usual and "--train.steps" in usual and "--out" in usual
+    assert "--train.frame-memory" in rare and "--data.list-format" in rare and "--out" not in rare
+    for section in ("data", "backbone", "text", "episode", "train"):
+        for name in get_type_hints(get_type_hints(Recipe)[section]):
+            flag = f"--{section}.{name.replace('_', '-')}"
+            shown = [len(re.findall(rf"^\S? +{flag}\b(?!-)", part, re.MULTILINE)) for part in (usual, rare)]
+            assert sum(shown) == (name != "loss_weights"), flag
+    assert parsed("--train.max-bad-losses", "3").train.max_bad_losses == 3
 
 
 def test_section_of_another_class_replaces_earlier_one():
@@ -138,7 +171,9 @@ def test_recipe_round_trips_through_yaml_types():
     ("options", "message"),
     [
         ({"name": "Nobody"}, "BiMHM"),
-        ({"name": "BiMHM", "centre": "video"}, r"head\.centre"),
+        ({"name": "BiMHM", "centre": "video"}, r"head\.centre(.|\n)*did you mean head\.center\?"),
+        ({"name": "BiMHM", "zzz": "video"}, r"head\.zzz(.|\n)*Remove"),
+        ({"name": "MyHead"}, "DMGAL_PLUGINS"),
         ({"name": "otam"}, "OTAM"),
         ({"name": "TemporalMixer"}, "one of BiMHM, OTAM"),
         ({"name": "FrameDistanceHead"}, "one of BiMHM, OTAM"),
