@@ -47,7 +47,8 @@ class Ratio(NamedTuple):
         """Return how many times as fast as the other form ours is."""
         for key in self.keys:
             report = report[key]
-        return 1 / report["median"] if self.inverse else float(report["median"])
+        median = float(report["median"])
+        return 1 / median if self.inverse else median
 
 
 class Bench(NamedTuple):
@@ -128,7 +129,8 @@ def main(benches: Mapping[str, Bench] = BENCHES, results: Path = RESULTS) -> int
             errors = list(threads.map(partial(run, Path(name)), benches, benches.values()))
         succeeded = [bench for bench, error in zip(benches, errors, strict=True) if not error]
         print(*table(read_reports(Path(name), succeeded), read_reports(results, succeeded), benches), sep="\n")
-    print(*filter(None, errors), sep="\n", file=sys.stderr)
+    for error in filter(None, errors):
+        print(error, file=sys.stderr)
     print(f"{len(succeeded)} of {len(benches)} benchmarks in {time.monotonic() - start:.0f} s")
     return 1 if any(errors) else 0
 
