@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dmgal.adapters.dmgal import CmgaAdapter, SmgaAdapter
-from dmgal.adapters.motion import BottleneckShape, Motion, motion_attention
+from dmgal.adapters.motion import BottleneckShape, Motion, MultiScale, motion_attention
 
 SHAPE = {"width": 12, "bottleneck": 6, "motion_width": 4, "num_frames": 5, "num_prefix_tokens": 1, "grid": (2, 3)}
 EVERYTHING = slice(None)
@@ -113,3 +113,29 @@ def test_prepare_of_one_row_equals_that_row():
     part = adapter.relate(adapter.prepare(tokens(2, 1), row), adapter.prepare(tokens(2, 2), row), row)
     for one, other in zip(whole, part, strict=True):
         torch.testing.assert_close(one[:, :, row], other)
+
+
+def test_three_scales_are_averaged_on_the_grid_of_patches() -> None:
+    shape = BottleneckShape(**SHAPE)
+    scales = randomized(MultiScale(4, shape))
+    given = torch.randn(2, 5, 7, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, maps = scales(given), given[:, :, 1:].flatten(0, 1).unflatten(1, shape.grid).permute(0, 3, 1, 2)
+
+    def normalized(part: torch.Tensor, convolution: torch.nn.Conv2d, norm: torch.nn.GroupNorm) -> torch.Tensor:
+        """A 3 x 3 convolution with zeros around the map, and a layer norm over its channels and places."""
+        around = torch.nn.functional.pad(part, (1, 1, 1, 1))
+        height, width = part.shape[-2:]
+        patches = [around[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        weight = convolution.weight.flatten(2)  # (c, c, 9)
+        out = sum(torch.einsum("oc,nchw->nohw", weight[:, :, k], patch) for k, patch in enumerate(patches))
+        out = out + convolution.bias[:, None, None]
+        centered = out - out.mean((1, 2, 3), keepdim=True)
+        out = centered / (centered.square().mean((1, 2, 3), keepdim=True) + 1e-5).sqrt()
+        return out * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    halves = torch.stack([maps[..., 0:2].mean((2, 3)), maps[..., 2:3].mean((2, 3))], dim=-1)[:, :, None]  # 2 x 3 cells
+    coarse = normalized(halves, scales.coarse, scales.coarse_normalization)[..., [0, 0], :][..., [0, 0, 1]]
+    fine = normalized(maps, scales.fine, scales.fine_normalization)
+    mean = ((maps + fine + coarse) / 3).flatten(2).transpose(1, 2).unflatten(0, (2, 5))
+    torch.testing.assert_close(found[:, :, 1:], scales.mix(mean))
+    torch.testing.assert_close(found[:, :, :1], scales.mix(given[:, :, :1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import stdev
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_bootstrap_width_reflects_class_differences() -> None:
 def test_interval_over_classes_has_nominal_coverage(name, count) -> None:
     draw, mean = DIFFERENCES[name]
     assert 92 < coverage_over_classes(draw, mean, count, 1000, 500) < 97.5
+
+
+def test_interval_is_that_of_the_studentized_bootstrap() -> None:
+    values = np.array([0.0, 1.0, 1.5, 2.0, 4.0, 9.0])
+    found, mean, error = interval_of_mean(values, resamples=500, seed=7), values.mean(), stdev(values) / 6**0.5
+    drawn = values[np.random.default_rng(7).integers(6, size=(500, 6))]
+    ratios = [(np.mean(sample) - mean) / (stdev(sample) / 6**0.5) for sample in drawn if len({*sample}) > 1]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    assert found.mean == mean
+    assert (found.low, found.high) == (pytest.approx(mean - high * error), pytest.approx(mean - low * error))
 
 
 def test_interval_over_few_classes() -> None:

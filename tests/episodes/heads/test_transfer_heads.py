@@ -85,11 +85,6 @@ def test_fine_tuned_head_fits_its_support(classifier: str) -> None:
     assert (logits.argmax(dim=-1) == LABELS).all() and functional.cross_entropy(logits, LABELS) < 0.3
 
 
-def test_fine_tuned_head_names_invalid_numbers() -> None:
-    with pytest.raises(DmgalError, match="momentum=1"):
-        FineTuned(momentum=1.0)
-
-
 def information(head: TIM, support, members, query, weights) -> float:
     """Return TIM's loss, which its updates decrease."""
     log_support, log_query = (head.logits(one, weights).log_softmax(dim=-1) for one in (support, query))
@@ -184,3 +179,29 @@ def test_many_tasks_at_once_equal_single_tasks(head: VectorHead) -> None:
 def test_invalid_options_are_named(make, named: str) -> None:
     with pytest.raises(DmgalError, match=named):
         make()
+
+
+LIMITS = [
+    (FineTuned, "steps", 1, 0),
+    (FineTuned, "rate", 1e-9, 0.0),
+    (FineTuned, "momentum", 0.0, 1.0),
+    (FineTuned, "weight_decay", 0.0, -1e-9),
+    (FineTuned, "scale", 1e-9, 0.0),
+    (LaplacianShot, "strength", 0.0, -1e-9),
+    (LaplacianShot, "neighbors", 1, 0),
+    (LaplacianShot, "iterations", 1, 0),
+    (RidgeProbe, "strength", 1e-9, 0.0),
+    (RidgeProbe, "scale", 1e-9, 0.0),
+    (LogisticProbe, "strength", 0.01, 0.0099),
+    (TIM, "temperature", 1e-9, 0.0),
+    (TIM, "iterations", 0, -1),
+    (TIM, "cross_entropy", 1e-9, 0.0),
+    (TIM, "conditional", 0.0, -1e-9),
+]
+
+
+@pytest.mark.parametrize(("head", "option", "allowed", "refused"), LIMITS, ids=lambda part: str(part))
+def test_options_end_at_their_limits(head, option, allowed, refused) -> None:
+    assert getattr(head(**{option: allowed}), option) == allowed
+    with pytest.raises(DmgalError, match=option):
+        head(**{option: refused})
