@@ -22,17 +22,22 @@ from dmgal.recipes.web.uploads import MOST_SECONDS, check_clip, discard, reading
 from dmgal.videos.decoding.base import VideoError
 from dmgal.videos.decoding.clip import TestTransform
 from dmgal.videos.generated import write_video
-from dmgal.videos.moving_shapes.clips import MovingShapes
+from dmgal.videos.motion_world.clips import MotionWorld
 from dmgal.visualization.drawing import heat_images
 from dmgal.visualization.maps import motion_strength, received_attention, record
 
 MOST_ACTIONS, MOST_CLIPS, MOST_NAME = 20, 5, 60
 """Actions of a visit, clips of an action, and characters of a name."""
 ANSWER_PIXELS = 160
-SAMPLE_ACTIONS = {"moves right": 12, "moves down": 18, "grows": 30, "circles": 36}
-"""Names of the actions of the sample task, with their classes of moving shapes."""
-SAMPLE_CLIPS, SAMPLE_SECONDS, SAMPLE_PIXELS = 3, 1.6, 192
-FIRST_QUERY = 10  # number of the first clip to recognize
+SAMPLE_ACTIONS = {
+    "spins on the spot": "spin_on_spot",
+    "two pass each other": "two_pass_by",
+    "steps sideways": "side_step",
+    "stacks one on another": "stack_on",
+}
+"""Names of the actions of the sample task, with their classes of motion world. All four are novel to its adapter."""
+SAMPLE_CLIPS, SAMPLE_SECONDS, SAMPLE_PIXELS = 5, 1.6, 192
+FIRST_QUERY = 14  # number of the first clip to recognize
 _ONE_AT_A_TIME = Lock()  # the model is shared, and its layers are recorded by hooks
 
 
@@ -174,8 +179,8 @@ class Visit:
 
         A second call keeps the actions and shows another clip. All clips are generated.
         """
-        frames = round(10 * SAMPLE_SECONDS)
-        shapes = MovingShapes(seed=3, clips_per_class=10**5, frames=frames, pixels=SAMPLE_PIXELS)
+        world = MotionWorld(seed=3, clips_per_class=10**5, frames=round(10 * SAMPLE_SECONDS), pixels=SAMPLE_PIXELS)
+        number_of = {motion.name: number for number, motion in enumerate(world.classes())}
         with tempfile.TemporaryDirectory(dir=self.folder) as name:
             folder = Path(name)
             if not self.is_sample:
@@ -186,14 +191,14 @@ class Visit:
                 }
                 for action, paths in clips.items():
                     for number, path in enumerate(paths):
-                        write_video(path, shapes.clip(SAMPLE_ACTIONS[action], number))
+                        write_video(path, world.clip(number_of[SAMPLE_ACTIONS[action]], number))
                 self.actions = self._enroll(clips)
                 self.is_sample, self._num_samples = True, 0
             names = [*SAMPLE_ACTIONS]
             # In steps of three, every action of four is shown before one is repeated, and not in the order of the list.
             truth = names[(2 + 3 * self._num_samples) % len(names)]
             query = folder / f"sample clip {self._num_samples + 1}.mp4"
-            write_video(query, shapes.clip(SAMPLE_ACTIONS[truth], FIRST_QUERY + self._num_samples))
+            write_video(query, world.clip(number_of[SAMPLE_ACTIONS[truth]], FIRST_QUERY + self._num_samples))
             self._num_samples += 1
             return self._answer(query, time.monotonic(), truth)
 
