@@ -29,7 +29,7 @@ from dmgal.episodes.gallery.events import EventRule
 from dmgal.episodes.gallery.windows import WindowPlan
 from dmgal.recipes.run.action_recognizer import ActionRecognizer
 from dmgal.recipes.run.watching import Watcher
-from dmgal.recipes.web.visit import SAMPLE_ACTIONS, Visit
+from dmgal.recipes.web.visit import Visit
 from dmgal.videos.decoding.live import LiveFrame
 from dmgal.videos.decoding.stream import TimedFrames
 from dmgal.videos.generated import write_video
@@ -37,6 +37,8 @@ from dmgal.videos.moving_shapes.clips import MovingShapes
 
 RATE, HEIGHT, WIDTH = 25, 480, 640
 WINDOW, STRIDE = 2.0, 0.5
+ACTIONS = {"moves right": 12, "moves down": 18, "grows": 30, "circles": 36}
+"""Names of the enrolled actions, with their classes of moving shapes."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def camera(path: Path, seconds: float) -> Iterator[LiveFrame]:
 def watched(folder: Path, seconds: float) -> dict[str, object]:
     """Return the counts of a live video, and the processor time for each of its seconds."""
     recognizer = ActionRecognizer(unknown=False)
-    clips = {name: [MovingShapes(pixels=128).clip(motion, 0)] for name, motion in SAMPLE_ACTIONS.items()}
+    clips = {name: [MovingShapes(pixels=128).clip(motion, 0)] for name, motion in ACTIONS.items()}
     recognizer.enroll(clips)
     film = torch.cat([clip for [clip] in clips.values()])
     write_video(folder / "camera.mp4", interpolate(film, (HEIGHT, WIDTH)))
@@ -77,7 +79,7 @@ def answered(folder: Path, answers: int) -> dict[str, object]:
     """Return the seconds of the page's answers to a clip of three seconds."""
     visit = Visit(ActionRecognizer(), folder)
     visit.sample()  # enrolls the actions
-    clip = MovingShapes(frames=30, pixels=256).clip(SAMPLE_ACTIONS["circles"], 20)
+    clip = MovingShapes(frames=30, pixels=256).clip(ACTIONS["circles"], 20)
     write_video(folder / "query.mp4", clip)
     seconds = []
     for number in range(answers):
