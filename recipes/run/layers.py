@@ -41,7 +41,7 @@ LONGEST_PATH, LONGEST_NAME = 4096, 255
 """Largest numbers of characters of a path and of bytes of a name that file systems have."""
 OPTION = re.compile("-[^0-9.]")
 """Beginning of an option on the command line. A negative number is a value."""
-NUMBER = re.compile(r"-?[0-9]+(\.[0-9]*)?")
+NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 """Further value of an option, unlike the name of a layer."""
 PER_DATA = "per_data"
 """Section of a method layer with its values for each data set, by ``data.name``."""

@@ -38,7 +38,8 @@ def read_options(kind: type[Options], words: Sequence[str], prog: str, descripti
         return tyro.cli(kind, prog=prog, args=words, description=description, **arguments)
     with _only(rare=False), suppress(SystemExit):
         tyro.cli(kind, prog=prog, args=["--help"], description=description, **arguments)
-    output = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding or "utf-8")  # decides the lines of boxes
+    encoding = sys.stdout.encoding or "utf-8"  # decides the lines of boxes
+    output = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     with _only(rare=True), redirect_stdout(output), suppress(SystemExit):
         tyro.cli(kind, prog=prog, args=["--help"], description=HEADING, **arguments)
     output.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 from collections.abc import Mapping
@@ -48,7 +49,14 @@ def test_flags_override_layers_and_later_layers_override_earlier(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "value"), [(["0", "-1"], [0, -1]), (["[0, -1]"], [0, -1]), (["-1"], -1), (["0.5", "2."], [0.5, 2.0])]
+    ("words", "value"),
+    [
+        (["0", "-1"], [0, -1]),
+        (["[0, -1]"], [0, -1]),
+        (["-1"], -1),
+        (["0.5", "2."], [0.5, 2.0]),
+        ([".5", "-.5", "1e-3", "-2.5E+1"], [0.5, -0.5, 0.001, -25.0]),
+    ],
 )
 def test_open_flag_takes_several_numbers(words, value):
     rest, tree = split_open_flags(["--adapter.blocks", *words, "--shots", "5"], ["adapter"])
@@ -70,6 +78,16 @@ def test_help_shows_every_option_once_and_rare_ones_last(capsys):
             shown = [len(re.findall(rf"^\S? +{flag}\b(?!-)", part, re.MULTILINE)) for part in (usual, rare)]
             assert sum(shown) == (name != "loss_weights"), flag
     assert parsed("--train.max-bad-losses", "3").train.max_bad_losses == 3
+
+
+def test_help_escapes_characters_that_the_output_lacks(tmp_path, monkeypatch):
+    (tmp_path / "mine.yaml").write_text("data: {report: donn\u00e9es.csv}", encoding="utf-8")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="backslashreplace")
+    monkeypatch.setattr("sys.stdout", output)
+    with pytest.raises(SystemExit):
+        parsed(str(tmp_path / "mine.yaml"), "--help")
+    output.seek(0)
+    assert "donn\\xe9es.csv" in output.read()
 
 
 def test_section_of_another_class_replaces_earlier_one():
