@@ -68,7 +68,7 @@ class Fold:
     leaves_out = True
 
     def validation(self, recognizer: FewShotRecognizer, accelerator: Accelerator, progress: bool) -> Validation:
-        """Return the validation on the classes of the fold, which logs the accuracy of each task."""
+        """Return the validation on the classes of the fold, which logs the accuracies of tasks and classes."""
         recipe = replace(self.recipe, episode=replace(self.recipe.episode, n_way=self.val_ways))
         validation = _LoggedValidation(recipe, self.catalog.split("val"), recognizer, accelerator, progress)
         validation.run = Run(self.folder)
