@@ -3,9 +3,9 @@
     python -m dmgal.bench.motion_study runs/study --clips VIDEOS/ut_interaction VIDEOS/mini/train,VIDEOS/mini/val
 
 Every variant trains on the base classes of motion world, and is compared with the reference and with the frozen
-backbone on the same episodes. All classes of the real clips are novel to all of them. These clips serve for choices;
-none is a test clip. A variant takes about four minutes on one core. Adds to ``bench/results/motion_study.json``; what
-is in it already is not repeated.
+backbone on the same episodes. No variant has seen a real clip. These clips serve for choices; none is a test clip. A
+variant takes about four minutes on one core. Adds to ``bench/results/motion_study.json``; what is in it already is not
+repeated.
 """
 
 from __future__ import annotations
