@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,8 @@ class EventLines:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # the failed write of a line was an error already
+                self._file.close()
 
     def event(self, event: Event) -> None:
         """Write the line of an event that begins or ends."""
