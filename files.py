@@ -17,7 +17,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -86,9 +86,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def _check_replaceable(path: Path) -> None:
     try:
-        check_regular(path)
-    except FileNotFoundError:
-        return
+        with suppress(FileNotFoundError):
+            check_regular(path)
     except UnusableFileError as error:
         raise UnusableFileError(errno.EEXIST, str(error), os.fspath(path)) from None
 
