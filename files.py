@@ -17,7 +17,7 @@ import re
 import stat
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -67,14 +67,29 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write, which then replaces ``path`` in one step.
 
     The temporary file is hidden in the same folder and has the same ending. An error deletes it and leaves an existing
-    file unchanged.
+    file unchanged. The umask decides who may read the file. Some libraries would only let its owner.
+
+    Raises:
+        OSError: the file cannot be written, or ``path`` is a folder or a device, which would be replaced, too.
     """
+    _check_replaceable(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    try:
+        with suppress(FileNotFoundError):
+            check_regular(path)
+    except UnusableFileError as error:
+        raise UnusableFileError(errno.EEXIST, str(error), os.fspath(path)) from None
 
 
 def write_text(path: Path, text: str, parents: bool = False) -> None:

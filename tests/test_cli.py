@@ -187,6 +187,12 @@ OUT_OF_RANGE = {
 }
 
 
+@pytest.mark.parametrize("words", [["enroll", "", "--class-name", "wave"], ["train", "--out", ""]])
+def test_an_empty_argument_is_not_the_working_folder(words, capsys):
+    assert main(words) == 2
+    assert "An argument is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [f"{c} {flag}" for c, flags in OUT_OF_RANGE.items() for flag in flags])
 def test_number_out_of_range_is_refused_before_anything_is_read(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -16,6 +16,7 @@ from filelock import FileLock
 from dmgal.errors import DmgalError
 from dmgal.files import (
     UNREADABLE,
+    UnusableFileError,
     atomic_write,
     delete,
     exclusively,
@@ -23,6 +24,7 @@ from dmgal.files import (
     parse_yaml,
     printable,
     read_mapping,
+    reason,
     text_lines,
 )
 
@@ -71,6 +73,21 @@ def test_a_failed_write_leaves_the_file_unchanged(tmp_path, error):
     with atomic_write(path) as temporary:
         temporary.write_text("new")
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes and pipes of POSIX")
+def test_a_written_file_has_the_usual_mode_and_replaces_only_files(tmp_path):
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.unlink()
+        temporary.touch(0o600)  # as safetensors does
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "usual").stat().st_mode
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe"):
+        with pytest.raises(UnusableFileError) as raised, atomic_write(path):
+            pytest.fail("it would be replaced")
+        assert raised.value.filename == str(path) and "instead of a regular file" in reason(raised.value)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_is_not_deleted_as_a_file(tmp_path):

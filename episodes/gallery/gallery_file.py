@@ -162,9 +162,9 @@ def _to_gallery(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Ga
         view_clips=tensors["view_clips"],
         made_with=content["made_with"],
         rejection=None if content["rejection"] is None else Rejection(**content["rejection"]),
-        texts=texts and texts_of_file(texts, tensors["texts"], tuple(content["class_names"])),
+        texts=None if texts is None else texts_of_file(texts, tensors["texts"], tuple(content["class_names"])),
         model=dict(content.get("model", {})),  # earlier versions wrote none
-        negatives=negatives and Negatives.of_file(negatives, tensors),
+        negatives=None if negatives is None else Negatives.of_file(negatives, tensors),
     )
     _check_parts(gallery)
     return gallery

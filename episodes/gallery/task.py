@@ -175,6 +175,9 @@ class Rejection:
     def __post_init__(self) -> None:
         object.__setattr__(self, "offsets", tuple(self.offsets))  # a list in JSON
         numbers = self.threshold, self.temperature, self.floor or 0.0, *self.offsets
+        shares = self.known_kept, 0.0 if self.unknown_accepted is None else self.unknown_accepted
+        if self.source not in get_args(Source) or not all(0 <= share <= 1 for share in shares):
+            raise ValueError("a rejection without the source of its clips and the shares that pass")
         if self.score not in get_args(Score) or not self.temperature > 0 or not all(map(math.isfinite, numbers)):
             raise ValueError("a rejection without a score, threshold and temperature")
         if (self.score == "log odds to negatives") != (self.floor is not None):

@@ -28,6 +28,10 @@ class Window:
     clip: Tensor
 
 
+LEAST_STRIDE = 0.001
+"""Seconds. Shorter strides give more windows than a computer can recognize."""
+
+
 @dataclass(frozen=True)
 class WindowPlan:
     """The positions of the windows: window ``k`` is ``[k * stride, k * stride + seconds)``.
@@ -37,18 +41,18 @@ class WindowPlan:
         stride: distance between the starts of two windows, at most ``seconds``, so that there are no gaps.
 
     Raises:
-        DmgalError: the length is not positive, or the stride is longer than a window.
+        DmgalError: the stride is shorter than ``LEAST_STRIDE`` or longer than a window.
     """
 
     seconds: float
     stride: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.stride <= self.seconds < float("inf"):
+        if not LEAST_STRIDE <= self.stride <= self.seconds < float("inf"):
             raise DmgalError(
                 "A video cannot be cut into these windows.",
                 received=f"windows of {self.seconds} s every {self.stride} s",
-                expected="0 < stride <= window",
+                expected=f"{LEAST_STRIDE} s <= stride <= window",
                 remedy="Change --window or --stride.",
             )
 

@@ -179,10 +179,9 @@ class LateFusion(nn.Module):
 def _scale(between: Tensor, measured: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation ``(P,1,1)`` of the distances between support videos of different classes."""
     others = 1 - measured @ members.T  # (M,S)
-    if members.shape[1] < 2:  # no videos of different classes: they count as twice as far as those of the class
-        within = between.sum(dim=(1, 2), keepdim=True) / max(others.numel() - len(others), 1)
-        within = torch.where(within > 0, within, torch.ones_like(within))
-        return 2 * within, within
+    if members.shape[1] < 2:  # no videos of different classes: the same unit for any number of shots, also for one
+        unit = torch.ones_like(between[:, :1, :1])
+        return 2 * unit, unit
     count = others.sum()
     mean = (between * others).sum(dim=(1, 2), keepdim=True) / count
     variance = ((between - mean).square() * others).sum(dim=(1, 2), keepdim=True) / count

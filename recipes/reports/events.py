@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Self, TextIO
@@ -34,7 +35,8 @@ class EventLines:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # the failed write of a line was an error already
+                self._file.close()
 
     def event(self, event: Event) -> None:
         """Write the line of an event that begins or ends."""

@@ -8,6 +8,7 @@ dmgal.recipes.train``, ``accelerate launch recipes/train.py`` and ``torchrun``.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import sys
@@ -28,6 +29,10 @@ from dmgal.recipes.run.ranges import check_ranges
 Options = TypeVar("Options")
 UNUSABLE = (UnusableFileError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Errors of the system that name a file or folder of the user's."""
+UNUSABLE_CODES = (errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Codes of the others: of names that are too long, links to themselves, and disks that cannot be written."""
+MOST_OF_A_NAME = 300
+"""Characters of a path in a message, so that the reason after it is shown, too."""
 
 NO_OUTPUT = 1
 BAD_INPUT = 2
@@ -71,13 +76,17 @@ def exit_code(main: Callable[[list[str] | None], int | None], argv: list[str] | 
         close_bars()
         print(f"{_process()}error: {error}", file=sys.stderr)
         return BAD_INPUT
-    except UNUSABLE as error:
+    except OSError as error:
+        if not isinstance(error, UNUSABLE) and error.errno not in UNUSABLE_CODES:
+            raise
         close_bars()
+        name = printable(str(error.filename or ""))
+        path = name if len(name) <= MOST_OF_A_NAME else f"{name[:MOST_OF_A_NAME]}..."
         unusable = DmgalError(
             "A file or folder cannot be used.",
-            received=f"{printable(str(error.filename or ''))}: {reason(error)}".removeprefix(": "),
+            received=f"{path}: {reason(error)}".removeprefix(": "),
             expected="regular files, and folders that you may read",
-            remedy="Check the path, its permissions and its owner, for example with ls -l.",
+            remedy="Check the path, its permissions and its owner with ls -l, and the free disk space with df.",
         )
         print(f"{_process()}error: {unusable}", file=sys.stderr)
         return BAD_INPUT

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import dacite
 
 from dmgal.errors import DmgalError
-from dmgal.files import parse_yaml, read_mapping
+from dmgal.files import listed, parse_yaml, read_mapping
 from dmgal.videos.catalog.lists import STANDARD_SPLITS
 
 T = TypeVar("T")
@@ -172,7 +172,15 @@ def from_mapping(cls: type[T], tree: Mapping[str, object]) -> T:
     try:
         return dacite.from_dict(cls, tree, dacite.Config(type_hooks=TYPE_HOOKS))
     except dacite.WrongTypeError as error:
-        raise _bad_value(str(error.field_path), error.value, _described(error.field_type)) from None
+        value = tree.get(str(error.field_path), error.value)  # dacite has a generator in place of a list
+        raise _bad_value(str(error.field_path), value, _described(error.field_type)) from None
+    except dacite.MissingValueError as error:
+        raise DmgalError(
+            "A required key is missing.",
+            received=f"{listed(list(tree))}, without {error.field_path}",
+            expected=f"{error.field_path}: {_described(typing.get_type_hints(cls).get(str(error.field_path)))}",
+            remedy=f"Add {error.field_path}.",
+        ) from None
 
 
 def _check_keys(cls: type[object], tree: Mapping[str, object], where: str = "") -> None:

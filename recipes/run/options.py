@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout, suppress
@@ -12,6 +13,8 @@ from typing import Annotated, Any, TypeVar, cast, get_origin
 
 import tyro
 from tyro.constructors import MISSING, MISSING_NONPROP, ConstructorRegistry, StructConstructorSpec, StructTypeInfo
+
+from dmgal.errors import DmgalError
 
 Options = TypeVar("Options")
 RARE = "rare"
@@ -32,8 +35,16 @@ def read_options(kind: type[Options], words: Sequence[str], prog: str, descripti
         arguments: more arguments of ``tyro.cli``.
 
     Raises:
+        DmgalError: an argument is empty.
         SystemExit: after ``--help``, or with code 2 if a flag is refused.
     """
+    if "" in words:  # as a path, it would be the working folder
+        raise DmgalError(
+            "An argument is empty.",
+            received=f"{prog} {shlex.join(words)}",
+            expected="a value in each argument",
+            remedy="Check the variables of the shell, one of which may be unset.",
+        )
     if "-h" not in words and "--help" not in words:
         return tyro.cli(kind, prog=prog, args=words, description=description, **arguments)
     with _only(rare=False), suppress(SystemExit):

@@ -68,6 +68,9 @@ def test_cells_are_methods_variants_and_seeds() -> None:
         ({"tests": {"weizmann": {"root": "videos", "grop": "a"}}}, "did you mean group"),
         ({"tests": {"weizmann": {"split_file": "a.csv"}}}, "each with its root"),
         ({"seeds": ["one"]}, "whole number"),
+        ({"methods": "frozen"}, "received: methods: 'frozen'"),
+        ({"methods": None, "variants": [{"name": "a"}]}, "received: methods: None"),
+        ({"variants": [{"name": "a"}]}, "name, without recipe"),
     ],
 )
 def test_mistakes_in_an_experiment_are_named(tmp_path: Path, change: dict, part: str, capsys) -> None:

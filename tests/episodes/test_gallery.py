@@ -274,6 +274,14 @@ def test_number_of_held_out_clips_is_limited():
     assert (found.known, found.unknown) == (6, 6)
 
 
+REJECTION = {
+    "threshold": 0.0,
+    "source": "held-out clips",
+    "known": 2,
+    "unknown": 2,
+    "known_kept": 1.0,
+    "unknown_accepted": None,
+}
 FORGED = {
     "not JSON": lambda content: "{",
     "a list": lambda content: "[1]",
@@ -285,6 +293,9 @@ FORGED = {
     "contents": lambda content: json.dumps({**content, "contents": ["x"] * len(content["contents"])}),
     "made with": lambda content: json.dumps({**content, "made_with": [1]}),
     "rejection": lambda content: json.dumps({**content, "rejection": {"x": 1}}),
+    "shares": lambda content: json.dumps({**content, "rejection": {**REJECTION, "known_kept": "all"}}),
+    "source": lambda content: json.dumps({**content, "rejection": {**REJECTION, "source": 1}}),
+    "texts": lambda content: json.dumps({**content, "texts": []}),
 }
 
 

@@ -279,3 +279,11 @@ def test_copies_share_the_model_only(recognizer, clips):
     copied = copy.deepcopy(recognizer)
     assert copied._loaded is None  # loaded again, as in another process
     assert_same(copied.recognize(clips["up"][2]), recognizer.recognize(clips["up"][2]))
+
+
+def test_a_model_without_finite_states_enrolls_nothing():
+    recognizer = ActionRecognizer.from_backbone(adapter=None)
+    next(recognizer.model.recognizer.parameters()).data.fill_(float("nan"))
+    clip = np.zeros((4, 8, 8, 3), dtype=np.uint8)
+    with pytest.raises(DmgalError, match="no numbers for these clips"):
+        recognizer.enroll({"wave": [clip]})

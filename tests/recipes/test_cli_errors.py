@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dmgal.files import UnusableFileError
+from dmgal.files import UnusableFileError, reason
 from dmgal.recipes.run.cli_errors import CLOSED_PIPE, exit_code
 
 RECIPE = '''
@@ -137,6 +137,8 @@ UNUSABLE = [
     IsADirectoryError(errno.EISDIR, "Is a directory", "gallery.safetensors"),
     NotADirectoryError(errno.ENOTDIR, "Not a directory", "run/adapter"),
     UnusableFileError("a pipe instead of a regular file"),
+    OSError(errno.ENAMETOOLONG, "File name too long", "n" * 6000),
+    OSError(errno.ENOSPC, "No space left on device"),
 ]
 
 
@@ -148,4 +150,4 @@ def test_a_path_that_cannot_be_used_gives_one_message(capsys, error):
     assert exit_code(run, []) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: A file or folder cannot be used.\n  received: ") and "what to do: " in printed
-    assert (error.filename or "a pipe") in printed and "Traceback" not in printed
+    assert (error.filename or "")[:300] in printed and reason(error) in printed and "Traceback" not in printed

@@ -158,6 +158,7 @@ def test_display_without_windows_is_one_error(watch, gallery, monkeypatch, displ
         (["rtsp://127.0.0.1:9/x", "--fps", "25"], "times of its own"),
         (["no.mp4"], "no such file"),
         (["film.mp4", "--stride", "3"], "stride"),
+        (["film.mp4", "--stride", "1e-9"], "stride"),
         (["film.mp4", "--begin", "0.2"], "begin"),
         (["film.mp4", "--out", "no/x.jsonl"], "existing folder"),
         (["http://127.0.0.1:9/x"], "cannot be watched"),

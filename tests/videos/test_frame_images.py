@@ -190,3 +190,9 @@ def test_zip_file_with_huge_claimed_size_raises(tmp_path):
     path.write_bytes(data)
     with pytest.raises(VideoError, match=r"1\.png: more than"):
         open_video(path).read([0])
+
+
+def test_a_picture_with_exif_data_is_a_film_of_one_frame(tmp_path):
+    """PyAV has no type for these data of FFmpeg, and refuses all side data of the frame."""
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "a.tiff", exif=Image.Exif())
+    assert read_clip(tmp_path / "a.tiff", lambda count: [0]).unique().tolist() == [90]

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dmgal.videos.catalog.files import subfolders, videos_in
 from dmgal.videos.catalog.matching import match_videos, videos_below
 
 
@@ -17,6 +18,14 @@ def touch(root: Path, *names: str) -> Path:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
     return root
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege")
+def test_a_link_to_itself_is_no_folder(tmp_path):
+    touch(tmp_path, "a.mp4", "class/b.mp4")
+    (tmp_path / "loop").symlink_to("loop")
+    assert videos_in(tmp_path) == ["a.mp4"] and subfolders(tmp_path) == ["class"]
+    assert matched(tmp_path, "a", "b") == ["a.mp4", "class/b.mp4"]
 
 
 def matched(root: Path, *listed: str | tuple[str, str]) -> list[str | None]:

@@ -5,6 +5,7 @@ The identity is the size and modification time, and a hash of the content for ca
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -66,7 +67,19 @@ def frame_files(folder: Path) -> list[str]:
 def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder, in natural order, without hidden folders."""
     with os.scandir(folder) as entries:
-        return natural_order(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        return natural_order(
+            entry.name for entry in entries if leads_to_folder(entry) and not entry.name.startswith(".")
+        )
+
+
+def leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Return True for a folder. A link that leads to itself is none, like one that leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def videos_in(folder: Path) -> list[str]:
@@ -80,7 +93,7 @@ def other_files(root: Path, folders: Iterable[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     for folder in folders:
         with os.scandir(root / folder) as entries:
-            names = (entry.name for entry in entries if not entry.is_dir() and not _is_video(entry))
+            names = (entry.name for entry in entries if not leads_to_folder(entry) and not _is_video(entry))
             counts.update(os.path.splitext(name)[1].lower() for name in names if not name.startswith("."))
     return counts
 
@@ -215,7 +228,7 @@ def _file_number(entry: os.DirEntry[str]) -> int:
 def _is_video(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith("."):
         return False
-    if not entry.is_dir():
+    if not leads_to_folder(entry):
         return entry.name.lower().endswith(VIDEO_EXTENSIONS)
     with os.scandir(entry.path) as frames:
         return any(frame.name.lower().endswith(FRAME_EXTENSIONS) and frame.name[0] != "." for frame in frames)

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .files import FRAME_EXTENSIONS, VIDEO_EXTENSIONS, stem_of
+from .files import FRAME_EXTENSIONS, VIDEO_EXTENSIONS, leads_to_folder, stem_of
 
 _TIMED = re.compile(r"(.{11})_(\d{1,6})_(\d{1,6})", re.DOTALL)  # YouTube's 11 characters, start and end in seconds
 _SPACES = re.compile(r"[\s_-]+")
@@ -131,7 +131,7 @@ def _videos_of(root: Path, folder: str, waiting: list[str]) -> Iterator[tuple[st
             name = entry.name.lower()
             if name.endswith(FRAME_EXTENSIONS):
                 has_frames = True
-            elif entry.is_dir():
+            elif leads_to_folder(entry):
                 below.append(path)
             elif name.endswith(VIDEO_EXTENSIONS):
                 yield path, False

@@ -201,7 +201,10 @@ class UprightRGB:
         width, height = shown_size(frame.width, frame.height, self.aspect)
         check_pixels(self.path, width, height)
         image: Any = self._reformatter.reformat(frame, width, height, format="rgb24", threads=1).to_ndarray()
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        try:
+            matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:  # PyAV does not know all kinds of FFmpeg, such as EXIF
+            return np.rot90(image, quarter_turns(frame))
         return turn_upright(image, None if matrix is None else bytes(matrix))
 
 

@@ -169,10 +169,13 @@ def test_a_large_gallery_is_measured_by_a_part_of_it(monkeypatch):
     assert (whole - part).abs().max() < 0.25 * whole.abs().max()
 
 
-def test_a_task_of_one_class_has_finite_logits():
+@pytest.mark.parametrize("shots", [1, 2, 3])
+def test_logits_of_one_class_have_one_unit_for_any_shots(shots):
+    """A threshold from held-out clips must fit all of them. The distance of a video to itself is no unit."""
     head = LateFusion(WIDTHS)
-    state = head.prepare(random_videos(3, 1))
-    assert head.compare(state, torch.zeros(3, dtype=torch.int64), state).logits.isfinite().all()
+    state, query = head.prepare(random_videos(shots, 1)), head.prepare(random_videos(9, 2))
+    logits = head.compare(state, torch.zeros(shots, dtype=torch.int64), query).logits
+    assert ((logits > 0) & (logits <= 2 * head.tau)).all()
 
 
 @pytest.mark.parametrize("prior", [(0.5, 0.5), (0.5, 1, -0.5, 0), (1, 1, 1, 1), (float("nan"), 1, 0, 0)], ids=str)
