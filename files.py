@@ -3,7 +3,7 @@
 The operating system releases a lock when its process ends, even if the process is killed.
 
 No file is trusted. Only regular files are opened, because a pipe may block and a device may never end. Text, depth and
-number of values are limited, so a hostile file costs neither time nor memory.
+number of values are limited, so a hostile file costs little time and memory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write, which then replaces ``path`` in one step.
 
     The temporary file is hidden in the same folder and has the same ending. An error deletes it and leaves an existing
-    file unchanged. The umask decides who may read the file. Some libraries would only let its owner.
+    file unchanged. The umask decides who may read the file.
 
     Raises:
         OSError: the file cannot be written, or ``path`` is a folder or a device, which would be replaced, too.
@@ -76,9 +76,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         temporary.touch()
-        mode = stat.S_IMODE(temporary.stat().st_mode)
+        mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)
+        with suppress(PermissionError):  # of file systems without modes
+            temporary.chmod(stat.S_IMODE(mode))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -102,8 +103,7 @@ def write_text(path: Path, text: str, parents: bool = False) -> None:
 
 MOST_JSON, MOST_YAML, MOST_LIST = 2**23, 2**17, 2**27
 """Bytes of a JSON file, of a YAML file, whose parser is slow, and of a list of videos after decompression."""
-MOST_LOG = 2**31
-MOST_LINES, LONGEST_LINE = 2_000_000, 2**16
+MOST_LOG, MOST_LINES, LONGEST_LINE = 2**31, 2_000_000, 2**16
 MOST_DEPTH, MOST_VALUES = 32, 20_000
 """Levels of nested values, and values of a YAML file. An alias counts as all values that it repeats."""
 FILE_KINDS = {

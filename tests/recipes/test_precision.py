@@ -99,7 +99,8 @@ def test_bench_pairs_bf16_accuracies_and_keeps_earlier_results(tmp_path, frame_f
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # that torch's compiler reads
-def test_compiled_blocks_keep_losses_and_saved_names(tmp_path, data_flags, in_float32):
+def test_compiled_blocks_keep_losses_and_saved_names(tmp_path, data_flags, in_float32, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)  # torch keeps the threads of a pool for later
     run = trained(tmp_path / "run", data_flags, "--train.compile")
     assert losses(run) == pytest.approx(losses(in_float32), abs=1e-4)
     one, other = (load_file(path / "adapter" / "adapter_model.safetensors") for path in (in_float32, run))
