@@ -126,5 +126,5 @@ def test_invalid_video_raises(tmp_path):
     ("seconds", "stride"), [(0, 0), (1, 2), (1, 0), (float("nan"), 1), (float("inf"), 1), (-1, -1)]
 )
 def test_windows_with_gaps_raise(seconds, stride):
-    with pytest.raises(DmgalError, match="0.001 s <= stride <= window"):
+    with pytest.raises(DmgalError, match="s <= stride <= window"):
         WindowPlan(seconds, stride)
