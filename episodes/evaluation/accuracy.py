@@ -30,7 +30,7 @@ from .states import (
     compare_tasks,
     look_up,
     pair_table,
-    precompute_states,
+    states_to_keep,
     videos_at_a_time,
     why_no_pair_scores,
 )
@@ -170,7 +170,7 @@ def encode_videos(
         worker_init_fn: passed on to `Loader`.
 
     Raises:
-        DmgalError: a state would depend on the other videos of its batch.
+        DmgalError: a state would depend on the other videos of its batch, or is not finite.
     """
     check_states_can_be_kept(recognizer.eval())
     pinned = torch.device(device).type == "cuda"
@@ -179,9 +179,7 @@ def encode_videos(
         videos, batch_size=batch_size, num_workers=num_workers, pin_memory=pinned, worker_init_fn=worker_init_fn
     )
     bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)
-    return PrecomputedStates.cat(
-        [precompute_states(recognizer, batch.to(device, non_blocking=pinned)).to("cpu") for batch in bar]
-    )
+    return PrecomputedStates.cat([states_to_keep(recognizer, batch.to(device, non_blocking=pinned)) for batch in bar])
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from ...loader import Items, Loader
 from ...progress import progress_bar
 from ..recognizer import FewShotRecognizer
 from .state_files import StateFiles
-from .states import PrecomputedStates, check_states_can_be_kept, precompute_states
+from .states import PrecomputedStates, check_states_can_be_kept, states_to_keep
 
 _LOG = logging.getLogger(__name__)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -158,7 +158,7 @@ class StateCache:
         bar = progress_bar(loader, progress=progress, desc="encode", unit="batch", leave=False)
         for block, batch in zip(blocks, bar, strict=True):
             with torch.no_grad():
-                states = precompute_states(recognizer, batch.to(device, non_blocking=pinned)).to("cpu").tensors()
+                states = states_to_keep(recognizer, batch.to(device, non_blocking=pinned)).tensors()
             self._write(block, _to_half(states) if self.half else states, set(bad()), is_first=block == blocks[0])
         processes.wait()  # until all processes have written
         opened = CachedStates(*self.files.open(), encoded=sum(map(len, batches)))

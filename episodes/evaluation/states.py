@@ -127,6 +127,23 @@ def precompute_states(recognizer: FewShotRecognizer, videos: Tensor) -> Precompu
     return PrecomputedStates(SupportStates(recognizer.head.prepare(features), attended), encoder.query_side(state))
 
 
+def states_to_keep(recognizer: FewShotRecognizer, videos: Tensor) -> PrecomputedStates:
+    """Return what `precompute_states` does, on the CPU.
+
+    Raises:
+        DmgalError: a state is infinite or not a number. All its comparisons would be meaningless.
+    """
+    states = precompute_states(recognizer, videos).to("cpu")
+    if any(not tensor.isfinite().all() for tensor in states.tensors().values() if tensor.is_floating_point()):
+        raise DmgalError(
+            "The model has no numbers for these clips.",
+            received="states that are infinite or not a number",
+            expected="finite states of all clips",
+            remedy="Check the weights of the model, whose training may have diverged, or use float32.",
+        )
+    return states
+
+
 def has_divided_task_layers(recognizer: FewShotRecognizer) -> bool:
     """Return True if there are task layers, and none of them changes the support."""
     wants_frames = getattr(getattr(recognizer, "head", None), "wants_frames", False)

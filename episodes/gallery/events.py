@@ -1,8 +1,9 @@
 """Events of a live video: actions with their start and end, from the windows in order.
 
-A window speaks for the stride in its middle. An event begins with a known action of at least ``begin`` probability. It
-lasts while its action stays the best, known and at least ``stay`` probable (hysteresis), and survives fewer than
-``patience`` windows in which it is not. It also ends when another event begins, and at a break of the source.
+A window speaks for the stride in its middle, or for all of it if it is shorter. An event begins with a known action of
+at least ``begin`` probability. It lasts while its action stays the best, known and at least ``stay`` probable
+(hysteresis), and survives fewer than ``patience`` windows in which it is not. It also ends when another event begins,
+and at a break of the source.
 """
 
 from __future__ import annotations
@@ -64,14 +65,15 @@ class EventDetector:
     """
 
     def __init__(self, plan: WindowPlan, rule: EventRule) -> None:
-        self._margin = (plan.seconds - plan.stride) / 2
+        self._plan = plan
         self._rule = rule
         self._event: Event | None = None
         self._missed = 0
 
     def add(self, window: WindowScore) -> Iterator[Event]:
         """Yield an event that ends by a window, and one that begins with it."""
-        event, start, end = self._event, window.start + self._margin, window.end - self._margin
+        event, margin = self._event, self._margin(window)
+        start, end = window.start + margin, window.end - margin
         if event is not None and window.label == event.label and self._is_at_least(window, self._rule.stay):
             mean = (event.probability * event.windows + window.probability) / (event.windows + 1)
             self._event = replace(event, end=end, probability=mean, windows=event.windows + 1)
@@ -91,6 +93,11 @@ class EventDetector:
         if self._event is not None:
             yield replace(self._event, is_over=True)
         self._event, self._missed = None, 0
+
+    def _margin(self, window: WindowScore) -> float:
+        """Return the seconds at either end that a window does not speak for. That of a short video is short."""
+        seconds = min(self._plan.seconds, window.end - window.start)
+        return max(0.0, seconds - self._plan.stride) / 2
 
     @staticmethod
     def _is_at_least(window: WindowScore, probability: float) -> bool:

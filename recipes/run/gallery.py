@@ -29,7 +29,6 @@ from dmgal.episodes.gallery.gallery import Gallery
 from dmgal.episodes.gallery.negatives import Negatives
 from dmgal.episodes.gallery.task import GalleryTask
 from dmgal.episodes.gallery.texts import with_texts
-from dmgal.errors import DmgalError
 from dmgal.files import printable
 from dmgal.recipes.run.adapter import construct
 from dmgal.recipes.run.build import build_recognizer
@@ -123,13 +122,6 @@ def make_gallery(
     device = make_ready(recognizer)
     encode = partial(encode_videos, recognizer, num_workers=num_workers, device=device, progress=progress)
     states, bad = encode(clips), clips.bad_videos.met
-    if any(not tensor.isfinite().all() for tensor in states.tensors().values() if tensor.is_floating_point()):
-        raise DmgalError(
-            "The model has no numbers for these clips.",
-            received="states that are infinite or not a number",
-            expected="finite states of all clips",
-            remedy="Check the weights of the model, whose training may have diverged, or use float32.",
-        )
     used = np.setdiff1d(np.arange(len(catalog)), bad)
     if bad:
         log_skipped(len(bad), len(catalog), "which could not be read", [catalog.videos[video] for video in bad])

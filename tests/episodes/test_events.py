@@ -41,6 +41,14 @@ def test_events_begin_and_end(windows, events):
     assert events_of(EventRule(0.6, 0.4, 2), *windows) == events
 
 
+@pytest.mark.parametrize(("seconds", "event"), [(0.25, (0.0, 0.25)), (0.5, (0.0, 0.5)), (1.0, (0.25, 0.75))])
+def test_a_video_shorter_than_a_window_has_its_event_inside(seconds, event):
+    detector = EventDetector(PLAN, EventRule())
+    list(detector.add(WindowScore(0.0, seconds, 0, 1.0, 0.9)))
+    [over] = detector.finish()
+    assert (over.start, over.end) == event
+
+
 def test_the_probability_is_the_mean_of_its_windows():
     detector = EventDetector(PLAN, EventRule())
     for index, probability in enumerate((0.9, 0.5, 0.7)):
