@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import peft
 import pytest
 import torch
 from adapter_checks import (
@@ -17,7 +18,9 @@ from adapter_checks import (
 from golden_files import assert_relatively_close, read_golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_backbones import FRAMES, TINY_BACKBONES
 
+from dmgal.adapters import STAdapterConfig
 from dmgal.adapters.st_adapter import STAdapter, STAdapterShape
 from dmgal.errors import DmgalError
 
@@ -100,6 +103,24 @@ def test_adapter_computes_the_published_equation(frames: int, kernel: tuple[int,
     volume = adapter.down(clip[:, :, 1:]).unflatten(2, (2, 3)).permute(0, 4, 1, 2, 3)
     mixed = adapter.convolution(volume).permute(0, 2, 3, 4, 1).flatten(2, 3)
     torch.testing.assert_close(adapter(clip)[:, :, 1:], clip[:, :, 1:] + adapter.up(mixed))
+
+
+@torch.no_grad()
+def test_block_with_both_adapters_computes_the_published_equations() -> None:
+    """``y = x + first``, ``z = y + attention``, ``z' = z + second``, and the block returns ``z' + MLP(z')``."""
+    tiny = TINY_BACKBONES["timm ViT"]
+    config = STAdapterConfig(num_frames=FRAMES, places="attention+mlp", blocks=[1])
+    model = peft.get_peft_model(tiny.make(), config).eval()
+    adapted, block = model.get_base_model().blocks[1], tiny.make().blocks[1]
+    adapters = awaken(adapted.spatiotemporal).spatiotemporal_adapter["default"]
+    seen: list[torch.Tensor] = []
+    adapted.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]), prepend=True)
+    adapted.register_forward_hook(lambda _, inputs, output: seen.append(output))
+    model(tiny.videos(2))
+    middle = adapters.first(seen[0].unflatten(0, (2, FRAMES))).flatten(0, 1)
+    middle = middle + block.attn(block.norm1(middle))
+    middle = adapters.second(middle.unflatten(0, (2, FRAMES))).flatten(0, 1)
+    torch.testing.assert_close(seen[1], middle + block.mlp(block.norm2(middle)))
 
 
 @SHAPES

@@ -108,6 +108,20 @@ def test_tim_decreases_its_loss() -> None:
     assert losses[-1] < losses[0] - 0.05 and losses[-1] < losses[10]
 
 
+def test_tim_steps_down_the_gradient_of_its_bound() -> None:
+    """For given labels of the queries, a step is the gradient of both cross-entropies, scaled for each class."""
+    support, query = vectors(8, 1), vectors(9, 2)
+    head, members = TIM(cross_entropy=0.7, conditional=0.4), functional.one_hot(LABELS).double()
+    weights = (members.T @ support / members.sum(dim=0)[:, None]).requires_grad_()
+    targets = head.query_labels(head.logits(query, weights).softmax(dim=-1)).detach()
+    log_support, log_query = (head.logits(one, weights).log_softmax(dim=-1) for one in (support, query))
+    bound = -0.7 * (members * log_support).sum(dim=-1).mean() - 1.4 * (targets * log_query).sum(dim=-1).mean()
+    [slope] = torch.autograd.grad(bound, weights)
+    shares = 0.7 * members.mean(dim=0) + 1.4 * targets.mean(dim=0)
+    expected = weights - slope / (head.temperature * shares[:, None])
+    torch.testing.assert_close(head.update(weights, support, members, query, targets), expected)
+
+
 def test_tim_and_laplacian_shot_use_the_other_queries() -> None:
     """A query between two classes follows a cluster of queries, which the support alone does not show."""
     support = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
