@@ -196,6 +196,8 @@ def _check_keys(cls: type[object], tree: Mapping[str, object], where: str = "") 
             )
         if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
             _check_keys(kinds[key], value, f"{where}{key}.")
+        elif typing.get_origin(kinds[key]) is tuple and isinstance(value, Mapping):  # dacite would read its keys
+            raise _bad_value(f"{where}{key}", value, _described(kinds[key]))
 
 
 def _whole_number(value: object) -> object:

@@ -69,6 +69,7 @@ def test_cells_are_methods_variants_and_seeds() -> None:
         ({"tests": {"weizmann": {"split_file": "a.csv"}}}, "each with its root"),
         ({"seeds": ["one"]}, "whole number"),
         ({"methods": "frozen"}, "received: methods: 'frozen'"),
+        ({"methods": {"frozen": 1}}, "received: methods: {'frozen': 1}"),
         ({"methods": None, "variants": [{"name": "a"}]}, "received: methods: None"),
         ({"variants": [{"name": "a"}]}, "name, without recipe"),
     ],
