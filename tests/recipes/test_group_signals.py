@@ -25,14 +25,14 @@ import dmgal.episodes.evaluation.accuracy as evaluation
 import dmgal.recipes.run.distributed as sharding
 from dmgal.cli import main
 
-encode, begun, numbers = evaluation.precompute_states, Path(sys.argv.pop(1)), torch.ones(3000, 3000)
+encode, begun, numbers = evaluation.states_to_keep, Path(sys.argv.pop(1)), torch.ones(3000, 3000)
 
 def slowly(recognizer, clips):
     begun.touch()
     numbers @ numbers  # no Python signal handler runs meanwhile, but workers may end
     return encode(recognizer, clips)
 
-evaluation.precompute_states, sharding.CHUNK = slowly, 1
+evaluation.states_to_keep, sharding.CHUNK = slowly, 1
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
 """
