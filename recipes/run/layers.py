@@ -172,8 +172,7 @@ def from_mapping(cls: type[T], tree: Mapping[str, object]) -> T:
     try:
         return dacite.from_dict(cls, tree, dacite.Config(type_hooks=TYPE_HOOKS))
     except dacite.WrongTypeError as error:
-        value = tree.get(str(error.field_path), error.value)  # dacite has a generator in place of a list
-        raise _bad_value(str(error.field_path), value, _described(error.field_type)) from None
+        raise _bad_value(str(error.field_path), error.value, _described(error.field_type)) from None
     except dacite.MissingValueError as error:
         raise DmgalError(
             "A required key is missing.",
@@ -196,7 +195,7 @@ def _check_keys(cls: type[object], tree: Mapping[str, object], where: str = "") 
             )
         if dataclasses.is_dataclass(kinds[key]) and isinstance(value, Mapping):
             _check_keys(kinds[key], value, f"{where}{key}.")
-        elif typing.get_origin(kinds[key]) is tuple and isinstance(value, Mapping):  # dacite would read its keys
+        elif typing.get_origin(kinds[key]) is tuple and not isinstance(value, (list, tuple)):  # dacite iterates
             raise _bad_value(f"{where}{key}", value, _described(kinds[key]))
 
 
